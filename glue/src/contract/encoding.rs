@@ -1,0 +1,122 @@
+//! base64url without padding (RFC 4648 section 5), lower-case hex, and the 32 secret or fresh bytes that use them.
+
+use base64ct::{Base64UrlUnpadded, Encoding};
+use serde::de::{Error, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// base64url without padding of `bytes`.
+pub fn base64url(bytes: &[u8]) -> String {
+    Base64UrlUnpadded::encode_string(bytes)
+}
+
+/// The bytes of a base64url text without padding, or `None` where it is none.
+pub fn from_base64url(text: &str) -> Option<Vec<u8>> {
+    Base64UrlUnpadded::decode_vec(text).ok()
+}
+
+/// Lower-case hexadecimal of `bytes`.
+pub fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digit = |n: u8| DIGITS.get(usize::from(n & 15)).copied().map_or('0', char::from);
+    bytes.iter().flat_map(|b| [digit(b >> 4), digit(*b)]).collect()
+}
+
+/// SHA-256 of `bytes` in lower-case hexadecimal.
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    use sha2::Digest;
+    hex(&sha2::Sha256::digest(bytes))
+}
+
+/// 32 bytes that stand as base64url in JSON: a key or a nonce.
+///
+/// It is read straight from the buffer it arrived in (an escaped text is refused), so that wiping that buffer and this
+/// value leaves no copy. `Debug` does not show the bytes.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Bytes32([u8; 32]);
+
+impl Bytes32 {
+    /// Takes `bytes` as they are.
+    pub const fn new(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// The bytes.
+    pub const fn bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// The bytes, to be filled or wiped.
+    pub const fn bytes_mut(&mut self) -> &mut [u8; 32] {
+        &mut self.0
+    }
+
+    /// Reads 43 characters of base64url.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut bytes = [0u8; 32];
+        match Base64UrlUnpadded::decode(text, &mut bytes) {
+            Ok(read) if read.len() == 32 => Some(Self(bytes)),
+            _ => None,
+        }
+    }
+
+    /// 43 characters of base64url.
+    pub fn text(&self) -> String {
+        base64url(&self.0)
+    }
+}
+
+impl core::fmt::Debug for Bytes32 {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("32 bytes")
+    }
+}
+
+impl Serialize for Bytes32 {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&self.text())
+    }
+}
+
+impl<'de> Deserialize<'de> for Bytes32 {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Text;
+        impl<'de> Visitor<'de> for Text {
+            type Value = Bytes32;
+            fn expecting(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+                f.write_str("32 bytes as 43 characters of base64url, without escapes")
+            }
+            fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<Bytes32, E> {
+                Bytes32::parse(text).ok_or_else(|| E::custom("not 32 bytes as 43 characters of base64url"))
+            }
+        }
+        from.deserialize_str(Text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thirty_two_bytes_and_no_other_number() {
+        let seven = Bytes32::new([7; 32]);
+        assert_eq!(Bytes32::parse(&seven.text()), Some(seven.clone()));
+        assert_eq!(Bytes32::parse(&base64url(&[7; 31])), None);
+        assert_eq!(Bytes32::parse(&base64url(&[7; 33])), None);
+        assert_eq!(Bytes32::parse(&format!("{}=", seven.text())), None);
+        assert!(serde_json::from_str::<Bytes32>(&format!("\"{}\"", seven.text())).is_ok());
+        let escaped = seven.text().replacen('B', "\\u0042", 1);
+        assert!(escaped.contains('\\'), "the text has a B to escape");
+        assert!(serde_json::from_str::<Bytes32>(&format!("\"{escaped}\"")).is_err());
+    }
+
+    #[test]
+    fn hex_is_lower_case() {
+        assert_eq!(hex(&[0, 0xab, 0xff]), "00abff");
+    }
+
+    #[test]
+    fn debug_keeps_the_secret() {
+        assert_eq!(format!("{:?}", Bytes32::new([1; 32])), "32 bytes");
+    }
+}

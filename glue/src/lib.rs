@@ -1,0 +1,2 @@
+//! Glue, and the contract that it keeps with the watcher.
+pub mod contract;
