@@ -1,2 +1,87 @@
-//! glue
-fn main() {}
+//! Arguments and dispatch; see the library for what the verbs do.
+#![forbid(unsafe_code)]
+
+use glue::contract::layout;
+use glue::{install, log, pause, run, stage_two};
+
+const USAGE: &str = "usage:
+  glue install --slot N[:UID[:GID]] [--slot ...]   put glue into /shared/bin and set up the slots' volumes
+  glue run --slot N [--kill-uid UID]               first process of slot N's payload container
+  glue pause                                       PID 1 of a pod's namespaces
+  glue version
+";
+
+/// The command line is wrong.
+const BAD_USAGE: i32 = 2;
+/// `install` or `pause` failed.
+const FAILED: i32 = 1;
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    std::process::exit(dispatch(&words));
+}
+
+fn dispatch(words: &[&str]) -> i32 {
+    match words {
+        ["install", options @ ..] => match slots(options) {
+            Some(slots) => ended(install::check_root().and_then(|()| install::install(&slots))),
+            None => usage("install: give each slot as --slot N[:UID[:GID]], with numbers that are not root's"),
+        },
+        ["run", options @ ..] => match slot_and_kill_uid(options) {
+            Some((slot, kill_uid)) => run::run(slot, kill_uid),
+            None => usage("run: give --slot N and, where it is not the default, --kill-uid UID"),
+        },
+        ["pause"] => ended(pause::pause()),
+        ["stage-two", slot] => slot.parse().map_or(BAD_USAGE, stage_two::run),
+        ["version" | "--version" | "-V"] => say(1, &format!("glue {}\n", env!("CARGO_PKG_VERSION"))),
+        ["help" | "--help" | "-h"] => say(1, USAGE),
+        _ => usage("which verb?"),
+    }
+}
+
+fn slots(options: &[&str]) -> Option<Vec<install::Slot>> {
+    let slots: Option<Vec<_>> = options
+        .chunks(2)
+        .map(|pair| match pair {
+            ["--slot", value] => install::parse_slot(value),
+            _ => None,
+        })
+        .collect();
+    slots.filter(|slots| !slots.is_empty())
+}
+
+fn slot_and_kill_uid(options: &[&str]) -> Option<(u32, u32)> {
+    let (mut slot, mut kill_uid) = (None, None);
+    for pair in options.chunks(2) {
+        match pair {
+            ["--slot", value] if slot.is_none() => slot = Some(value.parse().ok()?),
+            ["--kill-uid", value] if kill_uid.is_none() => kill_uid = Some(value.parse().ok()?),
+            _ => return None,
+        }
+    }
+    let slot = slot.filter(|n| *n <= layout::SLOT_MAX)?;
+    Some((slot, kill_uid.unwrap_or(layout::DEFAULT_KILL_UID + slot)))
+}
+
+fn ended(result: std::io::Result<()>) -> i32 {
+    match result {
+        Ok(()) => 0,
+        Err(e) => {
+            log::line(&e.to_string());
+            FAILED
+        }
+    }
+}
+
+fn usage(why: &str) -> i32 {
+    log::line(why);
+    let _ = say(2, USAGE);
+    BAD_USAGE
+}
+
+/// Prints without the panic that `println!` has for a closed pipe.
+fn say(fd: i32, text: &str) -> i32 {
+    let _ = nix::unistd::write(glue::sys::inherited(fd), text.as_bytes());
+    0
+}

@@ -6,6 +6,7 @@
 pub mod encoding;
 pub mod environment;
 pub mod layout;
+pub mod mounts;
 pub mod record;
 pub mod startup;
 pub mod status;

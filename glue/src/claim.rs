@@ -1,0 +1,87 @@
+//! Claiming one job: reading the startup file once, taking it away, and keeping its key where nobody else can read it.
+#![forbid(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+
+use crate::contract::encoding::{Bytes32, sha256_hex};
+use crate::contract::layout::{self, Ids};
+use crate::contract::startup::{self, Invalid, Startup};
+use crate::contract::status::Refused;
+use crate::sys;
+use crate::volume::{self, Dir};
+
+/// A job that glue has taken on: from here on there will be a record.
+pub struct Claimed {
+    /// The startup file, its key wiped.
+    pub startup: Startup,
+    /// Signs the record.
+    pub key: Bytes32,
+    /// SHA-256 of the startup file, lower-case hex.
+    pub startup_sha256: String,
+    /// The environment files, open.
+    pub env_files: Vec<File>,
+    /// What is wrong with the file, so that nothing will be started.
+    pub invalid: Option<Invalid>,
+}
+
+/// What looking for a startup file found.
+pub enum Claim {
+    /// There is none.
+    Nothing,
+    /// There was one without a key that could be used, or it was meant for another glue. It is gone.
+    Refused(Refused),
+    /// A job.
+    Job(Box<Claimed>),
+}
+
+/// Looks for a startup file and takes it. From before it is opened, this process is not dumpable; the caller makes it so
+/// again once the key is wiped.
+pub fn look(ctl: &Dir, ids: Ids, incarnation: &str) -> io::Result<Claim> {
+    if ctl.stat_of(layout::STARTUP).is_err() {
+        return Ok(Claim::Nothing);
+    }
+    sys::set_dumpable(false)?;
+    let read = ctl.read_file(layout::STARTUP, layout::STARTUP_MAX);
+    // Gone in any case: what is refused once is not looked at again.
+    ctl.remove(layout::STARTUP)?;
+    let mut bytes = match read {
+        Ok(bytes) => bytes,
+        Err(e) => return Ok(refused(String::new(), e.to_string())),
+    };
+    let startup_sha256 = sha256_hex(&bytes);
+    let parsed = startup::parse(&bytes);
+    sys::wipe(&mut bytes);
+    let mut startup = match parsed {
+        Ok(startup) => startup,
+        Err(invalid) => return Ok(refused(startup_sha256, invalid.to_string())),
+    };
+    let key = startup.key.clone();
+    sys::wipe(startup.key.bytes_mut());
+    let mut invalid = startup.check(ids, incarnation).err();
+    if let Some(not_ours) = invalid.as_ref().filter(|i| i.field == "incarnation") {
+        return Ok(refused(startup_sha256, not_ours.to_string()));
+    }
+    let mut env_files = Vec::new();
+    if invalid.is_none() {
+        for file in &startup.env_files {
+            match ctl.open_file(&file.name, layout::ENV_FILE_MAX) {
+                Ok(open) => env_files.push(open),
+                Err(e) => {
+                    let message = volume::error(format!("{} can not be used", file.name), &e).to_string();
+                    invalid = Some(Invalid { field: "env_files", message });
+                    break;
+                }
+            }
+        }
+        // They may hold secrets, and are for this job alone.
+        for file in &startup.env_files {
+            ctl.remove(&file.name)?;
+        }
+    }
+    Ok(Claim::Job(Box::new(Claimed { startup, key, startup_sha256, env_files, invalid })))
+}
+
+fn refused(startup_sha256: String, message: String) -> Claim {
+    Claim::Refused(Refused { startup_sha256, message })
+}

@@ -1,0 +1,108 @@
+//! A job's environment, and the two formats of environment files that change it.
+//!
+//! Stage two of glue parses these files as the payload user. They are the one place where a pilot's habit of writing
+//! shell meets an image that may have none, so the rule is: what is accepted means exactly what `sh` would have made
+//! of it, and all else is an error.
+
+mod shell;
+#[cfg(test)]
+mod tests;
+
+pub use shell::apply_sh;
+
+/// Variables of the container that describe root and are never inherited by a job.
+pub const OF_ROOT: [&str; 5] = ["HOME", "USER", "LOGNAME", "PWD", "OLDPWD"];
+
+/// Variables in the order in which they were first set. A name or value is any run of bytes: what the container's
+/// environment has is passed on as it is, whether or not a shell could have made it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Environment {
+    entries: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Environment {
+    /// An environment without variables.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The value of `name`, where it is set.
+    pub fn get(&self, name: &[u8]) -> Option<&[u8]> {
+        self.entries.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_slice())
+    }
+
+    /// Sets `name`; a variable that is set already keeps its place and loses its value.
+    pub fn set(&mut self, name: &[u8], value: &[u8]) {
+        match self.entries.iter_mut().find(|(n, _)| n == name) {
+            Some((_, old)) => *old = value.to_vec(),
+            None => self.entries.push((name.to_vec(), value.to_vec())),
+        }
+    }
+
+    /// Forgets `name`.
+    pub fn remove(&mut self, name: &[u8]) {
+        self.entries.retain(|(n, _)| n != name);
+    }
+
+    /// Names and values, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.entries.iter().map(|(name, value)| (name.as_slice(), value.as_slice()))
+    }
+
+    /// How many variables are set.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether no variable is set.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+}
+
+/// Why an environment file is refused, and where. The caller adds the file's name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SyntaxError {
+    /// Line, from 1; in the format `nul` the number of the entry.
+    pub line: usize,
+    /// Byte within the line or entry, from 1.
+    pub column: usize,
+    /// What is wrong, and what to write instead. Never the text of the file, which may be a secret.
+    pub message: String,
+}
+
+impl core::fmt::Display for SyntaxError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "line {}, column {}: {}", self.line, self.column, self.message)
+    }
+}
+
+impl core::error::Error for SyntaxError {}
+
+/// Most assignments and expansions of one file. Together with the bound on the environment's size, which the kernel
+/// sets, it keeps the time for one file far below a second.
+const STEPS_MAX: usize = 16_384;
+
+/// Applies a file of NAME=value entries that are separated by NUL bytes; the last NUL may be missing. Nothing in an
+/// entry is special. An entry without a name or without '=' is refused, with its number as the line.
+///
+/// On an error the environment has what stood before it, and is of no use.
+pub fn apply_nul(env: &mut Environment, text: &[u8]) -> Result<(), SyntaxError> {
+    let text = text.strip_suffix(b"\0").unwrap_or(text);
+    if text.is_empty() {
+        return Ok(());
+    }
+    for (n, entry) in text.split(|b| *b == 0).enumerate() {
+        let refuse = |message: String| Err(SyntaxError { line: n.saturating_add(1), column: 1, message });
+        if n >= STEPS_MAX {
+            return refuse(format!("more than {STEPS_MAX} entries"));
+        }
+        let mut halves = entry.splitn(2, |b| *b == b'=');
+        match (halves.next(), halves.next()) {
+            (Some([]), Some(_)) => return refuse("the entry has no name before its '='".into()),
+            (Some(name), Some(value)) => env.set(name, value),
+            _ => return refuse("the entry has no '='; entries are NAME=value, and each ends with one NUL byte".into()),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,159 @@
+//! The mount proof: what a payload container may have mounted at and below `/shared`, and nothing else.
+//!
+//! An image can declare volumes there. The engine then puts files of the image where ours should be, and runs them as root:
+//! so both sides read `/proc/<pid>/mountinfo` (proc_pid_mountinfo(5)) and demand exactly the expected mounts.
+
+use super::layout;
+
+/// One line of mountinfo.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mount {
+    /// Major and minor number of the device, as `8:1`.
+    pub device: String,
+    /// The directory of that file system that is mounted.
+    pub root: String,
+    /// Where it is mounted, escapes undone.
+    pub point: String,
+    /// Whether this mount is read-only.
+    pub read_only: bool,
+}
+
+/// The three mounts of a payload container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlotMounts {
+    /// At [`layout::BIN`], read-only.
+    pub bin: Mount,
+    /// At [`layout::ctl`].
+    pub ctl: Mount,
+    /// At [`layout::data`].
+    pub data: Mount,
+}
+
+/// Undoes the octal escapes (`\040`) that the kernel writes for space, tab, newline and backslash.
+fn unescaped(field: &str) -> String {
+    let mut text = String::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((before, after)) = rest.split_once('\\') {
+        text.push_str(before);
+        match after.get(..3).and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(byte) => {
+                text.push(char::from(byte));
+                rest = after.get(3..).unwrap_or_default();
+            }
+            None => {
+                text.push('\\');
+                rest = after;
+            }
+        }
+    }
+    text + rest
+}
+
+/// All mounts of a mountinfo text, in its order. A line that can not be read makes the whole text unreadable.
+pub fn parse(mountinfo: &str) -> Result<Vec<Mount>, String> {
+    let line = |line: &str| {
+        let mut fields = line.split(' ');
+        let (_id, _parent) = (fields.next()?, fields.next()?);
+        let (device, root, point, options) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+        Some(Mount {
+            device: device.to_owned(),
+            root: unescaped(root),
+            point: unescaped(point),
+            read_only: options.split(',').any(|o| o == "ro"),
+        })
+    };
+    mountinfo
+        .lines()
+        .map(|text| line(text).ok_or_else(|| format!("a line of mountinfo can not be read: {text:?}")))
+        .collect()
+}
+
+/// The mounts of slot `slot`, if at and below `/shared` there are exactly those, each once, `bin` read-only.
+pub fn check(mounts: &[Mount], slot: u32) -> Result<SlotMounts, String> {
+    let below = format!("{}/", layout::SHARED);
+    let expected = [layout::BIN.to_owned(), layout::ctl(slot), layout::data(slot)];
+    for mount in mounts.iter().filter(|m| m.point == layout::SHARED || m.point.starts_with(&below)) {
+        if !expected.contains(&mount.point) {
+            return Err(format!(
+                "{} is mounted there from {} of device {}: nothing but {} may be mounted at or below {}. An image that \
+                 declares a VOLUME there can not be used",
+                mount.point,
+                mount.root,
+                mount.device,
+                expected.join(", "),
+                layout::SHARED
+            ));
+        }
+    }
+    let one = |point: &str| {
+        let mut found = mounts.iter().filter(|m| m.point == point);
+        match (found.next(), found.next()) {
+            (Some(mount), None) => Ok(mount.clone()),
+            (None, _) => {
+                Err(format!("{point} is not mounted: the pod has to mount it, or the image has a link in its path"))
+            }
+            (Some(_), Some(_)) => Err(format!("{point} is mounted twice, one on top of the other")),
+        }
+    };
+    let [bin, ctl, data] = expected;
+    let mounts = SlotMounts { bin: one(&bin)?, ctl: one(&ctl)?, data: one(&data)? };
+    if !mounts.bin.read_only {
+        return Err(format!("{bin} is mounted writable: mount it read-only in the payload container"));
+    }
+    if mounts.ctl.read_only || mounts.data.read_only {
+        return Err(format!("{ctl} or {data} is mounted read-only: both have to be writable"));
+    }
+    Ok(mounts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "\
+107 61 0:51 / / rw,relatime - overlay overlay rw
+110 107 254:0 /pods/p/bin /shared/bin ro,relatime - ext4 /dev/vda rw
+111 107 0:60 / /shared/slot/0/ctl rw,relatime - tmpfs tmpfs rw
+112 107 254:0 /pods/p/slot-0/data /shared/slot/0/data rw,relatime - ext4 /dev/vda rw
+113 107 254:0 /x /shared-not-ours rw - ext4 /dev/vda rw
+";
+
+    fn checked(text: &str) -> Result<SlotMounts, String> {
+        check(&parse(text)?, 0)
+    }
+
+    #[test]
+    fn exactly_the_expected_mounts_pass() {
+        let mounts = checked(GOOD);
+        assert_eq!(mounts.map(|m| m.data.root), Ok("/pods/p/slot-0/data".to_owned()));
+    }
+
+    #[test]
+    fn everything_else_is_refused() {
+        for (more, why) in [
+            ("9 9 0:9 /v /shared rw - x x rw\n", "may be mounted"),
+            ("9 9 0:9 /v /shared/bin ro - x x rw\n", "twice"),
+            ("9 9 0:9 /v /shared/bin/glue ro - x x rw\n", "may be mounted"),
+            ("9 9 0:9 /v /shared/slot/0/data/work rw - x x rw\n", "may be mounted"),
+            ("9 9 0:9 /v /shared/slot/1/ctl rw - x x rw\n", "may be mounted"),
+            ("garbage\n", "can not be read"),
+        ] {
+            let refused = checked(&format!("{GOOD}{more}"));
+            assert!(refused.as_ref().is_err_and(|e| e.contains(why)), "{more} {refused:?}");
+        }
+        for (from, to, why) in [
+            ("/shared/bin ro", "/shared/bin rw", "writable"),
+            ("/shared/slot/0/ctl rw", "/shared/slot/0/ctl ro", "read-only"),
+            (" /shared/bin ", " /elsewhere/bin ", "not mounted"),
+            (" /shared/bin ", " /shared\\057bin2 ", "may be mounted"),
+        ] {
+            let refused = checked(&GOOD.replace(from, to));
+            assert!(refused.as_ref().is_err_and(|e| e.contains(why)), "{from} {refused:?}");
+        }
+    }
+
+    #[test]
+    fn escapes_are_undone() {
+        assert_eq!(unescaped(r"/a\040b\134c\"), r"/a b\c\");
+    }
+}

@@ -1,0 +1,114 @@
+//! What can happen to glue, and waiting for it: one poll(2) over a signalfd, the bell, and stage two's pipe.
+//!
+//! All signals are blocked for good and read from a signalfd: no handler runs, so nothing can be interrupted.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use signal_hook::consts::{SIGCHLD, SIGCONT};
+
+use crate::sys;
+
+/// `SI_USER` and `SI_TKILL` of sigaction(2): codes up to 0 come from a process, those above from the kernel.
+const FROM_A_PROCESS: i32 = 0;
+
+/// One thing that happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Somebody told glue to stop, with this signal.
+    Stop(i32),
+    /// A child ended or stopped.
+    Child,
+    /// The bell was rung: a file may be there.
+    Bell,
+    /// Stage two's pipe has something to read, or has ended.
+    Pipe,
+    /// The deadline has passed.
+    Deadline,
+}
+
+/// Everything that glue waits for.
+pub struct Events {
+    signals: OwnedFd,
+    bell: OwnedFd,
+    own_pid: u32,
+}
+
+impl Events {
+    /// Blocks all signals and takes over the bell, a FIFO that was opened for reading and writing.
+    pub fn new(bell: OwnedFd) -> io::Result<Self> {
+        sys::block_signals()?;
+        Ok(Self { signals: sys::signal_fd()?, bell, own_pid: std::process::id() })
+    }
+
+    /// Waits for the next event. Signals come first: whoever says stop is heard before a new job is looked for.
+    ///
+    /// `busy` says that a job runs: the bell then waits, and so does SIGCONT, which only continues a suspended glue.
+    pub fn next(&self, busy: bool, pipe: Option<BorrowedFd<'_>>, deadline: Option<Instant>) -> io::Result<Event> {
+        loop {
+            while let Some(signal) = sys::next_signal(self.signals.as_fd())? {
+                if let Some(event) = self.meaning(&signal, busy) {
+                    return Ok(event);
+                }
+            }
+            let other = pipe.unwrap_or_else(|| self.bell.as_fd());
+            let mut wait =
+                [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN), PollFd::new(other, PollFlags::POLLIN)];
+            // While a job runs, the bell is not listened to: its byte stays in the FIFO until the job is over.
+            let count = if busy && pipe.is_none() { 1 } else { 2 };
+            let timeout = match deadline {
+                None => PollTimeout::NONE,
+                Some(deadline) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    // Rounded up, so that the deadline has passed when poll returns.
+                    let millis = left.as_millis().saturating_add(u128::from(left.subsec_nanos() % 1_000_000 != 0));
+                    PollTimeout::try_from(i32::try_from(millis).unwrap_or(i32::MAX)).unwrap_or(PollTimeout::MAX)
+                }
+            };
+            match poll(wait.get_mut(..count).unwrap_or_default(), timeout) {
+                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+            let [signals, other] = &wait;
+            if signals.any() == Some(true) {
+                continue;
+            }
+            if count == 2 && other.any() == Some(true) {
+                if pipe.is_some() {
+                    return Ok(Event::Pipe);
+                }
+                self.drain_bell();
+                return Ok(Event::Bell);
+            }
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Ok(Event::Deadline);
+            }
+        }
+    }
+
+    /// What a signal means. An image chooses the signal that stops it, so any that can be caught means stop.
+    fn meaning(&self, signal: &sys::Signal, busy: bool) -> Option<Event> {
+        match signal.number {
+            SIGCHLD if signal.code > FROM_A_PROCESS => Some(Event::Child),
+            SIGCONT if busy => None,
+            // Our own write to a pipe without a reader (SIGPIPE) counts as sent by ourselves.
+            _ if signal.sender == self.own_pid => None,
+            number => Some(Event::Stop(number)),
+        }
+    }
+
+    /// Empties the bell; its bytes say nothing but that it was rung.
+    fn drain_bell(&self) {
+        let mut bytes = [0; 64];
+        while nix::unistd::read(&self.bell, &mut bytes).is_ok_and(|n| n == bytes.len()) {}
+    }
+}
+
+/// `SIGTERM (15)` and so on, for messages.
+pub fn signal_name(number: i32) -> String {
+    let name = signal_hook::low_level::signal_name(number).unwrap_or("a real-time signal");
+    format!("{name} ({number})")
+}

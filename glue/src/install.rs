@@ -1,0 +1,130 @@
+//! `glue install`: in an init container, puts the binary into its volume and gives each slot's volumes their owners.
+//!
+//! An emptyDir comes with mode 0777 and no sticky bit, so each volume's top is taken over here. Safe to run twice, beside a
+//! running job, and after a run that was killed half-way.
+#![forbid(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+
+use nix::fcntl::{OFlag, renameat};
+use nix::sys::stat::{Mode, SFlag, fchmod, mkdirat};
+use nix::unistd::{Gid, Uid, fchown};
+
+use crate::contract::layout;
+use crate::sys;
+use crate::volume::{Dir, error};
+
+/// One slot as it is to be set up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// Its number.
+    pub number: u32,
+    /// Payload UID.
+    pub uid: u32,
+    /// Payload GID.
+    pub gid: u32,
+}
+
+/// Sets up the binary and all `slots`.
+pub fn install(slots: &[Slot]) -> io::Result<()> {
+    nix::sys::stat::umask(Mode::from_bits_truncate(0o077));
+    install_binary()?;
+    slots.iter().try_for_each(install_slot)
+}
+
+fn install_binary() -> io::Result<()> {
+    let bin = Dir::open(layout::BIN)?;
+    take_over(&bin, 0o755)?;
+    let temporary = format!("{}{}", layout::GLUE_NAME, layout::TEMPORARY_SUFFIX);
+    bin.remove(&temporary)?;
+    let mut from = File::open("/proc/self/exe").map_err(|e| error("/proc/self/exe can not be read", &e))?;
+    let to = bin.open_beneath(&temporary, OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL, 0o500)?;
+    let mut to = File::from(to);
+    let put = || -> io::Result<()> {
+        io::copy(&mut from, &mut to)?;
+        fchmod(&to, Mode::from_bits_truncate(0o555))?;
+        // A node that goes down now must not leave half a binary behind under the final name.
+        to.sync_all()?;
+        drop(to);
+        Ok(renameat(bin.as_fd(), temporary.as_str(), bin.as_fd(), layout::GLUE_NAME)?)
+    };
+    put().map_err(|e| error(format!("{} can not be written", layout::GLUE), &e))
+}
+
+fn install_slot(slot: &Slot) -> io::Result<()> {
+    let ctl = Dir::open(&layout::ctl(slot.number))?;
+    take_over(&ctl, 0o700)?;
+    let data = Dir::open(&layout::data(slot.number))?;
+    take_over(&data, 0o755)?;
+    let made = match mkdirat(data.as_fd(), layout::WORK, Mode::from_bits_truncate(0o700)) {
+        Ok(()) | Err(nix::errno::Errno::EEXIST) => Ok(()),
+        Err(e) => Err(error(format!("{}/{} can not be made", data.path(), layout::WORK), &e.into())),
+    };
+    made?;
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
+    let work = data.open_beneath(layout::WORK, flags, 0)?;
+    let stat = nix::sys::stat::fstat(&work)?;
+    if (stat.st_uid, stat.st_gid) != (slot.uid, slot.gid) {
+        fchown(work.as_fd(), Some(Uid::from_raw(slot.uid)), Some(Gid::from_raw(slot.gid)))
+            .map_err(|e| error("data/work can not be given to the payload: the container needs CHOWN", &e.into()))?;
+    }
+    if stat.st_mode & !SFlag::S_IFMT.bits() != 0o700 {
+        fchmod(&work, Mode::from_bits_truncate(0o700))
+            .map_err(|e| error("data/work can not be closed to others: the container needs FOWNER", &e.into()))?;
+    }
+    Ok(())
+}
+
+/// Makes a volume's top root's, with this mode.
+fn take_over(dir: &Dir, mode: u32) -> io::Result<()> {
+    let stat = dir.stat()?;
+    let failed = |e: nix::errno::Errno| error(format!("{} can not be taken over", dir.path()), &e.into());
+    if (stat.st_uid, stat.st_gid) != (0, 0) {
+        fchown(dir.as_fd(), Some(Uid::from_raw(0)), Some(Gid::from_raw(0))).map_err(failed)?;
+    }
+    if stat.st_mode & !SFlag::S_IFMT.bits() != mode {
+        fchmod(dir.as_fd(), Mode::from_bits_truncate(mode)).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// Reads `N`, `N:UID` or `N:UID:GID`.
+pub fn parse_slot(text: &str) -> Option<Slot> {
+    let mut numbers = text.split(':').map(|n| n.parse::<u32>().ok());
+    let number = numbers.next()??;
+    let uid = numbers.next().unwrap_or(Some(layout::DEFAULT_PAYLOAD_ID.checked_add(number)?))?;
+    let gid = numbers.next().unwrap_or(Some(uid))?;
+    let good = |id: u32| id != 0 && id != u32::MAX;
+    (numbers.next().is_none() && number <= layout::SLOT_MAX && good(uid) && good(gid)).then_some(Slot {
+        number,
+        uid,
+        gid,
+    })
+}
+
+/// Whether this process could set anything up at all.
+pub fn check_root() -> io::Result<()> {
+    if sys::uids()? == [0; 3] {
+        return Ok(());
+    }
+    Err(io::Error::other("glue install needs UID 0 with CHOWN, FOWNER and DAC_OVERRIDE"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_are_read() {
+        let slot = |number, uid, gid| Some(Slot { number, uid, gid });
+        assert_eq!(parse_slot("0"), slot(0, 20_000, 20_000));
+        assert_eq!(parse_slot("3"), slot(3, 20_003, 20_003));
+        assert_eq!(parse_slot("1:5000"), slot(1, 5_000, 5_000));
+        assert_eq!(parse_slot("1:5000:6000"), slot(1, 5_000, 6_000));
+        for bad in ["", "x", "64", "0:0", "0:1:0", "0:4294967295", "0:1:2:3", "-1", "0:", "0:4294967296"] {
+            assert_eq!(parse_slot(bad), None, "{bad}");
+        }
+    }
+}

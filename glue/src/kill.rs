@@ -1,0 +1,172 @@
+//! The kill routine: ends every process of one payload UID in one container, and nothing else.
+//!
+//! `kill(-1)` as root would reach the pilot; as the payload UID it would reach what the pilot runs under that UID, and the
+//! payload could stop or kill the killer. So it runs in a child with real and saved UID K and effective UID P: by kill(2)
+//! such a process may signal P, and P may not signal it. It stops everything of P at once (a fork in progress notices the
+//! pending signal and does not complete), then kills one by one what is in the container, then continues the rest.
+#![forbid(unsafe_code)]
+
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+
+use crate::contract::layout::Ids;
+use crate::processes::{Pinned, Proc, Process};
+use crate::sys::{self, Capabilities, Child, Fork};
+
+/// How long to wait between two looks at a child that neither reports nor ends.
+const LOOK_EVERY_MS: u16 = 5;
+
+/// What is to be ended.
+pub struct Routine<'a> {
+    /// `/proc` of the PID namespace.
+    pub proc: &'a Proc,
+    /// The slot's numbers.
+    pub ids: Ids,
+    /// The cgroups text of the container, as [`Proc::cgroup`] gives it.
+    pub cgroup: &'a str,
+}
+
+/// What the child can end with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(i32)]
+enum Ending {
+    NoneLeft = 0,
+    SomeLeft = 1,
+    Refused = 2,
+    Failed = 3,
+}
+
+impl Routine<'_> {
+    /// Runs the routine until none is left or `deadline` has passed. Returns how many processes still live.
+    pub fn run(&self, deadline: Instant) -> io::Result<u64> {
+        self.ids.check().map_err(io::Error::other)?;
+        loop {
+            match self.run_child(deadline) {
+                Ok(Ending::NoneLeft) => return Ok(0),
+                Ok(Ending::Refused) => {
+                    return Err(io::Error::other(
+                        "the kill routine did not get the IDs that it needs, and ended nothing",
+                    ));
+                }
+                // Somebody killed or stalled the child, or a process can not be ended: again, as long as there is time.
+                Ok(Ending::SomeLeft | Ending::Failed) => {}
+                // No process can be made, because the payload has taken all: make room one by one.
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.sweep()?,
+                Err(e) => return Err(e),
+            }
+            let left = self.inside()?.len() as u64;
+            if left == 0 || Instant::now() >= deadline {
+                return Ok(left);
+            }
+        }
+    }
+
+    /// Living processes of the payload in the container.
+    pub fn inside(&self) -> io::Result<Vec<Process>> {
+        Ok(self.split()?.0)
+    }
+
+    /// Living processes of the payload UID: those in the container, and those elsewhere.
+    fn split(&self) -> io::Result<(Vec<Process>, Vec<Process>)> {
+        let all = self.proc.of_uid(self.ids.uid)?;
+        // A process whose cgroup can not be read has just ended.
+        let known = all.into_iter().filter_map(|p| Some((p, self.proc.cgroup(p.pid).ok()?)));
+        let (inside, outside): (Vec<_>, Vec<_>) = known.partition(|(_, cgroup)| cgroup == self.cgroup);
+        Ok((inside.into_iter().map(|(p, _)| p).collect(), outside.into_iter().map(|(p, _)| p).collect()))
+    }
+
+    /// One round of SIGKILL to what is in the container; each process is looked at again once it is pinned.
+    fn sweep(&self) -> io::Result<()> {
+        for found in self.inside()? {
+            let Ok(pinned) = Pinned::new(found.pid) else { continue };
+            let same = self.proc.process(found.pid).is_some_and(|p| p.uid == self.ids.uid);
+            if same && self.proc.cgroup(found.pid).is_ok_and(|c| c == self.cgroup) {
+                let _ = pinned.signal(Signal::SIGKILL);
+            }
+        }
+        Ok(())
+    }
+
+    fn run_child(&self, deadline: Instant) -> io::Result<Ending> {
+        let (end_seen, end): (OwnedFd, OwnedFd) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+        let pid = match sys::fork()? {
+            Fork::Child => {
+                let ending = self.as_child(deadline).unwrap_or(Ending::Failed);
+                sys::exit_now(ending as i32)
+            }
+            Fork::Parent(pid) => pid,
+        };
+        drop(end);
+        let mut end_seen = std::fs::File::from(end_seen);
+        // A little more than the child has, so that it can report by itself.
+        let last = deadline + Duration::from_millis(200);
+        loop {
+            match sys::look_at_child(pid)? {
+                Child::Ended(code) => {
+                    let known = [Ending::NoneLeft, Ending::SomeLeft, Ending::Refused];
+                    return Ok(known.into_iter().find(|e| *e as i32 == code).unwrap_or(Ending::Failed));
+                }
+                // Another container's routine of the same slot may stop ours, for a moment.
+                Child::Stopped => sys::signal_process(pid, Signal::SIGCONT as i32)?,
+                Child::Runs if Instant::now() >= last => sys::signal_process(pid, Signal::SIGKILL as i32)?,
+                Child::Runs => {}
+            }
+            let mut wait = [PollFd::new(end_seen.as_fd(), PollFlags::POLLIN)];
+            if poll(&mut wait, PollTimeout::from(LOOK_EVERY_MS)).is_ok_and(|n| n > 0) {
+                let _ = end_seen.read(&mut [0]); // end of file: the child is gone, and will be reaped above
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    /// The child: takes the IDs, proves that it has them, then stops, kills and continues.
+    fn as_child(&self, deadline: Instant) -> io::Result<Ending> {
+        if take_ids(self.ids).is_err() {
+            return Ok(Ending::Refused);
+        }
+        let stopped_before: Vec<i32> =
+            self.split()?.1.into_iter().filter(Process::is_stopped).map(|process| process.pid).collect();
+        let ending = loop {
+            match sys::stop_all_of(self.ids.uid, self.ids.kill_uid) {
+                // Nothing of this UID anywhere but, perhaps, what has ended and waits to be reaped.
+                Err(e) if e.raw_os_error() == Some(nix::libc::ESRCH) => break Ending::NoneLeft,
+                Err(e) if e.raw_os_error() == Some(nix::libc::EPERM) => return Ok(Ending::Refused),
+                Err(e) => return Err(e),
+                Ok(()) => {}
+            }
+            self.sweep()?;
+            if self.inside()?.is_empty() {
+                break Ending::NoneLeft;
+            }
+            if Instant::now() >= deadline {
+                break Ending::SomeLeft;
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        };
+        for process in self.split()?.1 {
+            if !stopped_before.contains(&process.pid) {
+                let _ = sys::signal_process(process.pid, Signal::SIGCONT as i32);
+            }
+        }
+        Ok(ending)
+    }
+}
+
+/// Takes the routine's IDs and reads them back; afterwards no capability is left.
+fn take_ids(ids: Ids) -> io::Result<()> {
+    ids.check().map_err(io::Error::other)?;
+    sys::set_uids(ids.kill_uid, ids.uid, ids.kill_uid)?;
+    sys::set_capabilities(Capabilities { effective: 0, permitted: 0, inheritable: 0 })?;
+    if sys::uids()? != [ids.kill_uid, ids.uid, ids.kill_uid] {
+        return Err(io::Error::other("the IDs read back are not those that were set"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "kill_tests.rs"]
+mod tests;

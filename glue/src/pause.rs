@@ -1,0 +1,29 @@
+//! `glue pause`: PID 1 of a pod under `latebind-host`. It owns the namespaces, reaps what is orphaned, and ends when told.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::os::fd::AsFd;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
+
+use crate::sys;
+
+/// Waits until SIGTERM or SIGINT. Signals are blocked and read, since PID 1 gets none that it has no handler for.
+pub fn pause() -> io::Result<()> {
+    sys::block_signals()?;
+    let signals = sys::signal_fd()?;
+    loop {
+        while let Some(signal) = sys::next_signal(signals.as_fd())? {
+            match signal.number {
+                SIGTERM | SIGINT => return Ok(()),
+                SIGCHLD => while matches!(sys::reap(-1), Ok(Some(_))) {},
+                _ => {}
+            }
+        }
+        match poll(&mut [PollFd::new(signals.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+}

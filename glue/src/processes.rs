@@ -1,0 +1,164 @@
+//! What `/proc` says of processes: whose they are, which container they are in, whether they live.
+#![forbid(unsafe_code)]
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::fcntl::OFlag;
+use nix::sys::signal::Signal;
+
+use crate::sys;
+
+/// `PROC_SUPER_MAGIC` of statfs(2).
+const PROC_MAGIC: i64 = 0x9fa0;
+
+/// Longest /proc file that is read; `status` and `cgroup` are far below.
+const FILE_MAX: usize = 8192;
+
+/// An open `/proc` that is known to be the kernel's.
+pub struct Proc(OwnedFd);
+
+/// One process at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Process {
+    /// Its ID.
+    pub pid: i32,
+    /// Its real UID.
+    pub uid: u32,
+    /// The state letter of proc_pid_status(5): R, S, D, T, t, Z, X, I.
+    pub state: char,
+}
+
+impl Process {
+    /// Whether it can still do anything.
+    pub fn lives(&self) -> bool {
+        !matches!(self.state, 'Z' | 'X' | 'x')
+    }
+
+    /// Whether it is stopped by a signal.
+    pub fn is_stopped(&self) -> bool {
+        self.state == 'T'
+    }
+}
+
+impl Proc {
+    /// Opens `/proc` and checks that it is procfs, whatever an image may have put there.
+    pub fn open() -> io::Result<Self> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+        let proc = sys::openat(nix::fcntl::AT_FDCWD, c"/proc", flags.bits(), 0)?;
+        if sys::file_system_type(proc.as_fd())? != PROC_MAGIC {
+            return Err(io::Error::other("/proc is not the kernel's: the engine has to mount procfs there"));
+        }
+        Ok(Self(proc))
+    }
+
+    /// Its descriptor.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
+    /// The whole of one file beneath `/proc`, as far as `FILE_MAX`.
+    pub fn read(&self, path: &str) -> io::Result<String> {
+        let path = CString::new(path)?;
+        let fd = sys::openat(self.0.as_fd(), &path, (OFlag::O_RDONLY | OFlag::O_CLOEXEC).bits(), 0)?;
+        let mut text = [0u8; FILE_MAX];
+        let mut file = File::from(fd);
+        let mut filled = 0;
+        while let Some(rest) = text.get_mut(filled..).filter(|r| !r.is_empty()) {
+            match file.read(rest)? {
+                0 => break,
+                n => filled += n,
+            }
+        }
+        Ok(String::from_utf8_lossy(text.get(..filled).unwrap_or_default()).into_owned())
+    }
+
+    /// The cgroups of a process as text: the same for all processes of a container, another for every other container.
+    pub fn cgroup(&self, pid: i32) -> io::Result<String> {
+        self.read(&format!("{pid}/cgroup"))
+    }
+
+    /// The process with this ID, or `None` where there is none any more.
+    pub fn process(&self, pid: i32) -> Option<Process> {
+        parse_status(pid, &self.read(&format!("{pid}/status")).ok()?)
+    }
+
+    /// The processes with real UID `uid` that live, in ascending order of their IDs.
+    pub fn of_uid(&self, uid: u32) -> io::Result<Vec<Process>> {
+        // A descriptor of its own: the position in a directory belongs to the open file.
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let mut dir = nix::dir::Dir::openat(self.0.as_fd(), ".", flags, nix::sys::stat::Mode::empty())?;
+        let mut found = Vec::new();
+        for entry in dir.iter() {
+            let entry = entry?;
+            let pid = entry.file_name().to_str().ok().and_then(|name| name.parse::<i32>().ok());
+            if let Some(process) = pid.and_then(|pid| self.process(pid))
+                && process.uid == uid
+                && process.lives()
+            {
+                found.push(process);
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Reads `State:` and the real UID out of a `/proc/<pid>/status` text.
+fn parse_status(pid: i32, status: &str) -> Option<Process> {
+    let field = |name: &str| status.lines().find_map(|l| l.strip_prefix(name)).map(str::trim_start);
+    Some(Process {
+        pid,
+        state: field("State:")?.chars().next()?,
+        uid: field("Uid:")?.split_ascii_whitespace().next()?.parse().ok()?,
+    })
+}
+
+/// A process that was pinned by a pidfd before it was looked at, so that a signal can not reach a successor of its number.
+pub struct Pinned {
+    pid: i32,
+    pidfd: Option<OwnedFd>,
+}
+
+impl Pinned {
+    /// Pins the process. Kernels before 5.3 have no pidfd: there the number itself is used.
+    pub fn new(pid: i32) -> io::Result<Self> {
+        match sys::pidfd_open(pid) {
+            Ok(pidfd) => Ok(Self { pid, pidfd: Some(pidfd) }),
+            Err(e) if e.raw_os_error() == Some(nix::libc::ENOSYS) => Ok(Self { pid, pidfd: None }),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) -> io::Result<()> {
+        match &self.pidfd {
+            Some(pidfd) => sys::signal_pidfd(pidfd.as_fd(), signal as i32),
+            None => sys::signal_process(self.pid, signal as i32),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn status_is_read() {
+        let text = "Name:\ta\nUmask:\t0022\nState:\tT (stopped)\nTgid:\t9\nUid:\t5\t6\t7\t8\n";
+        assert_eq!(parse_status(9, text), Some(Process { pid: 9, uid: 5, state: 'T' }));
+        assert_eq!(parse_status(9, "State:\tR\n"), None);
+    }
+
+    #[test]
+    fn the_real_proc_knows_this_process() {
+        let proc = Proc::open().ok();
+        let pid = std::process::id() as i32;
+        let own = proc.as_ref().and_then(|p| p.process(pid));
+        assert!(own.is_some_and(|p| p.lives()));
+        let uid = own.map_or(u32::MAX, |p| p.uid);
+        let found = proc.and_then(|p| p.of_uid(uid).ok()).unwrap_or_default();
+        assert!(found.iter().any(|p| p.pid == pid));
+    }
+}

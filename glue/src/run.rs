@@ -1,0 +1,304 @@
+//! `glue run`: the first process of a payload container, from its checks to its end.
+#![forbid(unsafe_code)]
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::fcntl::OFlag;
+use nix::sys::stat::SFlag;
+use sha2::{Digest, Sha256};
+
+use crate::claim::{self, Claim, Claimed};
+use crate::contract::encoding::hex;
+use crate::contract::layout::{self, Ids};
+use crate::contract::mounts;
+use crate::contract::record::{GlueIdentity, Outcome, Record, sign};
+use crate::contract::status::{Phase, Refused, Status};
+use crate::contract::time::rfc3339;
+use crate::contract::{self};
+use crate::events::{Event, Events, signal_name};
+use crate::kill::Routine;
+use crate::log;
+use crate::processes::Proc;
+use crate::supervise::{self, End, Ended, Slot};
+use crate::sys::{self, Capabilities};
+use crate::volume::Dir;
+
+/// Told to stop, and did.
+pub const STOPPED: i32 = 0;
+/// Mounts, volumes, numbers or privileges are not what they have to be: nothing was run.
+pub const REFUSED: i32 = 3;
+/// A record or the status could not be written, or a system call failed that can not fail.
+pub const LOST: i32 = 4;
+/// Processes of a job could not be ended: the container has to.
+pub const UNKILLED: i32 = 5;
+
+/// The capabilities that glue keeps: CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_SETPCAP.
+fn kept() -> u64 {
+    use caps::Capability::{CAP_KILL, CAP_SETGID, CAP_SETPCAP, CAP_SETUID};
+    [CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_SETPCAP].iter().fold(0, |mask, cap| mask | cap.bitmask())
+}
+
+/// Serves slot `number` until told to stop. Returns the exit code.
+pub fn run(number: u32, kill_uid: u32) -> i32 {
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
+    match Glue::set_up(number, kill_uid) {
+        Err(e) => {
+            log::line(&format!("slot {number} refused: {e}"));
+            REFUSED
+        }
+        Ok(mut glue) => glue.serve().unwrap_or_else(|e| {
+            log::line(&format!("slot {number} given up: {e}"));
+            LOST
+        }),
+    }
+}
+
+struct Glue {
+    number: u32,
+    ids: Ids,
+    ctl: Dir,
+    data: Dir,
+    proc: Proc,
+    cgroup: String,
+    events: Events,
+    chime: OwnedFd,
+    program: File,
+    status: Status,
+    identity: GlueIdentity,
+}
+
+impl Glue {
+    fn set_up(number: u32, kill_uid: u32) -> io::Result<Self> {
+        let proc = Proc::open()?;
+        log::open_non_blocking();
+        limit_privileges()?;
+        sys::become_subreaper()?;
+
+        check_mounts(&proc, number)?;
+        let (ctl, data) = (Dir::open(&layout::ctl(number))?, Dir::open(&layout::data(number))?);
+        let ids = check_volumes(&ctl, &data, kill_uid)?;
+        remove_stale(&ctl)?;
+
+        // Opened before anything can run here: what is executed later is what runs now.
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        let program = File::from(sys::openat(proc.as_fd(), c"self/exe", flags.bits(), 0)?);
+        let events = Events::new(ctl.open_fifo(layout::BELL)?)?;
+        let chime = ctl.open_fifo(layout::CHIME)?;
+        let mut random = [0; 16];
+        sys::random(&mut random)?;
+        let pid = i32::try_from(std::process::id()).unwrap_or(0);
+        let version = env!("CARGO_PKG_VERSION");
+        let status = Status {
+            contract: vec![contract::VERSION],
+            phase: Phase::Ready,
+            incarnation: hex(&random),
+            pid,
+            glue: version.into(),
+            uid: ids.uid,
+            gid: ids.gid,
+            kill_uid,
+            job: None,
+            main_pid: None,
+            refused: None,
+            log_lines_dropped: 0,
+        };
+        let identity = GlueIdentity { version: version.into(), sha256: String::new() };
+        let cgroup = proc.cgroup(pid)?;
+        Ok(Self { number, ids, ctl, data, proc, cgroup, events, chime, program, status, identity })
+    }
+
+    fn serve(&mut self) -> io::Result<i32> {
+        self.put_status()?;
+        log::line(&format!("slot {} ready, incarnation {}", self.number, self.status.incarnation));
+        // After `ready`, so that nobody waits for it.
+        self.identity.sha256 = sha256_of(&self.program)?;
+        loop {
+            match claim::look(&self.ctl, self.ids, &self.status.incarnation)? {
+                Claim::Nothing => match self.events.next(false, None, None)? {
+                    Event::Stop(signal) => {
+                        log::line(&format!("idle, told to stop by {}", signal_name(signal)));
+                        return Ok(STOPPED);
+                    }
+                    // A child without a job: something that was orphaned late. Gone is gone.
+                    Event::Child => while matches!(sys::reap(-1), Ok(Some(_))) {},
+                    _ => {}
+                },
+                Claim::Refused(refused) => {
+                    sys::set_dumpable(true)?;
+                    self.refuse(refused)?;
+                }
+                Claim::Job(mut claimed) => {
+                    let end = self.run_job(&mut claimed);
+                    sys::wipe(claimed.key.bytes_mut());
+                    let end = end?;
+                    sys::set_dumpable(true)?;
+                    if end.processes.unkilled > 0 {
+                        return Ok(UNKILLED);
+                    }
+                    if end.stop {
+                        return Ok(STOPPED);
+                    }
+                    check_mounts(&self.proc, self.number)?;
+                    check_volumes(&self.ctl, &self.data, self.ids.kill_uid)?;
+                }
+            }
+        }
+    }
+
+    fn refuse(&mut self, refused: Refused) -> io::Result<()> {
+        log::line(&format!("startup file refused: {}", refused.message));
+        self.status.refused = Some(refused);
+        self.put_status()
+    }
+
+    /// One job, from the claim to the record.
+    fn run_job(&mut self, claimed: &mut Claimed) -> io::Result<End> {
+        // The last job's record is nobody's any more once its successor is claimed.
+        self.ctl.remove(layout::RECORD)?;
+        let routine = Routine { proc: &self.proc, ids: self.ids, cgroup: &self.cgroup };
+        let slot = Slot {
+            number: self.number,
+            ctl: &self.ctl,
+            data: &self.data,
+            program: self.program.as_fd(),
+            events: &self.events,
+            routine: &routine,
+        };
+        self.status.phase = Phase::Running;
+        self.status.job = Some(claimed.startup.job.clone());
+        self.status.main_pid = None;
+        self.status.refused = None;
+        let (status, ctl, chime) = (&mut self.status, &self.ctl, &self.chime);
+        let mut written = Ok(());
+        let end = supervise::run(&slot, claimed, &mut |main| {
+            status.main_pid = Some(main);
+            written = put_status(ctl, chime, status);
+        })?;
+        if let Err(e) = written {
+            log::line(&format!("status could not be written: {e}"));
+        }
+        if let Some(failed) = &end.failure {
+            log::line(&format!("job not started: {}", failed.message));
+        }
+        let record = self.record(claimed, &end);
+        let jws =
+            sign(&record, &claimed.key).ok_or_else(|| io::Error::other("the record can not be written as JSON"))?;
+        self.ctl.replace(layout::RECORD, jws.as_bytes(), 0o600)?;
+        self.status.phase = Phase::Done;
+        self.status.main_pid = None;
+        self.put_status()?;
+        Ok(end)
+    }
+
+    fn record(&self, claimed: &Claimed, end: &End) -> Record {
+        let main = end.main.as_ref().filter(|_| end.failure.is_none());
+        let outcome = match (end.ended, &end.failure, main) {
+            (Some(Ended::TimedOut), ..) => Outcome::TimedOut,
+            (Some(Ended::Stopped), ..) => Outcome::Stopped,
+            (None, Some(_), _) | (None, None, None) => Outcome::NotStarted,
+            (None, None, Some(main)) if main.signal.is_some() => Outcome::Signaled,
+            (None, None, Some(_)) => Outcome::Exited,
+        };
+        Record {
+            version: contract::VERSION,
+            job: claimed.startup.job.clone(),
+            nonce: claimed.startup.nonce.clone(),
+            incarnation: self.status.incarnation.clone(),
+            startup_sha256: claimed.startup_sha256.clone(),
+            outcome,
+            exit_code: main.and_then(|m| m.exit_code),
+            signal: main.and_then(|m| m.signal),
+            core_dumped: main.is_some_and(|m| m.core_dumped),
+            error: end.failure.clone(),
+            started_at: end.started.map(|(wall, _)| text_of(wall)),
+            ended_at: text_of(end.over.0),
+            wall_s: end.started.map_or(0.0, |(_, at)| end.over.1.saturating_duration_since(at).as_secs_f64()),
+            usage: end.usage,
+            cgroup: end.cgroup,
+            processes: end.processes,
+            warnings: end.warnings.clone(),
+            glue: self.identity.clone(),
+        }
+    }
+
+    fn put_status(&mut self) -> io::Result<()> {
+        put_status(&self.ctl, &self.chime, &mut self.status)
+    }
+}
+
+fn put_status(ctl: &Dir, chime: &OwnedFd, status: &mut Status) -> io::Result<()> {
+    status.log_lines_dropped = log::dropped();
+    let text = serde_json::to_vec(status).map_err(io::Error::other)?;
+    ctl.replace(layout::STATUS, &text, 0o600)?;
+    // A full chime has been rung often enough.
+    let _ = nix::unistd::write(chime, b"\n");
+    Ok(())
+}
+
+fn text_of(time: std::time::SystemTime) -> String {
+    match time.duration_since(std::time::UNIX_EPOCH) {
+        Ok(since) => rfc3339(i64::try_from(since.as_secs()).unwrap_or(i64::MAX), since.subsec_nanos()),
+        Err(_) => rfc3339(0, 0),
+    }
+}
+
+/// Down to the four capabilities that are needed, in every set; refuses to go on without them.
+fn limit_privileges() -> io::Result<()> {
+    let has = sys::capabilities()?;
+    if sys::uids()? != [0; 3] || has.effective & kept() != kept() {
+        return Err(io::Error::other(
+            "glue run needs UID 0 with the capabilities SETUID, SETGID, KILL and SETPCAP: give the payload container \
+             runAsUser 0 and these four. (Pod Security level \"restricted\" admits none of them, and so no payload UID)",
+        ));
+    }
+    sys::clear_ambient()?;
+    sys::limit_bounding_set(kept())?;
+    sys::set_capabilities(Capabilities { effective: kept(), permitted: kept(), inheritable: 0 })
+}
+
+fn check_mounts(proc: &Proc, slot: u32) -> io::Result<()> {
+    let mut text = String::new();
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    File::from(sys::openat(proc.as_fd(), c"self/mountinfo", flags.bits(), 0)?).read_to_string(&mut text)?;
+    let all = mounts::parse(&text).map_err(io::Error::other)?;
+    mounts::check(&all, slot).map(drop).map_err(io::Error::other)
+}
+
+/// Refuses volumes that the payload could change, and takes the slot's numbers from the owner of `work/`.
+fn check_volumes(ctl: &Dir, data: &Dir, kill_uid: u32) -> io::Result<Ids> {
+    ctl.demand_root_only(0o077)?;
+    data.demand_root_only(0o022)?;
+    Dir::open(layout::BIN)?.demand_root_only(0o022)?;
+    let work =
+        data.stat_of(layout::WORK).map_err(|e| crate::volume::error("data/work: run `glue install` first", &e))?;
+    if work.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFDIR.bits() || work.st_mode & 0o077 != 0 {
+        return Err(io::Error::other("data/work is no directory of mode 0700: run `glue install` first"));
+    }
+    let ids = Ids { uid: work.st_uid, gid: work.st_gid, kill_uid };
+    ids.check().map_err(|e| io::Error::other(format!("the owner of data/work and --kill-uid: {e}")))?;
+    Ok(ids)
+}
+
+/// Removes whatever a watcher may have put before this glue lived: none of it can be meant for it.
+fn remove_stale(ctl: &Dir) -> io::Result<()> {
+    let stale = |name: &String| {
+        [layout::STARTUP, layout::RECORD, layout::STATUS].contains(&name.as_str())
+            || name.starts_with(layout::ENV_PREFIX)
+            || name.ends_with(layout::TEMPORARY_SUFFIX)
+    };
+    ctl.names()?.iter().filter(|name| stale(name)).try_for_each(|name| ctl.remove(name))
+}
+
+fn sha256_of(file: &File) -> io::Result<String> {
+    let mut hash = Sha256::new();
+    let mut file = file;
+    let mut bytes = [0; 8192];
+    loop {
+        match file.read(&mut bytes)? {
+            0 => return Ok(hex(&hash.finalize())),
+            n => hash.update(bytes.get(..n).unwrap_or_default()),
+        }
+    }
+}

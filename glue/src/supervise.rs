@@ -1,0 +1,298 @@
+//! From a claimed job to its end: start, reap, time out, stop, end what is left.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::cgroup::{self, Counters};
+use crate::claim::Claimed;
+use crate::contract::record::{Failure, Processes, Stage, Usage, Used};
+use crate::events::{Event, Events, signal_name};
+use crate::kill::Routine;
+use crate::rootfs::{self, Links};
+use crate::start::{self, Said, Starting, failure};
+use crate::sys::{self, Reaped};
+use crate::volume::{Dir, errno_of};
+use crate::{contract::layout, log};
+
+/// What the supervision of every job of a slot needs.
+pub struct Slot<'a> {
+    /// Its number.
+    pub number: u32,
+    /// `ctl/`.
+    pub ctl: &'a Dir,
+    /// `data/`.
+    pub data: &'a Dir,
+    /// Our own binary, open.
+    pub program: BorrowedFd<'a>,
+    /// Signals and the bell.
+    pub events: &'a Events,
+    /// How to end what is left.
+    pub routine: &'a Routine<'a>,
+}
+
+/// Why a job was ended before its main process ended by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Its wall limit passed.
+    TimedOut,
+    /// Glue was told to stop.
+    Stopped,
+}
+
+/// Everything that is known once a job is over.
+pub struct End {
+    /// Why it was not started.
+    pub failure: Option<Failure>,
+    /// Who ended it, if not itself.
+    pub ended: Option<Ended>,
+    /// How the main process ended.
+    pub main: Option<Reaped>,
+    /// When the program ran: wall clock, and monotonic.
+    pub started: Option<(std::time::SystemTime, Instant)>,
+    /// When it was over.
+    pub over: (std::time::SystemTime, Instant),
+    /// Resources.
+    pub usage: Usage,
+    /// What the cgroup counted.
+    pub cgroup: Option<crate::contract::record::CgroupUse>,
+    /// What became of the processes.
+    pub processes: Processes,
+    /// What could not be done though the job ran.
+    pub warnings: Vec<String>,
+    /// Whether glue was told to stop at any time.
+    pub stop: bool,
+}
+
+struct Supervision<'a> {
+    slot: &'a Slot<'a>,
+    claimed: &'a mut Claimed,
+    end: End,
+    main: Option<i32>,
+    stage_two: i32,
+    /// When the soft kill was sent, if it was.
+    soft_kill: Option<Instant>,
+    counting_killed: bool,
+}
+
+/// Runs one claimed job to its end. `on_start` is told the main process's ID once the program runs.
+pub fn run(slot: &Slot<'_>, claimed: &mut Claimed, on_start: &mut dyn FnMut(i32)) -> io::Result<End> {
+    let now = || (std::time::SystemTime::now(), Instant::now());
+    let before = cgroup::read();
+    let end = End {
+        failure: None,
+        ended: None,
+        main: None,
+        started: None,
+        over: now(),
+        usage: Usage::default(),
+        cgroup: None,
+        processes: Processes::default(),
+        warnings: Vec::new(),
+        stop: false,
+    };
+    let mut links = Links::default();
+    let mut s = Supervision { slot, claimed, end, main: None, stage_two: 0, soft_kill: None, counting_killed: false };
+    match s.prepare(&mut links) {
+        Err(failed) => s.end.failure = Some(failed),
+        Ok(starting) => s.supervise(starting, on_start)?,
+    }
+    s.end.over = if s.end.started.is_some() && s.end.main.is_some() { s.end.over } else { now() };
+    s.end_all_processes()?;
+    links.remove();
+    s.end.cgroup = after(&before);
+    Ok(s.end)
+}
+
+fn after(before: &Counters) -> Option<crate::contract::record::CgroupUse> {
+    cgroup::read().since(before)
+}
+
+impl Supervision<'_> {
+    /// Everything before the fork.
+    fn prepare(&mut self, links: &mut Links) -> Result<Starting, Failure> {
+        if let Some(invalid) = &self.claimed.invalid {
+            let stage = if invalid.field == "env_files" { Stage::Environment } else { Stage::Startup };
+            return Err(failure(stage, 0, invalid.to_string()));
+        }
+        // Nothing of an earlier job, and nobody who would like to be traced: the payload's UID starts alone.
+        let kill_s = self.claimed.startup.kill_s;
+        let none_left = || -> io::Result<u64> {
+            if self.slot.routine.inside()?.is_empty() {
+                return Ok(0);
+            }
+            log::line("processes of the payload UID were in the container before the job: ending them");
+            self.slot.routine.run(Instant::now() + Duration::from_secs_f64(kill_s))
+        };
+        match none_left() {
+            Ok(0) => {}
+            Ok(n) => {
+                return Err(failure(Stage::Startup, 0, format!("{n} processes of the payload UID can not be ended")));
+            }
+            Err(e) => return Err(failure(Stage::Startup, errno_of(&e), format!("the payload's processes: {e}"))),
+        }
+        let startup = &self.claimed.startup;
+        *links =
+            Links::make(&startup.links.0).map_err(|e| failure(Stage::Startup, errno_of(&e), format!("links: {e}")))?;
+        if startup.passwd {
+            self.end.warnings = rootfs::add_account(startup.uid, startup.gid, &layout::work(self.slot.number));
+        }
+        let slot = self.slot;
+        start::begin(self.claimed, slot.number, slot.program, slot.ctl, slot.data)
+    }
+
+    fn supervise(&mut self, starting: Starting, on_start: &mut dyn FnMut(i32)) -> io::Result<()> {
+        self.stage_two = starting.stage_two;
+        let mut starting = Some(starting);
+        let seconds = |s: f64| Duration::from_secs_f64(s);
+        let limit = self.claimed.startup.timeout_s;
+        let wall = (limit > 0.0).then(|| Instant::now() + seconds(limit));
+        while self.end.main.is_none() && !(starting.is_none() && self.main.is_none()) {
+            let hard = self.soft_kill.map(|at| at + seconds(self.claimed.startup.grace_s));
+            let deadline = hard.or(wall);
+            let pipe = starting.as_ref().map(Starting::pipe);
+            match self.slot.events.next(true, pipe, deadline)? {
+                Event::Pipe => {
+                    let Some(said) = starting.as_mut().map(Starting::listen).transpose()?.flatten() else { continue };
+                    starting = None;
+                    self.take_in(said, on_start);
+                    self.reap();
+                }
+                // Nothing is reaped before the pipe has ended: until then stage two's number must stay its own.
+                Event::Child if starting.is_none() => self.reap(),
+                Event::Child | Event::Bell => {}
+                Event::Stop(signal) => {
+                    log::line(&format!("told to stop by {}", signal_name(signal)));
+                    self.end.stop = true;
+                    self.soft_kill(Ended::Stopped);
+                }
+                Event::Deadline if hard.is_some() => return Ok(()), // the kill routine follows
+                Event::Deadline => self.soft_kill(Ended::TimedOut),
+            }
+        }
+        Ok(())
+    }
+
+    /// The pipe has ended: either the job's program runs, or it is known why not.
+    fn take_in(&mut self, said: Said, on_start: &mut dyn FnMut(i32)) {
+        self.main = said.main.filter(|pid| sys::is_own_child(*pid));
+        self.end.failure = said.failure;
+        if self.end.failure.is_none() {
+            match self.main {
+                Some(pid) => {
+                    self.end.started = Some((std::time::SystemTime::now(), Instant::now()));
+                    on_start(pid);
+                    if self.soft_kill.is_some() {
+                        let _ = sys::signal_process(pid, Signal::SIGTERM as i32);
+                    }
+                }
+                None => {
+                    let message = "the start was cut off before the program ran (out of memory, or killed)";
+                    self.end.failure = Some(failure(Stage::Startup, 0, message));
+                }
+            }
+        }
+    }
+
+    /// TERM to the main process, or KILL to a start that has no main process yet; then grace.
+    fn soft_kill(&mut self, why: Ended) {
+        if self.soft_kill.is_some() {
+            return;
+        }
+        self.soft_kill = Some(Instant::now());
+        self.end.ended = Some(why);
+        let _ = match self.main {
+            Some(pid) => sys::signal_process(pid, Signal::SIGTERM as i32),
+            None => sys::signal_process(self.stage_two, Signal::SIGKILL as i32),
+        };
+    }
+
+    /// Takes in every child that has ended.
+    fn reap(&mut self) {
+        while let Ok(Some(reaped)) = sys::reap(-1) {
+            if reaped.pid == self.stage_two {
+                continue;
+            }
+            let used = used(&reaped.usage);
+            add(&mut self.end.usage.tree, &used);
+            self.end.processes.reaped += 1;
+            if self.counting_killed && reaped.signal == Some(Signal::SIGKILL as i32) && Some(reaped.pid) != self.main {
+                self.end.processes.left_over_killed += 1;
+            }
+            if Some(reaped.pid) == self.main {
+                self.end.over = (std::time::SystemTime::now(), Instant::now());
+                self.end.usage.main = used;
+                self.end.main = Some(reaped);
+            }
+        }
+    }
+
+    /// After this, no process of the job lives, or those that do are counted.
+    fn end_all_processes(&mut self) -> io::Result<()> {
+        self.reap();
+        // Glue is the reaper of all its descendants: without a child there is no process of the job.
+        if !has_children() {
+            return Ok(());
+        }
+        self.counting_killed = true;
+        let deadline = Instant::now() + Duration::from_secs_f64(self.claimed.startup.kill_s);
+        if self.end.failure.is_some() || self.main.is_none() {
+            let _ = sys::signal_process(self.stage_two, Signal::SIGKILL as i32);
+        }
+        let mut unkilled = self.slot.routine.run(deadline)?;
+        // The kernel may still be busy with taking apart what was killed.
+        loop {
+            self.reap();
+            if !has_children() {
+                unkilled = 0;
+                break;
+            }
+            if Instant::now() >= deadline {
+                unkilled = unkilled.max(1);
+                break;
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        self.end.processes.unkilled = unkilled;
+        if unkilled > 0 {
+            log::line(&format!(
+                "{unkilled} processes of the job could not be ended; glue will exit to end the container"
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Whether this process has any child, running or not yet reaped.
+fn has_children() -> bool {
+    let options = nix::sys::wait::WaitPidFlag::WEXITED
+        | nix::sys::wait::WaitPidFlag::WNOHANG
+        | nix::sys::wait::WaitPidFlag::WNOWAIT
+        | nix::sys::wait::WaitPidFlag::__WALL;
+    !matches!(nix::sys::wait::waitid(nix::sys::wait::Id::All, options), Err(nix::errno::Errno::ECHILD))
+}
+
+fn used(usage: &nix::libc::rusage) -> Used {
+    let seconds = |t: nix::libc::timeval| t.tv_sec as f64 + t.tv_usec as f64 / 1e6;
+    let count = |n: nix::libc::c_long| u64::try_from(n).unwrap_or(0);
+    Used {
+        user_s: seconds(usage.ru_utime),
+        system_s: seconds(usage.ru_stime),
+        max_rss_kib: count(usage.ru_maxrss),
+        read_blocks: count(usage.ru_inblock),
+        written_blocks: count(usage.ru_oublock),
+        major_faults: count(usage.ru_majflt),
+    }
+}
+
+fn add(sum: &mut Used, more: &Used) {
+    sum.user_s += more.user_s;
+    sum.system_s += more.system_s;
+    sum.max_rss_kib = sum.max_rss_kib.max(more.max_rss_kib);
+    sum.read_blocks += more.read_blocks;
+    sum.written_blocks += more.written_blocks;
+    sum.major_faults += more.major_faults;
+}

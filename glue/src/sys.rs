@@ -1,0 +1,535 @@
+//! All unsafe code of glue: thin wrappers around system calls, each with the reason why it is sound.
+//!
+//! A wrapper turns -1 into `io::Error` and adds nothing else. What `nix` offers safely is used from there instead.
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, CString, c_char};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::libc;
+
+/// The result of a system call that answers -1 for an error.
+fn checked(result: libc::c_long) -> io::Result<libc::c_long> {
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Takes over a descriptor that the kernel has just made.
+fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
+    let fd = checked(result)?;
+    // SAFETY: the kernel returned this descriptor to us just now, and nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// A borrowed descriptor by its number, for the few that are inherited by number (0 to 2, and stage two's).
+pub fn inherited(fd: RawFd) -> BorrowedFd<'static> {
+    // SAFETY: the callers name descriptors that the process was started with and never closes while borrowed; a closed
+    // one would only make the next call fail with EBADF.
+    unsafe { BorrowedFd::borrow_raw(fd) }
+}
+
+/// `openat2(2)`.
+pub fn openat2(dir: BorrowedFd<'_>, path: &CStr, flags: i32, mode: u32, resolve: u64) -> io::Result<OwnedFd> {
+    // SAFETY: open_how is plain numbers, and all zeroes is its documented initial value.
+    let mut how: libc::open_how = unsafe { std::mem::zeroed() };
+    how.flags = flags as u64;
+    how.mode = u64::from(mode);
+    how.resolve = resolve;
+    // SAFETY: path is NUL-terminated, how lives through the call, and its exact size is given.
+    owned(unsafe {
+        libc::syscall(
+            libc::SYS_openat2,
+            dir.as_raw_fd(),
+            path.as_ptr(),
+            &raw const how,
+            std::mem::size_of::<libc::open_how>(),
+        )
+    })
+}
+
+/// `openat(2)`.
+pub fn openat(dir: BorrowedFd<'_>, path: &CStr, flags: i32, mode: u32) -> io::Result<OwnedFd> {
+    // SAFETY: path is NUL-terminated and lives through the call.
+    owned(unsafe { libc::c_long::from(libc::openat(dir.as_raw_fd(), path.as_ptr(), flags, mode)) })
+}
+
+/// Which side of a fork this is.
+pub enum Fork {
+    /// The new process.
+    Child,
+    /// The old process, with the new one's ID.
+    Parent(i32),
+}
+
+/// `fork(2)`. Glue has one thread, so the child may do whatever the parent may.
+pub fn fork() -> io::Result<Fork> {
+    // SAFETY: the callers are single-threaded programs, so no lock can be held by a thread that does not exist in the child.
+    match checked(libc::c_long::from(unsafe { libc::fork() }))? {
+        0 => Ok(Fork::Child),
+        pid => Ok(Fork::Parent(pid as i32)),
+    }
+}
+
+/// `clone(2)` with CLONE_PARENT: like fork, but the new process is a sibling of the caller, so a child of its parent.
+pub fn fork_as_sibling() -> io::Result<Fork> {
+    let flags = libc::CLONE_PARENT | libc::SIGCHLD;
+    // SAFETY: without CLONE_VM the child has its own copy of the memory and goes on on the same stack addresses, as with
+    // fork; stage two has one thread.
+    let result = unsafe { libc::syscall(libc::SYS_clone, flags as libc::c_ulong, 0usize, 0usize, 0usize, 0usize) };
+    match checked(result)? {
+        0 => Ok(Fork::Child),
+        pid => Ok(Fork::Parent(pid as i32)),
+    }
+}
+
+/// `_exit(2)`: ends the process without running anything else of it.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit has no requirement and does not return.
+    unsafe { libc::_exit(code) }
+}
+
+/// NULL-terminated array of pointers to strings, built before a fork so that nothing is allocated after it.
+pub struct CStrings {
+    pointers: Vec<*const c_char>,
+    _strings: Vec<CString>,
+}
+
+impl CStrings {
+    /// Keeps the strings and an array of pointers to them.
+    pub fn new(strings: Vec<CString>) -> Self {
+        let pointers = strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect();
+        Self { pointers, _strings: strings }
+    }
+}
+
+/// `execveat(2)` of an open file: the program can not have been exchanged. Returns only with an error.
+pub fn exec_fd(file: BorrowedFd<'_>, argv: &CStrings, env: &CStrings) -> io::Error {
+    // SAFETY: both arrays are NULL-terminated and their strings live as long as they do.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            argv.pointers.as_ptr(),
+            env.pointers.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    io::Error::last_os_error()
+}
+
+/// `execve(2)`. Returns only with an error.
+pub fn exec(path: &CStr, argv: &CStrings, env: &CStrings) -> io::Error {
+    // SAFETY: path is NUL-terminated, both arrays are NULL-terminated, and their strings live as long as they do.
+    unsafe { libc::execve(path.as_ptr(), argv.pointers.as_ptr(), env.pointers.as_ptr()) };
+    io::Error::last_os_error()
+}
+
+/// What wait4(2) said of one process.
+pub struct Reaped {
+    /// Its process ID.
+    pub pid: i32,
+    /// Its exit code, where it exited.
+    pub exit_code: Option<i32>,
+    /// The signal that ended it, where one did.
+    pub signal: Option<i32>,
+    /// Whether it dumped core.
+    pub core_dumped: bool,
+    /// What it and the children that it waited for used.
+    pub usage: libc::rusage,
+}
+
+/// `wait4(2)` without blocking. `Ok(None)`: there are children, and none has ended. ECHILD: there are no children.
+pub fn reap(pid: i32) -> io::Result<Option<Reaped>> {
+    let mut status = 0;
+    // SAFETY: rusage is plain numbers, for which all zeroes is a value.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: both pointers are to locals that live through the call.
+    let found = unsafe { libc::wait4(pid, &raw mut status, libc::WNOHANG | libc::__WALL, &raw mut usage) };
+    let pid = checked(libc::c_long::from(found))? as i32;
+    if pid == 0 {
+        return Ok(None);
+    }
+    Ok(Some(Reaped {
+        pid,
+        exit_code: libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status)),
+        signal: libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status)),
+        core_dumped: libc::WIFSIGNALED(status) && libc::WCOREDUMP(status),
+        usage,
+    }))
+}
+
+/// What a child that is being watched does.
+pub enum Child {
+    /// It has ended, with this exit code, or -1 where a signal ended it. It is reaped.
+    Ended(i32),
+    /// Somebody stopped it.
+    Stopped,
+    /// It runs.
+    Runs,
+}
+
+/// `waitpid(2)` with WNOHANG and WUNTRACED.
+pub fn look_at_child(pid: i32) -> io::Result<Child> {
+    let mut status = 0;
+    // SAFETY: the pointer is to a local that lives through the call.
+    let found = unsafe { libc::waitpid(pid, &raw mut status, libc::WNOHANG | libc::WUNTRACED) };
+    Ok(match checked(libc::c_long::from(found))? {
+        0 => Child::Runs,
+        _ if libc::WIFSTOPPED(status) => Child::Stopped,
+        _ if libc::WIFEXITED(status) => Child::Ended(libc::WEXITSTATUS(status)),
+        _ => Child::Ended(-1),
+    })
+}
+
+/// Whether `pid` is a child of this process, running or ended and not yet reaped.
+pub fn is_own_child(pid: i32) -> bool {
+    // SAFETY: siginfo is plain data, for which all zeroes is a value.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: the pointer is to a local that lives through the call.
+    pid > 0 && unsafe { libc::waitid(libc::P_PID, pid as libc::id_t, &raw mut info, options) } == 0
+}
+
+/// The kernel's own signal set: bit n-1 is signal n. The C library's would leave out the three that it reserves.
+const EVERY_SIGNAL: u64 = u64::MAX;
+const KERNEL_SET_SIZE: usize = 8;
+
+fn set_signal_mask(mask: u64) -> io::Result<()> {
+    let how = libc::SIG_SETMASK;
+    // SAFETY: the set lives through the call and has the size that is given; no old mask is asked for.
+    checked(unsafe { libc::syscall(libc::SYS_rt_sigprocmask, how, &raw const mask, 0usize, KERNEL_SET_SIZE) })?;
+    Ok(())
+}
+
+/// Blocks every signal that can be blocked.
+pub fn block_signals() -> io::Result<()> {
+    set_signal_mask(EVERY_SIGNAL)
+}
+
+/// Gives every signal its default disposition and unblocks all of them, as a program expects to be started.
+pub fn reset_signals() -> io::Result<()> {
+    // struct kernel_sigaction: handler, flags, restorer, mask.
+    let default: [u64; 4] = [libc::SIG_DFL as u64, 0, 0, 0];
+    for signal in 1..=64 {
+        if signal != libc::SIGKILL && signal != libc::SIGSTOP {
+            // SAFETY: the array has the layout and the set size that the kernel expects, and lives through the call.
+            checked(unsafe {
+                libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), 0usize, KERNEL_SET_SIZE)
+            })?;
+        }
+    }
+    set_signal_mask(0)
+}
+
+/// `signalfd4(2)` for every signal.
+pub fn signal_fd() -> io::Result<OwnedFd> {
+    let mask = EVERY_SIGNAL;
+    let flags = libc::SFD_CLOEXEC | libc::SFD_NONBLOCK;
+    // SAFETY: the set lives through the call and has the size that is given.
+    owned(unsafe { libc::syscall(libc::SYS_signalfd4, -1, &raw const mask, KERNEL_SET_SIZE, flags) })
+}
+
+/// One signal as it came through a signalfd.
+pub struct Signal {
+    /// Its number.
+    pub number: i32,
+    /// Who sent it, 0 for the kernel or a process of an outer PID namespace.
+    pub sender: u32,
+    /// The si_code of sigaction(2): CLD_* where a child changed, SI_USER for kill(2).
+    pub code: i32,
+}
+
+/// The next pending signal of a signalfd, if there is one.
+pub fn next_signal(fd: BorrowedFd<'_>) -> io::Result<Option<Signal>> {
+    // SAFETY: signalfd_siginfo is plain numbers, for which all zeroes is a value.
+    let mut info: libc::signalfd_siginfo = unsafe { std::mem::zeroed() };
+    let size = std::mem::size_of::<libc::signalfd_siginfo>();
+    // SAFETY: the buffer is a local of exactly the size that is given.
+    let read = unsafe { libc::read(fd.as_raw_fd(), (&raw mut info).cast(), size) };
+    match checked(read as libc::c_long) {
+        Ok(n) if n as usize == size => {
+            Ok(Some(Signal { number: info.ssi_signo as i32, sender: info.ssi_pid, code: info.ssi_code }))
+        }
+        Ok(_) => Ok(None),
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+fn prctl(option: i32, a: libc::c_ulong, b: libc::c_ulong) -> io::Result<libc::c_long> {
+    // SAFETY: the options used here take numbers only.
+    checked(libc::c_long::from(unsafe { libc::prctl(option, a, b, 0 as libc::c_ulong, 0 as libc::c_ulong) }))
+}
+
+/// Makes this process the reaper of all its descendants (PR_SET_CHILD_SUBREAPER).
+pub fn become_subreaper() -> io::Result<()> {
+    prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0).map(drop)
+}
+
+/// Whether others with the same IDs may trace this process, read its memory and its /proc entries (PR_SET_DUMPABLE).
+pub fn set_dumpable(dumpable: bool) -> io::Result<()> {
+    prctl(libc::PR_SET_DUMPABLE, libc::c_ulong::from(dumpable), 0).map(drop)
+}
+
+/// No execve from here on can gain privileges (PR_SET_NO_NEW_PRIVS).
+pub fn set_no_new_privs() -> io::Result<()> {
+    prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).map(drop)
+}
+
+/// Whether no_new_privs is set.
+pub fn no_new_privs() -> io::Result<bool> {
+    Ok(prctl(libc::PR_GET_NO_NEW_PRIVS, 0, 0)? == 1)
+}
+
+/// Empties the ambient capability set.
+pub fn clear_ambient() -> io::Result<()> {
+    prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as libc::c_ulong, 0).map(drop)
+}
+
+/// The bounding set as a bit mask of the capabilities that the kernel knows.
+pub fn bounding_set() -> u64 {
+    (0..64).filter(|cap| prctl(libc::PR_CAPBSET_READ, *cap, 0).is_ok_and(|set| set == 1)).fold(0, |m, cap| m | 1 << cap)
+}
+
+/// Takes every capability outside `keep` out of the bounding set. Needs CAP_SETPCAP unless there is nothing to take.
+pub fn limit_bounding_set(keep: u64) -> io::Result<()> {
+    for cap in (0..64).filter(|cap| (bounding_set() & !keep) >> cap & 1 == 1) {
+        prctl(libc::PR_CAPBSET_DROP, cap, 0)?;
+    }
+    Ok(())
+}
+
+/// Permitted, effective and inheritable capabilities of this process as bit masks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capabilities {
+    /// What it may use.
+    pub effective: u64,
+    /// What it may take up.
+    pub permitted: u64,
+    /// What it may hand on through execve.
+    pub inheritable: u64,
+}
+
+#[repr(C)]
+struct CapHeader {
+    version: u32,
+    pid: i32,
+}
+
+/// _LINUX_CAPABILITY_VERSION_3 of capset(2): two 32-bit halves of effective, permitted, inheritable.
+const CAP_VERSION_3: u32 = 0x2008_0522;
+
+/// `capget(2)` of this process.
+pub fn capabilities() -> io::Result<Capabilities> {
+    let mut header = CapHeader { version: CAP_VERSION_3, pid: 0 };
+    let mut data = [0u32; 6];
+    // SAFETY: header and data have the layout of version 3 and live through the call.
+    checked(unsafe { libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr()) })?;
+    let both = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+    let [e0, p0, i0, e1, p1, i1] = data;
+    Ok(Capabilities { effective: both(e0, e1), permitted: both(p0, p1), inheritable: both(i0, i1) })
+}
+
+/// `capset(2)` of this process.
+pub fn set_capabilities(to: Capabilities) -> io::Result<()> {
+    let mut header = CapHeader { version: CAP_VERSION_3, pid: 0 };
+    let low = |mask: u64| mask as u32;
+    let high = |mask: u64| (mask >> 32) as u32;
+    let (e, p, i) = (to.effective, to.permitted, to.inheritable);
+    let data = [low(e), low(p), low(i), high(e), high(p), high(i)];
+    // SAFETY: header and data have the layout of version 3 and live through the call.
+    checked(unsafe { libc::syscall(libc::SYS_capset, &raw mut header, data.as_ptr()) })?;
+    Ok(())
+}
+
+/// `setgroups(2)`, straight to the kernel.
+pub fn set_groups(groups: &[u32]) -> io::Result<()> {
+    // SAFETY: pointer and length are of one slice; gid_t is u32 on Linux.
+    checked(libc::c_long::from(unsafe { libc::setgroups(groups.len(), groups.as_ptr()) }))?;
+    Ok(())
+}
+
+/// Whether the supplementary groups are exactly `groups`, in any order; allocates nothing.
+pub fn groups_are(groups: &[u32]) -> io::Result<bool> {
+    let mut has = [0u32; 128];
+    // SAFETY: pointer and length are of one local array.
+    let n = checked(libc::c_long::from(unsafe { libc::getgroups(has.len() as i32, has.as_mut_ptr()) }))?;
+    let has = has.get(..n as usize).unwrap_or_default();
+    Ok(has.iter().all(|g| groups.contains(g)) && groups.iter().all(|g| has.contains(g)))
+}
+
+/// `setresgid(2)` with the same number three times.
+pub fn set_gid(gid: u32) -> io::Result<()> {
+    // SAFETY: the call takes numbers only.
+    checked(libc::c_long::from(unsafe { libc::setresgid(gid, gid, gid) }))?;
+    Ok(())
+}
+
+/// `setresuid(2)`.
+pub fn set_uids(real: u32, effective: u32, saved: u32) -> io::Result<()> {
+    // SAFETY: the call takes numbers only.
+    checked(libc::c_long::from(unsafe { libc::setresuid(real, effective, saved) }))?;
+    Ok(())
+}
+
+/// Real, effective and saved UID.
+pub fn uids() -> io::Result<[u32; 3]> {
+    let mut ids = [0u32; 3];
+    let [r, e, s] = &mut ids;
+    // SAFETY: the three pointers are to distinct elements of a local.
+    checked(libc::c_long::from(unsafe { libc::getresuid(r, e, s) }))?;
+    Ok(ids)
+}
+
+/// Real, effective and saved GID.
+pub fn gids() -> io::Result<[u32; 3]> {
+    let mut ids = [0u32; 3];
+    let [r, e, s] = &mut ids;
+    // SAFETY: the three pointers are to distinct elements of a local.
+    checked(libc::c_long::from(unsafe { libc::getresgid(r, e, s) }))?;
+    Ok(ids)
+}
+
+/// `kill(2)` of one process. Never of a group or of all: 0 and negative numbers are refused.
+pub fn signal_process(pid: i32, signal: i32) -> io::Result<()> {
+    if pid <= 0 {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    // SAFETY: the call takes numbers only.
+    checked(libc::c_long::from(unsafe { libc::kill(pid, signal) }))?;
+    Ok(())
+}
+
+/// `kill(-1, SIGSTOP)`: stops every process that this one may signal, but itself.
+///
+/// Refused unless real, effective and saved UID are `kill_uid`, `payload_uid`, `kill_uid`, none of them 0 or 2^32-1, and
+/// no capability is left: as root this would stop the machine.
+pub fn stop_all_of(payload_uid: u32, kill_uid: u32) -> io::Result<()> {
+    let refused = || io::Error::from_raw_os_error(libc::EPERM);
+    if [payload_uid, kill_uid].iter().any(|id| *id == 0 || *id == u32::MAX) || payload_uid == kill_uid {
+        return Err(refused());
+    }
+    let none = Capabilities { effective: 0, permitted: 0, inheritable: 0 };
+    if uids()? != [kill_uid, payload_uid, kill_uid] || capabilities()? != none {
+        return Err(refused());
+    }
+    // SAFETY: the call takes numbers only; whom it reaches was just checked.
+    checked(libc::c_long::from(unsafe { libc::kill(-1, libc::SIGSTOP) }))?;
+    Ok(())
+}
+
+/// `pidfd_open(2)`: a handle on a process that does not pass to another one with the same number.
+pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes numbers only.
+    owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })
+}
+
+/// `pidfd_send_signal(2)`.
+pub fn signal_pidfd(process: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    // SAFETY: no siginfo is given, the rest are numbers.
+    checked(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), signal, 0usize, 0) })?;
+    Ok(())
+}
+
+/// `dup2(2)`: `to` becomes a copy of `from`, without close-on-exec.
+pub fn duplicate_to(from: BorrowedFd<'_>, to: RawFd) -> io::Result<()> {
+    // SAFETY: the call takes numbers only; `to` is one of the fixed low numbers that nothing owns as an OwnedFd.
+    checked(libc::c_long::from(unsafe { libc::dup2(from.as_raw_fd(), to) }))?;
+    Ok(())
+}
+
+/// A copy of `fd` with a number of at least `least`, close-on-exec.
+pub fn duplicate_above(fd: BorrowedFd<'_>, least: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes numbers only.
+    owned(libc::c_long::from(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, least) }))
+}
+
+/// Clears O_NONBLOCK.
+pub fn set_blocking(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: the call takes numbers only.
+    let flags = checked(libc::c_long::from(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) }))? as i32;
+    // SAFETY: as above.
+    checked(libc::c_long::from(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags & !libc::O_NONBLOCK) }))?;
+    Ok(())
+}
+
+/// Closes every descriptor from `first` to `last`, or only marks them close-on-exec.
+///
+/// Only for processes that are about to exec or exit: it closes what others may think they own.
+pub fn close_range(first: RawFd, last: RawFd, only_mark: bool) {
+    let flags = if only_mark { libc::CLOSE_RANGE_CLOEXEC } else { 0 };
+    // SAFETY: the call takes numbers only; the caller runs nothing afterwards that relies on one of these descriptors.
+    if unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) } == 0 {
+        return;
+    }
+    // Before Linux 5.9 (5.11 for marking): one by one, as far as descriptors can go.
+    // SAFETY: sysconf takes a number only.
+    let most = unsafe { libc::sysconf(libc::_SC_OPEN_MAX) }.clamp(256, 1 << 20) as RawFd;
+    for fd in first..=last.min(most) {
+        // SAFETY: as above.
+        unsafe {
+            if only_mark {
+                libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC);
+            } else {
+                libc::close(fd);
+            }
+        }
+    }
+}
+
+/// `setrlimit(2)` by the kernel's number, with `u64::MAX` for unlimited.
+pub fn set_rlimit(number: u32, soft: u64, hard: u64) -> io::Result<()> {
+    let limit = [soft, hard];
+    // SAFETY: struct rlimit64 is two 64-bit numbers; the array lives through the call, and no old limit is asked for.
+    checked(unsafe { libc::syscall(libc::SYS_prlimit64, 0, number, limit.as_ptr(), 0usize) })?;
+    Ok(())
+}
+
+/// `setsid(2)`.
+pub fn new_session() -> io::Result<()> {
+    // SAFETY: the call takes nothing.
+    checked(libc::c_long::from(unsafe { libc::setsid() }))?;
+    Ok(())
+}
+
+/// Fills `bytes` from the kernel's random source (getrandom(2)), not from a file that an image could have put there.
+pub fn random(bytes: &mut [u8]) -> io::Result<()> {
+    let mut filled = 0;
+    while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        // SAFETY: pointer and length are of one slice.
+        let n = unsafe { libc::getrandom(rest.as_mut_ptr().cast(), rest.len(), 0) };
+        match checked(n as libc::c_long) {
+            Ok(n) => filled += n as usize,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// Overwrites `bytes` with zeroes in a way that the compiler can not leave out.
+pub fn wipe(bytes: &mut [u8]) {
+    for byte in bytes {
+        // SAFETY: the pointer comes from a unique reference.
+        unsafe { std::ptr::write_volatile(byte, 0) };
+    }
+    std::sync::atomic::compiler_fence(std::sync::atomic::Ordering::SeqCst);
+}
+
+/// The type of the file system that `fd` is on (statfs(2), `f_type`).
+pub fn file_system_type(fd: BorrowedFd<'_>) -> io::Result<i64> {
+    // SAFETY: statfs is plain numbers, for which all zeroes is a value.
+    let mut buffer: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the buffer is a local that lives through the call.
+    checked(libc::c_long::from(unsafe { libc::fstatfs(fd.as_raw_fd(), &raw mut buffer) }))?;
+    #[allow(clippy::unnecessary_cast, reason = "f_type is another integer type with other C libraries")]
+    Ok(buffer.f_type as i64)
+}
+
+/// `write(2)` to a descriptor by number; used for the log, which must neither block nor panic.
+pub fn write_raw(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
+    // SAFETY: pointer and length are of one slice.
+    let n = unsafe { libc::write(fd, bytes.as_ptr().cast(), bytes.len()) };
+    checked(n as libc::c_long).map(|n| n as usize)
+}

@@ -1,0 +1,226 @@
+//! The slot's directories, and files beneath them: opened by descriptor, without following anything, then checked.
+#![forbid(unsafe_code)]
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::fcntl::{AtFlags, OFlag, renameat};
+use nix::libc;
+use nix::sys::stat::{FileStat, SFlag, fstat, fstatat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
+
+use crate::contract::layout;
+use crate::sys;
+
+/// An error with what, where and how to mend, around the errno that caused it.
+pub fn error(what: impl Into<String>, cause: &io::Error) -> io::Error {
+    io::Error::new(cause.kind(), Failed { what: what.into(), errno: errno_of(cause), cause: cause.to_string() })
+}
+
+/// The errno of an error, also of one that [`error`] made; 0 where there is none.
+pub fn errno_of(e: &io::Error) -> i32 {
+    let inner = || e.get_ref().and_then(|inner| inner.downcast_ref::<Failed>()).map(|failed| failed.errno);
+    e.raw_os_error().or_else(inner).unwrap_or(0)
+}
+
+#[derive(Debug)]
+struct Failed {
+    what: String,
+    errno: i32,
+    cause: String,
+}
+
+impl core::fmt::Display for Failed {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "{}: {}", self.what, self.cause)
+    }
+}
+
+impl std::error::Error for Failed {}
+
+fn c_string(path: &str) -> io::Result<CString> {
+    CString::new(path).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
+}
+
+/// An open directory of a volume.
+pub struct Dir {
+    fd: OwnedFd,
+    path: String,
+}
+
+impl Dir {
+    /// Opens an absolute directory component by component, following no link. Every parent has to be root's and writable by
+    /// root alone, so that nobody can exchange one for another.
+    pub fn open(path: &str) -> io::Result<Self> {
+        let flags = (OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC).bits();
+        let mut fd = sys::openat(nix::fcntl::AT_FDCWD, c"/", flags, 0)?;
+        let mut so_far = String::new();
+        for name in path.split('/').filter(|name| !name.is_empty()) {
+            if !so_far.is_empty() {
+                demand_root_only(&fstat(&fd)?, &so_far, 0o022)?;
+            }
+            so_far = format!("{so_far}/{name}");
+            fd = sys::openat(fd.as_fd(), &c_string(name)?, flags, 0)
+                .map_err(|e| error(format!("{so_far} can not be opened as a directory, no link followed"), &e))?;
+        }
+        Ok(Self { fd, path: so_far })
+    }
+
+    /// Its descriptor.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Its path, for messages.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Owner, mode and so on of the directory itself.
+    pub fn stat(&self) -> io::Result<FileStat> {
+        Ok(fstat(&self.fd)?)
+    }
+
+    /// Refuses a directory that is not root's, or that has any of the mode bits `forbidden`.
+    pub fn demand_root_only(&self, forbidden: u32) -> io::Result<()> {
+        demand_root_only(&self.stat()?, &self.path, forbidden)
+    }
+
+    /// Owner, mode and so on of an entry, no link followed.
+    pub fn stat_of(&self, name: &str) -> io::Result<FileStat> {
+        Ok(fstatat(&self.fd, name, AtFlags::AT_SYMLINK_NOFOLLOW)?)
+    }
+
+    /// Opens a path beneath this directory; no link, no other mount, nothing above.
+    pub fn open_beneath(&self, path: &str, flags: OFlag, mode: u32) -> io::Result<OwnedFd> {
+        open_beneath(self.as_fd(), path, flags, mode)
+    }
+
+    /// Opens a file that root wrote, for reading, and checks what it is.
+    pub fn open_file(&self, name: &str, most: u64) -> io::Result<File> {
+        let fd = self.open_beneath(name, OFlag::O_RDONLY | OFlag::O_NONBLOCK, 0)?;
+        let stat = fstat(&fd)?;
+        let refuse = |why: String| Err(io::Error::other(format!("{}/{name} {why}", self.path)));
+        if SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) != SFlag::S_IFREG {
+            return refuse("is no regular file: put a file there".into());
+        }
+        if stat.st_uid != 0 || stat.st_mode & 0o022 != 0 {
+            return refuse(format!("is not root's alone (owner {}, mode {:o})", stat.st_uid, stat.st_mode & 0o7777));
+        }
+        if stat.st_nlink != 1 {
+            return refuse(format!("has {} names: write a new file and rename it", stat.st_nlink));
+        }
+        if u64::try_from(stat.st_size).unwrap_or(u64::MAX) > most {
+            return refuse(format!("has {} bytes, more than {most}", stat.st_size));
+        }
+        Ok(File::from(fd))
+    }
+
+    /// The content of a file that root wrote, read into one buffer of its final size so that no copy is left behind.
+    pub fn read_file(&self, name: &str, most: u64) -> io::Result<Vec<u8>> {
+        let mut file = self.open_file(name, most)?;
+        let size = usize::try_from(file.metadata()?.len()).unwrap_or(0);
+        let mut bytes = vec![0; size];
+        file.read_exact(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Puts a file in one step: written under a temporary name, then renamed.
+    pub fn replace(&self, name: &str, bytes: &[u8], mode: u32) -> io::Result<()> {
+        let temporary = format!("{name}{}", layout::TEMPORARY_SUFFIX);
+        self.remove(&temporary)?;
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
+        let written = self.open_beneath(&temporary, flags, mode).and_then(|fd| File::from(fd).write_all(bytes));
+        let put = written.and_then(|()| Ok(renameat(&self.fd, temporary.as_str(), &self.fd, name)?));
+        put.map_err(|e| {
+            let _ = self.remove(&temporary);
+            error(format!("{}/{name} can not be written", self.path), &e)
+        })
+    }
+
+    /// Removes an entry that is no directory, if it is there.
+    pub fn remove(&self, name: &str) -> io::Result<()> {
+        match unlinkat(&self.fd, name, UnlinkatFlags::NoRemoveDir) {
+            Ok(()) | Err(nix::errno::Errno::ENOENT) => Ok(()),
+            Err(e) => Err(error(format!("{}/{name} can not be removed", self.path), &e.into())),
+        }
+    }
+
+    /// Names of the entries, those that are no UTF-8 left out.
+    pub fn names(&self) -> io::Result<Vec<String>> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let mut dir = nix::dir::Dir::openat(&self.fd, ".", flags, nix::sys::stat::Mode::empty())?;
+        let names = dir.iter().filter_map(|entry| Some(entry.ok()?.file_name().to_str().ok()?.to_owned()));
+        Ok(names.filter(|name| name != "." && name != "..").collect())
+    }
+
+    /// Opens a FIFO for reading and writing, so that it never ends; makes it where there is none that is root's alone.
+    pub fn open_fifo(&self, name: &str) -> io::Result<OwnedFd> {
+        let good = |stat: &FileStat| {
+            stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFIFO.bits()
+                && stat.st_uid == 0
+                && stat.st_mode & 0o022 == 0
+        };
+        if !self.stat_of(name).is_ok_and(|stat| good(&stat)) {
+            self.remove(name)?;
+            nix::unistd::mkfifoat(&self.fd, name, nix::sys::stat::Mode::from_bits_truncate(0o600))
+                .map_err(|e| error(format!("the FIFO {}/{name} can not be made", self.path), &e.into()))?;
+        }
+        self.open_beneath(name, OFlag::O_RDWR | OFlag::O_NONBLOCK, 0)
+    }
+}
+
+fn demand_root_only(stat: &FileStat, path: &str, forbidden: u32) -> io::Result<()> {
+    if stat.st_uid == 0 && stat.st_mode & forbidden == 0 {
+        return Ok(());
+    }
+    Err(io::Error::other(format!(
+        "{path} has owner {} and mode {:o}: it must be root's and closed to others ({:o}), else the payload could exchange \
+         what lies in it. Run `glue install` in an init container, and do not use an image that ships this directory",
+        stat.st_uid,
+        stat.st_mode & 0o7777,
+        0o777 & !forbidden,
+    )))
+}
+
+/// `openat2(2)` beneath `dir` without links and other mounts; where that call is not to be had (an old kernel, a seccomp
+/// filter), component by component with the same checks.
+pub fn open_beneath(dir: BorrowedFd<'_>, path: &str, flags: OFlag, mode: u32) -> io::Result<OwnedFd> {
+    let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+    let resolve =
+        libc::RESOLVE_BENEATH | libc::RESOLVE_NO_SYMLINKS | libc::RESOLVE_NO_MAGICLINKS | libc::RESOLVE_NO_XDEV;
+    match sys::openat2(dir, &c_string(path)?, flags.bits(), mode, resolve) {
+        // EPERM is what some engines' seccomp filters answer for a call they do not know.
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => {
+            open_by_components(dir, path, flags, mode)
+        }
+        result => result,
+    }
+}
+
+/// The fallback of [`open_beneath`]. A mount of the same device is the one thing it does not notice.
+pub fn open_by_components(dir: BorrowedFd<'_>, path: &str, flags: OFlag, mode: u32) -> io::Result<OwnedFd> {
+    if !layout::is_beneath(path) {
+        return Err(io::Error::from_raw_os_error(libc::EXDEV));
+    }
+    let device = fstat(dir)?.st_dev;
+    let step = (OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC).bits();
+    let mut parent: Option<OwnedFd> = None;
+    let (directories, last) = path.rsplit_once('/').unwrap_or(("", path));
+    for name in directories.split('/').filter(|name| !name.is_empty()) {
+        let at = parent.as_ref().map_or(dir, AsFd::as_fd);
+        parent = Some(sys::openat(at, &c_string(name)?, step, 0)?);
+    }
+    let at = parent.as_ref().map_or(dir, AsFd::as_fd);
+    let fd = sys::openat(at, &c_string(last)?, (flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC).bits(), mode)?;
+    if fstat(&fd)?.st_dev != device {
+        return Err(io::Error::from_raw_os_error(libc::EXDEV));
+    }
+    Ok(fd)
+}
+
+#[cfg(test)]
+#[path = "volume_tests.rs"]
+mod tests;
