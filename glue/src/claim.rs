@@ -35,17 +35,14 @@ pub enum Claim {
     Job(Box<Claimed>),
 }
 
-/// Looks for a startup file and takes it. From before it is opened, this process is not dumpable; the caller makes it so
+/// Looks for a startup file and reads it. The caller says so in the status, and only then [`take`]s it. From before it is opened, this process is not dumpable; the caller makes it so
 /// again once the key is wiped.
 pub fn look(ctl: &Dir, ids: Ids, incarnation: &str) -> io::Result<Claim> {
     if ctl.stat_of(layout::STARTUP).is_err() {
         return Ok(Claim::Nothing);
     }
     sys::set_dumpable(false)?;
-    let read = ctl.read_file(layout::STARTUP, layout::STARTUP_MAX);
-    // Gone in any case: what is refused once is not looked at again.
-    ctl.remove(layout::STARTUP)?;
-    let mut bytes = match read {
+    let mut bytes = match ctl.read_file(layout::STARTUP, layout::STARTUP_MAX) {
         Ok(bytes) => bytes,
         Err(e) => return Ok(refused(String::new(), e.to_string())),
     };
@@ -58,28 +55,31 @@ pub fn look(ctl: &Dir, ids: Ids, incarnation: &str) -> io::Result<Claim> {
     };
     let key = startup.key.clone();
     sys::wipe(startup.key.bytes_mut());
-    let mut invalid = startup.check(ids, incarnation).err();
+    let invalid = startup.check(ids, incarnation).err();
     if let Some(not_ours) = invalid.as_ref().filter(|i| i.field == "incarnation") {
         return Ok(refused(startup_sha256, not_ours.to_string()));
     }
-    let mut env_files = Vec::new();
-    if invalid.is_none() {
-        for file in &startup.env_files {
-            match ctl.open_file(&file.name, layout::ENV_FILE_MAX) {
-                Ok(open) => env_files.push(open),
-                Err(e) => {
-                    let message = volume::error(format!("{} can not be used", file.name), &e).to_string();
-                    invalid = Some(Invalid { field: "env_files", message });
-                    break;
-                }
+    Ok(Claim::Job(Box::new(Claimed { startup, key, startup_sha256, env_files: Vec::new(), invalid })))
+}
+
+/// Removes the startup file, opens the environment files that it names, and removes those too: they may hold secrets, and are
+/// for this job alone.
+pub fn take(ctl: &Dir, claimed: &mut Claimed) -> io::Result<()> {
+    ctl.remove(layout::STARTUP)?;
+    if claimed.invalid.is_some() {
+        return Ok(());
+    }
+    for file in &claimed.startup.env_files {
+        match ctl.open_file(&file.name, layout::ENV_FILE_MAX) {
+            Ok(open) => claimed.env_files.push(open),
+            Err(e) => {
+                let message = volume::error(format!("{} can not be used", file.name), &e).to_string();
+                claimed.invalid = Some(Invalid { field: "env_files", message });
+                break;
             }
         }
-        // They may hold secrets, and are for this job alone.
-        for file in &startup.env_files {
-            ctl.remove(&file.name)?;
-        }
     }
-    Ok(Claim::Job(Box::new(Claimed { startup, key, startup_sha256, env_files, invalid })))
+    claimed.startup.env_files.iter().try_for_each(|file| ctl.remove(&file.name))
 }
 
 fn refused(startup_sha256: String, message: String) -> Claim {

@@ -100,6 +100,7 @@ impl Glue {
             gid: ids.gid,
             kill_uid,
             job: None,
+            nonce: None,
             main_pid: None,
             refused: None,
             log_lines_dropped: 0,
@@ -149,6 +150,7 @@ impl Glue {
 
     fn refuse(&mut self, refused: Refused) -> io::Result<()> {
         log::line(&format!("startup file refused: {}", refused.message));
+        self.ctl.remove(layout::STARTUP)?;
         self.status.refused = Some(refused);
         self.put_status()
     }
@@ -169,7 +171,10 @@ impl Glue {
         self.status.phase = Phase::Running;
         self.status.job = Some(claimed.startup.job.clone());
         self.status.main_pid = None;
+        self.status.nonce = Some(claimed.startup.nonce.clone());
         self.status.refused = None;
+        self.put_status()?;
+        claim::take(&self.ctl, claimed)?;
         let (status, ctl, chime) = (&mut self.status, &self.ctl, &self.chime);
         let mut written = Ok(());
         let end = supervise::run(&slot, claimed, &mut |main| {

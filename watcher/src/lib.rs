@@ -1,1 +1,18 @@
-//! watcher
+//! The watcher: beside a pilot, it binds images, starts jobs, watches them, and believes only verified records.
+//!
+//! Data goes one way: a source hands over a job ([`source`]); the core ([`serve`]) gives it a slot; [`job`] takes it through
+//! stage, bind, start, run, collect, clean; [`bind`] changes the slot's image and proves what then runs there; the report
+//! goes back to the source.
+#![forbid(unsafe_code)]
+
+pub mod bind;
+pub mod helper;
+pub mod job;
+pub mod keys;
+pub mod pilot;
+pub mod results;
+pub mod run;
+pub mod serve;
+pub mod slot;
+pub mod source;
+pub mod store;

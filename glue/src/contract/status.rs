@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::encoding::Bytes32;
+
 /// What glue is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -45,6 +47,10 @@ pub struct Status {
     /// Name of the job that runs or ran last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<String>,
+    /// Nonce of the startup file that was claimed last. It is put before that file is removed, so that at each moment one of
+    /// the two says that the job was handed over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nonce: Option<Bytes32>,
     /// Process ID of the job's main process, once it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub main_pid: Option<i32>,

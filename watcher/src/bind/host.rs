@@ -1,0 +1,82 @@
+//! The binder for machines without Kubernetes: asks `latebind-host` over a socket that only the pilot container mounts.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::json;
+
+use super::{Binder, Class, Container, ContainerState, Failure};
+
+/// Where `latebind-host` mounts its socket in the pilot container.
+pub const SOCKET: &str = "/run/latebind-host/bind.sock";
+
+/// Longest time for one answer; a bind may have to pull.
+const ANSWER_WITHIN: Duration = Duration::from_secs(1800);
+
+/// Client of the bind socket. Each request has a connection of its own, so that none waits for another slot's.
+pub struct Host {
+    socket: PathBuf,
+}
+
+/// Every answer; which fields are there depends on the request.
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Answer {
+    ok: bool,
+    class: Option<Class>,
+    reason: String,
+    message: String,
+    container: String,
+    image: String,
+    image_id: String,
+    status: String,
+    exit_code: Option<i64>,
+    oom_killed: bool,
+}
+
+impl Host {
+    /// A client of the socket at `socket`.
+    pub fn new(socket: PathBuf) -> Self {
+        Self { socket }
+    }
+
+    fn ask(&self, request: &serde_json::Value) -> Result<Answer, Failure> {
+        let talk = || -> std::io::Result<Answer> {
+            let mut stream = UnixStream::connect(&self.socket)?;
+            stream.set_read_timeout(Some(ANSWER_WITHIN))?;
+            stream.write_all(format!("{request}\n").as_bytes())?;
+            let mut line = String::new();
+            if BufReader::new(stream).read_line(&mut line)? == 0 {
+                return Err(std::io::Error::other("it closed the connection without an answer"));
+            }
+            serde_json::from_str(&line).map_err(std::io::Error::other)
+        };
+        let answer = talk().map_err(|e| {
+            Failure::retry("EngineError", format!("latebind-host does not answer at {}: {e}", self.socket.display()))
+        })?;
+        if answer.ok {
+            return Ok(answer);
+        }
+        Err(Failure { class: answer.class.unwrap_or(Class::Retry), reason: answer.reason, message: answer.message })
+    }
+}
+
+impl Binder for Host {
+    fn bind(&self, slot: u32, image: &str) -> Result<Container, Failure> {
+        let answer = self.ask(&json!({"version": 1, "verb": "bind", "slot": slot, "image": image}))?;
+        Ok(Container { id: answer.container, image: answer.image, image_id: answer.image_id })
+    }
+
+    fn state(&self, slot: u32) -> Result<ContainerState, Failure> {
+        let answer = self.ask(&json!({"version": 1, "verb": "state", "slot": slot}))?;
+        Ok(ContainerState {
+            id: answer.container,
+            running: answer.status == "running",
+            exit_code: answer.exit_code,
+            oom_killed: answer.oom_killed,
+        })
+    }
+}

@@ -1,0 +1,83 @@
+//! Binding: giving a slot's payload container the image that a job wants, and proving what runs there afterwards.
+
+pub mod host;
+pub mod proof;
+
+use serde::{Deserialize, Serialize};
+
+/// What an ending means to the pilot; see `docs/protocol.md`, "What an ending means".
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Class {
+    /// The job's own result.
+    Final,
+    /// Nothing that the job did: it should run again, elsewhere or later.
+    Retry,
+    /// It will fail again until its user changes something.
+    Hold,
+}
+
+/// Why something could not be done, in a form that a pilot can act on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// What it means to the pilot.
+    pub class: Class,
+    /// One CamelCase word, as Kubernetes has them.
+    pub reason: String,
+    /// The whole story, with the engine's own words.
+    pub message: String,
+}
+
+impl Failure {
+    /// A failure that goes away by trying again.
+    pub fn retry(reason: &str, message: impl Into<String>) -> Self {
+        Self { class: Class::Retry, reason: reason.to_owned(), message: message.into() }
+    }
+
+    /// A failure that stays until the user changes something.
+    pub fn hold(reason: &str, message: impl Into<String>) -> Self {
+        Self { class: Class::Hold, reason: reason.to_owned(), message: message.into() }
+    }
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.reason, self.message)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// A payload container with a wanted image, as the engine names it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Container {
+    /// The engine's ID, 64 hexadecimal digits; it stands in the cgroup path of each process of the container.
+    pub id: String,
+    /// The image as it was asked for.
+    pub image: String,
+    /// The engine's ID of the image's content, where it says one.
+    pub image_id: String,
+}
+
+/// What the engine says of a slot's payload container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContainerState {
+    /// Its ID; empty where there is none.
+    pub id: String,
+    /// Whether its main process runs.
+    pub running: bool,
+    /// Its exit code, where it has ended.
+    pub exit_code: Option<i64>,
+    /// Whether the kernel ended its main process for memory.
+    pub oom_killed: bool,
+}
+
+/// Gives payload containers their images. What it returns is a claim of the engine: [`proof`] decides.
+pub trait Binder: Send + Sync {
+    /// Gives the slot's payload container this image; the placeholder where `image` is empty. Returns once the engine says
+    /// that a new container runs, which is before its glue is ready.
+    fn bind(&self, slot: u32, image: &str) -> Result<Container, Failure>;
+
+    /// What the engine says of the slot's payload container now.
+    fn state(&self, slot: u32) -> Result<ContainerState, Failure>;
+}

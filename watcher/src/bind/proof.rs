@@ -1,0 +1,119 @@
+//! The mount proof: before any key is written, that the slot's new container runs *our* glue on *our* volumes.
+//!
+//! Until it has passed, root in the payload container is the image's. It ties a process to the container (its cgroup), reads
+//! what that process has mounted at and below `/shared`, demands that each mount is the very one that this container has
+//! there, and that the program it runs is the file that `glue install` wrote.
+
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+
+use glue::contract::{layout, mounts};
+use glue::processes::Proc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::Failure;
+
+/// Why a container is not believed.
+pub const REASON: &str = "MountProofFailed";
+
+/// Whether a cgroups text is of the container with this ID.
+pub fn is_of_container(cgroup: &str, container: &str) -> bool {
+    // The last component is the ID with a prefix or suffix of the engine; some engines add one below for the main process.
+    container.len() >= 32 && cgroup.lines().any(|line| line.rsplit('/').take(2).any(|part| part.contains(container)))
+}
+
+/// Proves that `pid` is our glue in `container`. Returns a handle on that process, which tells when it ends.
+pub fn prove(pid: i32, slot: u32, container: &str) -> Result<OwnedFd, Failure> {
+    let refuse = |why: String| Failure::hold(REASON, why);
+    // Pinned first: everything below is then about this process and no successor of its number.
+    let pinned = glue::sys::pidfd_open(pid).map_err(|e| refuse(format!("process {pid}, said to be glue: {e}")))?;
+    let proc = Proc::open().map_err(|e| refuse(e.to_string()))?;
+    let cgroup = proc.cgroup(pid).map_err(|e| refuse(format!("/proc/{pid}/cgroup can not be read: {e}")))?;
+    if !is_of_container(&cgroup, container) {
+        return Err(refuse(format!("process {pid}, said to be glue, is not in container {container}")));
+    }
+    prove_mounts(pid, slot).map_err(refuse)?;
+    let program = fs::metadata(format!("/proc/{pid}/exe"))
+        .map_err(|e| refuse(format!("/proc/{pid}/exe can not be read: {e}; the pilot needs more capabilities than glue")))?;
+    let ours = fs::metadata(layout::GLUE).map_err(|e| refuse(format!("{}: {e}", layout::GLUE)))?;
+    if (program.dev(), program.ino()) != (ours.dev(), ours.ino()) {
+        return Err(refuse(format!("process {pid} of the container does not run {}", layout::GLUE)));
+    }
+    if has_ended(&pinned) {
+        return Err(Failure::retry("GlueLost", format!("glue (process {pid}) ended while it was being looked at")));
+    }
+    Ok(pinned)
+}
+
+/// Whether the process behind a pidfd has ended.
+pub fn has_ended(pidfd: &OwnedFd) -> bool {
+    poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO).is_ok_and(|n| n > 0)
+}
+
+/// Demands of `pid` exactly the slot's mounts, from where this container has them.
+pub fn prove_mounts(pid: i32, slot: u32) -> Result<(), String> {
+    let read = |who: &str| {
+        fs::read_to_string(format!("/proc/{who}/mountinfo"))
+            .map_err(|e| format!("/proc/{who}/mountinfo can not be read: {e}; the pilot needs more capabilities than glue"))
+    };
+    let theirs = mounts::check(&mounts::parse(&read(&pid.to_string())?)?, slot)?;
+    let own = mounts::parse(&read("self")?)?;
+    for mount in [&theirs.bin, &theirs.ctl, &theirs.data] {
+        let same = own.iter().rfind(|m| m.point == mount.point);
+        let same = same.ok_or_else(|| format!("{} is not mounted in the pilot container", mount.point))?;
+        if (&same.device, &same.root) != (&mount.device, &mount.root) {
+            return Err(format!(
+                "{} in the payload container is {} of device {}, not the pod's volume ({} of device {}): an image that \
+                 declares a VOLUME there can not be used",
+                mount.point, mount.root, mount.device, same.root, same.device
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Looks at whatever runs in `container`: the mounts are the same for all its processes, so a container with wrong ones is
+/// found out at once, also where a foreign program took glue's place. `Ok(false)`: nothing runs there yet.
+pub fn look_at_any(slot: u32, container: &str) -> Result<bool, Failure> {
+    let Ok(proc) = Proc::open() else { return Ok(false) };
+    for pid in pids() {
+        if proc.cgroup(pid).is_ok_and(|cgroup| is_of_container(&cgroup, container)) {
+            return match prove_mounts(pid, slot) {
+                Ok(()) => Ok(true),
+                // It may have ended between the two looks.
+                Err(_) if proc.process(pid).is_none_or(|p| !p.lives()) => continue,
+                Err(why) => Err(Failure::hold(REASON, why)),
+            };
+        }
+    }
+    Ok(false)
+}
+
+/// All process IDs of the PID namespace, in ascending order.
+fn pids() -> Vec<i32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let mut pids: Vec<i32> = entries.filter_map(|e| e.file_name().to_str()?.parse().ok()).collect();
+    pids.sort_unstable();
+    pids
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_of_container;
+
+    #[test]
+    fn containers_are_told_by_their_cgroup() {
+        let id = "a".repeat(64);
+        for text in [
+            format!("4:memory:/libpod_parent/libpod-{id}\n0::/libpod_parent/libpod-{id}\n"),
+            format!("0::/../libpod-{id}.scope/container\n"),
+            format!("0::/kubepods.slice/x/cri-containerd-{id}.scope\n"),
+        ] {
+            assert!(is_of_container(&text, &id), "{text}");
+        }
+        assert!(!is_of_container("0::/\n", &id));
+        assert!(!is_of_container(&format!("0::/{id}/deeper/than/that\n"), &id));
+        assert!(!is_of_container("0::/\n", ""));
+    }
+}
