@@ -159,6 +159,13 @@ impl Glue {
     fn run_job(&mut self, claimed: &mut Claimed) -> io::Result<End> {
         // The last job's record is nobody's any more once its successor is claimed.
         self.ctl.remove(layout::RECORD)?;
+        self.status.phase = Phase::Running;
+        self.status.job = Some(claimed.startup.job.clone());
+        self.status.main_pid = None;
+        self.status.nonce = Some(claimed.startup.nonce.clone());
+        self.status.refused = None;
+        self.put_status()?;
+        claim::take(&self.ctl, claimed)?;
         let routine = Routine { proc: &self.proc, ids: self.ids, cgroup: &self.cgroup };
         let slot = Slot {
             number: self.number,
@@ -168,13 +175,6 @@ impl Glue {
             events: &self.events,
             routine: &routine,
         };
-        self.status.phase = Phase::Running;
-        self.status.job = Some(claimed.startup.job.clone());
-        self.status.main_pid = None;
-        self.status.nonce = Some(claimed.startup.nonce.clone());
-        self.status.refused = None;
-        self.put_status()?;
-        claim::take(&self.ctl, claimed)?;
         let (status, ctl, chime) = (&mut self.status, &self.ctl, &self.chime);
         let mut written = Ok(());
         let end = supervise::run(&slot, claimed, &mut |main| {
