@@ -156,8 +156,9 @@ impl Routine<'_> {
     }
 }
 
-/// Takes the routine's IDs and reads them back; afterwards no capability is left.
-fn take_ids(ids: Ids) -> io::Result<()> {
+/// Takes the routine's IDs and reads them back; afterwards no capability is left. What such a process does, it does with the
+/// rights of the payload, and the payload can not signal or trace it.
+pub fn take_ids(ids: Ids) -> io::Result<()> {
     ids.check().map_err(io::Error::other)?;
     sys::set_uids(ids.kill_uid, ids.uid, ids.kill_uid)?;
     sys::set_capabilities(Capabilities { effective: 0, permitted: 0, inheritable: 0 })?;

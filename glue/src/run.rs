@@ -278,8 +278,9 @@ fn check_volumes(ctl: &Dir, data: &Dir, kill_uid: u32) -> io::Result<Ids> {
     Dir::open(layout::BIN)?.demand_root_only(0o022)?;
     let work =
         data.stat_of(layout::WORK).map_err(|e| crate::volume::error("data/work: run `glue install` first", &e))?;
-    if work.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFDIR.bits() || work.st_mode & 0o077 != 0 {
-        return Err(io::Error::other("data/work is no directory of mode 0700: run `glue install` first"));
+    // Its mode is the payload's own business: it may have changed it, and gains nothing by that.
+    if work.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFDIR.bits() {
+        return Err(io::Error::other("data/work is no directory: run `glue install` first"));
     }
     let ids = Ids { uid: work.st_uid, gid: work.st_gid, kill_uid };
     ids.check().map_err(|e| io::Error::other(format!("the owner of data/work and --kill-uid: {e}")))?;

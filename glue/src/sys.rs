@@ -533,3 +533,27 @@ pub fn write_raw(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
     let n = unsafe { libc::write(fd, bytes.as_ptr().cast(), bytes.len()) };
     checked(n as libc::c_long).map(|n| n as usize)
 }
+
+/// The three kinds of System V objects (sysvipc(7)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SystemV {
+    /// Shared memory.
+    Memory,
+    /// Semaphores.
+    Semaphores,
+    /// Message queues.
+    Messages,
+}
+
+/// Removes a System V object by its ID (IPC_RMID); its owner, its maker, or CAP_SYS_ADMIN may.
+pub fn remove_system_v(kind: SystemV, id: i32) -> io::Result<()> {
+    // SAFETY: IPC_RMID takes no argument beyond the ID.
+    let result = unsafe {
+        match kind {
+            SystemV::Memory => libc::shmctl(id, libc::IPC_RMID, std::ptr::null_mut()),
+            SystemV::Semaphores => libc::semctl(id, 0, libc::IPC_RMID),
+            SystemV::Messages => libc::msgctl(id, libc::IPC_RMID, std::ptr::null_mut()),
+        }
+    };
+    checked(libc::c_long::from(result)).map(drop)
+}
