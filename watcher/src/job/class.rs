@@ -1,0 +1,90 @@
+//! What an ending means to the pilot: the one place where `final`, `retry` and `hold` are decided. `docs/protocol.md` prints
+//! the same as a table.
+
+use glue::contract::record::{Outcome, Record, Stage};
+
+use crate::bind::{Class, ContainerState, Failure};
+
+/// SIGKILL, the signal with which the kernel ends a process for memory.
+const SIGKILL: i32 = 9;
+
+/// Class, reason and message of a verified record. `cancelled` is why the watcher itself ended the job, if it did.
+pub fn of_record(record: &Record, cancelled: Option<&str>) -> (Class, &'static str, String) {
+    let code = record.exit_code;
+    match record.outcome {
+        Outcome::TimedOut => (Class::Final, "TimedOut", "the job's wall limit passed".into()),
+        Outcome::Stopped => {
+            (Class::Retry, "Stopped", "the payload container was told to stop while the job ran".into())
+        }
+        Outcome::NotStarted => of_failure(record),
+        Outcome::Signaled | Outcome::Exited if cancelled.is_some() => {
+            (Class::Final, "Cancelled", cancelled.unwrap_or_default().to_owned())
+        }
+        Outcome::Signaled => {
+            let signal = record.signal.unwrap_or(0);
+            if signal == SIGKILL && record.cgroup.and_then(|c| c.oom_kills).unwrap_or(0) > 0 {
+                return (Class::Hold, "OutOfMemory", out_of_memory());
+            }
+            (Class::Final, "Signaled", format!("the job was ended by signal {signal}"))
+        }
+        Outcome::Exited if code == Some(0) => (Class::Final, "Completed", String::new()),
+        Outcome::Exited => (Class::Final, "Error", format!("the job exited with code {}", code.unwrap_or(-1))),
+    }
+}
+
+fn out_of_memory() -> String {
+    "the kernel ended the job for memory: it needs a slot with more, or has to use less".into()
+}
+
+/// A job that was not started: some of it is the user's, some of it the node's.
+fn of_failure(record: &Record) -> (Class, &'static str, String) {
+    let Some(failure) = &record.error else {
+        return (Class::Retry, "NotStarted", "the job was not started".into());
+    };
+    // What the machine lacks at the moment is nobody's fault and may be there elsewhere.
+    let passing = ["EAGAIN", "ENOMEM", "EIO", "EMFILE", "ENFILE", "ENOSPC", "ESTALE", "ETIMEDOUT"];
+    let reason = match (failure.stage, failure.errno.as_str()) {
+        (_, errno) if passing.contains(&errno) => "ResourceShortage",
+        (Stage::Exec, "ENOENT" | "ENOTDIR") => "CommandNotFound",
+        (Stage::Exec, _) => "CommandNotExecutable",
+        (Stage::Environment, _) => "EnvironmentError",
+        (Stage::Stdio, _) => "StdioError",
+        (Stage::Startup, _) => "StartupError",
+        (Stage::Privileges, _) => "PrivilegeError",
+    };
+    let class = match reason {
+        "ResourceShortage" | "PrivilegeError" => Class::Retry,
+        // A start that was cut off has no field to blame; a refused field has.
+        "StartupError" if failure.errno.is_empty() && failure.message.contains("cut off") => Class::Retry,
+        _ => Class::Hold,
+    };
+    (class, reason, failure.message.clone())
+}
+
+/// The end of a glue that left no record.
+pub fn of_loss(state: Option<&ContainerState>) -> Failure {
+    match state {
+        Some(state) if state.oom_killed => Failure::hold("OutOfMemory", out_of_memory()),
+        Some(state) if !state.running => {
+            let code = state.exit_code.map_or_else(|| "unknown".into(), |c| c.to_string());
+            let message = format!("the payload container ended without a record (exit code {code})");
+            Failure::retry("ContainerLost", message)
+        }
+        _ => Failure::retry("GlueLost", "glue ended without a record, so nothing is known of the job's end"),
+    }
+}
+
+/// Exit code of `watcher run` for a job's report, as docker-run(1) has them: the job's own code, 128+n for a signal, 124 for
+/// the wall limit (timeout(1)), 126 not executable, 127 not found, 125 for every failure of ours.
+pub fn exit_code(report: &super::Report) -> i32 {
+    let outcome = report.record.as_ref().filter(|_| report.verified).map(|r| r.outcome);
+    match (outcome, report.reason.as_str()) {
+        (Some(Outcome::TimedOut), _) => 124,
+        (Some(Outcome::NotStarted), "CommandNotFound") => 127,
+        (Some(Outcome::NotStarted), "CommandNotExecutable") => 126,
+        (Some(Outcome::Exited | Outcome::Signaled), _) => {
+            report.exit_code.or(report.signal.map(|s| 128 + s)).unwrap_or(125)
+        }
+        _ => 125,
+    }
+}

@@ -1,0 +1,110 @@
+//! Fetching a job's results: through descriptors that no link can redirect, after all of its processes have ended.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+
+use glue::contract::layout;
+use glue::volume::Dir;
+use nix::fcntl::OFlag;
+use nix::sys::stat::{SFlag, fstat};
+
+use super::{Report, Request, stage};
+use crate::slot::Slot;
+use crate::store::put_file;
+
+/// Most bytes that are fetched of one job, standard output and error included.
+const BYTES_MAX: u64 = 16 << 30;
+/// Most files.
+const FILES_MAX: u32 = 100_000;
+/// Deepest tree.
+const DEPTH_MAX: usize = 64;
+
+/// What may still be fetched.
+struct Budget {
+    bytes: u64,
+    files: u32,
+}
+
+/// Puts record, standard output and error, and the named outputs into the results directory. What can not be fetched is
+/// named in the report, and is no reason to lose the rest.
+pub fn collect(slot: &Slot, request: &Request, record: Option<&str>, report: &mut Report) -> io::Result<()> {
+    let Some(results) = &request.results else { return Ok(()) };
+    DirBuilder::new().recursive(true).mode(0o755).create(results)?;
+    if let Some(record) = record {
+        put_file(&results.join(layout::RECORD), record.as_bytes())?;
+    }
+    let mut budget = Budget { bytes: BYTES_MAX, files: FILES_MAX };
+    report.outputs.clear();
+    report.missing_outputs.clear();
+    if !request.relay {
+        for name in ["stdout", "stderr"] {
+            let from = slot.data.open_beneath(&format!("{}/{name}", stage::IO), OFlag::O_RDONLY, 0);
+            if let Err(e) = from.and_then(|from| copy(from, &results.join(name), &mut budget)) {
+                report.missing_outputs.push(format!("{name}: {e}"));
+            }
+        }
+    }
+    let work = Dir::open(&layout::work(slot.number))?;
+    let outputs = results.join("outputs");
+    // What an earlier, interrupted try has fetched is fetched again.
+    match fs::remove_dir_all(&outputs) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    for output in &request.outputs {
+        let to = outputs.join(output);
+        let parents = to.parent().map_or(Ok(()), |p| DirBuilder::new().recursive(true).mode(0o755).create(p));
+        match parents.and_then(|()| fetch(&work, output, &to, slot.uid, &mut budget, 0)) {
+            Ok(()) => report.outputs.push(output.clone()),
+            Err(e) => report.missing_outputs.push(format!("{output}: {e}")),
+        }
+    }
+    Ok(())
+}
+
+/// Fetches a file or a directory at `path` beneath `work`.
+fn fetch(work: &Dir, path: &str, to: &Path, uid: u32, budget: &mut Budget, depth: usize) -> io::Result<()> {
+    if depth > DEPTH_MAX {
+        return Err(io::Error::other(format!("nested deeper than {DEPTH_MAX}")));
+    }
+    // Non-blocking, so that a FIFO is an error and not a wait.
+    let from = work.open_beneath(path, OFlag::O_RDONLY | OFlag::O_NONBLOCK, 0)?;
+    let stat = fstat(&from)?;
+    if stat.st_uid != uid {
+        return Err(io::Error::other(format!("belongs to UID {}, not to the payload", stat.st_uid)));
+    }
+    match stat.st_mode & SFlag::S_IFMT.bits() {
+        kind if kind == SFlag::S_IFREG.bits() => copy(from, to, budget),
+        kind if kind == SFlag::S_IFDIR.bits() => {
+            DirBuilder::new().recursive(true).mode(0o755).create(to)?;
+            let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+            let mut dir = nix::dir::Dir::openat(from.as_fd(), ".", flags, nix::sys::stat::Mode::empty())?;
+            for entry in dir.iter() {
+                let entry = entry?;
+                let Ok(name) = entry.file_name().to_str() else {
+                    return Err(io::Error::other("has an entry whose name is not UTF-8"));
+                };
+                if layout::is_component(name) {
+                    let below = format!("{path}/{name}");
+                    fetch(work, &below, &to.join(name), uid, budget, depth + 1)
+                        .map_err(|e| io::Error::new(e.kind(), format!("{below}: {e}")))?;
+                }
+            }
+            Ok(())
+        }
+        _ => Err(io::Error::other("is neither a file nor a directory")),
+    }
+}
+
+fn copy(from: OwnedFd, to: &Path, budget: &mut Budget) -> io::Result<()> {
+    let too_much = || io::Error::new(io::ErrorKind::FileTooLarge, "more output than is fetched of one job");
+    budget.files = budget.files.checked_sub(1).ok_or_else(too_much)?;
+    let _ = fs::remove_file(to);
+    let mut file = File::options().write(true).create_new(true).mode(0o644).open(to)?;
+    let copied = io::copy(&mut File::from(from).take(budget.bytes + 1), &mut file)?;
+    budget.bytes = budget.bytes.checked_sub(copied).ok_or_else(too_much)?;
+    Ok(())
+}

@@ -1,0 +1,62 @@
+//! What clients want of a job while it is under way, and waking whoever waits for the job.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
+
+/// Signals and cancellation for one job.
+pub struct Control {
+    wishes: Mutex<Wishes>,
+    wake: OwnedFd,
+    woken: OwnedFd,
+}
+
+#[derive(Default)]
+struct Wishes {
+    signals: VecDeque<i32>,
+    cancel: Option<String>,
+}
+
+impl Control {
+    /// Nothing is wanted yet.
+    pub fn new() -> io::Result<Self> {
+        let (woken, wake) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC | nix::fcntl::OFlag::O_NONBLOCK)?;
+        Ok(Self { wishes: Mutex::default(), wake, woken })
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Wishes)) {
+        change(&mut self.wishes.lock().unwrap_or_else(PoisonError::into_inner));
+        let _ = nix::unistd::write(&self.wake, b"!");
+    }
+
+    /// Wants this signal sent to the job's main process.
+    pub fn signal(&self, signal: i32) {
+        self.change(|w| w.signals.push_back(signal));
+    }
+
+    /// Wants the job ended, for this reason.
+    pub fn cancel(&self, why: &str) {
+        self.change(|w| w.cancel = Some(why.to_owned()));
+    }
+
+    /// The next signal that is wanted.
+    pub fn next_signal(&self) -> Option<i32> {
+        self.wishes.lock().unwrap_or_else(PoisonError::into_inner).signals.pop_front()
+    }
+
+    /// Why the job is to be ended, if it is.
+    pub fn cancelled(&self) -> Option<String> {
+        self.wishes.lock().unwrap_or_else(PoisonError::into_inner).cancel.clone()
+    }
+
+    /// Becomes readable when something is wanted.
+    pub fn woken(&self) -> BorrowedFd<'_> {
+        self.woken.as_fd()
+    }
+
+    /// Takes the wake-ups.
+    pub fn settle(&self) {
+        while nix::unistd::read(&self.woken, &mut [0; 64]).is_ok_and(|n| n > 0) {}
+    }
+}

@@ -1,0 +1,540 @@
+//! One job's life in a slot: stage, bind, start, run, collect, clean. Each step is written down before it is taken, so that a
+//! restarted watcher goes on where the last one was, and a job has exactly one result.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use glue::contract::record::Refusal;
+use glue::contract::status::Status;
+use glue::processes::{Pinned, Proc};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+
+use super::control::Control;
+use super::relay::{Relay, Streams};
+use super::{Bound, Phase, State, class, collect, now, rfc3339, stage, start};
+use crate::bind::{Binder, Failure, proof};
+use crate::slot::Slot;
+use crate::store::Store;
+use crate::{helper, keys};
+
+/// How containers are used for more than one job.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Reuse {
+    /// A fresh container for each job.
+    #[default]
+    Never,
+    /// The same container for the same owner and image, one job after the other.
+    SameOwner,
+}
+
+/// How the core treats jobs.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Container reuse.
+    pub reuse: Reuse,
+    /// How long a new container's glue may take until it says that it is ready.
+    pub ready_within: Duration,
+    /// Where keys are kept, if they are.
+    pub keep_keys: Option<std::path::PathBuf>,
+}
+
+/// Everything that one job's life needs from around it.
+pub struct Around<'a> {
+    /// The slot.
+    pub slot: &'a Slot,
+    /// How images are bound.
+    pub binder: &'a dyn Binder,
+    /// Where states are kept.
+    pub states: &'a Store,
+    /// How jobs are treated.
+    pub settings: &'a Settings,
+    /// What clients want of this job.
+    pub control: &'a Control,
+    /// Is told of each new phase.
+    pub on_phase: &'a dyn Fn(&State),
+}
+
+/// What a slot still holds from its last job.
+#[derive(Clone, Debug)]
+pub struct Held {
+    /// The container.
+    pub bound: Bound,
+    /// Whose jobs may use it again.
+    pub owner: String,
+}
+
+/// Takes a job to its end, from whatever phase its state is in. Returns what the slot holds afterwards.
+pub fn live(around: &Around<'_>, state: &mut State, streams: Option<Streams>, held: Option<Held>) -> Option<Held> {
+    let mut life = Life { around, state, relay: None, streams, glue: None, resumed: false, held };
+    life.resumed = !matches!(life.state.phase, Phase::Queued | Phase::Staging | Phase::Binding);
+    life.state.slot = Some(around.slot.number);
+    life.state.report.slot = life.state.slot;
+    while life.state.phase != Phase::Done {
+        let step = match life.state.phase {
+            Phase::Queued => Ok(Phase::Staging),
+            Phase::Staging => life.stage(),
+            Phase::Binding => life.bind(),
+            Phase::Starting => life.start(),
+            Phase::Running => life.run(),
+            Phase::Collecting => life.collect(),
+            Phase::Cleaning => life.clean(),
+            Phase::Done => Ok(Phase::Done),
+        };
+        let next = step.unwrap_or_else(|failure| life.failed(failure));
+        life.enter(next);
+    }
+    life.held
+}
+
+struct Life<'a> {
+    around: &'a Around<'a>,
+    state: &'a mut State,
+    relay: Option<Relay>,
+    streams: Option<Streams>,
+    /// Tells when the glue of the bound container ends.
+    glue: Option<OwnedFd>,
+    /// Whether an earlier watcher may have done a part of this phase.
+    resumed: bool,
+    held: Option<Held>,
+}
+
+impl Life<'_> {
+    /// Notes how long the last phase took, and the next one before anything of it is done.
+    fn enter(&mut self, next: Phase) {
+        let took = (now() - self.state.since).max(0.0);
+        let durations = &mut self.state.report.durations;
+        match self.state.phase {
+            Phase::Queued => durations.queued += took,
+            Phase::Staging => durations.stage += took,
+            Phase::Binding => durations.bind += took,
+            Phase::Starting => durations.start += took,
+            Phase::Running => durations.run += took,
+            Phase::Collecting => durations.collect += took,
+            Phase::Cleaning => durations.clean += took,
+            Phase::Done => {}
+        }
+        self.state.phase = next;
+        self.state.since = now();
+        if next == Phase::Done {
+            self.state.report.finished_at = rfc3339(self.state.since);
+            self.state.secrets = None; // the key has done its work
+        }
+        self.save();
+        (self.around.on_phase)(self.state);
+    }
+
+    fn save(&self) {
+        // Without this the job still goes on; what is lost is the way back after a restart.
+        if let Err(e) = self.around.states.put(&self.state.request.id, self.state) {
+            tracing::error!(job = %self.state.request.id, "the job's state can not be kept: {e}");
+        }
+    }
+
+    /// A phase that failed: the report says why, and the slot is cleaned for the next job.
+    fn failed(&mut self, failure: Failure) -> Phase {
+        let report = &mut self.state.report;
+        tracing::warn!(job = %report.job, slot = report.slot, reason = %failure.reason, "{}", failure.message);
+        (report.class, report.reason, report.message) = (failure.class, failure.reason, failure.message);
+        match self.state.phase {
+            Phase::Cleaning => {
+                // A slot that could not be cleaned must not be used again as it is.
+                self.held = None;
+                Phase::Done
+            }
+            Phase::Running if self.state.request.results.is_some() => Phase::Collecting,
+            _ => Phase::Cleaning,
+        }
+    }
+
+    fn stage(&mut self) -> Result<Phase, Failure> {
+        self.refuse_cancelled()?;
+        self.state.request.check().map_err(|e| Failure::hold("InvalidJob", e))?;
+        self.end_leftovers()?;
+        stage::empty(self.around.slot)?;
+        stage::fill(self.around.slot, &self.state.request)?;
+        Ok(Phase::Binding)
+    }
+
+    fn refuse_cancelled(&self) -> Result<(), Failure> {
+        match self.around.control.cancelled() {
+            Some(why) => Err(Failure::retry("Cancelled", format!("{why}, before it had started"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Processes of the payload UID that an earlier, lost job may have left.
+    fn end_leftovers(&self) -> Result<(), Failure> {
+        let Some(bound) = self.state.bound.as_ref().or(self.held.as_ref().map(|h| &h.bound)) else { return Ok(()) };
+        end_processes(self.around.slot, bound, Duration::from_secs_f64(self.state.request.kill_s))
+    }
+
+    fn bind(&mut self) -> Result<Phase, Failure> {
+        let (slot, request) = (self.around.slot, &self.state.request);
+        let held = self.held.take().filter(|held| {
+            self.around.settings.reuse == Reuse::SameOwner
+                && !request.owner.is_empty()
+                && held.owner == request.owner
+                && held.bound.container.image == request.image
+        });
+        if let Some(held) = held
+            && let Ok(glue) = proof::prove(held.bound.pid, slot.number, &held.bound.container.id)
+            && slot.status().is_ok_and(|s| s.is_some_and(|s| s.incarnation == held.bound.incarnation))
+        {
+            self.state.report.reused_container = true;
+            self.take_bound(held.bound, glue);
+            return Ok(Phase::Starting);
+        }
+        let before = slot.status().ok().flatten().map(|status| status.incarnation);
+        slot.silence_chime();
+        let container = self.around.binder.bind(slot.number, &request.image)?;
+        self.state.report.container = Some(container.clone());
+        let (bound, glue) = wait_for_glue(self.around, &container, before.as_deref())?;
+        self.take_bound(bound, glue);
+        Ok(Phase::Starting)
+    }
+
+    fn take_bound(&mut self, bound: Bound, glue: OwnedFd) {
+        self.state.report.container = Some(bound.container.clone());
+        self.held = Some(Held { bound: bound.clone(), owner: self.state.request.owner.clone() });
+        self.state.bound = Some(bound);
+        self.glue = Some(glue);
+    }
+
+    fn bound(&self) -> Result<&Bound, Failure> {
+        self.state.bound.as_ref().ok_or_else(|| Failure::retry("StateLost", "the job's state names no container"))
+    }
+
+    /// Hands the job over exactly once. When an earlier watcher was interrupted here, either the startup file is still there,
+    /// or glue's status names its nonce, or it was never put.
+    fn start(&mut self) -> Result<Phase, Failure> {
+        let slot = self.around.slot;
+        if self.resumed && self.state.secrets.is_some() {
+            self.pin_glue()?;
+            if slot.has_startup() {
+                slot.ring().map_err(|e| Failure::retry("VolumeFull", e.to_string()))?;
+                return Ok(Phase::Running);
+            }
+            if self.was_claimed() {
+                return Ok(Phase::Running);
+            }
+        }
+        self.refuse_cancelled()?;
+        if self.glue.is_none() {
+            self.pin_glue()?;
+        }
+        let relayed_input = self.streams.as_ref().is_some_and(|s| s.stdin.is_some());
+        let bound = self.bound()?;
+        let prepared = start::prepare(slot, bound, &self.state.request, relayed_input)?;
+        if let Some(dir) = &self.around.settings.keep_keys {
+            keys::keep(dir, &prepared.secrets).map_err(|e| Failure::retry("VolumeFull", format!("{}: {e}", dir.display())))?;
+        }
+        self.state.secrets = Some(prepared.secrets);
+        self.save(); // before the file is put: from here on a restarted watcher can prove its record
+        slot.ctl.remove(glue::contract::layout::RECORD).map_err(|e| Failure::retry("VolumeFull", e.to_string()))?;
+        if let Some(streams) = self.streams.take() {
+            let relay = Relay::start(slot, streams);
+            self.relay = Some(relay.map_err(|e| Failure::retry("RelayFailed", format!("streams: {e}")))?);
+        }
+        self.state.rung_at = Some(now());
+        start::hand_over(slot, &self.state.request, &prepared.file)?;
+        Ok(Phase::Running)
+    }
+
+    fn was_claimed(&self) -> bool {
+        let nonce = self.state.secrets.as_ref().map(|s| &s.nonce);
+        self.around.slot.status().is_ok_and(|status| status.is_some_and(|s| s.nonce.as_ref() == nonce))
+    }
+
+    /// A handle on the glue that the state names, or the certainty that it is gone.
+    fn pin_glue(&mut self) -> Result<(), Failure> {
+        let bound = self.bound()?;
+        let pidfd = glue::sys::pidfd_open(bound.pid).ok();
+        // Which process this is was proven when it was bound; that its number has not passed on, its container says.
+        let same = Proc::open().and_then(|p| p.cgroup(bound.pid)).is_ok_and(|cgroup| cgroup == bound.cgroup);
+        match pidfd.filter(|_| same) {
+            Some(pidfd) => self.glue = Some(pidfd),
+            None => return Err(self.lost()),
+        }
+        Ok(())
+    }
+
+    /// Waits for the record, the end of glue, or a client's wish.
+    fn run(&mut self) -> Result<Phase, Failure> {
+        if self.glue.is_none()
+            && let Err(lost) = self.pin_glue()
+        {
+            // Glue may have ended after it had written the record.
+            return if self.take_record()? { Ok(Phase::Collecting) } else { Err(lost) };
+        }
+        let slot = self.around.slot;
+        let mut hard_kill: Option<Instant> = None;
+        let mut started = false;
+        loop {
+            slot.silence_chime();
+            if self.take_record()? {
+                return Ok(Phase::Collecting);
+            }
+            if self.glue.as_ref().is_none_or(proof::has_ended) {
+                // Its last act may have been the record.
+                return if self.take_record()? { Ok(Phase::Collecting) } else { Err(self.lost()) };
+            }
+            let status = slot.status().ok().flatten();
+            self.refused_startup(status.as_ref())?;
+            let main = status.filter(|s| s.nonce.as_ref() == self.nonce()).and_then(|s| s.main_pid);
+            if main.is_some() && !started {
+                started = true;
+                self.relay.iter_mut().for_each(Relay::job_has_started);
+            }
+            hard_kill = self.obey(main, hard_kill)?;
+            if hard_kill.is_some_and(|at| Instant::now() >= at) {
+                hard_kill = None;
+                end_processes(slot, self.bound()?, Duration::from_secs_f64(self.state.request.kill_s))?;
+            }
+            let timeout = hard_kill.map(|at| at.saturating_duration_since(Instant::now()));
+            wait([slot.chime(), self.around.control.woken(), self.glue.as_ref().map_or(slot.chime(), AsFd::as_fd)], timeout);
+        }
+    }
+
+    fn nonce(&self) -> Option<&glue::contract::encoding::Bytes32> {
+        self.state.secrets.as_ref().map(|s| &s.nonce)
+    }
+
+    /// A startup file that glue did not take says why in its status.
+    fn refused_startup(&self, status: Option<&Status>) -> Result<(), Failure> {
+        let ours = self.state.secrets.as_ref().map(|s| s.startup_sha256.as_str());
+        match status.and_then(|s| s.refused.as_ref()) {
+            Some(refused) if Some(refused.startup_sha256.as_str()) == ours => {
+                Err(Failure::retry("StartupRefused", format!("glue refused the startup file: {}", refused.message)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Passes signals on to the job's main process; a cancelled job gets TERM, and what is left after the grace gets KILL.
+    fn obey(&mut self, main: Option<i32>, hard_kill: Option<Instant>) -> Result<Option<Instant>, Failure> {
+        self.around.control.settle();
+        let cancelled = self.around.control.cancelled();
+        if main.is_none() {
+            return Ok(hard_kill); // the wishes wait until there is somebody to send them to
+        }
+        while let Some(signal) = self.around.control.next_signal() {
+            self.signal_main(main, signal);
+        }
+        if let Some(why) = cancelled
+            && self.state.cancelled.is_none()
+        {
+            self.state.cancelled = Some(why);
+            self.save();
+            self.signal_main(main, Signal::SIGTERM as i32);
+            return Ok(Some(Instant::now() + Duration::from_secs_f64(self.state.request.grace_s)));
+        }
+        Ok(hard_kill)
+    }
+
+    fn signal_main(&self, main: Option<i32>, signal: i32) {
+        let Some(main) = main else { return };
+        let (Ok(pinned), Ok(proc)) = (Pinned::new(main), Proc::open()) else { return };
+        // Pinned first, then looked at: the number can not have passed to a stranger in between.
+        let is_payload = proc.process(main).is_some_and(|p| p.uid == self.around.slot.uid)
+            && self.state.bound.as_ref().is_some_and(|b| proc.cgroup(main).is_ok_and(|c| c == b.cgroup));
+        if let Ok(signal) = Signal::try_from(signal)
+            && is_payload
+        {
+            let _ = pinned.signal(signal);
+        }
+    }
+
+    /// Reads the record and verifies it. `Ok(false)`: there is none yet.
+    fn take_record(&mut self) -> Result<bool, Failure> {
+        let refused = |refusal: Refusal| Failure::retry("RecordRefused", refusal.to_string());
+        let Some(bytes) = self.around.slot.record().map_err(|e| Failure::retry("RecordRefused", e.to_string()))? else {
+            return Ok(false);
+        };
+        let Some(secrets) = &self.state.secrets else { return Err(refused(Refusal::BadSignature)) };
+        let report = &mut self.state.report;
+        match keys::check(Some(&bytes), secrets) {
+            Ok(record) => {
+                report.verified = true;
+                (report.exit_code, report.signal) = (record.exit_code, record.signal);
+                let (class, reason, message) = class::of_record(&record, self.state.cancelled.as_deref());
+                (report.class, report.reason, report.message) = (class, reason.to_owned(), message);
+                let started = record.started_at.as_deref().and_then(seconds_of);
+                report.start_latency_ms = started.zip(self.state.rung_at).map(|(at, rung)| (at - rung) * 1e3);
+                report.record = Some(record);
+                self.state.record_jws = String::from_utf8(bytes).ok();
+                Ok(true)
+            }
+            Err(refusal) => {
+                report.refusal = Some(refusal);
+                Err(refused(refusal))
+            }
+        }
+    }
+
+    /// What is to be said when glue is gone and there is no record.
+    fn lost(&mut self) -> Failure {
+        self.state.report.refusal = Some(Refusal::Missing);
+        self.held = None;
+        // The engine may take a moment to notice what the kernel has already said.
+        let give_up = Instant::now() + Duration::from_millis(500);
+        loop {
+            let state = self.around.binder.state(self.around.slot.number).ok();
+            if state.as_ref().is_none_or(|s| !s.running) || Instant::now() >= give_up {
+                return class::of_loss(state.as_ref());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn collect(&mut self) -> Result<Phase, Failure> {
+        if let Some(relay) = self.relay.take() {
+            relay.finish();
+        }
+        // A verified record says that nothing of the job lives; after a loss that has to be made sure of.
+        if !self.state.report.verified || self.state.report.record.as_ref().is_some_and(|r| r.processes.unkilled > 0) {
+            self.held = None;
+            end_processes(self.around.slot, self.bound()?, Duration::from_secs_f64(self.state.request.kill_s))?;
+        }
+        let record = self.state.record_jws.clone();
+        let collected = collect::collect(self.around.slot, &self.state.request, record.as_deref(), &mut self.state.report);
+        if let Err(e) = collected {
+            self.state.report.missing_outputs.push(format!("results: {e}"));
+        }
+        Ok(Phase::Cleaning)
+    }
+
+    fn clean(&mut self) -> Result<Phase, Failure> {
+        if let Some(relay) = self.relay.take() {
+            relay.finish();
+        }
+        let slot = self.around.slot;
+        let bound = self.state.bound.clone();
+        if let Some(bound) = &bound {
+            end_processes(slot, bound, Duration::from_secs_f64(self.state.request.kill_s)).or_else(|e| self.note(e))?;
+            helper::clean_ipc(slot.ids(bound.kill_uid))
+                .map_err(|e| Failure::retry("CleaningFailed", format!("IPC objects: {e}")))
+                .or_else(|e| self.note(e))?;
+        }
+        stage::empty(slot).or_else(|e| self.note(e))?;
+        let glue_lives = self.glue.as_ref().is_some_and(|glue| !proof::has_ended(glue));
+        if !glue_lives {
+            self.held = None;
+        }
+        Ok(Phase::Done)
+    }
+
+    /// Trouble while cleaning does not change the job's result; it only costs the slot its container.
+    fn note(&mut self, failure: Failure) -> Result<(), Failure> {
+        self.held = None;
+        tracing::warn!(job = %self.state.request.id, slot = self.around.slot.number, "cleaning: {failure}");
+        Ok(())
+    }
+}
+
+/// Ends what is left of the payload UID in the container, and makes sure of it.
+fn end_processes(slot: &Slot, bound: &Bound, within: Duration) -> Result<(), Failure> {
+    let inside = || {
+        let proc = Proc::open()?;
+        let all = proc.of_uid(slot.uid)?;
+        Ok::<bool, std::io::Error>(all.iter().any(|p| proc.cgroup(p.pid).is_ok_and(|c| c == bound.cgroup)))
+    };
+    if inside().is_ok_and(|any| !any) {
+        return Ok(());
+    }
+    let left = helper::kill(slot.ids(bound.kill_uid), &bound.cgroup, within)
+        .map_err(|e| Failure::retry("KillFailed", format!("the payload's processes: {e}")))?;
+    match left {
+        0 => Ok(()),
+        n => Err(Failure::retry("Unkillable", format!("{n} processes of the payload could not be ended"))),
+    }
+}
+
+/// Waits until the container's glue says `ready` under a new incarnation and has passed the mount proof.
+fn wait_for_glue(
+    around: &Around<'_>,
+    container: &crate::bind::Container,
+    before: Option<&str>,
+) -> Result<(Bound, OwnedFd), Failure> {
+    let slot = around.slot;
+    let give_up = Instant::now() + around.settings.ready_within;
+    let mut ask_engine = Instant::now() + Duration::from_millis(300);
+    loop {
+        slot.silence_chime();
+        // Wrong mounts show with whatever runs there; waiting for a glue that an image keeps away would be in vain.
+        proof::look_at_any(slot.number, &container.id)?;
+        let status = slot.status().ok().flatten().filter(|s| Some(s.incarnation.as_str()) != before);
+        let proc = Proc::open().map_err(|e| Failure::retry("EngineError", e.to_string()))?;
+        if let Some(status) = status
+            && let Ok(cgroup) = proc.cgroup(status.pid)
+            && proof::is_of_container(&cgroup, &container.id)
+        {
+            if !status.contract.contains(&glue::contract::VERSION) {
+                let message = format!("glue {} speaks contract {:?}", status.glue, status.contract);
+                return Err(Failure::retry("VersionMismatch", message));
+            }
+            if (status.uid, status.gid) != (slot.uid, slot.gid) {
+                return Err(Failure::retry("VersionMismatch", "glue and watcher see different owners of work/"));
+            }
+            slot.ids(status.kill_uid).check().map_err(|e| Failure::retry("VersionMismatch", e))?;
+            let glue = proof::prove(status.pid, slot.number, &container.id)?;
+            let (incarnation, pid, kill_uid) = (status.incarnation, status.pid, status.kill_uid);
+            return Ok((Bound { container: container.clone(), incarnation, pid, kill_uid, cgroup }, glue));
+        }
+        if let Some(why) = around.control.cancelled() {
+            return Err(Failure::retry("Cancelled", format!("{why}, before it had started")));
+        }
+        if Instant::now() >= ask_engine {
+            ask_engine = Instant::now() + Duration::from_secs(1);
+            if let Ok(state) = around.binder.state(slot.number)
+                && !state.running
+            {
+                let code = state.exit_code.map_or_else(String::new, |c| format!(" with exit code {c}"));
+                let message = format!("the new container ended{code} before its glue was ready: see the container's log");
+                return Err(Failure::hold("ContainerCannotRun", message));
+            }
+        }
+        if Instant::now() >= give_up {
+            let message = format!("the new container's glue said nothing within {:?}", around.settings.ready_within);
+            return Err(Failure::retry("GlueSilent", message));
+        }
+        // The chime wakes at once; the short wait is for an image that keeps glue from ringing it.
+        wait([slot.chime(), around.control.woken(), slot.chime()], Some(Duration::from_millis(50)));
+    }
+}
+
+/// Waits until one of the descriptors is readable, or the time is over.
+fn wait(fds: [BorrowedFd<'_>; 3], timeout: Option<Duration>) {
+    let millis = timeout.map_or(-1, |t| i32::try_from(t.as_millis()).unwrap_or(i32::MAX).saturating_add(1));
+    let mut wait = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+    let _ = poll(&mut wait, PollTimeout::try_from(millis).unwrap_or(PollTimeout::NONE));
+}
+
+/// Seconds since the epoch of an RFC 3339 text as glue writes it.
+fn seconds_of(text: &str) -> Option<f64> {
+    let (date, time) = text.strip_suffix('Z')?.split_once('T')?;
+    let mut date = date.split('-').map(|n| n.parse::<i64>().ok());
+    let (year, month, day) = (date.next()??, date.next()??, date.next()??);
+    let mut time = time.split(':').map(|n| n.parse::<f64>().ok());
+    let (hour, minute, second) = (time.next()??, time.next()??, time.next()??);
+    // Days since the epoch, counting years from March so that the leap day comes last.
+    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let days = 365 * year + year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400) + (153 * month + 2) / 5 + day
+        - 1
+        - 719_468;
+    Some(days as f64 * 86_400.0 + hour * 3_600.0 + minute * 60.0 + second)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read_back() {
+        for seconds in [0i64, 951_782_400, 1_709_251_199, 4_102_444_800, 1_795_000_000] {
+            let text = glue::contract::time::rfc3339(seconds, 250_000_000);
+            assert_eq!(seconds_of(&text), Some(seconds as f64 + 0.25), "{text}");
+        }
+        assert_eq!(seconds_of("yesterday"), None);
+    }
+}

@@ -1,0 +1,345 @@
+//! One job: what is asked for, how far it is, and what came of it.
+
+pub mod class;
+pub mod collect;
+pub mod control;
+pub mod life;
+pub mod relay;
+pub mod stage;
+pub mod start;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use glue::contract::encoding::Bytes32;
+use glue::contract::record::{Record, Refusal};
+use glue::contract::startup::{EnvFormat, EnvMode, Object, Rlimit};
+use serde::{Deserialize, Serialize};
+
+use crate::bind::{Class, Container};
+
+/// Longest name of a job.
+const ID_MAX: usize = 128;
+
+/// What a client asks for. Paths are those of the pilot container.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Request {
+    /// Name of this start of the job, unique within the pilot: letters, digits, `.`, `_`, `-`. Submitting a name again
+    /// attaches to the job that has it.
+    pub id: String,
+    /// The image to run in.
+    pub image: String,
+    /// Program and arguments; no shell in between.
+    pub argv: Vec<String>,
+    /// Whose job it is; for `--reuse same-owner`.
+    #[serde(default)]
+    pub owner: String,
+    /// Which attempt this is, from 1.
+    #[serde(default = "one")]
+    pub attempt: u32,
+    /// Variables, applied last.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// Where the environment starts from.
+    #[serde(default)]
+    pub env_mode: EnvMode,
+    /// Environment files, applied in order.
+    #[serde(default)]
+    pub env_files: Vec<EnvSource>,
+    /// Working directory; `work/` where none is given.
+    #[serde(default)]
+    pub cwd: Option<String>,
+    /// File mode creation mask, octal.
+    #[serde(default)]
+    pub umask: Option<String>,
+    /// Resource limits.
+    #[serde(default)]
+    pub rlimits: Object<Rlimit>,
+    /// Symbolic links to make in the image's root: path to target.
+    #[serde(default)]
+    pub links: Object<String>,
+    /// Whether to add an account line for the payload's UID to the image's passwd and group.
+    #[serde(default)]
+    pub passwd: bool,
+    /// Wall limit in seconds; 0 for none.
+    #[serde(default)]
+    pub timeout_s: f64,
+    /// Seconds between soft and hard kill.
+    #[serde(default = "ten")]
+    pub grace_s: f64,
+    /// Bound on the final clean-up, seconds.
+    #[serde(default = "ten")]
+    pub kill_s: f64,
+    /// A directory whose content is copied into `work/`.
+    #[serde(default)]
+    pub inputs: Option<PathBuf>,
+    /// A file for standard input.
+    #[serde(default)]
+    pub stdin: Option<PathBuf>,
+    /// Whether the client's own descriptors 0 to 2 are relayed; else output goes to files that are collected.
+    #[serde(default)]
+    pub relay: bool,
+    /// A directory for the results; made if need be.
+    #[serde(default)]
+    pub results: Option<PathBuf>,
+    /// Files and directories beneath `work/` that are collected into the results.
+    #[serde(default)]
+    pub outputs: Vec<String>,
+}
+
+/// An environment file in the pilot container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EnvSource {
+    /// Its path.
+    pub path: PathBuf,
+    /// How it is written.
+    pub format: EnvFormat,
+}
+
+const fn one() -> u32 {
+    1
+}
+
+const fn ten() -> f64 {
+    10.0
+}
+
+impl Request {
+    /// Checks what can be checked before the job has a slot; glue checks the rest.
+    pub fn check(&self) -> Result<(), String> {
+        if !is_id(&self.id) {
+            return Err(format!(
+                "job name {:?}: use 1 to {ID_MAX} letters, digits, '.', '_' or '-', not starting with '.'",
+                glue::contract::startup::printable(&self.id)
+            ));
+        }
+        if self.image.is_empty() {
+            return Err("no image is given".into());
+        }
+        if self.argv.first().is_none_or(String::is_empty) {
+            return Err("no program is given: an image's own ENTRYPOINT is not known here, so argv is required".into());
+        }
+        if let Some(bad) = self.outputs.iter().find(|o| !glue::contract::layout::is_beneath(o)) {
+            return Err(format!("output {bad:?}: must be a path beneath work/, without . or .."));
+        }
+        Ok(())
+    }
+}
+
+/// Whether `id` can name a job, and a file.
+pub fn is_id(id: &str) -> bool {
+    (1..=ID_MAX).contains(&id.len())
+        && !id.starts_with('.')
+        && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+}
+
+/// How far a job is. Each step is written down before it is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// Waits for a slot.
+    Queued,
+    /// The slot is cleaned and filled.
+    Staging,
+    /// The image is being bound.
+    Binding,
+    /// The startup file is being handed over.
+    Starting,
+    /// Handed over; waiting for the record.
+    Running,
+    /// The record is in hand; outputs are fetched.
+    Collecting,
+    /// The slot is cleaned.
+    Cleaning,
+    /// Over; the report is ready.
+    Done,
+}
+
+/// A container whose glue has been proven.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bound {
+    /// The container.
+    pub container: Container,
+    /// Its glue's incarnation.
+    pub incarnation: String,
+    /// Its glue's process ID.
+    pub pid: i32,
+    /// The slot's kill UID, as its glue says.
+    pub kill_uid: u32,
+    /// The cgroups of its processes.
+    pub cgroup: String,
+}
+
+/// What proves the record of one start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Secrets {
+    /// Name of the job, as in the startup file.
+    pub job: String,
+    /// Signs the record.
+    pub key: Bytes32,
+    /// Comes back in the record.
+    pub nonce: Bytes32,
+    /// The glue it was meant for.
+    pub incarnation: String,
+    /// SHA-256 of the startup file, lower-case hex.
+    pub startup_sha256: String,
+}
+
+/// Seconds that each phase took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Durations {
+    /// Waiting for a slot.
+    pub queued: f64,
+    /// Cleaning and filling the slot.
+    pub stage: f64,
+    /// Changing the image, up to the mount proof.
+    pub bind: f64,
+    /// Handing the job over, up to the ring.
+    pub start: f64,
+    /// From the ring to the record.
+    pub run: f64,
+    /// Verifying and fetching.
+    pub collect: f64,
+    /// Cleaning the slot.
+    pub clean: f64,
+}
+
+/// What came of a job: exactly one for each attempt.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// Version of this form, 1.
+    pub version: u32,
+    /// The job.
+    pub job: String,
+    /// Which attempt.
+    pub attempt: u32,
+    /// The slot it had.
+    pub slot: Option<u32>,
+    /// The image that was asked for.
+    pub image: String,
+    /// Where it ran.
+    pub container: Option<Container>,
+    /// What it means to the pilot.
+    pub class: Class,
+    /// One CamelCase word on why it ended: `Completed`, `Error`, `TimedOut`, or what went wrong.
+    pub reason: String,
+    /// The whole story in words.
+    pub message: String,
+    /// The job's exit code, from a verified record only.
+    pub exit_code: Option<i32>,
+    /// The signal that ended the job, from a verified record only.
+    pub signal: Option<i32>,
+    /// Whether there is a record and it is true.
+    pub verified: bool,
+    /// Why the record was refused, if one was expected.
+    pub refusal: Option<Refusal>,
+    /// The record's payload, verified.
+    pub record: Option<Record>,
+    /// How long each phase took.
+    pub durations: Durations,
+    /// From the bell to the job's exec, milliseconds.
+    pub start_latency_ms: Option<f64>,
+    /// Whether the container of an earlier job was used again.
+    pub reused_container: bool,
+    /// Outputs that were collected.
+    pub outputs: Vec<String>,
+    /// Outputs that were asked for and not collected, each with the reason.
+    pub missing_outputs: Vec<String>,
+    /// When it was over, RFC 3339 UTC.
+    pub finished_at: String,
+}
+
+impl Report {
+    /// A report about a job of which nothing is known yet.
+    pub fn new(request: &Request) -> Self {
+        Self {
+            version: 1,
+            job: request.id.clone(),
+            attempt: request.attempt,
+            slot: None,
+            image: request.image.clone(),
+            container: None,
+            class: Class::Retry,
+            reason: "Unknown".into(),
+            message: String::new(),
+            exit_code: None,
+            signal: None,
+            verified: false,
+            refusal: None,
+            record: None,
+            durations: Durations::default(),
+            start_latency_ms: None,
+            reused_container: false,
+            outputs: Vec::new(),
+            missing_outputs: Vec::new(),
+            finished_at: String::new(),
+        }
+    }
+}
+
+/// A job's whole state, as it is kept in the private volume.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct State {
+    /// What was asked for.
+    pub request: Request,
+    /// How far it is.
+    pub phase: Phase,
+    /// Since when, seconds since the epoch.
+    pub since: f64,
+    /// The slot that it has.
+    pub slot: Option<u32>,
+    /// Where it runs.
+    pub bound: Option<Bound>,
+    /// What proves its record.
+    pub secrets: Option<Secrets>,
+    /// When the bell was rung, seconds since the epoch.
+    pub rung_at: Option<f64>,
+    /// The record as it was read, once it is verified.
+    pub record_jws: Option<String>,
+    /// Whether a client asked for its end.
+    pub cancelled: Option<String>,
+    /// What is known so far.
+    pub report: Report,
+}
+
+impl State {
+    /// A job that was just handed over.
+    pub fn new(request: Request) -> Self {
+        let report = Report::new(&request);
+        Self {
+            request,
+            phase: Phase::Queued,
+            since: now(),
+            slot: None,
+            bound: None,
+            secrets: None,
+            rung_at: None,
+            record_jws: None,
+            cancelled: None,
+            report,
+        }
+    }
+}
+
+/// Seconds since the epoch.
+pub fn now() -> f64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
+}
+
+/// A time as RFC 3339 in UTC.
+pub fn rfc3339(seconds: f64) -> String {
+    glue::contract::time::rfc3339(seconds.floor() as i64, (seconds.fract().max(0.0) * 1e9) as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_id;
+
+    #[test]
+    fn names() {
+        assert!(is_id("a") && is_id("job-1.2_x") && is_id(&"a".repeat(128)));
+        assert!(!is_id("") && !is_id(".a") && !is_id("a/b") && !is_id("a b") && !is_id("ä") && !is_id(&"a".repeat(129)));
+    }
+}

@@ -1,0 +1,140 @@
+//! Relaying a client's standard streams through the slot's FIFOs.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::thread::JoinHandle;
+
+use glue::contract::layout::STREAMS;
+use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::stat::{Mode, fchmod};
+use nix::unistd::{Gid, Uid, fchown};
+
+use crate::slot::Slot;
+
+/// A client's descriptors 0 to 2; no input where the first is `None`.
+pub struct Streams {
+    /// What the job reads.
+    pub stdin: Option<OwnedFd>,
+    /// Where the job's output goes.
+    pub stdout: OwnedFd,
+    /// Where the job's errors go.
+    pub stderr: OwnedFd,
+}
+
+/// Relays under way.
+pub struct Relay {
+    /// Keep the output FIFOs open until the job is over, so that its opening and closing them is no end.
+    keep_open: Vec<OwnedFd>,
+    /// Keeps the input FIFO open until the job has opened its end.
+    input_open: Option<OwnedFd>,
+    stop: Option<OwnedFd>,
+    outputs: Vec<JoinHandle<()>>,
+}
+
+impl Relay {
+    /// Makes the FIFOs, opens our ends, and starts to relay. The payload may open its own ends again through /proc/self/fd,
+    /// as programs do with /dev/stdout: its group has the right for that, and no way to the names.
+    pub fn start(slot: &Slot, streams: Streams) -> io::Result<Self> {
+        let mut keep_open = Vec::new();
+        let open = |name: &str, group_bits: u32| -> io::Result<OwnedFd> {
+            slot.ctl.remove(name)?;
+            let both = slot.ctl.open_fifo(name)?;
+            fchown(both.as_fd(), Some(Uid::from_raw(0)), Some(Gid::from_raw(slot.gid)))?;
+            fchmod(&both, Mode::from_bits_truncate(0o600 | group_bits))?;
+            Ok(both)
+        };
+        let [name_in, name_out, name_err] = STREAMS;
+        let mut outputs = Vec::new();
+        for (name, to) in [(name_out, streams.stdout), (name_err, streams.stderr)] {
+            keep_open.push(open(name, 0o020)?);
+            let from = slot.ctl.open_beneath(name, OFlag::O_RDONLY | OFlag::O_NONBLOCK, 0)?;
+            glue::sys::set_blocking(from.as_fd())?;
+            let thread = std::thread::Builder::new().name(format!("relay-{name}"));
+            outputs.push(thread.spawn(move || copy(File::from(from), File::from(to)))?);
+        }
+        let (mut stop, mut input_open) = (None, None);
+        if let Some(from) = streams.stdin {
+            let both = open(name_in, 0o040)?;
+            let to = slot.ctl.open_beneath(name_in, OFlag::O_WRONLY | OFlag::O_NONBLOCK, 0)?;
+            glue::sys::set_blocking(to.as_fd())?;
+            let (stopped, stopper) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+            stop = Some(stopper);
+            input_open = Some(both);
+            // Detached: it may sit in a write that ends only with the job.
+            std::thread::Builder::new()
+                .name(format!("relay-{name_in}"))
+                .spawn(move || copy_until(&File::from(from), File::from(to), &stopped))?;
+        }
+        Ok(Self { keep_open, input_open, stop, outputs })
+    }
+
+    /// The job has its ends: from now on its end of the input FIFO is the only one to read from.
+    pub fn job_has_started(&mut self) {
+        // The outputs stay open on our side until the job is over; the input must not.
+        self.input_open = None;
+    }
+
+    /// The job is over: relays what is left, then ends.
+    pub fn finish(mut self) {
+        self.job_has_started();
+        self.keep_open.clear();
+        self.stop = None;
+        for thread in self.outputs.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Copies until the end of `from`. When `to` is gone, the rest is read and dropped, so that the job does not block.
+fn copy(mut from: File, mut to: File) {
+    let mut bytes = [0; 16384];
+    let mut gone = false;
+    while let Ok(n) = from.read(&mut bytes) {
+        let Some(some) = bytes.get(..n).filter(|some| !some.is_empty()) else { return };
+        gone = gone || write_all(&mut to, some).is_err();
+    }
+}
+
+/// Writes everything, also to a descriptor that somebody else has made non-blocking.
+fn write_all(to: &mut File, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match to.write(bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(n) => bytes = bytes.get(n..).unwrap_or_default(),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                poll(&mut [PollFd::new(to.as_fd(), PollFlags::POLLOUT)], PollTimeout::NONE)?;
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// Copies until the end of `from`, or until the other end of `stopped` is closed.
+fn copy_until(mut from: &File, mut to: File, stopped: &OwnedFd) {
+    let mut bytes = [0; 16384];
+    loop {
+        let mut wait = [PollFd::new(from.as_fd(), PollFlags::POLLIN), PollFd::new(stopped.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut wait, PollTimeout::NONE).is_err() {
+            return;
+        }
+        let [input, stop] = &wait;
+        if stop.any() == Some(true) {
+            return;
+        }
+        if input.any() != Some(true) {
+            continue;
+        }
+        match from.read(&mut bytes) {
+            Ok(n) if n > 0 => {
+                if bytes.get(..n).is_none_or(|some| write_all(&mut to, some).is_err()) {
+                    return;
+                }
+            }
+            _ => return,
+        }
+    }
+}

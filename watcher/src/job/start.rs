@@ -1,0 +1,102 @@
+//! Handing a job to glue: the startup file, its secrets, and the environment files.
+
+use std::fs;
+use std::io;
+
+use glue::contract::encoding::{Bytes32, sha256_hex};
+use glue::contract::layout::{ENV_FILE_MAX, ENV_PREFIX, STARTUP, STARTUP_MAX, STREAMS};
+use glue::contract::startup::{EnvFile, Object, Startup, Stream};
+
+use super::{Bound, Request, Secrets, stage};
+use crate::bind::Failure;
+use crate::slot::Slot;
+
+/// A startup file that is ready to be put, and what proves the record that will answer it.
+pub struct Prepared {
+    /// The file's bytes.
+    pub file: Vec<u8>,
+    /// What proves the record.
+    pub secrets: Secrets,
+}
+
+fn fresh() -> io::Result<Bytes32> {
+    let mut bytes = [0; 32];
+    glue::sys::random(&mut bytes)?;
+    Ok(Bytes32::new(bytes))
+}
+
+fn stream(n: usize, relay: bool, file: &str) -> Stream {
+    let name = STREAMS.get(n).copied().unwrap_or_default().to_owned();
+    match relay {
+        true => Stream { file: None, append: false, fifo: Some(name) },
+        false => Stream { file: Some(format!("{}/{file}", stage::IO)), append: false, fifo: None },
+    }
+}
+
+/// Makes the startup file for one start, with a fresh key and nonce.
+pub fn prepare(slot: &Slot, bound: &Bound, request: &Request, relayed_input: bool) -> Result<Prepared, Failure> {
+    let random = |e: io::Error| Failure::retry("EngineError", format!("no random numbers: {e}"));
+    let (key, nonce) = (fresh().map_err(random)?, fresh().map_err(random)?);
+    let stdin = match (&request.stdin, relayed_input) {
+        (Some(_), _) => Some(stream(0, false, "stdin")),
+        (None, true) => Some(stream(0, true, "")),
+        (None, false) => None,
+    };
+    let env_files = request.env_files.iter().enumerate();
+    let startup = Startup {
+        version: glue::contract::VERSION,
+        job: request.id.clone(),
+        nonce: nonce.clone(),
+        key: key.clone(),
+        incarnation: bound.incarnation.clone(),
+        argv: request.argv.clone(),
+        cwd: request.cwd.clone(),
+        env_mode: request.env_mode,
+        env_files: env_files.map(|(n, f)| EnvFile { name: format!("{ENV_PREFIX}{n}"), format: f.format }).collect(),
+        env: Object(request.env.clone().into_iter().collect()),
+        uid: slot.uid,
+        gid: slot.gid,
+        groups: Vec::new(),
+        umask: request.umask.clone().unwrap_or_else(|| "022".into()),
+        stdin,
+        stdout: Some(stream(1, request.relay, "stdout")),
+        stderr: Some(stream(2, request.relay, "stderr")),
+        rlimits: request.rlimits.clone(),
+        links: request.links.clone(),
+        passwd: request.passwd,
+        timeout_s: request.timeout_s,
+        grace_s: request.grace_s,
+        kill_s: request.kill_s,
+    };
+    // Glue checks the same again; here it comes back with the job still unclaimed.
+    startup
+        .check(slot.ids(bound.kill_uid), &bound.incarnation)
+        .map_err(|invalid| Failure::hold("InvalidJob", invalid.to_string()))?;
+    let file = serde_json::to_vec(&startup).map_err(|e| Failure::hold("InvalidJob", e.to_string()))?;
+    if file.len() as u64 > STARTUP_MAX {
+        let message = format!("the startup file would have {} bytes, more than {STARTUP_MAX}", file.len());
+        return Err(Failure::hold("InvalidJob", message));
+    }
+    let startup_sha256 = sha256_hex(&file);
+    let secrets =
+        Secrets { job: request.id.clone(), key, nonce, incarnation: bound.incarnation.clone(), startup_sha256 };
+    Ok(Prepared { file, secrets })
+}
+
+/// Puts environment files and startup file, then rings.
+pub fn hand_over(slot: &Slot, request: &Request, file: &[u8]) -> Result<(), Failure> {
+    for (n, source) in request.env_files.iter().enumerate() {
+        let shown = source.path.display();
+        let text = fs::read(&source.path).map_err(|e| Failure::hold("EnvironmentError", format!("{shown}: {e}")))?;
+        if text.len() as u64 > ENV_FILE_MAX {
+            return Err(Failure::hold("EnvironmentError", format!("{shown} has more than {ENV_FILE_MAX} bytes")));
+        }
+        slot.ctl.replace(&format!("{ENV_PREFIX}{n}"), &text, 0o600).map_err(put_failed)?;
+    }
+    slot.ctl.replace(STARTUP, file, 0o600).map_err(put_failed)?;
+    slot.ring().map_err(put_failed)
+}
+
+fn put_failed(e: io::Error) -> Failure {
+    Failure::retry("VolumeFull", format!("the job can not be handed over: {e}"))
+}
