@@ -22,7 +22,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use glue::contract::environment::{Environment, apply_sh};
 
-/// Program, first argument and whether it may be missing.
+/// What a shell is called in messages, and how it is started. Each has to be there: a missing one fails the test.
 const SHELLS: [(&str, &[&str]); 4] = [
     ("dash", &["dash"]),
     ("bash", &["bash"]),

@@ -91,6 +91,20 @@ fn accepted() {
 }
 
 #[test]
+fn the_example_of_the_manual() {
+    let manual = include_str!("../../../../docs/environment-files.md");
+    let example = manual.split("```sh\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let mut env = start();
+    env.set(b"PATH", b"/usr/bin:/bin");
+    apply_sh(&mut env, example.as_bytes()).unwrap_or_else(|e| panic!("{e}\n{example}"));
+    for (name, value) in
+        [("DIR", "/tmp/job"), ("EMPTY", ""), ("TEXT", "quotes \"escaped\", 1 and $literal"), ("LONG", "onetwo")]
+    {
+        assert_eq!(env.get(name.as_bytes()), Some(value.as_bytes()), "{name}");
+    }
+}
+
+#[test]
 fn refused() {
     for (text, position, message) in [
         // Not an assignment.
@@ -189,13 +203,13 @@ fn refused() {
 fn work_is_bounded() {
     let doubling = ["A=0123456789abcdef\n", &"A=$A$A\n".repeat(17)].concat();
     assert!(
-        outcome(doubling.as_bytes()).unwrap_err().contains("line 17, column 5: the values of this file come to more")
+        outcome(doubling.as_bytes()).unwrap_err().contains("line 17, column 3: the values of this file come to more")
     );
     let nested = |levels: usize| format!("A={}x{}", "${Z:-".repeat(levels), "}".repeat(levels));
     assert_eq!(outcome(nested(16).as_bytes()).as_deref(), Ok("x"));
     assert!(outcome(nested(17).as_bytes()).unwrap_err().contains("more than 16 levels"));
     assert!(outcome(nested(100_000).as_bytes()).unwrap_err().contains("more than 16 levels"));
-    assert!(outcome("A=$U\n".repeat(10_000).as_bytes()).unwrap_err().contains("line 8193, column 3: more than 16384"));
+    assert!(outcome("A=$U\n".repeat(10_000).as_bytes()).unwrap_err().contains("line 8193, column 1: more than 16384"));
     let mut env = Environment::new();
     assert!(apply_nul(&mut env, &b"A=1\0".repeat(20_000)).unwrap_err().message.contains("more than 16384"));
 }
@@ -210,15 +224,11 @@ fn entries_between_nul_bytes() {
     }
     apply_nul(&mut env, b"A=3\0").unwrap();
     assert_eq!(env.get(b"A"), Some(&b"3"[..]));
-    for (text, entry) in
-        [(&b"A"[..], 1), (b"A=1\0=2", 2), (b"A=1\0\0B=2", 2), (b"\0", 1), (b"A=1\0\0", 2), (b"\0A=1", 1)]
-    {
-        // One NUL byte alone is an empty file with its last NUL.
-        let error = apply_nul(&mut Environment::new(), text);
-        match text {
-            b"\0" => assert_eq!(error, Ok(())),
-            _ => assert_eq!(error.map_err(|e| (e.line, e.column)), Err((entry, 1)), "{}", text.escape_ascii()),
-        }
+    // One NUL byte alone ends a file without entries.
+    assert_eq!(apply_nul(&mut Environment::new(), b"\0"), Ok(()));
+    for (text, entry) in [(&b"A"[..], 1), (b"A=1\0=2", 2), (b"A=1\0\0B=2", 2), (b"A=1\0\0", 2), (b"\0A=1", 1)] {
+        let error = apply_nul(&mut Environment::new(), text).unwrap_err();
+        assert_eq!((error.line, error.column), (entry, 1), "{}", text.escape_ascii());
     }
 }
 
