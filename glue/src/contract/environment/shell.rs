@@ -205,20 +205,21 @@ impl<'a> Reader<'a> {
                     self.skip(1);
                     self.word(Double, live, at)?;
                 }
-                (b'"' | b'\'', BraceInDouble) => {
-                    return refuse(at, "shells differ on quotes within \"${NAME:-word}\"; write ${NAME:-\"word\"}");
+                (b'"' | b'\'' | b'{' | b'~' | b'<' | b'>' | b'(' | b')', BraceInDouble) => {
+                    return refuse(at, "shells differ on this within \"${NAME:-word}\"; write ${NAME:-\"word\"}");
                 }
                 (b'\n', Brace | BraceInDouble) => return refuse(opened, "this ${ is not closed on its line"),
-                (b'~', Brace | BraceInDouble) => return refuse(at, "tilde within ${NAME:-word}; write $HOME"),
-                (b'~', Plain) if !self.is_plain_tilde() => {
+                (b'~', Plain | Brace) if within == Brace || !self.is_plain_tilde() => {
                     return refuse(at, "tilde that sh might expand; write $HOME, or quote it: '~'");
                 }
-                (b'{', Brace | BraceInDouble) => return refuse(at, "brace within ${NAME:-word}"),
                 (b'{', Plain) if self.export => {
                     return refuse(at, "brace that bash expands after export; quote it: '{'");
                 }
-                (b'&' | b'|' | b'<' | b'>' | b'(' | b')', Plain | Brace) | (b';' | b'#', Brace) => {
-                    return refuse(at, format!("'{}' without quotes; quote it: '{0}'", char::from(byte)));
+                (b'&' | b'|' | b'<' | b'>' | b'(' | b')', Plain | Brace) | (b';' | b'#' | b'{', Brace) => {
+                    return refuse(
+                        at,
+                        format!("'{}' outside of quotes; to have it in the value, quote it", char::from(byte)),
+                    );
                 }
                 _ => {
                     self.skip(1);
@@ -255,6 +256,9 @@ impl<'a> Reader<'a> {
             (Some(b'\n'), _) => {
                 self.skip(1);
                 Ok(())
+            }
+            (Some(b'}'), Double) if self.nesting > 0 => {
+                refuse(at, "shells differ on \\} in double quotes within ${NAME:-word}; write '}'")
             }
             (Some(byte), Plain | Brace)
             | (Some(byte @ (b'$' | b'`' | b'"' | b'\\')), Double | BraceInDouble)
