@@ -7,8 +7,11 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
-/// Most open files that a container may ask for, where the host itself has no lower limit.
+/// Most open files that a process of a container may ask for, where the host itself has no lower limit.
 const OPEN_FILES_MAX: u64 = 1 << 20;
+/// Most processes of one payload UID, where the host has no lower limit. The limit of a container is `--pids`; this
+/// one is only set because podman's own default is above what a host without CAP_SYS_RESOURCE lets it set.
+const PROCESSES_MAX: u64 = 20_000;
 
 /// What of this machine decides how the engine is set up.
 #[derive(Debug)]
@@ -21,13 +24,13 @@ struct Machine {
 
 impl Machine {
     fn look() -> Result<Self, Failure> {
-        let hard = |what| getrlimit(what).map_or(OPEN_FILES_MAX, |(_, hard)| hard.min(OPEN_FILES_MAX));
+        let hard = |what, most: u64| getrlimit(what).map_or(most, |(_, hard)| hard.min(most));
         Ok(Self {
             runtime: runtime(cgroup_v2(), |name| in_path(name).is_some())?,
             systemd: Path::new("/run/systemd/system").is_dir()
                 && fs::read_to_string("/proc/1/comm").is_ok_and(|c| c.trim() == "systemd"),
-            open_files: hard(Resource::RLIMIT_NOFILE),
-            processes: hard(Resource::RLIMIT_NPROC),
+            open_files: hard(Resource::RLIMIT_NOFILE, OPEN_FILES_MAX),
+            processes: hard(Resource::RLIMIT_NPROC, PROCESSES_MAX),
         })
     }
 }
