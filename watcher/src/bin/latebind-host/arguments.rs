@@ -248,7 +248,21 @@ mod tests {
 
     #[test]
     fn a_command_may_look_like_options() {
-        let line = ["latebind-host", "run", "-i", "-e", "A=b", "--watcher-arg", "--x", "localhost/a:1", "--", "ls", "-l", "--", "--help"];
+        let line = [
+            "latebind-host",
+            "run",
+            "-i",
+            "-e",
+            "A=b",
+            "--watcher-arg",
+            "--x",
+            "localhost/a:1",
+            "--",
+            "ls",
+            "-l",
+            "--",
+            "--help",
+        ];
         let Verb::Run(run) = Arguments::try_parse_from(line).unwrap().verb else { panic!("not run") };
         assert_eq!(run.command, ["ls", "-l", "--", "--help"]);
         assert_eq!(run.watcher_arg, ["--x"]);

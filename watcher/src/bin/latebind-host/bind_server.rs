@@ -57,10 +57,35 @@ struct Request {
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Answer {
-    Bound { ok: bool, container: String, image: String, image_id: String, pulled: bool },
-    State { ok: bool, container: Option<String>, image: Option<String>, status: &'static str, exit_code: Option<i32>, oom_killed: bool },
-    Info { ok: bool, name: String, slots: u32, memory: Option<u64>, cpus: Option<f64>, pids: Option<u64> },
-    Refused { ok: bool, class: Class, reason: &'static str, message: String },
+    Bound {
+        ok: bool,
+        container: String,
+        image: String,
+        image_id: String,
+        pulled: bool,
+    },
+    State {
+        ok: bool,
+        container: Option<String>,
+        image: Option<String>,
+        status: &'static str,
+        exit_code: Option<i32>,
+        oom_killed: bool,
+    },
+    Info {
+        ok: bool,
+        name: String,
+        slots: u32,
+        memory: Option<u64>,
+        cpus: Option<f64>,
+        pids: Option<u64>,
+    },
+    Refused {
+        ok: bool,
+        class: Class,
+        reason: &'static str,
+        message: String,
+    },
 }
 
 impl From<Refusal> for Answer {
@@ -130,9 +155,9 @@ impl BindServer {
                     pids: limits.pids,
                 })
             }
-            ("bind" | "state" | "info", _, _) => {
-                Err(bad("bind takes slot and image, state takes slot, info takes neither; a field is missing or too much"))
-            }
+            ("bind" | "state" | "info", _, _) => Err(bad(
+                "bind takes slot and image, state takes slot, info takes neither; a field is missing or too much",
+            )),
             (verb, _, _) => Err(bad(format!("there is no verb \"{}\": bind, state, info", verb.escape_debug()))),
         }
     }

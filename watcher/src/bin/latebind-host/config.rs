@@ -57,9 +57,8 @@ pub fn cgroup_v2() -> bool {
 pub fn swap_is_counted() -> bool {
     if cgroup_v2() {
         // The root of the hierarchy has no limit files; any child shows whether its children would.
-        fs::read_dir("/sys/fs/cgroup").is_ok_and(|entries| {
-            entries.flatten().any(|entry| entry.path().join("memory.swap.max").exists())
-        })
+        fs::read_dir("/sys/fs/cgroup")
+            .is_ok_and(|entries| entries.flatten().any(|entry| entry.path().join("memory.swap.max").exists()))
     } else {
         Path::new("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes").exists()
     }

@@ -172,7 +172,6 @@ impl PodShape {
             "--image-volume=ignore",
             "--no-healthcheck",
             "--no-hosts",
-            "--passwd=false",
             "--http-proxy=false",
             "--systemd=false",
             "--security-opt=no-new-privileges",
@@ -243,6 +242,8 @@ impl PodShape {
         arguments.extend(self.logged(role)?);
         arguments.extend(self.namespaces());
         arguments.extend(self.limits());
+        // An option of `run` only. Without it podman would write root into the image's list of accounts.
+        arguments.push("--passwd=false".into());
         arguments.extend(mounts(&[Mount::read_only(self.place.bin(), layout::BIN)])?);
         arguments.extend(mounts(&self.slot_volumes(slot))?);
         arguments.push(entrypoint(&[layout::GLUE, "run", "--slot", &slot.to_string()])?);
@@ -405,7 +406,8 @@ mod tests {
         assert!(has(&arguments, "--env=A=b c") && has(&arguments, "--env=LATEBIND_SLOTS=2"));
         assert!(!arguments.iter().any(|a| a.starts_with("--memory") || a.starts_with("--cpus")));
         assert_eq!(arguments[arguments.len() - 2..], ["localhost/p:1", "serve"]);
-        let quoted = r#"--mount=type=bind,"source=/a,b""c","target=/in",bind-propagation=rprivate,nosuid,nodev,readonly"#;
+        let quoted =
+            r#"--mount=type=bind,"source=/a,b""c","target=/in",bind-propagation=rprivate,nosuid,nodev,readonly"#;
         assert!(has(&arguments, quoted), "{arguments:?}");
     }
 

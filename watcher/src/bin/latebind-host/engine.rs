@@ -280,7 +280,8 @@ mod tests {
 
     #[test]
     fn the_essence_of_what_podman_says() {
-        let said = "time=\"x\" level=warning msg=\"Failed to remove cgroup\"\nTrying to pull x...\nError: no such image\n";
+        let said =
+            "time=\"x\" level=warning msg=\"Failed to remove cgroup\"\nTrying to pull x...\nError: no such image\n";
         assert_eq!(essence(said), "no such image");
         assert_eq!(essence("time level=warning msg\nsomething else\n"), "something else");
         assert_eq!(essence(""), "");

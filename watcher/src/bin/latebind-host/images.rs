@@ -126,7 +126,10 @@ pub fn prepare(engine: &Engine, image: &Reference, pull: Pull, progress: bool) -
             return Err(Refusal::hold("ImageNotFound", format!("{name} is not on this machine, and pulling is off")));
         }
         None if image.is_local() => {
-            return Err(Refusal::hold("ImageNotFound", format!("{name} is not on this machine, where it would be built")));
+            return Err(Refusal::hold(
+                "ImageNotFound",
+                format!("{name} is not on this machine, where it would be built"),
+            ));
         }
         None => {
             let call = ["pull", "--quiet", &name];
@@ -260,7 +263,8 @@ pub fn start_refusal(doing: &str, e: &CallError) -> Refusal {
         "cannot be mounted because",
         "exec format error",
     ];
-    const PASSING: [&str; 4] = ["no space left", "cannot allocate memory", "resource temporarily", "device or resource busy"];
+    const PASSING: [&str; 4] =
+        ["no space left", "cannot allocate memory", "resource temporarily", "device or resource busy"];
     let message = format!("{doing}: {e}");
     match e {
         CallError::Said { code: Some(_), text } => {
@@ -326,18 +330,42 @@ mod tests {
     #[test]
     fn what_a_failed_pull_means() {
         for (said, reason) in [
-            ("initializing source docker://quay.io/a/b:1: reading manifest 1 in quay.io/a/b: manifest unknown", "ImageNotFound"),
-            ("initializing source docker://r/a: reading manifest latest in r/a: name unknown: repository a not found", "ImageNotFound"),
-            ("reading manifest 12 in docker.io/library/x: requested access to the resource is denied", "ImageAccessDenied"),
-            ("reading manifest v1 in quay.io/a/b: unauthorized: access to the requested resource is not authorized", "ImageAccessDenied"),
-            ("pinging container registry r.example: Get \"https://r.example/v2/\": dial tcp: lookup r.example on 1.1.1.1:53: no such host", "EngineError"),
-            ("pinging container registry r: Get \"https://r/v2/\": dial tcp 10.0.0.1:443: connect: connection refused", "EngineError"),
+            (
+                "initializing source docker://quay.io/a/b:1: reading manifest 1 in quay.io/a/b: manifest unknown",
+                "ImageNotFound",
+            ),
+            (
+                "initializing source docker://r/a: reading manifest latest in r/a: name unknown: repository a not found",
+                "ImageNotFound",
+            ),
+            (
+                "reading manifest 12 in docker.io/library/x: requested access to the resource is denied",
+                "ImageAccessDenied",
+            ),
+            (
+                "reading manifest v1 in quay.io/a/b: unauthorized: access to the requested resource is not authorized",
+                "ImageAccessDenied",
+            ),
+            (
+                "pinging container registry r.example: Get \"https://r.example/v2/\": dial tcp: lookup r.example on 1.1.1.1:53: no such host",
+                "EngineError",
+            ),
+            (
+                "pinging container registry r: Get \"https://r/v2/\": dial tcp 10.0.0.1:443: connect: connection refused",
+                "EngineError",
+            ),
             ("pinging container registry r: Get \"https://r/v2/\": dial tcp 10.0.0.1:443: i/o timeout", "EngineError"),
             ("reading manifest 1 in r/a: toomanyrequests: You have reached your pull rate limit", "EngineError"),
             ("reading manifest 1 in r/a: received unexpected HTTP status: 503 Service Unavailable", "EngineError"),
             ("initializing source docker://r/denied/unauthorized:1: something never heard of", "EngineError"),
-            ("initializing source docker://r/timeout/a:1: reading manifest 1 in r/timeout/a: manifest unknown", "ImageNotFound"),
-            ("choosing an image from manifest list docker://r/a: no image found in manifest list for architecture amd64", "WrongArchitecture"),
+            (
+                "initializing source docker://r/timeout/a:1: reading manifest 1 in r/timeout/a: manifest unknown",
+                "ImageNotFound",
+            ),
+            (
+                "choosing an image from manifest list docker://r/a: no image found in manifest list for architecture amd64",
+                "WrongArchitecture",
+            ),
             ("invalid reference format", "InvalidImageName"),
         ] {
             assert_eq!(pull_class(said).1, reason, "{said}");

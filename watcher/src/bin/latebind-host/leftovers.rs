@@ -38,7 +38,7 @@ pub fn list(engine: &Engine) -> Result<(), Failure> {
     for name in known(engine)? {
         // A pod that can be claimed is one that nobody runs.
         let state = if engine.place().claim(&name)?.is_some() { "left over" } else { "running" };
-        let roles = containers.get(&name).map(|r| r.join(" ")).unwrap_or_default();
+        let roles = containers.get(&name).map(|r| r.join(", ")).unwrap_or_default();
         table.push_str(&format!("{name:<24} {state:<9} {roles}\n"));
     }
     say(&table)
@@ -52,9 +52,11 @@ fn known(engine: &Engine) -> Result<BTreeSet<String>, Failure> {
 
 /// For each pod its containers with their states.
 fn containers(engine: &Engine) -> Result<BTreeMap<String, Vec<String>>, Failure> {
-    let format = format!(r#"--format={{{{index .Labels "{POD_LABEL}"}}}} {{{{index .Labels "{ROLE_LABEL}"}}}}:{{{{.State}}}}"#);
+    let format =
+        format!(r#"--format={{{{index .Labels "{POD_LABEL}"}}}} {{{{index .Labels "{ROLE_LABEL}"}}}}:{{{{.State}}}}"#);
     let filter = format!("--filter=label={POD_LABEL}");
-    let text = engine.call(&["ps", "--all", &filter, &format], CALL_LIMIT).context(|| "cannot list containers".into())?;
+    let text =
+        engine.call(&["ps", "--all", &filter, &format], CALL_LIMIT).context(|| "cannot list containers".into())?;
     let mut pods = BTreeMap::<String, Vec<String>>::new();
     for (name, container) in text.lines().filter_map(|line| line.split_once(' ')) {
         pods.entry(name.to_owned()).or_default().push(container.to_owned());

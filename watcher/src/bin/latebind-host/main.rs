@@ -31,7 +31,7 @@ use crate::reference::Reference;
 use clap::Parser;
 use glue::contract::layout::SLOT_MAX;
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io::{self, IsTerminal, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::ExitCode;
@@ -82,7 +82,12 @@ fn obey(arguments: Arguments) -> Result<u8, Failure> {
 
 fn log_at(level: &str) {
     let filter = EnvFilter::try_from_env("LATEBIND_LOG").unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .with_target(false)
+        .init();
 }
 
 fn run_one(engine: Engine, run: RunArguments) -> Result<u8, Failure> {

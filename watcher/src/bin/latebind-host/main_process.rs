@@ -55,7 +55,9 @@ impl MainProcess {
         let end = Instant::now() + REST_LIMIT;
         loop {
             let left = match &self.members {
-                Some(list) => fs::read_to_string(list).map_or_else(|e| e.kind() != io::ErrorKind::NotFound, |m| !m.is_empty()),
+                Some(list) => {
+                    fs::read_to_string(list).map_or_else(|e| e.kind() != io::ErrorKind::NotFound, |m| !m.is_empty())
+                }
                 None => true,
             };
             if !left || Instant::now() >= end {

@@ -86,20 +86,24 @@ mod tests {
 
     #[test]
     fn options_become_the_watchers() {
-        let one = translated(&["-i", "-e", "A=b=c", "--timeout", "5", "-w", "/x", "localhost/a:1", "--", "ls", "--all"]);
+        let one =
+            translated(&["-i", "-e", "A=b=c", "--timeout", "5", "-w", "/x", "localhost/a:1", "--", "ls", "--all"]);
         let wanted = "run --env A=b=c --workdir /x --timeout 5 --interactive localhost/a:1 -- ls --all";
         assert_eq!(one.unwrap().arguments.join(" "), wanted);
     }
 
     #[test]
     fn files_are_mounted_for_the_pilot() {
-        let one = translated(&["--input", "/etc/passwd", "--env-file", "/etc/group", "localhost/a:1", "--", "ls"]).unwrap();
+        let one =
+            translated(&["--input", "/etc/passwd", "--env-file", "/etc/group", "localhost/a:1", "--", "ls"]).unwrap();
         assert_eq!(
             one.mounts,
             [Mount::read_only("/etc/group", "/input-env/0"), Mount::read_only("/etc/passwd", "/input/passwd")]
         );
         assert!(one.arguments.join(" ").contains("--env-file /input-env/0 --input /input/passwd"));
         assert!(translated(&["--input", "/does/not/exist", "localhost/a:1", "--", "ls"]).is_err());
-        assert!(translated(&["--input", "/etc/passwd", "--input", "/etc/passwd", "localhost/a:1", "--", "ls"]).is_err());
+        assert!(
+            translated(&["--input", "/etc/passwd", "--input", "/etc/passwd", "localhost/a:1", "--", "ls"]).is_err()
+        );
     }
 }

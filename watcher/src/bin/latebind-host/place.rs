@@ -23,7 +23,8 @@ impl Place {
     /// Makes the directories. What an earlier boot left of the engine's running state is removed: the engine would
     /// otherwise believe that containers of that boot still run wherever `/run` is no file system in memory.
     pub fn open(state: &Path) -> Result<Self, Failure> {
-        let state = std::path::absolute(state).context(|| format!("cannot use the state directory {}", state.display()))?;
+        let state =
+            std::path::absolute(state).context(|| format!("cannot use the state directory {}", state.display()))?;
         let run = if state == Path::new(DEFAULT_STATE) { PathBuf::from(DEFAULT_RUN) } else { state.join("run") };
         let place = Self { state, run };
         directory(&place.state, 0o755)?;
@@ -197,10 +198,7 @@ pub fn directory(path: &Path, mode: u32) -> Result<(), Failure> {
 /// Whether `name` can name a pod: it becomes a host name, part of container names and of paths.
 pub fn is_pod_name(name: &str) -> bool {
     let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    (1..=40).contains(&name.len())
-        && name.bytes().all(inner)
-        && !name.starts_with('-')
-        && !name.ends_with('-')
+    (1..=40).contains(&name.len()) && name.bytes().all(inner) && !name.starts_with('-') && !name.ends_with('-')
 }
 
 #[cfg(test)]

@@ -16,9 +16,9 @@ use std::fs;
 use std::io::{self, IsTerminal};
 use std::os::unix::process::CommandExt;
 use std::process::Stdio;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -82,6 +82,8 @@ pub fn run(engine: &Arc<Engine>, plan: Plan) -> Result<u8, Failure> {
         }),
         pilot: plan.pilot,
         restarts: plan.restarts,
+        pilot_id: OnceLock::new(),
+        pause_id: OnceLock::new(),
         stopping: AtomicBool::new(false),
     });
     let worker = Arc::clone(&life);
@@ -136,6 +138,8 @@ struct Life {
     server: Arc<BindServer>,
     pilot: PilotShape,
     restarts: u32,
+    pilot_id: OnceLock<String>,
+    pause_id: OnceLock<String>,
     stopping: AtomicBool,
 }
 
@@ -185,17 +189,19 @@ impl Life {
         }
     }
 
+    /// The main process of the pause or pilot container, if it runs.
+    fn main_process(&self, role: Role, id: &OnceLock<String>) -> Option<MainProcess> {
+        MainProcess::find(&self.shape().place.pidfile(&role.to_string()), id.get()?)
+    }
+
     fn signal_pilot(&self, signal: Signal) -> bool {
-        let pidfile = self.shape().place.pidfile(&Role::Pilot.to_string());
-        // The engine's id is part of the control group's name, the container's name is not; the pidfile is removed
-        // before each start, so what it names can only be the pilot.
-        MainProcess::find(&pidfile, "").is_some_and(|main| main.signal(signal).is_ok())
+        let main = self.main_process(Role::Pilot, &self.pilot_id);
+        main.is_some_and(|main| main.signal(signal).is_ok())
     }
 
     /// Ends every process of the pod: the kernel does, once the first of its PID namespace is gone.
     fn kill_all(&self) {
-        let pidfile = self.shape().place.pidfile(&Role::Pause.to_string());
-        if let Some(main) = MainProcess::find(&pidfile, "") {
+        if let Some(main) = self.main_process(Role::Pause, &self.pause_id) {
             let _ = main.signal(Signal::SIGKILL);
         }
     }
@@ -211,8 +217,10 @@ impl Life {
         })?;
         let based = began.elapsed();
         thread::scope(|scope| {
-            let pilot = scope.spawn(|| {
-                self.create(Role::Pilot, &["create"], shape.pilot(&self.pilot)?)
+            let pilot = scope.spawn(|| -> Result<(), Failure> {
+                let id = self.podman(Role::Pilot, &["create"], shape.pilot(&self.pilot)?)?;
+                let _ = self.pilot_id.set(id);
+                Ok(())
             });
             let slots: Vec<_> = (0..shape.slots).map(|n| scope.spawn(move || self.server.bind(n, ""))).collect();
             for slot in slots {
@@ -232,19 +240,21 @@ impl Life {
         Ok(())
     }
 
-    fn create(&self, role: Role, verb: &[&str], options: Vec<String>) -> Result<(), Failure> {
-        let done = self.engine().call(&with_verb(verb, options), CALL_LIMIT);
-        done.map(|_| ()).map_err(|e| failure(format!("cannot start the {role} container: {e}")))
+    fn podman(&self, role: Role, verb: &[&str], options: Vec<String>) -> Result<String, Failure> {
+        let said = self.engine().call(&with_verb(verb, options), CALL_LIMIT);
+        let said = said
+            .map_err(|e| failure(format!("cannot start the {role} container: {e}{}", glue_said(self.shape(), role))))?;
+        Ok(said.trim().to_owned())
     }
 
     fn start_pause(&self) -> Result<(), Failure> {
-        self.create(Role::Pause, &["run", "--detach"], self.shape().pause()?)
+        let id = self.podman(Role::Pause, &["run", "--detach"], self.shape().pause()?)?;
+        let _ = self.pause_id.set(id);
+        Ok(())
     }
 
     fn install(&self) -> Result<(), Failure> {
-        let role = Role::Install;
-        self.create(role, &["run"], self.shape().install()?)
-            .map_err(|e| failure(format!("{e}{}", glue_said(self.shape(), role))))
+        self.podman(Role::Install, &["run"], self.shape().install()?).map(|_| ())
     }
 
     /// Runs the pilot until it succeeds, is told to stop, or has failed too often.
@@ -262,7 +272,13 @@ impl Life {
             }
             let delay = RESTART_DELAY.saturating_mul(1 << tries.min(10));
             tries += 1;
-            tracing::warn!(code, ?lived, ?delay, "the pilot failed and is started again, try {tries} of {}", self.restarts);
+            tracing::warn!(
+                code,
+                ?lived,
+                ?delay,
+                "the pilot failed and is started again, try {tries} of {}",
+                self.restarts
+            );
             let until = Instant::now() + delay;
             while Instant::now() < until {
                 if self.stopping.load(Ordering::SeqCst) {
@@ -303,13 +319,13 @@ impl Life {
         let status = child.wait().context(|| "cannot wait for podman".into())?;
         match status.code() {
             // Podman's own failures have these codes too.
-            Some(125..=127) | None => self.pilot_code(&name, &pidfile),
+            Some(125..=127) | None => self.pilot_code(&name),
             Some(code) => Ok(u8::try_from(code).unwrap_or(u8::MAX)),
         }
     }
 
     /// The pilot's exit code where podman's is not known to be that.
-    fn pilot_code(&self, name: &str, pidfile: &std::path::Path) -> Result<u8, Failure> {
+    fn pilot_code(&self, name: &str) -> Result<u8, Failure> {
         loop {
             let said = self.engine().call(&["container", "inspect", "--format={{json .State}}", name], CALL_LIMIT);
             let text = match said {
@@ -322,7 +338,7 @@ impl Life {
                 "exited" | "stopped" => return Ok(u8::try_from(state.exit_code).unwrap_or(u8::MAX)),
                 "running" => {
                     // Its output is lost, but it is not over.
-                    if let Some(main) = MainProcess::find(pidfile, "") {
+                    if let Some(main) = self.main_process(Role::Pilot, &self.pilot_id) {
                         main.ended_within(Duration::from_secs(3600)).context(|| "cannot wait for the pilot".into())?;
                     }
                     thread::sleep(SIGNAL_TICK);

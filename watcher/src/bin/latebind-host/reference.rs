@@ -31,7 +31,11 @@ impl Reference {
             return Err("an image name has at most 1024 bytes".into());
         }
         if let Some((scheme, rest)) = text.split_once("://") {
-            return Err(wrong(&format!("leave out \"{}://\" and write {}", scheme.escape_debug(), rest.escape_debug())));
+            return Err(wrong(&format!(
+                "leave out \"{}://\" and write {}",
+                scheme.escape_debug(),
+                rest.escape_debug()
+            )));
         }
         let (rest, digest) = match text.split_once('@') {
             Some((rest, digest)) => (rest, Some(digest)),
@@ -177,12 +181,44 @@ mod tests {
         let long = format!("quay.io/{}", "a".repeat(300));
         let tag = format!("quay.io/a:{}", "t".repeat(129));
         for text in [
-            "", "debian", "library/debian", "DEBIAN", "-x", "--help", "/a", "quay.io/", "quay.io//a", "quay.io/a/",
-            "quay.io/A", "quay.io/a..b", "quay.io/a___b", "quay.io/a_.b", "quay.io/-a", "quay.io/a-", "quay.io/a:",
-            "quay.io/a:-x", "quay.io/a:.x", "quay.io/a:b:c", "quay.io/a b", "quay.io/a\n", "quay.io/a\0", "quay.io/ä",
-            "quay.io:/a", "quay.io:x/a", "-quay.io/a", "quay..io/a", "quay.io/../a", "quay.io/a@sha256:12",
-            "quay.io/a@", "quay.io/a@md5:12", "docker://quay.io/a", "dir:/etc", "oci-archive:/x.tar", "quay.io/*",
-            long.as_str(), tag.as_str(),
+            "",
+            "debian",
+            "library/debian",
+            "DEBIAN",
+            "-x",
+            "--help",
+            "/a",
+            "quay.io/",
+            "quay.io//a",
+            "quay.io/a/",
+            "quay.io/A",
+            "quay.io/a..b",
+            "quay.io/a___b",
+            "quay.io/a_.b",
+            "quay.io/-a",
+            "quay.io/a-",
+            "quay.io/a:",
+            "quay.io/a:-x",
+            "quay.io/a:.x",
+            "quay.io/a:b:c",
+            "quay.io/a b",
+            "quay.io/a\n",
+            "quay.io/a\0",
+            "quay.io/ä",
+            "quay.io:/a",
+            "quay.io:x/a",
+            "-quay.io/a",
+            "quay..io/a",
+            "quay.io/../a",
+            "quay.io/a@sha256:12",
+            "quay.io/a@",
+            "quay.io/a@md5:12",
+            "docker://quay.io/a",
+            "dir:/etc",
+            "oci-archive:/x.tar",
+            "quay.io/*",
+            long.as_str(),
+            tag.as_str(),
         ] {
             assert!(Reference::parse(text).is_err(), "{text:?}");
         }

@@ -85,9 +85,8 @@ impl Slot {
         Ticket(*newest)
     }
 
-    /// Ends the slot's container and starts one with another image; says its id.
-    ///
-    /// The new one is made before the old one is ended, since most that can go wrong goes wrong there.
+    /// Ends the slot's container and starts one with another image; says its id. Where that fails, the slot is left
+    /// without a container: there is no way back to the old one.
     pub fn bind(
         &self,
         engine: &Arc<Engine>,
@@ -107,26 +106,16 @@ impl Slot {
         lives.0 += 1;
         let role = Role::Payload(self.number, lives.0);
         let name = shape.container(role);
-        let options = shape
-            .payload(self.number, lives.0, &ready.id)
-            .map_err(|e| Refusal::retry("EngineError", e.to_string()))?;
-        let id = match engine.call(&with_verb(&["create"], options), CALL_LIMIT) {
-            Ok(id) => id.trim().to_owned(),
-            Err(e) => {
-                remove(engine, &name);
-                return Err(start_refusal(&format!("cannot make a container of {image}"), &e));
-            }
-        };
-        let made = began.elapsed();
+        let options =
+            shape.payload(self.number, lives.0, &ready.id).map_err(|e| Refusal::retry("EngineError", e.to_string()))?;
         let old = locked(&self.current).take();
         if let Err(refusal) = old.as_ref().map_or(Ok(()), |old| end(engine, old)) {
             // Still there, perhaps still running: the next bind has to try again to end it.
             *locked(&self.current) = old;
-            remove(engine, &name);
             return Err(refusal);
         }
         let ended = began.elapsed();
-        let started = engine.call(&["start", &name], CALL_LIMIT);
+        let started = engine.call(&with_verb(&["run", "--detach"], options), CALL_LIMIT);
         if let Some(old) = old {
             // Its processes are gone; what is left to do is not worth waiting for.
             let engine = Arc::clone(engine);
@@ -136,23 +125,26 @@ impl Slot {
                 let _ = files.map(fs::remove_file);
             });
         }
-        if let Err(e) = started {
-            let said = glue_said(shape, role);
-            remove(engine, &name);
-            let doing = format!(
-                "cannot start a container of {image}; slot {} has no payload container until the next bind{said}",
-                self.number
-            );
-            return Err(start_refusal(&doing, &e));
-        }
+        let id = match started {
+            Ok(id) => id.trim().to_owned(),
+            Err(e) => {
+                let said = glue_said(shape, role);
+                remove(engine, &name);
+                let doing = format!(
+                    "cannot start a container of {}; slot {} has no payload container until the next bind{said}",
+                    if image.is_empty() { "the placeholder" } else { image },
+                    self.number
+                );
+                return Err(start_refusal(&doing, &e));
+            }
+        };
         let main = MainProcess::find(&shape.place.pidfile(&role.to_string()), &id);
         let payload = Payload { id: id.clone(), name, image: image.to_owned(), role, main };
         *locked(&self.current) = Some(Arc::new(payload));
         tracing::info!(
             slot = self.number,
-            image,
-            made_ms = made.as_millis(),
-            ended_ms = (ended - made).as_millis(),
+            image = if image.is_empty() { "the placeholder" } else { image },
+            ended_ms = ended.as_millis(),
             started_ms = (began.elapsed() - ended).as_millis(),
             "bound"
         );
