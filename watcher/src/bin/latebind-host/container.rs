@@ -22,7 +22,7 @@ pub const PRIVATE_IN_PILOT: &str = "/var/lib/latebind";
 /// Where the spool is in the pilot container.
 pub const SPOOL_IN_PILOT: &str = "/spool";
 /// The watcher in the pilot image.
-const WATCHER: &str = "/usr/bin/watcher";
+pub const WATCHER: &str = "/usr/bin/watcher";
 
 /// The design's table of capabilities (section 3); all others are dropped.
 const INSTALL_CAPABILITIES: [&str; 3] = ["CHOWN", "FOWNER", "DAC_OVERRIDE"];

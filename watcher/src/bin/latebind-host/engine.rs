@@ -11,7 +11,7 @@ use std::io::{self, Read};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -47,6 +47,8 @@ pub struct Engine {
     podman: PathBuf,
     place: Place,
     closing: AtomicBool,
+    /// Calls under way that [`Engine::close`] ends.
+    under_way: AtomicUsize,
 }
 
 /// Why a call of podman did not succeed.
@@ -89,7 +91,7 @@ impl Engine {
             return Err(failure("conmon, which podman needs, is not installed: apt-get install conmon"));
         }
         config::write(&place)?;
-        Ok(Self { podman, place, closing: AtomicBool::new(false) })
+        Ok(Self { podman, place, closing: AtomicBool::new(false), under_way: AtomicUsize::new(0) })
     }
 
     /// Where everything lies.
@@ -115,6 +117,15 @@ impl Engine {
         self.closing.store(true, Ordering::SeqCst);
     }
 
+    /// Waits for the end of the calls that were under way at [`Engine::close`], so that none makes a container behind the
+    /// back of whoever removes them all.
+    pub fn wait_for_calls(&self) {
+        let end = Instant::now() + 2 * CLOSING_PATIENCE;
+        while self.under_way.load(Ordering::SeqCst) > 0 && Instant::now() < end {
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+
     /// Whether [`Engine::close`] was called.
     pub fn is_closing(&self) -> bool {
         self.closing.load(Ordering::SeqCst)
@@ -122,7 +133,7 @@ impl Engine {
 
     /// What podman prints, if it succeeds within `limit`.
     pub fn call<S: AsRef<OsStr>>(&self, arguments: &[S], limit: Duration) -> Result<String, CallError> {
-        self.answer(arguments, limit, true, Stdio::piped())
+        self.counted(|| self.answer(arguments, limit, true, Stdio::piped()))
     }
 
     /// As [`Engine::call`], and also after [`Engine::close`]: for what ends a pod.
@@ -132,7 +143,14 @@ impl Engine {
 
     /// As [`Engine::call`], with podman's progress on our standard error.
     pub fn call_with_progress<S: AsRef<OsStr>>(&self, arguments: &[S], limit: Duration) -> Result<String, CallError> {
-        self.answer(arguments, limit, true, Stdio::inherit())
+        self.counted(|| self.answer(arguments, limit, true, Stdio::inherit()))
+    }
+
+    fn counted<T>(&self, call: impl FnOnce() -> T) -> T {
+        self.under_way.fetch_add(1, Ordering::SeqCst);
+        let answer = call();
+        self.under_way.fetch_sub(1, Ordering::SeqCst);
+        answer
     }
 
     fn answer<S: AsRef<OsStr>>(

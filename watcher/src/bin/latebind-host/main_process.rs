@@ -17,6 +17,7 @@ const REST_LIMIT: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub struct MainProcess {
     process: Process,
+    pid: i32,
     /// Lists everything in the container's control group.
     members: Option<PathBuf>,
 }
@@ -29,7 +30,14 @@ impl MainProcess {
         let process = Process::open(pid).ok()?;
         // Read after the descriptor was had, so that it is about the same process.
         let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-        groups.contains(container).then(|| Self { process, members: members(&groups) })
+        groups.contains(container).then(|| Self { process, pid, members: members(&groups) })
+    }
+
+    /// Whether the container's own program has taken the place of the runtime's, with `word` in its command line. Before
+    /// that a signal would hit the runtime half-way through a start.
+    pub fn is_running(&self, word: &str) -> bool {
+        let line = fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
+        line.split(|b| *b == 0).any(|w| w == word.as_bytes())
     }
 
     /// Sends `signal`.

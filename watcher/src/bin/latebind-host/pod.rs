@@ -1,7 +1,7 @@
 //! The life of one pod, from its first directory to the removal of its last.
 
 use crate::bind_server::BindServer;
-use crate::container::{PilotShape, PodShape, Role};
+use crate::container::{PilotShape, PodShape, Role, WATCHER};
 use crate::engine::{CALL_LIMIT, CallError, Engine, with_verb};
 use crate::failure::{Context, Failure, failure};
 use crate::images::{AllowList, Pull};
@@ -96,6 +96,7 @@ pub fn run(engine: &Arc<Engine>, plan: Plan) -> Result<u8, Failure> {
     });
     let result = life.attend(&events);
     engine.close();
+    engine.wait_for_calls();
     if keep {
         tracing::warn!("the pod {name} is kept as it is; to remove it: latebind-host rm {name}");
     } else {
@@ -196,7 +197,7 @@ impl Life {
 
     fn signal_pilot(&self, signal: Signal) -> bool {
         let main = self.main_process(Role::Pilot, &self.pilot_id);
-        main.is_some_and(|main| main.signal(signal).is_ok())
+        main.is_some_and(|main| main.is_running(WATCHER) && main.signal(signal).is_ok())
     }
 
     /// Ends every process of the pod: the kernel does, once the first of its PID namespace is gone.
@@ -290,6 +291,9 @@ impl Life {
     }
 
     fn pilot_life(&self) -> Result<u8, Failure> {
+        if self.engine().is_closing() {
+            return Err(failure("the pod is being ended"));
+        }
         let name = self.shape().container(Role::Pilot);
         let pidfile = self.shape().place.pidfile(&Role::Pilot.to_string());
         match fs::remove_file(&pidfile) {
