@@ -16,8 +16,11 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Longest time that any call but a pull may take. An image can make the engine hang (a FIFO as `/etc/passwd`).
+/// Longest time that a call may take that has no limit of its own.
 pub const CALL_LIMIT: Duration = Duration::from_secs(60);
+/// Longest time that the start of a payload container may take: an image can make the engine hang (with a FIFO as
+/// `/etc/passwd`).
+pub const START_LIMIT: Duration = Duration::from_secs(30);
 /// Longest time that a pull may take.
 pub const PULL_LIMIT: Duration = Duration::from_secs(30 * 60);
 /// How long a call under way may go on when everything is to end: podman killed half-way through making a container

@@ -20,6 +20,8 @@ pub struct MainProcess {
     pid: i32,
     /// Lists everything in the container's control group.
     members: Option<PathBuf>,
+    /// Counts the processes of the container that the kernel killed for memory.
+    oom: Option<PathBuf>,
 }
 
 impl MainProcess {
@@ -30,7 +32,13 @@ impl MainProcess {
         let process = Process::open(pid).ok()?;
         // Read after the descriptor was had, so that it is about the same process.
         let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-        groups.contains(container).then(|| Self { process, pid, members: members(&groups) })
+        groups.contains(container).then(|| {
+            let members = group(&groups, "pids").map(|g| g.join("cgroup.procs")).filter(|f| f.exists());
+            let oom = group(&groups, "memory").and_then(|g| {
+                ["memory.events", "memory.oom_control"].map(|f| g.join(f)).into_iter().find(|f| f.exists())
+            });
+            Self { process, pid, members, oom }
+        })
     }
 
     /// Whether the container's own program has taken the place of the runtime's, with `word` in its command line. Before
@@ -48,6 +56,12 @@ impl MainProcess {
     /// Whether it has ended; waits for at most `limit`.
     pub fn ended_within(&self, limit: Duration) -> io::Result<bool> {
         self.process.ended_within(limit)
+    }
+
+    /// Whether the kernel has killed anything in the container for memory; `None` once the group is removed.
+    pub fn oom_killed(&self) -> Option<bool> {
+        let counted = oom_kills(&fs::read_to_string(self.oom.as_ref()?).ok()?)?;
+        Some(counted > 0)
     }
 
     /// Asks it to end, then forces it, as the engine's `stop` does and 0.1 s faster. Says whether nothing is left of
@@ -76,9 +90,9 @@ impl MainProcess {
     }
 }
 
-/// The file with the members of the group that a `/proc/<pid>/cgroup` names: version 2's, or version 1's `pids`.
-fn members(groups: &str) -> Option<PathBuf> {
-    let entry = |wanted: fn(&str) -> bool| {
+/// The control group that a `/proc/<pid>/cgroup` names: version 1's for `controller`, else version 2's.
+fn group(groups: &str, controller: &str) -> Option<PathBuf> {
+    let entry = |wanted: &dyn Fn(&str) -> bool| {
         groups.lines().find_map(|line| {
             let mut parts = line.splitn(3, ':').skip(1);
             let controllers = parts.next()?;
@@ -86,8 +100,34 @@ fn members(groups: &str) -> Option<PathBuf> {
             (wanted(controllers) && path != "/").then(|| path.trim_start_matches('/').to_owned())
         })
     };
-    let v1 = entry(|c| c == "pids").map(|path| Path::new(CGROUPS).join("pids").join(path));
-    let v2 = || entry(str::is_empty).map(|path| Path::new(CGROUPS).join(path));
-    let group = v1.or_else(v2)?;
-    Some(group.join("cgroup.procs")).filter(|list| list.exists())
+    let v1 =
+        entry(&|c| c.split(',').any(|c| c == controller)).map(|path| Path::new(CGROUPS).join(controller).join(path));
+    let v2 = || entry(&str::is_empty).map(|path| Path::new(CGROUPS).join(path));
+    v1.or_else(v2)
+}
+
+/// The number after `oom_kill` in a `memory.events` or `memory.oom_control`.
+fn oom_kills(file: &str) -> Option<u64> {
+    file.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_of_both_versions() {
+        let v1 = "9:name=systemd:/p/x\n8:pids:/p/x\n4:cpu,memory:/p/m\n0::/p/u\n";
+        assert_eq!(group(v1, "pids"), Some("/sys/fs/cgroup/pids/p/x".into()));
+        assert_eq!(group(v1, "memory"), Some("/sys/fs/cgroup/memory/p/m".into()));
+        assert_eq!(group("0::/a.slice/b:c\n", "memory"), Some("/sys/fs/cgroup/a.slice/b:c".into()));
+        assert_eq!(group("0::/\n", "memory"), None);
+    }
+
+    #[test]
+    fn kills_for_memory_are_counted() {
+        assert_eq!(oom_kills("oom_kill_disable 0\nunder_oom 0\noom_kill 2\n"), Some(2));
+        assert_eq!(oom_kills("low 0\noom 3\noom_kill 1\noom_group_kill 0\n"), Some(1));
+        assert_eq!(oom_kills("low 0\n"), None);
+    }
 }

@@ -1,15 +1,17 @@
 //! One slot's payload container: what it is now, and how it gets another image.
 
 use crate::container::{PodShape, Role};
-use crate::engine::{CALL_LIMIT, CallError, Engine, with_verb};
+use crate::engine::{CALL_LIMIT, CallError, Engine, START_LIMIT, with_verb};
 use crate::images::{self, Ready, Refusal, start_refusal};
 use crate::main_process::MainProcess;
 use serde::Deserialize;
 use std::fs;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+/// Any long time: the wait for the end of a main process is begun anew after it.
+const WATCH_TURN: Duration = Duration::from_secs(3600);
 /// How long the engine may take to notice that a main process has ended.
 const NOTICE_LIMIT: Duration = Duration::from_secs(3);
 
@@ -36,6 +38,28 @@ struct Payload {
     image: String,
     role: Role,
     main: Option<MainProcess>,
+    /// What the control group said when the main process had ended. Podman hears of a kill for memory only where it hit
+    /// the main process, and where its monitor understands the hierarchy.
+    oom_killed: OnceLock<bool>,
+}
+
+impl Payload {
+    fn oom_killed(&self) -> bool {
+        let now = || self.main.as_ref().and_then(MainProcess::oom_killed);
+        self.oom_killed.get().copied().or_else(now).unwrap_or(false)
+    }
+
+    /// Reads the control group at the moment when the main process ends: the engine removes it soon after.
+    fn watch(self: &Arc<Self>) {
+        let payload = Arc::clone(self);
+        thread::spawn(move || {
+            let Some(main) = &payload.main else { return };
+            while matches!(main.ended_within(WATCH_TURN), Ok(false)) {}
+            if let Some(oom_killed) = main.oom_killed() {
+                let _ = payload.oom_killed.set(oom_killed);
+            }
+        });
+    }
 }
 
 /// Place of a bind request among those of its slot.
@@ -115,7 +139,7 @@ impl Slot {
             return Err(refusal);
         }
         let ended = began.elapsed();
-        let started = engine.call(&with_verb(&["run", "--detach"], options), CALL_LIMIT);
+        let started = engine.call(&with_verb(&["run", "--detach"], options), START_LIMIT);
         if let Some(old) = old {
             // Its processes are gone; what is left to do is not worth waiting for.
             let engine = Arc::clone(engine);
@@ -139,8 +163,11 @@ impl Slot {
             }
         };
         let main = MainProcess::find(&shape.place.pidfile(&role.to_string()), &id);
-        let payload = Payload { id: id.clone(), name, image: image.to_owned(), role, main };
-        *locked(&self.current) = Some(Arc::new(payload));
+        let image_name = image.to_owned();
+        let payload =
+            Arc::new(Payload { id: id.clone(), name, image: image_name, role, main, oom_killed: OnceLock::new() });
+        payload.watch();
+        *locked(&self.current) = Some(payload);
         tracing::info!(
             slot = self.number,
             image = if image.is_empty() { "the placeholder" } else { image },
@@ -174,7 +201,13 @@ impl Slot {
                     }
                     let status = if running { "running" } else { "exited" };
                     let exit_code = (!running).then_some(exit_code);
-                    return Ok(State { container, image, status, exit_code, oom_killed });
+                    return Ok(State {
+                        container,
+                        image,
+                        status,
+                        exit_code,
+                        oom_killed: oom_killed || payload.oom_killed(),
+                    });
                 }
                 Err(CallError::Said { code: Some(_), text }) if text.contains("no such container") => {
                     return Ok(State { image, status: "missing", ..State::default() });
