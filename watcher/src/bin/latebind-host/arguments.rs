@@ -1,0 +1,275 @@
+//! The command line.
+
+use crate::container::{Limits, Mount, Network};
+use crate::images::Pull;
+use crate::place::DEFAULT_STATE;
+use clap::{Args, Parser, Subcommand};
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// Pods of late-bound containers on one machine, without Kubernetes.
+#[derive(Debug, Parser)]
+#[command(name = "latebind-host", version, disable_help_subcommand = true)]
+pub struct Arguments {
+    /// Where images, containers and pods are kept.
+    #[arg(long, global = true, env = "LATEBIND_STATE", default_value = DEFAULT_STATE, value_name = "DIR")]
+    pub state: PathBuf,
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Run a pod until its pilot ends; its exit code is the pilot's.
+    Pod(PodArguments),
+    /// Run one command in an image; streams, exit code and signals as with `docker run`.
+    Run(RunArguments),
+    /// Remove what a run that was killed left behind, or one that was kept.
+    Rm(RmArguments),
+    /// List pods.
+    Ps,
+    /// Call podman on the storage of this program.
+    Podman {
+        /// Arguments of podman.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
+        arguments: Vec<OsString>,
+    },
+}
+
+/// What pods of both kinds can be given.
+#[derive(Args, Debug)]
+pub struct Common {
+    /// Name of the pod [default: a random one].
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Memory of each payload container, in bytes or with k, m, g, t; 0: no limit.
+    #[arg(long, default_value = "2g", value_parser = memory, value_name = "SIZE")]
+    pub memory: Amount<u64>,
+    /// Processors of each payload container; 0: no limit.
+    #[arg(long, default_value = "1", value_parser = cpus, value_name = "NUMBER")]
+    pub cpus: Amount<f64>,
+    /// Processes and threads of each payload container; 0: no limit.
+    #[arg(long, default_value = "1024", value_parser = pids, value_name = "N")]
+    pub pids: Amount<u64>,
+    /// Whether images that are not here are fetched.
+    #[arg(long, value_enum, default_value = "missing")]
+    pub pull: Pull,
+    /// Image of the pilot container.
+    #[arg(long, default_value = "localhost/latebind/pilot:1", value_name = "IMAGE")]
+    pub pilot_image: String,
+    /// Image of glue, which is the placeholder too.
+    #[arg(long, default_value = "localhost/latebind/glue:1", value_name = "IMAGE")]
+    pub glue_image: String,
+    /// Directory or file that the pilot sees (not the payload); may be repeated.
+    #[arg(long, value_parser = mount, value_name = "SRC:DST[:ro]")]
+    pub mount: Vec<Mount>,
+    /// Environment variable of the pilot (not of the payload); may be repeated.
+    #[arg(long, value_parser = assignment, value_name = "NAME=VALUE")]
+    pub pilot_env: Vec<String>,
+    /// Directory for the pilot's private volume, which then outlives the pod.
+    #[arg(long, value_name = "DIR")]
+    pub private: Option<PathBuf>,
+    /// Network of the pod.
+    #[arg(long, value_enum, default_value = "none")]
+    pub network: Network,
+    /// Leave the pod as it is at its end.
+    #[arg(long)]
+    pub keep: bool,
+}
+
+impl Common {
+    /// Of each payload container.
+    pub fn limits(&self) -> Limits {
+        Limits { memory: self.memory.0, cpus: self.cpus.0, pids: self.pids.0 }
+    }
+}
+
+/// `latebind-host pod`.
+#[derive(Args, Debug)]
+pub struct PodArguments {
+    #[command(flatten)]
+    pub common: Common,
+    /// Number of payload containers.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub slots: u32,
+    /// Images that the pilot may bind besides localhost/*, fully written, `*` for any text; may be repeated.
+    #[arg(long, value_name = "PATTERN")]
+    pub allow: Vec<String>,
+    /// Directory of jobs, which the pilot sees as /spool.
+    #[arg(long, value_name = "DIR")]
+    pub spool: Option<PathBuf>,
+    /// How often a pilot that failed is started again.
+    #[arg(long, default_value_t = 5, value_name = "N")]
+    pub restarts: u32,
+    /// Arguments of the watcher [default: pilot --spool /spool].
+    #[arg(last = true, value_name = "ARGS")]
+    pub arguments: Vec<String>,
+}
+
+/// `latebind-host run`.
+#[derive(Args, Debug)]
+pub struct RunArguments {
+    #[command(flatten)]
+    pub common: Common,
+    /// Hand our standard input to the command.
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Environment variable of the command; without a value, ours; may be repeated.
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub env: Vec<String>,
+    /// File with environment variables of the command; may be repeated.
+    #[arg(long, value_name = "FILE")]
+    pub env_file: Vec<PathBuf>,
+    /// File that is put into the command's sandbox; may be repeated.
+    #[arg(long, value_name = "FILE")]
+    pub input: Vec<PathBuf>,
+    /// Directory that the command starts in [default: its sandbox].
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// Seconds after which the command is ended.
+    #[arg(long, value_name = "SECONDS")]
+    pub timeout: Option<String>,
+    /// Further argument of `watcher run`, taken as it is; may be repeated.
+    #[arg(long, allow_hyphen_values = true, value_name = "ARG")]
+    pub watcher_arg: Vec<String>,
+    /// Image, fully written: docker.io/library/debian:12, localhost/mine:1.
+    #[arg(value_name = "IMAGE")]
+    pub image: String,
+    /// The command and its arguments; an image's own entry point is not used.
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub command: Vec<String>,
+}
+
+/// `latebind-host rm`.
+#[derive(Args, Debug)]
+pub struct RmArguments {
+    /// Pods to remove.
+    #[arg(required_unless_present = "all", value_name = "NAME")]
+    pub names: Vec<String>,
+    /// All that no running latebind-host has.
+    #[arg(long, conflicts_with = "names")]
+    pub all: bool,
+}
+
+/// A limit; none where the user said 0.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Amount<T>(pub Option<T>);
+
+fn memory(text: &str) -> Result<Amount<u64>, String> {
+    let wrong = || format!("{text:?} is no size: write 512m, 2g, or a number of bytes");
+    let lower = text.to_ascii_lowercase();
+    let (digits, shift) = match lower.trim_end_matches('b') {
+        t if t.ends_with('k') => (t.trim_end_matches('k'), 10),
+        t if t.ends_with('m') => (t.trim_end_matches('m'), 20),
+        t if t.ends_with('g') => (t.trim_end_matches('g'), 30),
+        t if t.ends_with('t') => (t.trim_end_matches('t'), 40),
+        t => (t, 0),
+    };
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    let bytes = number.checked_mul(1 << shift).filter(|b| i64::try_from(*b).is_ok()).ok_or_else(wrong)?;
+    Ok(Amount(Some(bytes).filter(|b| *b > 0)))
+}
+
+fn cpus(text: &str) -> Result<Amount<f64>, String> {
+    let number: f64 = text.parse().map_err(|_| format!("{text:?} is no number of processors: write 2 or 0.5"))?;
+    if number.is_finite() && (0.0..=4096.0).contains(&number) && (number == 0.0 || number >= 0.01) {
+        Ok(Amount(Some(number).filter(|n| *n > 0.0)))
+    } else {
+        Err(format!("{text:?} processors can not be given: write at least 0.01, or 0 for no limit"))
+    }
+}
+
+fn pids(text: &str) -> Result<Amount<u64>, String> {
+    let number: u32 = text.parse().map_err(|_| format!("{text:?} is no number of processes"))?;
+    Ok(Amount(Some(u64::from(number)).filter(|n| *n > 0)))
+}
+
+fn mount(text: &str) -> Result<Mount, String> {
+    let wrong = || format!("{text:?} is no mount: write SOURCE:TARGET or SOURCE:TARGET:ro, with an absolute target");
+    let mut parts = text.split(':');
+    let (Some(source), Some(target)) = (parts.next().filter(|s| !s.is_empty()), parts.next()) else {
+        return Err(wrong());
+    };
+    let read_only = match (parts.next(), parts.next()) {
+        (None | Some("rw"), None) => false,
+        (Some("ro"), None) => true,
+        _ => return Err(wrong()),
+    };
+    if !target.starts_with('/') || target == "/" {
+        return Err(wrong());
+    }
+    Ok(Mount { source: source.into(), target: target.to_owned(), read_only })
+}
+
+fn assignment(text: &str) -> Result<String, String> {
+    match text.split_once('=') {
+        Some((name, _)) if !name.is_empty() => Ok(text.to_owned()),
+        _ => Err(format!("{text:?} is no NAME=VALUE")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends where it fails")]
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes() {
+        assert_eq!(memory("2g").unwrap().0, Some(2 << 30));
+        assert_eq!(memory("512MB").unwrap().0, Some(512 << 20));
+        assert_eq!(memory("4096").unwrap().0, Some(4096));
+        assert_eq!(memory("0").unwrap().0, None);
+        for bad in ["", "g", "-1", "1.5g", "99999999t", "2gg", "2 g"] {
+            assert!(memory(bad).is_err(), "{bad}");
+        }
+        assert_eq!(cpus("0.5").unwrap().0, Some(0.5));
+        assert_eq!(cpus("0").unwrap().0, None);
+        for bad in ["", "nan", "inf", "-1", "0.001", "x"] {
+            assert!(cpus(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn mounts() {
+        assert_eq!(mount("/a:/b").unwrap(), Mount::writable("/a", "/b"));
+        assert_eq!(mount("a:/b:ro").unwrap(), Mount::read_only("a", "/b"));
+        for bad in ["", "/a", ":/b", "/a:b", "/a:/", "/a:/b:x", "/a:/b:ro:rw"] {
+            assert!(mount(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_command_may_look_like_options() {
+        let line = [
+            "latebind-host",
+            "run",
+            "-i",
+            "-e",
+            "A=b",
+            "--watcher-arg",
+            "--x",
+            "localhost/a:1",
+            "--",
+            "ls",
+            "-l",
+            "--",
+            "--help",
+        ];
+        let Verb::Run(run) = Arguments::try_parse_from(line).unwrap().verb else { panic!("not run") };
+        assert_eq!(run.command, ["ls", "-l", "--", "--help"]);
+        assert_eq!(run.watcher_arg, ["--x"]);
+        assert!(run.interactive);
+        assert!(Arguments::try_parse_from(["latebind-host", "run", "localhost/a:1"]).is_err());
+        let line = ["latebind-host", "podman", "--", "ps", "-a"];
+        let Verb::Podman { arguments } = Arguments::try_parse_from(line).unwrap().verb else { panic!("not podman") };
+        assert_eq!(arguments, ["ps", "-a"]);
+    }
+}

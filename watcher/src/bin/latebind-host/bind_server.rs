@@ -1,0 +1,234 @@
+//! The bind socket: one JSON object and line end for each request, and one for each answer.
+//!
+//! Whoever can connect can have any allowed image run in this pod's payload containers, and nothing else. Only the
+//! pilot container mounts the socket, and only root of it may connect.
+
+use crate::container::PodShape;
+use crate::engine::Engine;
+use crate::failure::{Context, Failure};
+use crate::images::{self, AllowList, Class, Pull, Refusal};
+use crate::reference::Reference;
+use crate::slot::{Slot, State};
+use nix::sys::socket::{getsockopt, sockopt};
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File, Permissions};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+/// Name of the socket in its directory.
+const SOCKET: &str = "bind.sock";
+/// Longest request, line end included.
+const REQUEST_MAX: u64 = 64 << 10;
+/// Most connections at the same time.
+const CONNECTIONS_MAX: usize = 64;
+/// How long an answer may wait for the pilot to read it.
+const WRITE_LIMIT: Duration = Duration::from_secs(10);
+
+/// Answers bind requests for one pod.
+#[derive(Debug)]
+pub struct BindServer {
+    /// Podman.
+    pub engine: Arc<Engine>,
+    /// What the containers are like.
+    pub shape: PodShape,
+    /// What may be bound.
+    pub allowed: AllowList,
+    /// Whether images are fetched.
+    pub pull: Pull,
+    /// One for each payload container.
+    pub slots: Vec<Slot>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Request {
+    version: u32,
+    verb: String,
+    slot: Option<u32>,
+    image: Option<String>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Answer {
+    Bound {
+        ok: bool,
+        container: String,
+        image: String,
+        image_id: String,
+        pulled: bool,
+    },
+    State {
+        ok: bool,
+        container: Option<String>,
+        image: Option<String>,
+        status: &'static str,
+        exit_code: Option<i32>,
+        oom_killed: bool,
+    },
+    Info {
+        ok: bool,
+        name: String,
+        slots: u32,
+        memory: Option<u64>,
+        cpus: Option<f64>,
+        pids: Option<u64>,
+    },
+    Refused {
+        ok: bool,
+        class: Class,
+        reason: &'static str,
+        message: String,
+    },
+}
+
+impl From<Refusal> for Answer {
+    fn from(Refusal { class, reason, message }: Refusal) -> Self {
+        Self::Refused { ok: false, class, reason, message }
+    }
+}
+
+fn bad(message: impl Into<String>) -> Refusal {
+    Refusal::retry("BadRequest", message)
+}
+
+impl BindServer {
+    /// Puts the image in place of what the slot has now; an empty name is the placeholder.
+    pub fn bind(&self, number: u32, image: &str) -> Result<(String, images::Ready), Refusal> {
+        let slot = self.slot(number)?;
+        let ticket = slot.ticket();
+        let reference = match image {
+            "" => Reference::parse(&self.shape.glue_image),
+            name => Reference::parse(name),
+        }
+        .map_err(|why| Refusal::hold("InvalidImageName", why))?;
+        if !image.is_empty() && !self.allowed.allows(&reference) {
+            return Err(Refusal::hold(
+                "ImageNotAllowed",
+                format!("{reference} is not on this pod's allow list; whoever runs the pod can add it with --allow"),
+            ));
+        }
+        let ready = images::prepare(&self.engine, &reference, self.pull, false)?;
+        let container = slot.bind(&self.engine, &self.shape, ticket, image, &ready)?;
+        Ok((container, ready))
+    }
+
+    fn slot(&self, number: u32) -> Result<&Slot, Refusal> {
+        let known = usize::try_from(number).ok().and_then(|n| self.slots.get(n));
+        known.ok_or_else(|| bad(format!("there is no slot {number}: this pod has {}", self.slots.len())))
+    }
+
+    fn answer(&self, line: &[u8]) -> Answer {
+        self.answered(line).unwrap_or_else(Answer::from)
+    }
+
+    fn answered(&self, line: &[u8]) -> Result<Answer, Refusal> {
+        let request: Request = serde_json::from_slice(line).map_err(|e| bad(format!("not understood: {e}")))?;
+        if request.version != 1 {
+            return Err(bad(format!("this is version 1 of the protocol, the request is of {}", request.version)));
+        }
+        match (request.verb.as_str(), request.slot, request.image) {
+            ("bind", Some(slot), Some(image)) => {
+                let (container, ready) = self.bind(slot, &image).inspect_err(|refusal| {
+                    tracing::warn!(slot, image, class = ?refusal.class, "not bound: {refusal}");
+                })?;
+                Ok(Answer::Bound { ok: true, container, image, image_id: ready.id, pulled: ready.pulled })
+            }
+            ("state", Some(slot), None) => {
+                let State { container, image, status, exit_code, oom_killed } = self.slot(slot)?.state(&self.engine)?;
+                Ok(Answer::State { ok: true, container, image, status, exit_code, oom_killed })
+            }
+            ("info", None, None) => {
+                let limits = self.shape.limits;
+                Ok(Answer::Info {
+                    ok: true,
+                    name: self.shape.name.clone(),
+                    slots: self.shape.slots,
+                    memory: limits.memory,
+                    cpus: limits.cpus,
+                    pids: limits.pids,
+                })
+            }
+            ("bind" | "state" | "info", _, _) => Err(bad(
+                "bind takes slot and image, state takes slot, info takes neither; a field is missing or too much",
+            )),
+            (verb, _, _) => Err(bad(format!("there is no verb \"{}\": bind, state, info", verb.escape_debug()))),
+        }
+    }
+
+    /// Makes the socket and answers in threads of its own, until this process ends.
+    pub fn listen(self: &Arc<Self>) -> Result<(), Failure> {
+        let dir = self.shape.place.bind();
+        let said = || format!("cannot make the bind socket in {}", dir.display());
+        let held = File::open(&dir).context(said)?;
+        // Through the descriptor: the path of a socket has at most 107 bytes, that of the state directory any number.
+        let short = format!("/proc/self/fd/{}/{SOCKET}", held.as_raw_fd());
+        let listener = UnixListener::bind(&short).context(said)?;
+        fs::set_permissions(&short, Permissions::from_mode(0o600)).context(said)?;
+        let server = Arc::clone(self);
+        thread::spawn(move || server.accept(&listener));
+        Ok(())
+    }
+
+    fn accept(self: &Arc<Self>, listener: &UnixListener) {
+        let open = Arc::new(AtomicUsize::new(0));
+        for stream in listener.incoming() {
+            let stream = match stream {
+                Ok(stream) => stream,
+                Err(e) => {
+                    tracing::warn!(error = %e, "a connection to the bind socket failed");
+                    thread::sleep(Duration::from_millis(100));
+                    continue;
+                }
+            };
+            if open.fetch_add(1, Ordering::SeqCst) >= CONNECTIONS_MAX {
+                open.fetch_sub(1, Ordering::SeqCst);
+                let _ = reply(&stream, &bad(format!("more than {CONNECTIONS_MAX} connections at once")).into());
+                continue;
+            }
+            let server = Arc::clone(self);
+            let open = Arc::clone(&open);
+            thread::spawn(move || {
+                if let Err(e) = server.converse(&stream) {
+                    tracing::debug!(error = %e, "a connection to the bind socket ended");
+                }
+                open.fetch_sub(1, Ordering::SeqCst);
+            });
+        }
+    }
+
+    fn converse(&self, stream: &UnixStream) -> io::Result<()> {
+        stream.set_write_timeout(Some(WRITE_LIMIT))?;
+        let peer = getsockopt(stream, sockopt::PeerCredentials)?;
+        if peer.uid() != 0 {
+            tracing::warn!(uid = peer.uid(), "a connection to the bind socket that is not root's was refused");
+            return reply(stream, &bad("only root of the pilot container may ask").into());
+        }
+        let mut reader = BufReader::new(stream);
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            reader.by_ref().take(REQUEST_MAX).read_until(b'\n', &mut line)?;
+            if line.is_empty() {
+                return Ok(());
+            }
+            if line.pop() != Some(b'\n') {
+                // Where the next request would begin is not known, so this is the last one.
+                return reply(stream, &bad("a request is one line of at most 65536 bytes, with its line end").into());
+            }
+            reply(stream, &self.answer(&line))?;
+        }
+    }
+}
+
+fn reply(mut stream: &UnixStream, answer: &Answer) -> io::Result<()> {
+    let mut line = serde_json::to_vec(answer)?;
+    line.push(b'\n');
+    stream.write_all(&line)
+}

@@ -1,0 +1,140 @@
+//! The engine's configuration file: ours alone, so that nothing under `/etc` is written or believed.
+
+use crate::failure::{Context, Failure, failure};
+use crate::place::{Place, directory};
+use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+/// Most open files that a process of a container may ask for, where the host itself has no lower limit.
+const OPEN_FILES_MAX: u64 = 1 << 20;
+/// Most processes of one payload UID, where the host has no lower limit. The limit of a container is `--pids`; this
+/// one is only set because podman's own default is above what a host without CAP_SYS_RESOURCE lets it set.
+const PROCESSES_MAX: u64 = 20_000;
+
+/// What of this machine decides how the engine is set up.
+#[derive(Debug)]
+struct Machine {
+    runtime: &'static str,
+    systemd: bool,
+    open_files: u64,
+    processes: u64,
+}
+
+impl Machine {
+    fn look() -> Result<Self, Failure> {
+        let hard = |what, most: u64| getrlimit(what).map_or(most, |(_, hard)| hard.min(most));
+        Ok(Self {
+            runtime: runtime(cgroup_v2(), |name| in_path(name).is_some())?,
+            systemd: Path::new("/run/systemd/system").is_dir()
+                && fs::read_to_string("/proc/1/comm").is_ok_and(|c| c.trim() == "systemd"),
+            open_files: hard(Resource::RLIMIT_NOFILE, OPEN_FILES_MAX),
+            processes: hard(Resource::RLIMIT_NPROC, PROCESSES_MAX),
+        })
+    }
+}
+
+/// Writes the file where it is missing or says something else.
+pub fn write(place: &Place) -> Result<(), Failure> {
+    let text = text(place, &Machine::look()?)?;
+    let path = place.engine_conf();
+    if fs::read_to_string(&path).is_ok_and(|old| old == text) {
+        return Ok(());
+    }
+    directory(&place.root(), 0o711)?;
+    let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
+    fs::write(&temporary, text).context(|| format!("cannot write {}", temporary.display()))?;
+    fs::rename(&temporary, &path).context(|| format!("cannot write {}", path.display()))
+}
+
+/// Whether the unified hierarchy is the one that limits.
+pub fn cgroup_v2() -> bool {
+    statfs("/sys/fs/cgroup").is_ok_and(|f| f.filesystem_type() == CGROUP2_SUPER_MAGIC)
+}
+
+/// Whether this kernel counts swap, so that the engine can set a limit on it.
+pub fn swap_is_counted() -> bool {
+    if cgroup_v2() {
+        // The root of the hierarchy has no limit files; any child shows whether its children would.
+        fs::read_dir("/sys/fs/cgroup")
+            .is_ok_and(|entries| entries.flatten().any(|entry| entry.path().join("memory.swap.max").exists()))
+    } else {
+        Path::new("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes").exists()
+    }
+}
+
+/// Where `name` is in PATH, or in the system directories, which a plain user's PATH lacks.
+pub fn in_path(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
+        .chain(["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from))
+        .map(|dir| dir.join(name))
+        .find(|file| file.is_file())
+}
+
+/// crun is the faster one; it refuses the hybrid hierarchy, where runc still works.
+fn runtime(cgroup_v2: bool, have: impl Fn(&str) -> bool) -> Result<&'static str, Failure> {
+    match (cgroup_v2, have("crun"), have("runc")) {
+        (true, true, _) => Ok("crun"),
+        (_, _, true) => Ok("runc"),
+        (false, true, false) => Err(failure(
+            "this machine has control groups version 1, which crun does not fully support, and runc is not installed: \
+             apt-get install runc",
+        )),
+        (true, false, false) => Err(failure("neither crun nor runc is installed: apt-get install crun")),
+        (false, false, false) => Err(failure("no container runtime is installed: apt-get install runc")),
+    }
+}
+
+fn text(place: &Place, machine: &Machine) -> Result<String, Failure> {
+    let quote = |path: PathBuf| {
+        let text = path.to_str().ok_or_else(|| failure(format!("the path {} is not UTF-8", path.display())))?;
+        // A JSON string is a TOML basic string.
+        serde_json::to_string(text).context(|| format!("cannot write the path {text}"))
+    };
+    let Machine { runtime, systemd, open_files, processes } = machine;
+    let soft = 1024.min(*open_files);
+    Ok(format!(
+        "# Written by latebind-host at each start: changes are lost.\n\
+         [containers]\n\
+         default_ulimits = [\"nofile={soft}:{open_files}\", \"nproc={processes}:{processes}\"]\n\
+         netns = \"none\"\n\
+         log_driver = \"k8s-file\"\n\
+         \n\
+         [network]\n\
+         network_config_dir = {networks}\n\
+         \n\
+         [engine]\n\
+         runtime = \"{runtime}\"\n\
+         cgroup_manager = \"{manager}\"\n\
+         events_logger = \"file\"\n\
+         # Not in /dev/shm, where every other storage of this host has its locks too.\n\
+         lock_type = \"file\"\n\
+         static_dir = {libpod}\n\
+         volume_path = {volumes}\n\
+         tmp_dir = {tmp}\n",
+        networks = quote(place.networks())?,
+        manager = if *systemd { "systemd" } else { "cgroupfs" },
+        libpod = quote(place.root().join("libpod"))?,
+        volumes = quote(place.root().join("volumes"))?,
+        tmp = quote(place.engine_tmp())?,
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_runtime_fits_the_machine() {
+        let only = |names: &'static [&'static str]| move |name: &str| names.contains(&name);
+        assert!(matches!(runtime(true, only(&["crun", "runc"])), Ok("crun")));
+        assert!(matches!(runtime(false, only(&["crun", "runc"])), Ok("runc")));
+        assert!(matches!(runtime(true, only(&["runc"])), Ok("runc")));
+        for v2 in [true, false] {
+            assert!(runtime(v2, only(&[])).is_err_and(|e| e.to_string().contains("apt-get install")));
+        }
+        assert!(runtime(false, only(&["crun"])).is_err_and(|e| e.to_string().contains("apt-get install runc")));
+    }
+}

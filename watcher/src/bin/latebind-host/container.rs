@@ -1,0 +1,422 @@
+//! What each container of a pod is given: the options of `podman create` and `podman run`, and nothing that runs them.
+//!
+//! Whatever an image says of entry point, command, user, working directory, health check and volumes has no effect.
+//! Its stop signal is left as it is: glue ends on any.
+
+use crate::failure::{Failure, failure};
+use crate::place::PodPlace;
+use glue::contract::layout;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// Label that has the pod's name.
+pub const POD_LABEL: &str = "latebind.pod";
+/// Label that has the container's part in the pod.
+pub const ROLE_LABEL: &str = "latebind.role";
+/// Seconds between the stop signal and SIGKILL.
+pub const STOP_SECONDS: u64 = 10;
+/// Where the bind socket's directory is in the pilot container.
+pub const BIND_IN_PILOT: &str = "/run/latebind-host";
+/// Where the pilot's private volume is.
+pub const PRIVATE_IN_PILOT: &str = "/var/lib/latebind";
+/// Where the spool is in the pilot container.
+pub const SPOOL_IN_PILOT: &str = "/spool";
+/// The watcher in the pilot image.
+pub const WATCHER: &str = "/usr/bin/watcher";
+
+/// The design's table of capabilities (section 3); all others are dropped.
+const INSTALL_CAPABILITIES: [&str; 3] = ["CHOWN", "FOWNER", "DAC_OVERRIDE"];
+const PAYLOAD_CAPABILITIES: [&str; 4] = ["SETUID", "SETGID", "KILL", "SETPCAP"];
+const PILOT_CAPABILITIES: [&str; 7] = ["SETUID", "SETGID", "KILL", "SETPCAP", "CHOWN", "FOWNER", "DAC_OVERRIDE"];
+
+/// What one payload container may use; `None` is no limit.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limits {
+    /// Bytes of memory, swap included.
+    pub memory: Option<u64>,
+    /// Processors.
+    pub cpus: Option<f64>,
+    /// Processes and threads.
+    pub pids: Option<u64>,
+}
+
+/// Whether the pod has a network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Network {
+    /// A loopback interface of its own.
+    None,
+    /// The host's.
+    Host,
+}
+
+/// A directory or file of the host that a container sees.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mount {
+    /// On the host.
+    pub source: PathBuf,
+    /// In the container.
+    pub target: String,
+    /// Whether it can not be written.
+    pub read_only: bool,
+}
+
+impl Mount {
+    /// One that can be written.
+    pub fn writable(source: impl Into<PathBuf>, target: impl Into<String>) -> Self {
+        Self { source: source.into(), target: target.into(), read_only: false }
+    }
+
+    /// One that can not.
+    pub fn read_only(source: impl Into<PathBuf>, target: impl Into<String>) -> Self {
+        Self { source: source.into(), target: target.into(), read_only: true }
+    }
+
+    /// As `--mount` takes it, which is one line of CSV: quoted, so that commas in paths do no harm.
+    /// `noexec` is not set: jobs run programs from their sandbox.
+    fn argument(&self) -> Result<String, Failure> {
+        let source = text(&self.source)?;
+        if source.contains('\n') || self.target.contains('\n') {
+            return Err(failure(format!("the path {source:?} has a line end, which podman can not mount")));
+        }
+        let field = |key: &str, value: &str| format!("\"{key}={}\"", value.replace('"', "\"\""));
+        let mut fields = vec!["type=bind".to_owned(), field("source", source), field("target", &self.target)];
+        fields.extend(["bind-propagation=rprivate", "nosuid", "nodev"].map(str::to_owned));
+        if self.read_only {
+            fields.push("readonly".to_owned());
+        }
+        Ok(fields.join(","))
+    }
+}
+
+/// A container's part in the pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Holds the namespaces.
+    Pause,
+    /// Fills the volumes, once.
+    Install,
+    /// Runs the watcher.
+    Pilot,
+    /// Runs glue for this slot; the second number tells one container of the slot from the next.
+    Payload(u32, u64),
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pause => f.write_str("pause"),
+            Self::Install => f.write_str("install"),
+            Self::Pilot => f.write_str("pilot"),
+            Self::Payload(slot, life) => write!(f, "slot-{slot}-{life}"),
+        }
+    }
+}
+
+/// What all containers of a pod have in common.
+#[derive(Clone, Debug)]
+pub struct PodShape {
+    /// The pod's name.
+    pub name: String,
+    /// The pod's files.
+    pub place: PodPlace,
+    /// Image of glue, which is the placeholder too.
+    pub glue_image: String,
+    /// Image of the pilot.
+    pub pilot_image: String,
+    /// Number of payload containers.
+    pub slots: u32,
+    /// Limits of each payload container.
+    pub limits: Limits,
+    /// Whether swap can be limited on this machine.
+    pub swap_is_counted: bool,
+    /// Whether the pod has a network.
+    pub network: Network,
+}
+
+/// How the pilot is run.
+#[derive(Clone, Debug)]
+pub struct PilotShape {
+    /// Arguments of the watcher.
+    pub arguments: Vec<String>,
+    /// What it sees besides the pod's volumes.
+    pub mounts: Vec<Mount>,
+    /// Its private volume.
+    pub private: PathBuf,
+    /// `NAME=VALUE`, besides ours.
+    pub environment: Vec<String>,
+    /// Whether it reads our standard input.
+    pub interactive: bool,
+}
+
+impl PodShape {
+    /// The engine's name for a container.
+    pub fn container(&self, role: Role) -> String {
+        format!("latebind-{}-{role}", self.name)
+    }
+
+    /// The label that all containers of this pod have.
+    pub fn label(&self) -> String {
+        format!("{POD_LABEL}={}", self.name)
+    }
+
+    fn common(&self, role: Role, capabilities: &[&str]) -> Result<Vec<String>, Failure> {
+        let role_label = match role {
+            Role::Payload(slot, _) => format!("{ROLE_LABEL}=slot-{slot}"),
+            other => format!("{ROLE_LABEL}={other}"),
+        };
+        let mut arguments: Vec<String> = [
+            "--pull=never",
+            "--user=0:0",
+            "--workdir=/",
+            "--umask=0022",
+            "--image-volume=ignore",
+            "--no-healthcheck",
+            "--no-hosts",
+            "--http-proxy=false",
+            "--systemd=false",
+            "--security-opt=no-new-privileges",
+            "--cap-drop=all",
+        ]
+        .map(str::to_owned)
+        .to_vec();
+        arguments.extend(capabilities.iter().map(|c| format!("--cap-add={c}")));
+        arguments.push(format!("--stop-timeout={STOP_SECONDS}"));
+        arguments.push(format!("--name={}", self.container(role)));
+        arguments.push(format!("--label={}", self.label()));
+        arguments.push(format!("--label={role_label}"));
+        arguments.push(format!("--pidfile={}", text(&self.place.pidfile(&role.to_string()))?));
+        Ok(arguments)
+    }
+
+    /// What glue says goes to a file, which can be read when the container is gone.
+    fn logged(&self, role: Role) -> Result<Vec<String>, Failure> {
+        let path = self.place.log(&role.to_string());
+        Ok(vec![
+            "--log-driver=k8s-file".into(),
+            format!("--log-opt=path={}", text(&path)?),
+            "--log-opt=max-size=1mb".into(),
+        ])
+    }
+
+    /// The namespaces of the pause container: all that make several containers one pod.
+    fn namespaces(&self) -> Vec<String> {
+        let pause = self.container(Role::Pause);
+        ["pid", "network", "ipc", "uts"].map(|kind| format!("--{kind}=container:{pause}")).to_vec()
+    }
+
+    /// The container that holds the namespaces. No capability: it only reaps.
+    pub fn pause(&self) -> Result<Vec<String>, Failure> {
+        let mut arguments = self.common(Role::Pause, &[])?;
+        arguments.extend(self.logged(Role::Pause)?);
+        arguments.extend(["--read-only", "--read-only-tmpfs=false", "--ipc=shareable"].map(str::to_owned));
+        arguments.push(match self.network {
+            Network::None => "--network=none".into(),
+            Network::Host => "--network=host".into(),
+        });
+        arguments.push(format!("--hostname={}", self.name));
+        arguments.extend([self.glue_image.clone(), "pause".into()]);
+        Ok(arguments)
+    }
+
+    /// The container that fills the volumes and gives them their owners.
+    pub fn install(&self) -> Result<Vec<String>, Failure> {
+        let mut arguments = self.common(Role::Install, &INSTALL_CAPABILITIES)?;
+        arguments.extend(self.logged(Role::Install)?);
+        arguments.extend(["--read-only", "--read-only-tmpfs=false", "--network=none"].map(str::to_owned));
+        arguments.extend(mounts(&[Mount::writable(self.place.bin(), layout::BIN)])?);
+        for slot in 0..self.slots {
+            arguments.extend(mounts(&self.slot_volumes(slot))?);
+        }
+        arguments.extend([self.glue_image.clone(), "install".into()]);
+        for slot in 0..self.slots {
+            arguments.extend(["--slot".into(), slot.to_string()]);
+        }
+        Ok(arguments)
+    }
+
+    /// A payload container: its own volumes, its limits, and whatever image. `image_id` is what was looked at before,
+    /// so that a name that is given to another image meanwhile changes nothing.
+    pub fn payload(&self, slot: u32, life: u64, image_id: &str) -> Result<Vec<String>, Failure> {
+        let role = Role::Payload(slot, life);
+        let mut arguments = self.common(role, &PAYLOAD_CAPABILITIES)?;
+        arguments.extend(self.logged(role)?);
+        arguments.extend(self.namespaces());
+        arguments.extend(self.limits());
+        // An option of `run` only. Without it podman would write root into the image's list of accounts.
+        arguments.push("--passwd=false".into());
+        arguments.extend(mounts(&[Mount::read_only(self.place.bin(), layout::BIN)])?);
+        arguments.extend(mounts(&self.slot_volumes(slot))?);
+        arguments.push(entrypoint(&[layout::GLUE, "run", "--slot", &slot.to_string()])?);
+        arguments.push(image_id.to_owned());
+        Ok(arguments)
+    }
+
+    /// The pilot container: all volumes, the bind socket, no limit. Its output is ours, so it needs no log.
+    pub fn pilot(&self, pilot: &PilotShape) -> Result<Vec<String>, Failure> {
+        let mut arguments = self.common(Role::Pilot, &PILOT_CAPABILITIES)?;
+        arguments.extend(self.namespaces());
+        arguments.extend(["--log-driver=none", "--pids-limit=-1"].map(str::to_owned));
+        arguments.extend(mounts(&[
+            Mount::read_only(self.place.bin(), layout::BIN),
+            Mount::writable(&pilot.private, PRIVATE_IN_PILOT),
+            // A socket can be connected to on a read-only mount, and not be replaced there.
+            Mount::read_only(self.place.bind(), BIND_IN_PILOT),
+        ])?);
+        for slot in 0..self.slots {
+            arguments.extend(mounts(&self.slot_volumes(slot))?);
+        }
+        arguments.extend(mounts(&pilot.mounts)?);
+        arguments.push("--env=LATEBIND_BINDER=host".into());
+        arguments.push(format!("--env=LATEBIND_SLOTS={}", self.slots));
+        arguments.extend(pilot.environment.iter().map(|e| format!("--env={e}")));
+        if pilot.interactive {
+            arguments.push("--interactive".into());
+        }
+        arguments.push(entrypoint(&[WATCHER])?);
+        arguments.push(self.pilot_image.clone());
+        arguments.extend(pilot.arguments.iter().cloned());
+        Ok(arguments)
+    }
+
+    fn slot_volumes(&self, slot: u32) -> [Mount; 2] {
+        [
+            Mount::writable(self.place.ctl(slot), layout::ctl(slot)),
+            Mount::writable(self.place.data(slot), layout::data(slot)),
+        ]
+    }
+
+    fn limits(&self) -> Vec<String> {
+        let Limits { memory, cpus, pids } = self.limits;
+        let mut arguments = Vec::new();
+        if let Some(bytes) = memory {
+            arguments.push(format!("--memory={bytes}b"));
+            if self.swap_is_counted {
+                // The same number: memory and swap together, so no swap on top.
+                arguments.push(format!("--memory-swap={bytes}b"));
+            }
+        }
+        if let Some(cpus) = cpus {
+            arguments.push(format!("--cpus={cpus}"));
+        }
+        arguments.push(pids.map_or("--pids-limit=-1".into(), |n| format!("--pids-limit={n}")));
+        arguments
+    }
+}
+
+/// As a JSON array, so that podman takes each word as it is; it also empties the image's command.
+fn entrypoint(words: &[&str]) -> Result<String, Failure> {
+    match serde_json::to_string(words) {
+        Ok(json) => Ok(format!("--entrypoint={json}")),
+        Err(e) => Err(failure(format!("cannot write the entry point {words:?}: {e}"))),
+    }
+}
+
+fn mounts(list: &[Mount]) -> Result<Vec<String>, Failure> {
+    list.iter().map(|m| m.argument().map(|a| format!("--mount={a}"))).collect()
+}
+
+fn text(path: &Path) -> Result<&str, Failure> {
+    path.to_str().ok_or_else(|| failure(format!("the path {} is not UTF-8, which podman needs", path.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
+    use super::*;
+    use crate::place::Place;
+
+    fn shape() -> PodShape {
+        let state = std::env::temp_dir().join(format!("latebind-host-shape-{}", std::process::id()));
+        let place = Place::open(&state).unwrap().pod("p");
+        std::fs::remove_dir_all(&state).unwrap();
+        PodShape {
+            name: "p".into(),
+            place,
+            glue_image: "localhost/g:1".into(),
+            pilot_image: "localhost/p:1".into(),
+            slots: 2,
+            limits: Limits { memory: Some(1 << 30), cpus: Some(0.5), pids: Some(64) },
+            swap_is_counted: true,
+            network: Network::None,
+        }
+    }
+
+    fn pilot() -> PilotShape {
+        PilotShape {
+            arguments: vec!["serve".into()],
+            mounts: vec![Mount::read_only("/a,b\"c", "/in")],
+            private: "/private".into(),
+            environment: vec!["A=b c".into()],
+            interactive: false,
+        }
+    }
+
+    fn has(arguments: &[String], argument: &str) -> bool {
+        arguments.iter().any(|a| a == argument)
+    }
+
+    fn targets(arguments: &[String]) -> Vec<&str> {
+        arguments
+            .iter()
+            .filter_map(|a| a.strip_prefix("--mount=")?.split("\"target=").nth(1)?.split('"').next())
+            .collect()
+    }
+
+    #[test]
+    fn capabilities_are_those_of_the_table() {
+        let shape = shape();
+        let added = |arguments: Vec<String>| -> Vec<String> {
+            assert!(has(&arguments, "--cap-drop=all"));
+            assert!(has(&arguments, "--security-opt=no-new-privileges"));
+            assert!(has(&arguments, "--image-volume=ignore"));
+            arguments.iter().filter_map(|a| a.strip_prefix("--cap-add=").map(str::to_owned)).collect()
+        };
+        assert!(added(shape.pause().unwrap()).is_empty());
+        assert_eq!(added(shape.install().unwrap()), INSTALL_CAPABILITIES);
+        assert_eq!(added(shape.payload(0, 1, "sha256:1").unwrap()), PAYLOAD_CAPABILITIES);
+        assert_eq!(added(shape.pilot(&pilot()).unwrap()), PILOT_CAPABILITIES);
+    }
+
+    #[test]
+    fn a_payload_sees_its_own_slot_and_nothing_else() {
+        let arguments = shape().payload(1, 7, "sha256:1").unwrap();
+        assert_eq!(targets(&arguments), ["/shared/bin", "/shared/slot/1/ctl", "/shared/slot/1/data"]);
+        let bin = arguments.iter().find(|a| a.contains("/shared/bin\"")).unwrap();
+        assert!(bin.ends_with(",nosuid,nodev,readonly"), "{bin}");
+        assert!(has(&arguments, "--memory=1073741824b") && has(&arguments, "--memory-swap=1073741824b"));
+        assert!(has(&arguments, "--cpus=0.5") && has(&arguments, "--pids-limit=64"));
+        assert!(has(&arguments, "--pid=container:latebind-p-pause"));
+        assert!(has(&arguments, r#"--entrypoint=["/shared/bin/glue","run","--slot","1"]"#));
+        assert_eq!(arguments.last().unwrap(), "sha256:1");
+    }
+
+    #[test]
+    fn only_the_pilot_sees_the_bind_socket() {
+        let shape = shape();
+        let seen = |arguments: &[String]| targets(arguments).contains(&BIND_IN_PILOT);
+        assert!(seen(&shape.pilot(&pilot()).unwrap()));
+        for other in [shape.pause(), shape.install(), shape.payload(0, 1, "sha256:1")] {
+            assert!(!seen(&other.unwrap()));
+        }
+    }
+
+    #[test]
+    fn the_pilot_has_what_it_was_given() {
+        let arguments = shape().pilot(&pilot()).unwrap();
+        assert!(has(&arguments, "--env=A=b c") && has(&arguments, "--env=LATEBIND_SLOTS=2"));
+        assert!(!arguments.iter().any(|a| a.starts_with("--memory") || a.starts_with("--cpus")));
+        assert_eq!(arguments[arguments.len() - 2..], ["localhost/p:1", "serve"]);
+        let quoted =
+            r#"--mount=type=bind,"source=/a,b""c","target=/in",bind-propagation=rprivate,nosuid,nodev,readonly"#;
+        assert!(has(&arguments, quoted), "{arguments:?}");
+    }
+
+    #[test]
+    fn no_limit_is_said_to_the_engine_too() {
+        let mut shape = shape();
+        shape.limits = Limits { memory: None, cpus: None, pids: None };
+        let arguments = shape.payload(0, 1, "sha256:1").unwrap();
+        assert!(has(&arguments, "--pids-limit=-1"));
+        assert!(!arguments.iter().any(|a| a.starts_with("--memory") || a.starts_with("--cpus")));
+    }
+}

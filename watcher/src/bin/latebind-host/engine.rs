@@ -1,0 +1,310 @@
+//! Calls of podman, on a storage and with a configuration of this program's own.
+
+use crate::config;
+use crate::failure::{Context, Failure, failure};
+use crate::pidfd::Process;
+use crate::place::Place;
+use nix::sys::signal::Signal;
+use std::ffi::OsStr;
+use std::fmt;
+use std::io::{self, Read};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Longest time that a call may take that has no limit of its own.
+pub const CALL_LIMIT: Duration = Duration::from_secs(60);
+/// Longest time that the start of a payload container may take: an image can make the engine hang (with a FIFO as
+/// `/etc/passwd`).
+pub const START_LIMIT: Duration = Duration::from_secs(30);
+/// Longest time that a pull may take.
+pub const PULL_LIMIT: Duration = Duration::from_secs(30 * 60);
+/// How long a call under way may go on when everything is to end: podman killed half-way through making a container
+/// leaves files that nobody finds again.
+const CLOSING_PATIENCE: Duration = Duration::from_secs(5);
+/// How often a call under way looks whether everything is to end.
+const CLOSING_TICK: Duration = Duration::from_millis(50);
+/// Most bytes that are kept of what one call says.
+const SAID_MAX: u64 = 1 << 20;
+
+/// Variables that would send podman to other storage, other settings or another host.
+const FOREIGN: [&str; 9] = [
+    "CONTAINERS_CONF",
+    "CONTAINERS_CONF_OVERRIDE",
+    "CONTAINERS_STORAGE_CONF",
+    "CONTAINER_CONNECTION",
+    "CONTAINER_HOST",
+    "NOTIFY_SOCKET",
+    "STORAGE_DRIVER",
+    "STORAGE_OPTS",
+    "BUILDAH_ISOLATION",
+];
+
+/// Podman, on our storage.
+#[derive(Debug)]
+pub struct Engine {
+    podman: PathBuf,
+    place: Place,
+    closing: AtomicBool,
+    /// Calls under way that [`Engine::close`] ends.
+    under_way: AtomicUsize,
+}
+
+/// Why a call of podman did not succeed.
+#[derive(Debug)]
+pub enum CallError {
+    /// Podman said no.
+    Said {
+        /// Its exit code, none if a signal ended it.
+        code: Option<i32>,
+        /// What it wrote to its standard error.
+        text: String,
+    },
+    /// It took longer than the limit, and was killed.
+    TookTooLong(Duration),
+    /// Everything is being ended.
+    Closing,
+    /// It could not be started or waited for.
+    Broken(io::Error),
+}
+
+impl fmt::Display for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Said { code: Some(_), text } if !text.is_empty() => f.write_str(text),
+            Self::Said { code: Some(code), .. } => write!(f, "podman ended with code {code} and said nothing"),
+            Self::Said { code: None, text } => write!(f, "podman was killed by a signal; it had said: {text}"),
+            Self::TookTooLong(limit) => write!(f, "podman did not answer within {} s and was ended", limit.as_secs()),
+            Self::Closing => f.write_str("the pod is being ended"),
+            Self::Broken(e) => write!(f, "podman can not be run: {e}"),
+        }
+    }
+}
+
+impl Engine {
+    /// Finds podman and writes its configuration.
+    pub fn open(place: Place) -> Result<Self, Failure> {
+        let podman = config::in_path("podman")
+            .ok_or_else(|| failure("podman is not installed, and latebind-host runs on it: apt-get install podman"))?;
+        if config::in_path("conmon").is_none() && !PathBuf::from("/usr/libexec/podman/conmon").exists() {
+            return Err(failure("conmon, which podman needs, is not installed: apt-get install conmon"));
+        }
+        config::write(&place)?;
+        Ok(Self { podman, place, closing: AtomicBool::new(false), under_way: AtomicUsize::new(0) })
+    }
+
+    /// Where everything lies.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// Podman with our storage and configuration; the caller adds the subcommand.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(&self.podman);
+        for name in FOREIGN {
+            command.env_remove(name);
+        }
+        command.env("CONTAINERS_CONF", self.place.engine_conf());
+        // What podman says is read by this program.
+        command.env("LC_ALL", "C.UTF-8");
+        command.arg("--root").arg(self.place.root()).arg("--runroot").arg(self.place.runroot());
+        command
+    }
+
+    /// From now on nothing new is started, and calls under way are ended.
+    pub fn close(&self) {
+        self.closing.store(true, Ordering::SeqCst);
+    }
+
+    /// Waits for the end of the calls that were under way at [`Engine::close`], so that none makes a container behind the
+    /// back of whoever removes them all.
+    pub fn wait_for_calls(&self) {
+        let end = Instant::now() + 2 * CLOSING_PATIENCE;
+        while self.under_way.load(Ordering::SeqCst) > 0 && Instant::now() < end {
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Whether [`Engine::close`] was called.
+    pub fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::SeqCst)
+    }
+
+    /// What podman prints, if it succeeds within `limit`.
+    pub fn call<S: AsRef<OsStr>>(&self, arguments: &[S], limit: Duration) -> Result<String, CallError> {
+        self.counted(|| self.answer(arguments, limit, true, Stdio::piped()))
+    }
+
+    /// As [`Engine::call`], and also after [`Engine::close`]: for what ends a pod.
+    pub fn call_to_end<S: AsRef<OsStr>>(&self, arguments: &[S], limit: Duration) -> Result<String, CallError> {
+        self.answer(arguments, limit, false, Stdio::piped())
+    }
+
+    /// As [`Engine::call`], with podman's progress on our standard error.
+    pub fn call_with_progress<S: AsRef<OsStr>>(&self, arguments: &[S], limit: Duration) -> Result<String, CallError> {
+        self.counted(|| self.answer(arguments, limit, true, Stdio::inherit()))
+    }
+
+    fn counted<T>(&self, call: impl FnOnce() -> T) -> T {
+        self.under_way.fetch_add(1, Ordering::SeqCst);
+        let answer = call();
+        self.under_way.fetch_sub(1, Ordering::SeqCst);
+        answer
+    }
+
+    fn answer<S: AsRef<OsStr>>(
+        &self,
+        arguments: &[S],
+        limit: Duration,
+        stops_when_closing: bool,
+        stderr: Stdio,
+    ) -> Result<String, CallError> {
+        if stops_when_closing && self.is_closing() {
+            return Err(CallError::Closing);
+        }
+        let began = Instant::now();
+        let mut command = self.command();
+        // A process group of its own: Ctrl-C is for us to act on, and podman half-way through a start is not to be hit.
+        command.args(arguments).process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr);
+        let mut child = command.spawn().map_err(CallError::Broken)?;
+        let stdout = read_aside(child.stdout.take());
+        let stderr = read_aside(child.stderr.take());
+        // A pull has nothing to lose.
+        let patience = if limit == PULL_LIMIT { Duration::ZERO } else { CLOSING_PATIENCE };
+        let ended = wait(&child, limit, patience, || stops_when_closing && self.is_closing());
+        if !matches!(ended, Ok(Wait::Ended)) {
+            let _ = child.kill();
+        }
+        let status = child.wait().map_err(CallError::Broken)?;
+        let stdout = taken(&stdout);
+        let stderr = taken(&stderr);
+        let verb = arguments.first().map(|a| a.as_ref().to_string_lossy().into_owned());
+        tracing::debug!(?verb, ms = began.elapsed().as_millis(), code = status.code(), "podman");
+        match ended.map_err(CallError::Broken)? {
+            Wait::TookTooLong => Err(CallError::TookTooLong(limit)),
+            Wait::Closing => Err(CallError::Closing),
+            Wait::Ended if status.success() => Ok(stdout),
+            Wait::Ended => Err(CallError::Said { code: status.code(), text: essence(&stderr) }),
+        }
+    }
+
+    /// Whether all of `images` are in the storage.
+    pub fn has_images(&self, images: &[&str]) -> Result<(), Failure> {
+        for image in images {
+            match self.call(&["image", "exists", image], CALL_LIMIT) {
+                Ok(_) => {}
+                Err(CallError::Said { code: Some(1), .. }) => {
+                    return Err(failure(format!(
+                        "the image {image} is not in {}: run `make images`, which builds it",
+                        self.place.root().display()
+                    )));
+                }
+                Err(e) => return Err(failure(format!("cannot look for the image {image}: {e}"))),
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the containers that have this label, running or not, and those that live in their namespaces.
+    pub fn remove_labelled(&self, label: &str) -> Result<(), Failure> {
+        let filter = format!("label={label}");
+        let list = ["ps", "--all", "--quiet", "--no-trunc", "--external=false", "--filter", filter.as_str()];
+        let mut left = String::new();
+        for _ in 0..3 {
+            let ids = self.call_to_end(&list, CALL_LIMIT).context(|| "cannot list containers".into())?;
+            let ids: Vec<&str> = ids.split_whitespace().collect();
+            if ids.is_empty() {
+                return Ok(());
+            }
+            let remove: Vec<&str> =
+                ["rm", "--force", "--time", "0", "--ignore", "--depend"].into_iter().chain(ids).collect();
+            left = match self.call_to_end(&remove, CALL_LIMIT) {
+                Ok(_) => String::new(),
+                Err(e) => e.to_string(),
+            };
+        }
+        match left.as_str() {
+            "" => Ok(()),
+            said => Err(failure(format!("cannot remove the containers labelled {label}: {said}"))),
+        }
+    }
+}
+
+enum Wait {
+    Ended,
+    TookTooLong,
+    Closing,
+}
+
+fn wait(child: &Child, limit: Duration, patience: Duration, closing: impl Fn() -> bool) -> io::Result<Wait> {
+    let process = Process::open(i32::try_from(child.id()).map_err(io::Error::other)?)?;
+    let end = Instant::now() + limit;
+    loop {
+        if process.ended_within(CLOSING_TICK.min(end.saturating_duration_since(Instant::now())))? {
+            return Ok(Wait::Ended);
+        }
+        if closing() {
+            if process.ended_within(patience)? {
+                return Ok(Wait::Ended);
+            }
+            // On TERM podman gives back its locks; the caller kills what does not obey.
+            process.signal(Signal::SIGTERM)?;
+            process.ended_within(Duration::from_secs(2))?;
+            return Ok(Wait::Closing);
+        }
+        if Instant::now() >= end {
+            return Ok(Wait::TookTooLong);
+        }
+    }
+}
+
+/// Reads in a thread, so that podman never waits for us, and we never wait for whoever inherited its pipe.
+fn read_aside(from: Option<impl Read + Send + 'static>) -> Receiver<Vec<u8>> {
+    let (to, said) = mpsc::channel();
+    if let Some(mut from) = from {
+        thread::spawn(move || {
+            let mut bytes = Vec::new();
+            let _ = from.by_ref().take(SAID_MAX).read_to_end(&mut bytes);
+            let _ = to.send(bytes);
+            let _ = io::copy(&mut from, &mut io::sink());
+        });
+    }
+    said
+}
+
+fn taken(said: &Receiver<Vec<u8>>) -> String {
+    let bytes = said.recv_timeout(Duration::from_secs(1)).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// A subcommand before its options.
+pub fn with_verb(verb: &[&str], options: Vec<String>) -> Vec<String> {
+    verb.iter().map(|v| (*v).to_owned()).chain(options).collect()
+}
+
+/// What matters of podman's standard error: its errors; else all that is no warning.
+fn essence(stderr: &str) -> String {
+    let lines = |keep: fn(&str) -> bool| -> Vec<&str> { stderr.lines().map(str::trim).filter(|l| keep(l)).collect() };
+    let errors = lines(|l| l.starts_with("Error:"));
+    let rest = lines(|l| !l.is_empty() && !l.contains("level=warning"));
+    let chosen = if errors.is_empty() { rest } else { errors };
+    chosen.join("; ").trim_start_matches("Error: ").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_essence_of_what_podman_says() {
+        let said =
+            "time=\"x\" level=warning msg=\"Failed to remove cgroup\"\nTrying to pull x...\nError: no such image\n";
+        assert_eq!(essence(said), "no such image");
+        assert_eq!(essence("time level=warning msg\nsomething else\n"), "something else");
+        assert_eq!(essence(""), "");
+    }
+}

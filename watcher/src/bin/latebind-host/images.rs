@@ -1,0 +1,398 @@
+//! Which images a pilot may bind, whether they are here, and what it means when they are not.
+
+use crate::engine::{CALL_LIMIT, CallError, Engine, PULL_LIMIT};
+use crate::reference::Reference;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// What a refusal means to the pilot: whether another try may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Class {
+    /// The user has to change something.
+    Hold,
+    /// Not the job's fault.
+    Retry,
+}
+
+/// Why no container was bound.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Whether another try may do.
+    pub class: Class,
+    /// One word, of the bind protocol.
+    pub reason: &'static str,
+    /// For people.
+    pub message: String,
+}
+
+impl Refusal {
+    /// One that the user has to mend.
+    pub fn hold(reason: &'static str, message: impl Into<String>) -> Self {
+        Self { class: Class::Hold, reason, message: message.into() }
+    }
+
+    /// One that may not come again.
+    pub fn retry(reason: &'static str, message: impl Into<String>) -> Self {
+        Self { class: Class::Retry, reason, message: message.into() }
+    }
+
+    /// The engine itself is what failed.
+    pub fn engine(doing: &str, e: &CallError) -> Self {
+        Self::retry("EngineError", format!("{doing}: {e}"))
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.reason, self.message)
+    }
+}
+
+/// Whether an image that is not here is fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Pull {
+    /// If it is not here, and its name names a registry.
+    Missing,
+    /// Never.
+    Never,
+}
+
+/// Patterns over fully written references; `*` stands for any text.
+#[derive(Clone, Debug)]
+pub struct AllowList {
+    patterns: Vec<String>,
+    exact: Option<Reference>,
+}
+
+impl AllowList {
+    /// What was built on this machine, and what `patterns` add.
+    pub fn new(patterns: &[String]) -> Self {
+        let patterns = ["localhost/*".to_owned()].into_iter().chain(patterns.iter().cloned()).collect();
+        Self { patterns, exact: None }
+    }
+
+    /// This one image, and no other.
+    pub fn only(image: Reference) -> Self {
+        Self { patterns: Vec::new(), exact: Some(image) }
+    }
+
+    /// Whether `image` may be bound.
+    pub fn allows(&self, image: &Reference) -> bool {
+        let text = image.to_string();
+        self.exact.as_ref() == Some(image) || self.patterns.iter().any(|p| matches(p, &text))
+    }
+}
+
+/// Whether `pattern`, in which `*` stands for any text, is all of `text`.
+fn matches(pattern: &str, text: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let Some(mut rest) = parts.next().and_then(|first| text.strip_prefix(first)) else { return false };
+    let Some(last) = parts.next_back() else { return rest.is_empty() };
+    for part in parts {
+        // The first place is the best: whatever matches after a later one also matches after this one.
+        let Some((_, after)) = rest.split_once(part) else { return false };
+        rest = after;
+    }
+    rest.len() >= last.len() && rest.ends_with(last)
+}
+
+/// An image that is here and can run here.
+#[derive(Clone, Debug)]
+pub struct Ready {
+    /// `sha256:` and the digest of its configuration.
+    pub id: String,
+    /// Whether it was fetched now.
+    pub pulled: bool,
+}
+
+#[derive(Deserialize)]
+struct Inspected {
+    #[serde(rename = "Id")]
+    id: String,
+    #[serde(rename = "Architecture", default)]
+    architecture: String,
+    #[serde(rename = "Os", default)]
+    os: String,
+}
+
+/// Makes sure that `image` is here and is for this machine. With `progress` the engine's own words go to the user.
+pub fn prepare(engine: &Engine, image: &Reference, pull: Pull, progress: bool) -> Result<Ready, Refusal> {
+    let name = image.to_string();
+    let mut pulled = false;
+    let inspected = match inspect(engine, &name)? {
+        Some(inspected) => inspected,
+        None if pull == Pull::Never => {
+            return Err(Refusal::hold("ImageNotFound", format!("{name} is not on this machine, and pulling is off")));
+        }
+        None if image.is_local() => {
+            return Err(Refusal::hold(
+                "ImageNotFound",
+                format!("{name} is not on this machine, where it would be built"),
+            ));
+        }
+        None => {
+            let call = ["pull", "--quiet", &name];
+            let loud = ["pull", &name];
+            let done = match progress {
+                true => engine.call_with_progress(&loud, PULL_LIMIT),
+                false => engine.call(&call, PULL_LIMIT),
+            };
+            done.map_err(|e| pull_refusal(&name, &e))?;
+            pulled = true;
+            inspect(engine, &name)?.ok_or_else(|| {
+                Refusal::retry("EngineError", format!("{name} was pulled, and is not on this machine all the same"))
+            })?
+        }
+    };
+    if let Some(what) = mismatch(&inspected) {
+        return Err(Refusal::hold("WrongArchitecture", format!("{name} {what}")));
+    }
+    Ok(Ready { id: format!("sha256:{}", inspected.id.trim_start_matches("sha256:")), pulled })
+}
+
+fn inspect(engine: &Engine, name: &str) -> Result<Option<Inspected>, Refusal> {
+    let failed = |e: &dyn fmt::Display| Refusal::retry("EngineError", format!("cannot inspect the image {name}: {e}"));
+    match engine.call(&["image", "inspect", name], CALL_LIMIT) {
+        Ok(text) => {
+            let mut all: Vec<Inspected> = serde_json::from_str(&text).map_err(|e| failed(&e))?;
+            Ok(all.pop())
+        }
+        Err(CallError::Said { code: Some(_), text }) if is_unknown_image(&text) => Ok(None),
+        Err(e) => Err(failed(&e)),
+    }
+}
+
+fn is_unknown_image(text: &str) -> bool {
+    ["image not known", "no such image", "unable to find"].iter().any(|said| text.contains(said))
+}
+
+/// This machine's architecture, as image configurations name it.
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        "x86" => "386",
+        "powerpc64" => "ppc64le",
+        other => other,
+    }
+}
+
+/// An image that names no architecture is believed: hand-made ones do not.
+fn mismatch(image: &Inspected) -> Option<String> {
+    let Inspected { architecture: theirs, os, .. } = image;
+    if !os.is_empty() && os != "linux" {
+        return Some(format!("is made for {os}, this machine runs linux"));
+    }
+    let ours = architecture();
+    let fits = theirs.is_empty() || theirs == ours;
+    (!fits).then(|| format!("is made for {theirs}, this machine is {ours}: build or name one for {ours}"))
+}
+
+fn pull_refusal(name: &str, e: &CallError) -> Refusal {
+    let message = format!("cannot pull {name}: {e}");
+    match e {
+        CallError::Said { code: Some(_), text } => {
+            let (class, reason) = pull_class(text);
+            Refusal { class, reason, message }
+        }
+        _ => Refusal::retry("EngineError", message),
+    }
+}
+
+/// The meaning of what podman said when a pull failed.
+///
+/// Words with a slash are left out (addresses, paths, names of images): they are the user's, and must decide nothing.
+/// What may pass by itself is looked for first, since a registry in trouble also says "not found".
+fn pull_class(text: &str) -> (Class, &'static str) {
+    const PASSING: [&str; 21] = [
+        "i/o timeout",
+        "timed out",
+        "timeout",
+        "deadline exceeded",
+        "connection refused",
+        "connection reset",
+        "no such host",
+        "server misbehaving",
+        "network is unreachable",
+        "no route to host",
+        "broken pipe",
+        "unexpected eof",
+        "toomanyrequests",
+        "too many requests",
+        "rate limit",
+        "500 internal",
+        "502 bad",
+        "503 service",
+        "504 gateway",
+        "no space left",
+        "x509",
+    ];
+    const DENIED: [&str; 5] = ["unauthorized", "denied", "authentication required", "401", "403 forbidden"];
+    const MISSING: [&str; 5] = ["manifest unknown", "name unknown", "not found", "404", "no such image"];
+    const ARCHITECTURE: [&str; 2] = ["no image found in", "choosing an image from manifest list"];
+    let text = text.to_lowercase().replace("i/o timeout", "timeout");
+    let words: Vec<&str> = text.split_whitespace().filter(|w| !w.contains('/')).collect();
+    let text = words.join(" ");
+    let says = |any: &[&str]| any.iter().any(|said| text.contains(said));
+    if says(&PASSING) {
+        (Class::Retry, "EngineError")
+    } else if says(&["invalid reference"]) {
+        (Class::Hold, "InvalidImageName")
+    } else if says(&ARCHITECTURE) {
+        (Class::Hold, "WrongArchitecture")
+    } else if says(&DENIED) {
+        (Class::Hold, "ImageAccessDenied")
+    } else if says(&MISSING) {
+        (Class::Hold, "ImageNotFound")
+    } else {
+        (Class::Retry, "EngineError")
+    }
+}
+
+/// The meaning of what podman said when a container could not be made or started: a fault of the image's files, which
+/// no other try mends, or of the engine.
+pub fn start_refusal(doing: &str, e: &CallError) -> Refusal {
+    const IMAGE: [&str; 8] = [
+        "error mounting",
+        "unable to find user",
+        "mtab",
+        "not a directory",
+        "is a directory",
+        "too many levels of symbolic links",
+        "cannot be mounted because",
+        "exec format error",
+    ];
+    const PASSING: [&str; 4] =
+        ["no space left", "cannot allocate memory", "resource temporarily", "device or resource busy"];
+    let message = format!("{doing}: {e}");
+    match e {
+        CallError::Said { code: Some(_), text } => {
+            let text = text.to_lowercase();
+            let says = |any: &[&str]| any.iter().any(|said| text.contains(said));
+            if says(&IMAGE) && !says(&PASSING) {
+                Refusal::hold("CreateContainerError", message)
+            } else {
+                Refusal::retry("StartError", message)
+            }
+        }
+        CallError::TookTooLong(_) => Refusal::retry("StartError", message),
+        CallError::Said { code: None, .. } | CallError::Closing | CallError::Broken(_) => {
+            Refusal::retry("EngineError", message)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
+    use super::*;
+
+    #[test]
+    fn patterns() {
+        for (pattern, text) in [
+            ("localhost/*", "localhost/a/b:1"),
+            ("*", "quay.io/a:1"),
+            ("quay.io/*/b:*", "quay.io/x/y/b:1"),
+            ("quay.io/a:1", "quay.io/a:1"),
+            ("*:1", "quay.io/a:1"),
+            ("q**:1", "quay.io/a:1"),
+            ("*aa", "aaa"),
+        ] {
+            assert!(matches(pattern, text), "{pattern} {text}");
+        }
+        for (pattern, text) in [
+            ("localhost/*", "localhost.evil/a:1"),
+            ("localhost/*", "localhost:5000/a:1"),
+            ("localhost/*", "evil.io/localhost/a:1"),
+            ("quay.io/a:1", "quay.io/a:12"),
+            ("quay.io/a:1", "quay.io/a"),
+            ("*a*a", "a"),
+            ("ab*ba", "aba"),
+            ("", "a"),
+        ] {
+            assert!(!matches(pattern, text), "{pattern} {text}");
+        }
+    }
+
+    #[test]
+    fn the_allow_list() {
+        let image = |text| Reference::parse(text).unwrap();
+        let list = AllowList::new(&["quay.io/mine/*".into()]);
+        assert!(list.allows(&image("localhost/x:1")));
+        assert!(list.allows(&image("quay.io/mine/x")));
+        assert!(!list.allows(&image("quay.io/yours/x")));
+        let only = AllowList::only(image("quay.io/yours/x"));
+        assert!(only.allows(&image("quay.io/yours/x:latest")));
+        assert!(!only.allows(&image("localhost/x:1")));
+    }
+
+    #[test]
+    fn what_a_failed_pull_means() {
+        for (said, reason) in [
+            (
+                "initializing source docker://quay.io/a/b:1: reading manifest 1 in quay.io/a/b: manifest unknown",
+                "ImageNotFound",
+            ),
+            (
+                "initializing source docker://r/a: reading manifest latest in r/a: name unknown: repository a not found",
+                "ImageNotFound",
+            ),
+            (
+                "reading manifest 12 in docker.io/library/x: requested access to the resource is denied",
+                "ImageAccessDenied",
+            ),
+            (
+                "reading manifest v1 in quay.io/a/b: unauthorized: access to the requested resource is not authorized",
+                "ImageAccessDenied",
+            ),
+            (
+                "pinging container registry r.example: Get \"https://r.example/v2/\": dial tcp: lookup r.example on 1.1.1.1:53: no such host",
+                "EngineError",
+            ),
+            (
+                "pinging container registry r: Get \"https://r/v2/\": dial tcp 10.0.0.1:443: connect: connection refused",
+                "EngineError",
+            ),
+            ("pinging container registry r: Get \"https://r/v2/\": dial tcp 10.0.0.1:443: i/o timeout", "EngineError"),
+            ("reading manifest 1 in r/a: toomanyrequests: You have reached your pull rate limit", "EngineError"),
+            ("reading manifest 1 in r/a: received unexpected HTTP status: 503 Service Unavailable", "EngineError"),
+            ("initializing source docker://r/denied/unauthorized:1: something never heard of", "EngineError"),
+            (
+                "initializing source docker://r/timeout/a:1: reading manifest 1 in r/timeout/a: manifest unknown",
+                "ImageNotFound",
+            ),
+            (
+                "choosing an image from manifest list docker://r/a: no image found in manifest list for architecture amd64",
+                "WrongArchitecture",
+            ),
+            ("invalid reference format", "InvalidImageName"),
+        ] {
+            assert_eq!(pull_class(said).1, reason, "{said}");
+            assert_eq!(pull_class(said).0 == Class::Retry, reason == "EngineError", "{said}");
+        }
+    }
+
+    #[test]
+    fn what_a_failed_start_means() {
+        let said = |text: &str| CallError::Said { code: Some(126), text: text.into() };
+        let image = said("runc create failed: error mounting \"/x\" to rootfs at \"/shared/bin\": not a directory");
+        assert_eq!(start_refusal("", &image).reason, "CreateContainerError");
+        assert_eq!(start_refusal("", &said("error mounting: no space left on device")).reason, "StartError");
+        assert_eq!(start_refusal("", &said("never heard of")).class, Class::Retry);
+        assert_eq!(start_refusal("", &CallError::Closing).reason, "EngineError");
+    }
+
+    #[test]
+    fn architectures() {
+        let image = |architecture: &str, os: &str| Inspected {
+            id: String::new(),
+            architecture: architecture.into(),
+            os: os.into(),
+        };
+        assert!(mismatch(&image("", "")).is_none());
+        assert!(mismatch(&image(architecture(), "linux")).is_none());
+        assert!(mismatch(&image("s390x", "linux")).is_some());
+        assert!(mismatch(&image("", "windows")).is_some());
+    }
+}

@@ -1,0 +1,198 @@
+//! Pods of late-bound containers on a machine without Kubernetes, made of podman's containers.
+//!
+//! It stands outside of the pods that it makes and shares no code with what runs in them, but for the names of the
+//! contract's paths.
+
+mod arguments;
+mod bind_server;
+mod config;
+mod container;
+mod engine;
+mod failure;
+mod images;
+mod leftovers;
+mod main_process;
+mod one_command;
+mod pidfd;
+mod place;
+mod pod;
+mod reference;
+mod slot;
+mod volumes;
+
+use crate::arguments::{Arguments, Common, PodArguments, RunArguments, Verb};
+use crate::container::{Mount, PilotShape, PodShape, SPOOL_IN_PILOT};
+use crate::engine::Engine;
+use crate::failure::{Context, Failure, failure};
+use crate::images::AllowList;
+use crate::place::Place;
+use crate::pod::Plan;
+use crate::reference::Reference;
+use clap::Parser;
+use glue::contract::layout::SLOT_MAX;
+use std::fs;
+use std::io::{self, IsTerminal, Read, Write};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use tracing_subscriber::EnvFilter;
+
+/// Exit code of this program's own failures, as `docker run` has it.
+const OWN_FAILURE: u8 = 125;
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(e) => {
+            let _ = e.print();
+            return ExitCode::from(if e.use_stderr() { OWN_FAILURE } else { 0 });
+        }
+    };
+    match obey(arguments) {
+        Ok(code) => ExitCode::from(code),
+        Err(e) => {
+            let _ = writeln!(io::stderr(), "latebind-host: {e}");
+            ExitCode::from(OWN_FAILURE)
+        }
+    }
+}
+
+fn obey(arguments: Arguments) -> Result<u8, Failure> {
+    // One command's standard error is the command's.
+    log_at(if matches!(arguments.verb, Verb::Pod(_)) { "info" } else { "warn" });
+    if !nix::unistd::geteuid().is_root() {
+        return Err(failure("must be run as root: containers with several user IDs and limits of their own need it"));
+    }
+    let engine = Engine::open(Place::open(&arguments.state)?)?;
+    match arguments.verb {
+        Verb::Pod(pod) => {
+            let plan = pod_plan(&engine, pod)?;
+            pod::run(&Arc::new(engine), plan)
+        }
+        Verb::Run(run) => run_one(engine, run),
+        Verb::Rm(rm) => leftovers::remove(&engine, &rm).map(|()| 0),
+        Verb::Ps => leftovers::list(&engine).map(|()| 0),
+        Verb::Podman { arguments } => {
+            let error = engine.command().args(arguments).exec();
+            Err(failure(format!("cannot run podman: {error}")))
+        }
+    }
+}
+
+fn log_at(level: &str) {
+    let filter = EnvFilter::try_from_env("LATEBIND_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+}
+
+fn run_one(engine: Engine, run: RunArguments) -> Result<u8, Failure> {
+    let image = Reference::parse(&run.image).map_err(failure)?;
+    let one = one_command::translate(&run)?;
+    // Before there is a pod: this is where most goes wrong, and a pull shows its progress to the user.
+    images::prepare(&engine, &image, run.common.pull, true).map_err(|refusal| failure(refusal.message))?;
+    let shape = shape(&engine, &run.common, "run", 1)?;
+    let mut mounts = one.mounts;
+    mounts.extend(host_mounts(&run.common)?);
+    let plan = Plan {
+        pilot: PilotShape {
+            arguments: one.arguments,
+            mounts,
+            private: private(&shape, &run.common)?,
+            environment: run.common.pilot_env.clone(),
+            interactive: run.interactive,
+        },
+        shape,
+        allowed: AllowList::only(image),
+        pull: run.common.pull,
+        // A code that is not 0 is the command's.
+        restarts: 0,
+        keep: run.common.keep,
+    };
+    pod::run(&Arc::new(engine), plan)
+}
+
+fn pod_plan(engine: &Engine, pod: PodArguments) -> Result<Plan, Failure> {
+    let common = &pod.common;
+    let shape = shape(engine, common, "pod", pod.slots)?;
+    let mut mounts = host_mounts(common)?;
+    if let Some(spool) = &pod.spool {
+        mounts.push(existing(&Mount::writable(spool, SPOOL_IN_PILOT))?);
+    }
+    let arguments = match (pod.arguments.is_empty(), &pod.spool) {
+        (false, _) => pod.arguments,
+        (true, Some(_)) => ["pilot", "--spool", SPOOL_IN_PILOT].map(str::to_owned).to_vec(),
+        (true, None) => return Err(failure("no jobs to run: give --spool DIR, or the watcher's arguments after --")),
+    };
+    Ok(Plan {
+        pilot: PilotShape {
+            arguments,
+            mounts,
+            private: private(&shape, common)?,
+            environment: common.pilot_env.clone(),
+            interactive: false,
+        },
+        shape,
+        allowed: AllowList::new(&pod.allow),
+        pull: common.pull,
+        restarts: pod.restarts,
+        keep: common.keep,
+    })
+}
+
+fn shape(engine: &Engine, common: &Common, kind: &str, slots: u32) -> Result<PodShape, Failure> {
+    if !(1..=SLOT_MAX + 1).contains(&slots) {
+        return Err(failure(format!("a pod has 1 to {} slots, not {slots}", SLOT_MAX + 1)));
+    }
+    let name = match &common.name {
+        Some(name) if place::is_pod_name(name) => name.clone(),
+        Some(name) => {
+            return Err(failure(format!(
+                "{name:?} is no name for a pod: at most 40 lower-case letters, digits and '-', the last not at its ends"
+            )));
+        }
+        None => format!("{kind}-{}", random_digits()?),
+    };
+    for image in [&common.glue_image, &common.pilot_image] {
+        Reference::parse(image).map_err(failure)?;
+    }
+    Ok(PodShape {
+        place: engine.place().pod(&name),
+        name,
+        glue_image: common.glue_image.clone(),
+        pilot_image: common.pilot_image.clone(),
+        slots,
+        limits: common.limits(),
+        swap_is_counted: config::swap_is_counted(),
+        network: common.network,
+    })
+}
+
+fn random_digits() -> Result<String, Failure> {
+    let mut bytes = [0u8; 4];
+    let read = fs::File::open("/dev/urandom").and_then(|mut f| f.read_exact(&mut bytes));
+    read.context(|| "cannot read /dev/urandom".into())?;
+    Ok(format!("{:08x}", u32::from_ne_bytes(bytes)))
+}
+
+fn private(shape: &PodShape, common: &Common) -> Result<std::path::PathBuf, Failure> {
+    let Some(private) = &common.private else { return Ok(shape.place.private()) };
+    volumes::own_private(private)?;
+    absolute(private)
+}
+
+fn host_mounts(common: &Common) -> Result<Vec<Mount>, Failure> {
+    common.mount.iter().map(existing).collect()
+}
+
+fn existing(mount: &Mount) -> Result<Mount, Failure> {
+    Ok(Mount { source: absolute(&mount.source)?, ..mount.clone() })
+}
+
+fn absolute(path: &Path) -> Result<std::path::PathBuf, Failure> {
+    fs::canonicalize(path).context(|| format!("cannot mount {} in the pilot container", path.display()))
+}

@@ -1,0 +1,109 @@
+//! `latebind-host run`: the pilot of a small pod that runs one command, and what of this host it is shown.
+
+use crate::arguments::RunArguments;
+use crate::container::Mount;
+use crate::failure::{Context, Failure, failure};
+use std::collections::HashSet;
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Where the pilot container has the files that become the command's input.
+const INPUT: &str = "/input";
+/// Where it has the environment files.
+const ENV_FILES: &str = "/input-env";
+
+/// What the watcher is told, and the files that this needs.
+#[derive(Debug)]
+pub struct OneCommand {
+    /// Arguments of the watcher.
+    pub arguments: Vec<String>,
+    /// To be mounted in the pilot container.
+    pub mounts: Vec<Mount>,
+}
+
+/// Translates our options into those of `watcher run`.
+pub fn translate(run: &RunArguments) -> Result<OneCommand, Failure> {
+    let mut arguments = vec!["run".to_owned()];
+    let mut mounts = Vec::new();
+    let mut option = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
+    for assignment in &run.env {
+        if assignment.contains('=') {
+            option("--env", assignment.clone());
+        } else if let Ok(value) = env::var(assignment) {
+            option("--env", format!("{assignment}={value}"));
+        }
+    }
+    for (n, file) in run.env_file.iter().enumerate() {
+        let target = format!("{ENV_FILES}/{n}");
+        mounts.push(Mount::read_only(existing(file)?, &target));
+        option("--env-file", target);
+    }
+    let mut names = HashSet::new();
+    for file in &run.input {
+        let source = existing(file)?;
+        // The name that the user wrote, not that of what a link points to.
+        let name = file.file_name().or(source.file_name()).and_then(|n| n.to_str());
+        let name = name.ok_or_else(|| failure(format!("the input {} has no UTF-8 name", file.display())))?;
+        if !names.insert(name.to_owned()) {
+            return Err(failure(format!("two inputs have the name {name}, and both would lie in the same directory")));
+        }
+        let target = format!("{INPUT}/{name}");
+        mounts.push(Mount::read_only(source, &target));
+        option("--input", target);
+    }
+    if let Some(directory) = &run.workdir {
+        option("--workdir", directory.clone());
+    }
+    if let Some(seconds) = &run.timeout {
+        option("--timeout", seconds.clone());
+    }
+    if run.interactive {
+        arguments.push("--interactive".into());
+    }
+    arguments.extend(run.watcher_arg.iter().cloned());
+    arguments.extend([run.image.clone(), "--".into()]);
+    arguments.extend(run.command.iter().cloned());
+    Ok(OneCommand { arguments, mounts })
+}
+
+fn existing(file: &Path) -> Result<PathBuf, Failure> {
+    fs::canonicalize(file).context(|| format!("cannot use {}", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends where it fails")]
+    use super::*;
+    use crate::arguments::{Arguments, Verb};
+    use clap::Parser;
+
+    fn translated(line: &[&str]) -> Result<OneCommand, Failure> {
+        let line = ["latebind-host", "run"].iter().chain(line);
+        let Verb::Run(run) = Arguments::try_parse_from(line).unwrap().verb else { panic!("not run") };
+        translate(&run)
+    }
+
+    #[test]
+    fn options_become_the_watchers() {
+        let one =
+            translated(&["-i", "-e", "A=b=c", "--timeout", "5", "-w", "/x", "localhost/a:1", "--", "ls", "--all"]);
+        let wanted = "run --env A=b=c --workdir /x --timeout 5 --interactive localhost/a:1 -- ls --all";
+        assert_eq!(one.unwrap().arguments.join(" "), wanted);
+    }
+
+    #[test]
+    fn files_are_mounted_for_the_pilot() {
+        let one =
+            translated(&["--input", "/etc/passwd", "--env-file", "/etc/group", "localhost/a:1", "--", "ls"]).unwrap();
+        assert_eq!(
+            one.mounts,
+            [Mount::read_only("/etc/group", "/input-env/0"), Mount::read_only("/etc/passwd", "/input/passwd")]
+        );
+        assert!(one.arguments.join(" ").contains("--env-file /input-env/0 --input /input/passwd"));
+        assert!(translated(&["--input", "/does/not/exist", "localhost/a:1", "--", "ls"]).is_err());
+        assert!(
+            translated(&["--input", "/etc/passwd", "--input", "/etc/passwd", "localhost/a:1", "--", "ls"]).is_err()
+        );
+    }
+}

@@ -1,0 +1,356 @@
+//! The life of one pod, from its first directory to the removal of its last.
+
+use crate::bind_server::BindServer;
+use crate::container::{PilotShape, PodShape, Role, WATCHER};
+use crate::engine::{CALL_LIMIT, CallError, Engine, with_verb};
+use crate::failure::{Context, Failure, failure};
+use crate::images::{AllowList, Pull};
+use crate::main_process::MainProcess;
+use crate::place::Claim;
+use crate::slot::{Slot, glue_said};
+use crate::volumes;
+use nix::sys::signal::Signal;
+use serde::Deserialize;
+use signal_hook::iterator::Signals;
+use std::fs;
+use std::io::{self, IsTerminal};
+use std::os::unix::process::CommandExt;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// First wait before a pilot that failed is started again; doubles each time.
+const RESTART_DELAY: Duration = Duration::from_millis(200);
+/// A pilot that lived this long before it failed has its restarts back.
+const GOOD_LIFE: Duration = Duration::from_secs(60);
+/// How often it is tried to hand a signal to a pilot that is just being started.
+const SIGNAL_TICK: Duration = Duration::from_millis(50);
+/// Signals that are handed to the pilot; those for which the second value is true also end the pod.
+const SIGNALS: [(Signal, bool); 6] = [
+    (Signal::SIGTERM, true),
+    (Signal::SIGINT, true),
+    (Signal::SIGHUP, true),
+    (Signal::SIGQUIT, true),
+    (Signal::SIGUSR1, false),
+    (Signal::SIGUSR2, false),
+];
+
+/// What a pod is to be.
+#[derive(Debug)]
+pub struct Plan {
+    /// All its containers.
+    pub shape: PodShape,
+    /// Its pilot.
+    pub pilot: PilotShape,
+    /// Images that the pilot may bind.
+    pub allowed: AllowList,
+    /// Whether they are fetched.
+    pub pull: Pull,
+    /// How often a pilot that failed is started again.
+    pub restarts: u32,
+    /// Whether the pod is left as it is at its end.
+    pub keep: bool,
+}
+
+enum Event {
+    Signal(Signal, bool),
+    /// All is there but the pilot.
+    Ready,
+    Ended(Result<u8, Failure>),
+}
+
+/// Runs a pod to its end, and removes it; the exit code is the pilot's last.
+pub fn run(engine: &Arc<Engine>, plan: Plan) -> Result<u8, Failure> {
+    let (to, events) = mpsc::channel();
+    // First of all: from here on no signal ends this process and leaves half a pod behind.
+    forward_signals(to.clone())?;
+    let name = plan.shape.name.clone();
+    let keep = plan.keep;
+    let claim = claim(engine, &name)?;
+    engine.has_images(&[&plan.shape.glue_image, &plan.shape.pilot_image])?;
+    remove_leftovers(engine, &name)?;
+    let life = Arc::new(Life {
+        server: Arc::new(BindServer {
+            engine: Arc::clone(engine),
+            slots: (0..plan.shape.slots).map(Slot::new).collect(),
+            shape: plan.shape,
+            allowed: plan.allowed,
+            pull: plan.pull,
+        }),
+        pilot: plan.pilot,
+        restarts: plan.restarts,
+        pilot_id: OnceLock::new(),
+        pause_id: OnceLock::new(),
+        stopping: AtomicBool::new(false),
+    });
+    let worker = Arc::clone(&life);
+    thread::spawn(move || {
+        let up = worker.set_up().and_then(|()| {
+            let _ = to.send(Event::Ready);
+            worker.pilot()
+        });
+        let _ = to.send(Event::Ended(up));
+    });
+    let result = life.attend(&events);
+    engine.close();
+    engine.wait_for_calls();
+    if keep {
+        tracing::warn!("the pod {name} is kept as it is; to remove it: latebind-host rm {name}");
+    } else {
+        life.kill_all();
+        remove_leftovers(engine, &name)?;
+    }
+    drop(claim);
+    result
+}
+
+/// Removes what an earlier life of the pod left, or the pod that has just ended.
+pub fn remove_leftovers(engine: &Engine, name: &str) -> Result<(), Failure> {
+    engine.remove_labelled(&format!("{}={name}", crate::container::POD_LABEL))?;
+    volumes::remove(&engine.place().pod(name))
+}
+
+/// The right to the name `name`.
+pub fn claim(engine: &Engine, name: &str) -> Result<Claim, Failure> {
+    engine.place().claim(name)?.ok_or_else(|| {
+        failure(format!(
+            "the pod {name} is in the hands of another latebind-host that runs now: end that one first, or choose \
+             another --name"
+        ))
+    })
+}
+
+fn forward_signals(to: Sender<Event>) -> Result<(), Failure> {
+    let mut signals = Signals::new(SIGNALS.map(|(s, _)| s as i32)).context(|| "cannot handle signals".into())?;
+    thread::spawn(move || {
+        for number in signals.forever() {
+            if let Some((signal, ends)) = SIGNALS.into_iter().find(|(s, _)| *s as i32 == number) {
+                let _ = to.send(Event::Signal(signal, ends));
+            }
+        }
+    });
+    Ok(())
+}
+
+struct Life {
+    server: Arc<BindServer>,
+    pilot: PilotShape,
+    restarts: u32,
+    pilot_id: OnceLock<String>,
+    pause_id: OnceLock<String>,
+    stopping: AtomicBool,
+}
+
+#[derive(Deserialize)]
+struct PilotState {
+    #[serde(rename = "Status")]
+    status: String,
+    #[serde(rename = "ExitCode")]
+    exit_code: i32,
+}
+
+impl Life {
+    fn engine(&self) -> &Engine {
+        &self.server.engine
+    }
+
+    fn shape(&self) -> &PodShape {
+        &self.server.shape
+    }
+
+    /// Acts on signals until the pilot has ended for good, or somebody insists.
+    fn attend(&self, events: &Receiver<Event>) -> Result<u8, Failure> {
+        let mut ready = false;
+        let mut waiting: Option<Signal> = None;
+        loop {
+            waiting = waiting.filter(|signal| !(ready && self.signal_pilot(*signal)));
+            let event = match waiting {
+                Some(_) => events.recv_timeout(SIGNAL_TICK),
+                None => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match event {
+                Ok(Event::Ready) => ready = true,
+                Ok(Event::Ended(result)) => return result,
+                Ok(Event::Signal(signal, false)) => waiting = Some(signal),
+                Ok(Event::Signal(signal, true)) => {
+                    let again = self.stopping.swap(true, Ordering::SeqCst);
+                    if again || !ready {
+                        tracing::info!(%signal, "removing the pod at once");
+                        return Ok(128u8.saturating_add(signal as u8));
+                    }
+                    tracing::info!(%signal, "the pilot is told to stop; a second signal removes the pod at once");
+                    waiting = Some(signal);
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Err(failure("the pod's thread ended without a word")),
+            }
+        }
+    }
+
+    /// The main process of the pause or pilot container, if it runs.
+    fn main_process(&self, role: Role, id: &OnceLock<String>) -> Option<MainProcess> {
+        MainProcess::find(&self.shape().place.pidfile(&role.to_string()), id.get()?)
+    }
+
+    fn signal_pilot(&self, signal: Signal) -> bool {
+        let main = self.main_process(Role::Pilot, &self.pilot_id);
+        main.is_some_and(|main| main.is_running(WATCHER) && main.signal(signal).is_ok())
+    }
+
+    /// Ends every process of the pod: the kernel does, once the first of its PID namespace is gone.
+    fn kill_all(&self) {
+        if let Some(main) = self.main_process(Role::Pause, &self.pause_id) {
+            let _ = main.signal(Signal::SIGKILL);
+        }
+    }
+
+    fn set_up(&self) -> Result<(), Failure> {
+        let began = Instant::now();
+        let shape = self.shape();
+        volumes::make(&shape.place, shape.slots)?;
+        thread::scope(|scope| {
+            let install = scope.spawn(|| self.install());
+            self.start_pause()?;
+            install.join().map_err(|_| failure("the install step was not followed"))?
+        })?;
+        let based = began.elapsed();
+        thread::scope(|scope| {
+            let pilot = scope.spawn(|| -> Result<(), Failure> {
+                let id = self.podman(Role::Pilot, &["create"], shape.pilot(&self.pilot)?)?;
+                let _ = self.pilot_id.set(id);
+                Ok(())
+            });
+            let slots: Vec<_> = (0..shape.slots).map(|n| scope.spawn(move || self.server.bind(n, ""))).collect();
+            for slot in slots {
+                let bound = slot.join().map_err(|_| failure("a payload container was not followed"))?;
+                bound.map_err(|refusal| failure(format!("cannot start a payload container: {refusal}")))?;
+            }
+            pilot.join().map_err(|_| failure("the pilot container was not followed"))?
+        })?;
+        self.server.listen()?;
+        tracing::info!(
+            pod = shape.name,
+            slots = shape.slots,
+            base_ms = based.as_millis(),
+            all_ms = began.elapsed().as_millis(),
+            "the pod is up"
+        );
+        Ok(())
+    }
+
+    fn podman(&self, role: Role, verb: &[&str], options: Vec<String>) -> Result<String, Failure> {
+        let said = self.engine().call(&with_verb(verb, options), CALL_LIMIT);
+        let said = said
+            .map_err(|e| failure(format!("cannot start the {role} container: {e}{}", glue_said(self.shape(), role))))?;
+        Ok(said.trim().to_owned())
+    }
+
+    fn start_pause(&self) -> Result<(), Failure> {
+        let id = self.podman(Role::Pause, &["run", "--detach"], self.shape().pause()?)?;
+        let _ = self.pause_id.set(id);
+        Ok(())
+    }
+
+    fn install(&self) -> Result<(), Failure> {
+        self.podman(Role::Install, &["run"], self.shape().install()?).map(|_| ())
+    }
+
+    /// Runs the pilot until it succeeds, is told to stop, or has failed too often.
+    fn pilot(&self) -> Result<u8, Failure> {
+        let mut tries = 0;
+        loop {
+            let began = Instant::now();
+            let code = self.pilot_life()?;
+            let lived = began.elapsed();
+            if lived >= GOOD_LIFE {
+                tries = 0;
+            }
+            if code == 0 || self.stopping.load(Ordering::SeqCst) || tries >= self.restarts {
+                return Ok(code);
+            }
+            let delay = RESTART_DELAY.saturating_mul(1 << tries.min(10));
+            tries += 1;
+            tracing::warn!(
+                code,
+                ?lived,
+                ?delay,
+                "the pilot failed and is started again, try {tries} of {}",
+                self.restarts
+            );
+            let until = Instant::now() + delay;
+            while Instant::now() < until {
+                if self.stopping.load(Ordering::SeqCst) {
+                    return Ok(code);
+                }
+                thread::sleep(SIGNAL_TICK);
+            }
+        }
+    }
+
+    fn pilot_life(&self) -> Result<u8, Failure> {
+        if self.engine().is_closing() {
+            return Err(failure("the pod is being ended"));
+        }
+        let name = self.shape().container(Role::Pilot);
+        let pidfile = self.shape().place.pidfile(&Role::Pilot.to_string());
+        match fs::remove_file(&pidfile) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(failure(format!("cannot remove {}: {e}", pidfile.display())));
+            }
+            _ => {}
+        }
+        let mut command = self.engine().command();
+        command.args(["start", "--attach", "--sig-proxy=false"]);
+        // A group of its own, so that Ctrl-C comes to us alone; reading a terminal from there is not allowed, so we do.
+        command.process_group(0);
+        let relay = self.pilot.interactive && io::stdin().is_terminal();
+        if self.pilot.interactive {
+            command.arg("--interactive");
+        }
+        command.stdin(match (self.pilot.interactive, relay) {
+            (false, _) => Stdio::null(),
+            (true, true) => Stdio::piped(),
+            (true, false) => Stdio::inherit(),
+        });
+        let mut child = command.arg(&name).spawn().context(|| "cannot run podman".into())?;
+        if let Some(mut to) = child.stdin.take() {
+            // It stays behind in its read when the pilot has ended, and ends with this process.
+            thread::spawn(move || io::copy(&mut io::stdin(), &mut to));
+        }
+        let status = child.wait().context(|| "cannot wait for podman".into())?;
+        match status.code() {
+            // Podman's own failures have these codes too.
+            Some(125..=127) | None => self.pilot_code(&name),
+            Some(code) => Ok(u8::try_from(code).unwrap_or(u8::MAX)),
+        }
+    }
+
+    /// The pilot's exit code where podman's is not known to be that.
+    fn pilot_code(&self, name: &str) -> Result<u8, Failure> {
+        loop {
+            let said = self.engine().call(&["container", "inspect", "--format={{json .State}}", name], CALL_LIMIT);
+            let text = match said {
+                Ok(text) => text,
+                Err(CallError::Closing) => return Err(failure("the pod is being ended")),
+                Err(e) => return Err(failure(format!("cannot ask for the pilot's exit code: {e}"))),
+            };
+            let state: PilotState = serde_json::from_str(&text).context(|| "podman's answer makes no sense".into())?;
+            match state.status.as_str() {
+                "exited" | "stopped" => return Ok(u8::try_from(state.exit_code).unwrap_or(u8::MAX)),
+                "running" => {
+                    // Its output is lost, but it is not over.
+                    if let Some(main) = self.main_process(Role::Pilot, &self.pilot_id) {
+                        main.ended_within(Duration::from_secs(3600)).context(|| "cannot wait for the pilot".into())?;
+                    }
+                    thread::sleep(SIGNAL_TICK);
+                }
+                other => {
+                    return Err(failure(format!("the pilot container could not be started and is \"{other}\"")));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! One slot's payload container: what it is now, and how it gets another image.
+
+use crate::container::{PodShape, Role};
+use crate::engine::{CALL_LIMIT, CallError, Engine, START_LIMIT, with_verb};
+use crate::images::{self, Ready, Refusal, start_refusal};
+use crate::main_process::MainProcess;
+use serde::Deserialize;
+use std::fs;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Any long time: the wait for the end of a main process is begun anew after it.
+const WATCH_TURN: Duration = Duration::from_secs(3600);
+/// How long the engine may take to notice that a main process has ended.
+const NOTICE_LIMIT: Duration = Duration::from_secs(3);
+
+/// One slot of a pod.
+#[derive(Debug)]
+pub struct Slot {
+    number: u32,
+    /// Held through a bind: one at a time.
+    binding: Mutex<Lives>,
+    /// The last request that came, so that an older one that was held up does not undo it.
+    newest: Mutex<u64>,
+    current: Mutex<Option<Arc<Payload>>>,
+}
+
+/// How many containers the slot has had.
+#[derive(Debug, Default)]
+struct Lives(u64);
+
+/// A payload container.
+#[derive(Debug)]
+struct Payload {
+    id: String,
+    name: String,
+    image: String,
+    role: Role,
+    main: Option<MainProcess>,
+    /// What the control group said when the main process had ended. Podman hears of a kill for memory only where it hit
+    /// the main process, and where its monitor understands the hierarchy.
+    oom_killed: OnceLock<bool>,
+}
+
+impl Payload {
+    fn oom_killed(&self) -> bool {
+        let now = || self.main.as_ref().and_then(MainProcess::oom_killed);
+        self.oom_killed.get().copied().or_else(now).unwrap_or(false)
+    }
+
+    /// Reads the control group at the moment when the main process ends: the engine removes it soon after.
+    fn watch(self: &Arc<Self>) {
+        let payload = Arc::clone(self);
+        thread::spawn(move || {
+            let Some(main) = &payload.main else { return };
+            while matches!(main.ended_within(WATCH_TURN), Ok(false)) {}
+            if let Some(oom_killed) = main.oom_killed() {
+                let _ = payload.oom_killed.set(oom_killed);
+            }
+        });
+    }
+}
+
+/// Place of a bind request among those of its slot.
+#[derive(Clone, Copy, Debug)]
+pub struct Ticket(u64);
+
+/// What the slot's container is doing.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct State {
+    /// The engine's id of it; none: there is no container.
+    pub container: Option<String>,
+    /// The image, as asked for.
+    pub image: Option<String>,
+    /// `running`, `exited` or `missing`.
+    pub status: &'static str,
+    /// Of the main process.
+    pub exit_code: Option<i32>,
+    /// Whether the kernel killed anything in it for memory.
+    pub oom_killed: bool,
+}
+
+#[derive(Deserialize)]
+struct Inspected {
+    #[serde(rename = "Running")]
+    running: bool,
+    #[serde(rename = "ExitCode")]
+    exit_code: i32,
+    #[serde(rename = "OOMKilled")]
+    oom_killed: bool,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing here is left half-changed by a panic, and panics abort the release build.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Slot {
+    /// A slot without a container.
+    pub fn new(number: u32) -> Self {
+        Self { number, binding: Mutex::default(), newest: Mutex::new(0), current: Mutex::new(None) }
+    }
+
+    /// To be taken when a request arrives, before the image is looked at.
+    pub fn ticket(&self) -> Ticket {
+        let mut newest = locked(&self.newest);
+        *newest += 1;
+        Ticket(*newest)
+    }
+
+    /// Ends the slot's container and starts one with another image; says its id. Where that fails, the slot is left
+    /// without a container: there is no way back to the old one.
+    pub fn bind(
+        &self,
+        engine: &Arc<Engine>,
+        shape: &PodShape,
+        ticket: Ticket,
+        image: &str,
+        ready: &Ready,
+    ) -> Result<String, Refusal> {
+        let mut lives = locked(&self.binding);
+        if *locked(&self.newest) != ticket.0 {
+            return Err(Refusal::retry(
+                "EngineError",
+                format!("a later request for slot {} came while this one waited: nothing was changed", self.number),
+            ));
+        }
+        let began = Instant::now();
+        lives.0 += 1;
+        let role = Role::Payload(self.number, lives.0);
+        let name = shape.container(role);
+        let options =
+            shape.payload(self.number, lives.0, &ready.id).map_err(|e| Refusal::retry("EngineError", e.to_string()))?;
+        let old = locked(&self.current).take();
+        if let Err(refusal) = old.as_ref().map_or(Ok(()), |old| end(engine, old)) {
+            // Still there, perhaps still running: the next bind has to try again to end it.
+            *locked(&self.current) = old;
+            return Err(refusal);
+        }
+        let ended = began.elapsed();
+        let started = engine.call(&with_verb(&["run", "--detach"], options), START_LIMIT);
+        if let Some(old) = old {
+            // Its processes are gone; what is left to do is not worth waiting for.
+            let engine = Arc::clone(engine);
+            let files = [shape.place.pidfile(&old.role.to_string()), shape.place.log(&old.role.to_string())];
+            thread::spawn(move || {
+                remove(&engine, &old.name);
+                let _ = files.map(fs::remove_file);
+            });
+        }
+        let id = match started {
+            Ok(id) => id.trim().to_owned(),
+            Err(e) => {
+                let said = glue_said(shape, role);
+                remove(engine, &name);
+                let doing = format!(
+                    "cannot start a container of {}; slot {} has no payload container until the next bind{said}",
+                    if image.is_empty() { "the placeholder" } else { image },
+                    self.number
+                );
+                return Err(start_refusal(&doing, &e));
+            }
+        };
+        let main = MainProcess::find(&shape.place.pidfile(&role.to_string()), &id);
+        let image_name = image.to_owned();
+        let payload =
+            Arc::new(Payload { id: id.clone(), name, image: image_name, role, main, oom_killed: OnceLock::new() });
+        payload.watch();
+        *locked(&self.current) = Some(payload);
+        tracing::info!(
+            slot = self.number,
+            image = if image.is_empty() { "the placeholder" } else { image },
+            ended_ms = ended.as_millis(),
+            started_ms = (began.elapsed() - ended).as_millis(),
+            "bound"
+        );
+        Ok(id)
+    }
+
+    /// What the container is doing, as the engine knows it.
+    pub fn state(&self, engine: &Engine) -> Result<State, Refusal> {
+        let Some(payload) = locked(&self.current).clone() else {
+            return Ok(State { status: "missing", ..State::default() });
+        };
+        let ended = |p: &MainProcess| p.ended_within(Duration::ZERO).unwrap_or(true);
+        let gone = payload.main.as_ref().is_none_or(ended);
+        let since = Instant::now();
+        loop {
+            let image = Some(payload.image.clone());
+            let container = Some(payload.id.clone());
+            match engine.call(&["container", "inspect", "--format={{json .State}}", &payload.id], CALL_LIMIT) {
+                Ok(text) => {
+                    let inspected: Inspected = serde_json::from_str(&text)
+                        .map_err(|e| Refusal::retry("EngineError", format!("podman's answer makes no sense: {e}")))?;
+                    let Inspected { running, exit_code, oom_killed } = inspected;
+                    // The engine hears of an end a little later than the kernel tells us.
+                    if running && gone && since.elapsed() < NOTICE_LIMIT {
+                        thread::sleep(Duration::from_millis(20));
+                        continue;
+                    }
+                    let status = if running { "running" } else { "exited" };
+                    let exit_code = (!running).then_some(exit_code);
+                    return Ok(State {
+                        container,
+                        image,
+                        status,
+                        exit_code,
+                        oom_killed: oom_killed || payload.oom_killed(),
+                    });
+                }
+                Err(CallError::Said { code: Some(_), text }) if text.contains("no such container") => {
+                    return Ok(State { image, status: "missing", ..State::default() });
+                }
+                Err(e) => return Err(Refusal::engine("cannot inspect the container", &e)),
+            }
+        }
+    }
+}
+
+/// Ends a container's processes: quickly where glue does as it should, else by the engine.
+fn end(engine: &Engine, payload: &Payload) -> Result<(), Refusal> {
+    if payload.main.as_ref().is_some_and(|main| main.stop().unwrap_or(false)) {
+        return Ok(());
+    }
+    match engine.call(&["rm", "--force", "--time", "0", "--ignore", &payload.name], CALL_LIMIT) {
+        Ok(_) => Ok(()),
+        Err(e) => Err(images::Refusal::engine("cannot end the slot's earlier container", &e)),
+    }
+}
+
+fn remove(engine: &Engine, name: &str) {
+    match engine.call(&["rm", "--force", "--time", "0", "--ignore", name], CALL_LIMIT) {
+        Err(e) if !engine.is_closing() => {
+            tracing::warn!(container = name, error = %e, "not removed now, will be with the pod");
+        }
+        _ => {}
+    }
+}
+
+/// The end of a container's log, for a message.
+pub fn glue_said(shape: &PodShape, role: Role) -> String {
+    let log = fs::read(shape.place.log(&role.to_string())).unwrap_or_default();
+    let log = String::from_utf8_lossy(&log);
+    // Each line of the engine's format begins with time, stream and whether it is a full one.
+    let lines: Vec<&str> = log.lines().filter_map(|line| line.splitn(4, ' ').nth(3)).collect();
+    let last = lines.get(lines.len().saturating_sub(5)..).unwrap_or_default();
+    if last.is_empty() { String::new() } else { format!("; it said: {}", last.join(" | ")) }
+}

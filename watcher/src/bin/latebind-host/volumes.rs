@@ -1,0 +1,96 @@
+//! The volumes of a pod on the host: made before its containers, removed after them.
+
+use crate::failure::{Context, Failure, failure};
+use crate::place::{PodPlace, directory};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// Size of `ctl/`, as on Kubernetes. A payload can not write there; what glue and watcher write is small.
+const CTL_OPTIONS: &str = "size=16m,mode=0755";
+
+/// Makes all directories of a pod, and mounts what lies in memory. `glue install` sets owners and modes.
+pub fn make(place: &PodPlace, slots: u32) -> Result<(), Failure> {
+    directory(place.top(), 0o700)?;
+    directory(&place.bin(), 0o755)?;
+    for path in [place.private(), place.bind(), place.logs(), place.pidfiles()] {
+        directory(&path, 0o700)?;
+    }
+    for slot in 0..slots {
+        let ctl = place.ctl(slot);
+        directory(&ctl, 0o755)?;
+        directory(&place.data(slot), 0o755)?;
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+        mount(Some("latebind"), &ctl, Some("tmpfs"), flags, Some(CTL_OPTIONS))
+            .context(|| format!("cannot mount a file system in memory at {}", ctl.display()))?;
+    }
+    Ok(())
+}
+
+/// Makes a private volume that the user named what it has to be: root's alone.
+pub fn own_private(path: &Path) -> Result<(), Failure> {
+    directory(path, 0o700)?;
+    let said = || format!("cannot use {} as the pilot's private volume", path.display());
+    let about = fs::symlink_metadata(path).context(said)?;
+    if !about.is_dir() || about.uid() != 0 {
+        return Err(failure(format!("{}: it must be a directory of root's; chown it, or name another", said())));
+    }
+    fs::set_permissions(path, Permissions::from_mode(0o700)).context(said)
+}
+
+/// Unmounts and removes all of it.
+pub fn remove(place: &PodPlace) -> Result<(), Failure> {
+    let top = place.top();
+    let table = fs::read("/proc/self/mountinfo").context(|| "cannot read /proc/self/mountinfo".into())?;
+    // The last one mounted is the topmost.
+    for point in mount_points(&table).into_iter().rev().filter(|p| p.starts_with(top)) {
+        umount2(&point, MntFlags::MNT_DETACH).context(|| format!("cannot unmount {}", point.display()))?;
+    }
+    match fs::remove_dir_all(top) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failure(format!("cannot remove {}: {e}", top.display()))),
+        _ => Ok(()),
+    }
+}
+
+/// The fifth field of each line of a mountinfo, unescaped.
+fn mount_points(table: &[u8]) -> Vec<PathBuf> {
+    let field = |line: &[u8]| line.split(|b| *b == b' ').nth(4).map(unescaped);
+    table.split(|b| *b == b'\n').filter_map(field).collect()
+}
+
+/// Blank, tab, line end and backslash stand as three octal digits in mountinfo.
+fn unescaped(field: &[u8]) -> PathBuf {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((first, after)) = rest.split_first() {
+        let octal = |digits: &[u8]| {
+            let text = std::str::from_utf8(digits).ok()?;
+            u8::from_str_radix(text, 8).ok()
+        };
+        match (first, after.get(..3).and_then(octal)) {
+            (b'\\', Some(byte)) => {
+                bytes.push(byte);
+                rest = after.get(3..).unwrap_or_default();
+            }
+            _ => {
+                bytes.push(*first);
+                rest = after;
+            }
+        }
+    }
+    PathBuf::from(std::ffi::OsString::from_vec(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_points_are_read() {
+        let table = b"22 1 0:20 / /proc rw - proc proc rw\n23 1 0:21 / /a\\040b\\134c rw - tmpfs x rw\n";
+        assert_eq!(mount_points(table), [PathBuf::from("/proc"), PathBuf::from("/a b\\c")]);
+    }
+}
