@@ -1,0 +1,105 @@
+#!/bin/sh
+# build.sh: static x86_64-unknown-linux-musl release binaries of the whole workspace, into dist/.
+#
+# Two recipes (rust.sh decides):
+#   rustup  `rustup target add x86_64-unknown-linux-musl` was done: its std as it comes. Sizes are printed, not checked.
+#   debian  the release recipe: Debian's rustc-web, with std rebuilt from rust-web-src for musl. glue gets the smallest std
+#           there is, which ends a panic at once; the other programs get one that says why they panic.
+set -eu
+cd "$(dirname "$0")/.."
+. .ci/rust.sh
+root=$PWD
+# Apart from the target directory of `cargo test`, and one for each set of flags: a changed flag rebuilds everything.
+target=${CARGO_TARGET_DIR:-$root/target}/static
+recipe=$(static_recipe)
+GLUE_MAX=$((200 * 1024))
+started=$(date +%s)
+
+# Settings of the caller's shell that would change what is built.
+unset RUSTFLAGS CARGO_BUILD_TARGET CARGO_BUILD_RUSTFLAGS RUSTC_WRAPPER CARGO_ENCODED_RUSTFLAGS
+
+if command -v musl-gcc >/dev/null; then
+    CC_x86_64_unknown_linux_musl=musl-gcc # for crates that compile C: objects only, so that its way of linking does not matter
+    export CC_x86_64_unknown_linux_musl
+fi
+# No path of the building machine in the binaries.
+trim="--remap-path-prefix=$root=. --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=cargo"
+
+say() { printf '%s\n' "build: $*"; }
+fail() {
+    printf '%s\n' "build.sh: $*" >&2
+    exit 1
+}
+
+# cargo_build NAME FLAGS CARGO-ARGUMENTS...: binaries end in $target/NAME/$MUSL_TARGET/release
+build_rustup() {
+    name=$1 flags="-Ctarget-feature=+crt-static $trim"
+    shift 2
+    env CARGO_TARGET_DIR="$target/$name" RUSTFLAGS="$flags" \
+        cargo build --quiet --locked --release --target "$MUSL_TARGET" --bins "$@"
+}
+
+build_debian() {
+    name=$1 flags=$2
+    shift 2
+    # gcc would choose glibc's start files, and `musl-gcc` links a *dynamic* PIE. So: no start files of gcc's, musl's own for a
+    # static PIE (rcrt1.o relocates the program itself), and no dynamic loader named in the result.
+    flags="$flags -Ctarget-feature=+crt-static -Clink-self-contained=no -Clinker=gcc $trim
+        -Lnative=$musl -Lnative=$target/lib
+        -Zpre-link-args=-nostartfiles -Zpre-link-args=$musl/rcrt1.o -Zpre-link-args=$musl/crti.o
+        -Clink-arg=$musl/crtn.o -Clink-arg=-Wl,--no-dynamic-linker -Clink-arg=-Wl,-z,relro,-z,now,-z,noexecstack"
+    # RUSTC_BOOTSTRAP: -Z options in a stable compiler, here for std's sake alone.
+    env CARGO_TARGET_DIR="$target/$name" RUSTC_BOOTSTRAP=1 RUSTC=/usr/bin/rustc RUSTFLAGS="$(echo $flags)" \
+        /usr/bin/cargo build --quiet --locked --release --target "$MUSL_TARGET" \
+        -Zbuild-std=std,panic_abort -Zbuild-std-features=optimize_for_size --bins "$@"
+}
+
+case $recipe in
+rustup) say "with rustup's $MUSL_TARGET; glue's size is not held to the gate of the release recipe (RECIPE=debian is)" ;;
+debian)
+    musl=/usr/lib/x86_64-linux-musl
+    for file in /usr/bin/cargo /usr/bin/rustc /usr/lib/rustlib/src/rust/library/Cargo.lock "$musl/rcrt1.o"; do
+        [ -e "$file" ] || fail "$file is missing: run .ci/setup.sh build (it installs rustc-web cargo-web rust-web-src musl-tools)"
+    done
+    minor=$(/usr/bin/rustc --version | sed -n 's/^rustc 1\.\([0-9]*\)\..*/\1/p')
+    [ "${minor:-0}" -ge 92 ] || fail "/usr/bin/rustc is $(/usr/bin/rustc --version), which is too old to rebuild std this way:" \
+        "enable bookworm-updates and bookworm-security and run apt-get install rustc-web cargo-web rust-web-src, or use rustup"
+    mkdir -p "$target/lib"
+    # std's panic message asks libunwind for a backtrace; there is none for musl in Debian, and the message is enough.
+    cat >"$target/lib/unwind.c" <<'C'
+int _Unwind_Backtrace(void *step, void *state) { (void)step, (void)state; return 5; /* end of stack */ }
+unsigned long _Unwind_GetIP(void *frame) { (void)frame; return 0; }
+C
+    gcc -Os -c -o "$target/lib/unwind.o" "$target/lib/unwind.c"
+    rm -f "$target/lib/libunwind.a"
+    ar crsD "$target/lib/libunwind.a" "$target/lib/unwind.o"
+    say "with Debian's $(/usr/bin/rustc --version | cut -d' ' -f1,2), std rebuilt for musl; about 3 min the first time on two cores"
+    ;;
+*) fail "RECIPE is '$recipe': use rustup or debian" ;;
+esac
+
+# What an earlier build left under a name that is gone now must not be taken along; cargo puts back what is still there.
+find "$target"/*/"$MUSL_TARGET"/release -maxdepth 1 -type f -perm -u+x -exec rm -f {} + 2>/dev/null || :
+
+"build_$recipe" glue "-Zunstable-options -Cpanic=immediate-abort" -p glue
+"build_$recipe" rest "" --workspace --exclude glue
+
+mkdir -p dist
+for file in $(find "$target"/*/"$MUSL_TARGET"/release -maxdepth 1 -type f -perm -u+x ! -name '*.so'); do
+    name=${file##*/}
+    # The rest is built from all the workspace's crates, glue as a library among them; its binary comes from its own recipe.
+    [ "$name" != glue ] || [ "${file#"$target"/glue/}" != "$file" ] || continue
+    # Unchanged files keep their time: images are rebuilt by content, and make looks at times.
+    cmp -s "$file" "dist/$name" || { cp "$file" "dist/.$name.new" && mv "dist/.$name.new" "dist/$name"; }
+    say "dist/$name $(stat -c %s "dist/$name") bytes"
+done
+
+if [ "$recipe" = debian ]; then
+    glue/check-binary.sh dist/glue --max-bytes "$GLUE_MAX"
+else
+    glue/check-binary.sh dist/glue
+fi
+for name in watcher latebind-host; do
+    [ ! -e "dist/$name" ] || glue/check-binary.sh "dist/$name"
+done
+say "done in $(($(date +%s) - started)) s"

@@ -1,0 +1,55 @@
+#!/bin/sh
+# setup.sh FOR...: installs what `make build|images|demo|test|bench` need on Debian and is not there yet; says first what and
+# how long. Only packages of the distribution; running it again does nothing.
+set -eu
+. "$(dirname "$0")/rust.sh"
+
+want= minutes=0
+add() { # add MINUTES PACKAGE...: MINUTES are what downloading and unpacking these took on two cores, rounded up
+    cost=$1 new=
+    shift
+    for package; do
+        case " $want " in *" $package "*) continue ;; esac
+        [ "$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || new="$new $package"
+    done
+    [ -n "$new" ] || return 0
+    want="$want$new" minutes=$((minutes + cost))
+}
+
+for purpose; do
+    case $purpose in
+    build)
+        add 1 ca-certificates gcc libc6-dev binutils
+        # Debian's toolchain comes with the sources of std, which the release recipe rebuilds for musl.
+        [ "$(static_recipe)" = rustup ] || add 2 rustc-web cargo-web rust-web-src musl-tools
+        ;;
+    images) add 1 podman runc crun netavark busybox-static debootstrap gcc libc6-dev ;;
+    demo) add 1 openssl procps ;;
+    test)
+        add 1 gcc libc6-dev bash dash util-linux procps openssl
+        [ -n "$(dev_cargo)" ] || add 2 rustc-web cargo-web rustfmt-web rust-web-clippy
+        ;;
+    bench) add 1 tini dumb-init strace ;;
+    *)
+        echo "setup.sh: unknown purpose '$purpose' (build, images, demo, test, bench)" >&2
+        exit 2
+        ;;
+    esac
+done
+
+if [ -z "$want" ]; then
+    echo "set-up: everything for '$*' is installed already"
+    exit 0
+fi
+echo "set-up for '$*': will install from this machine's Debian archive, in about $minutes min:"
+echo " $want"
+if [ "$(id -u)" != 0 ]; then
+    echo "setup.sh: only root can install packages; run this as root: apt-get install --no-install-recommends$want" >&2
+    exit 1
+fi
+export DEBIAN_FRONTEND=noninteractive
+# A third-party list that is out of reach must not stop the set-up: what is really missing shows at the next step.
+apt-get -q -o DPkg::Lock::Timeout=600 update || echo "set-up: apt-get update failed, going on with the lists that are there" >&2
+# --no-remove: never take a toolchain away that somebody chose; apt names the package in the way instead.
+# shellcheck disable=SC2086
+apt-get -q -o DPkg::Lock::Timeout=600 install -y --no-install-recommends --no-remove $want

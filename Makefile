@@ -1,0 +1,46 @@
+# Each target does its own set-up on a bare Debian 12 (as root): it says first what it will install and how long that takes.
+#
+#   LATEBIND_STATE   where containers and images are kept (default /var/lib/latebind-host)
+#   RECIPE           debian or rustup: how static binaries are made (default: rustup where it has the musl target, else debian)
+
+.PHONY: help build images demo test bench clean
+
+help:
+	@echo 'make demo     several jobs, each in another image, one after the other, each result proven; below a minute once built'
+	@echo 'make build    static binaries in dist/: glue, watcher, latebind-host'
+	@echo 'make images   the images of demo and tests, made here without a registry'
+	@echo 'make test     format, lints, unit tests, and the integration tests on real containers'
+	@echo 'make bench    what late binding costs, side by side with a shell loop, tini and dumb-init'
+	@echo 'make clean    removes dist/ and target/; says how to remove images, containers and the cache too'
+
+build:
+	@.ci/setup.sh build
+	@.ci/build.sh
+
+images:
+	@.ci/setup.sh build images
+	@.ci/build.sh
+	@images/build.sh
+
+demo:
+	@.ci/setup.sh build images demo
+	@.ci/build.sh
+	@images/build.sh
+	@tests/demo/run.sh
+
+test:
+	@.ci/setup.sh build images demo test
+	@.ci/build.sh
+	@images/build.sh
+	@.ci/test.sh
+
+bench:
+	@.ci/setup.sh build images bench
+	@.ci/build.sh
+	@images/build.sh glue busybox
+	@tests/bench/run.sh
+
+clean:
+	rm -rf dist target
+	@echo 'still there: $${LATEBIND_STATE:-/var/lib/latebind-host} (images/podman system reset removes its containers and images)'
+	@echo '             and $${XDG_CACHE_HOME:-~/.cache}/latebind (the Debian archive)'

@@ -1,0 +1,176 @@
+//! What a hostile payload tries, and what a hostile image would put in glue's place.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use glue::contract::encoding::{Bytes32, sha256_hex};
+use glue::contract::record::{GlueIdentity, Outcome, Processes, Record, Usage, Used, sign};
+use glue::contract::startup::{self, Startup};
+use glue::contract::status::{Phase, Status};
+use glue::contract::{layout, time};
+use serde_json::json;
+
+use crate::{say, sys};
+
+/// Tries everything, says what worked, ends well: the promise is that none of it makes a record.
+pub fn forge() -> Result<i32, String> {
+    let mut worked = 0u64;
+    let mut attempt = |what: &str, result: io::Result<()>| {
+        worked += u64::from(result.is_ok());
+        say(&json!({"attempt": what, "ok": result.is_ok(), "error": result.err().map(|e| e.to_string())}));
+    };
+    let glue = sys::parent();
+    let record = forged_record(&Bytes32::new([0; 32]), None).unwrap_or_default();
+
+    for slot in 0..=layout::SLOT_MAX {
+        let top = layout::slot(slot);
+        if fs::symlink_metadata(&top).is_err() {
+            continue;
+        }
+        let ctl = layout::ctl(slot);
+        attempt(&format!("list {ctl}"), fs::read_dir(&ctl).map(drop));
+        for name in [layout::RECORD, layout::STARTUP, layout::STATUS] {
+            attempt(&format!("read {ctl}/{name}"), fs::read(format!("{ctl}/{name}")).map(drop));
+            attempt(&format!("write {ctl}/{name}"), fs::write(format!("{ctl}/{name}"), &record));
+            attempt(&format!("unlink {ctl}/{name}"), fs::remove_file(format!("{ctl}/{name}")));
+            attempt(&format!("link {ctl}/{name}"), symlink("/proc/self/environ", format!("{ctl}/{name}")));
+        }
+        for bell in [layout::BELL, layout::CHIME] {
+            let opened = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(format!("{ctl}/{bell}"));
+            attempt(&format!("ring {ctl}/{bell}"), opened.and_then(|mut fifo| fifo.write_all(b"\n")));
+        }
+        attempt(&format!("chmod {ctl}"), fs::set_permissions(&ctl, fs::Permissions::from_mode(0o777)));
+        attempt(&format!("rename {ctl}"), fs::rename(&ctl, format!("{top}/away")));
+        attempt(&format!("make {top}/forged"), fs::create_dir(format!("{top}/forged")));
+        let data = layout::data(slot);
+        attempt(&format!("write {data}/record.jws"), fs::write(format!("{data}/{}", layout::RECORD), &record));
+        attempt(&format!("rename {data}/work"), fs::rename(layout::work(slot), format!("{data}/away")));
+    }
+    let here = format!("record in {}", std::env::current_dir().unwrap_or_default().display());
+    attempt(&here, fs::write(layout::RECORD, &record));
+
+    attempt("write over glue", OpenOptions::new().write(true).open(layout::GLUE).map(drop));
+    attempt("unlink glue", fs::remove_file(layout::GLUE));
+    attempt("put a file beside glue", fs::write(format!("{}/forged", layout::BIN), ""));
+    attempt("rename the volumes", fs::rename(layout::SHARED, "/forged"));
+
+    for file in ["environ", "maps", "auxv", "io"] {
+        attempt(&format!("read glue's {file}"), fs::read(format!("/proc/{glue}/{file}")).map(drop));
+    }
+    attempt(
+        "open glue's memory",
+        OpenOptions::new().read(true).write(true).open(format!("/proc/{glue}/mem")).map(drop),
+    );
+    attempt("list glue's descriptors", fs::read_dir(format!("/proc/{glue}/fd")).map(drop));
+    attempt("enter glue's root", fs::read_dir(format!("/proc/{glue}/root/")).map(drop));
+    attempt("protect glue from its end", fs::write(format!("/proc/{glue}/oom_score_adj"), "-1000"));
+    attempt("trace glue", sys::ptrace_attach(glue));
+    attempt("stop glue", sys::kill(glue, libc::SIGSTOP));
+    attempt("kill glue", sys::kill(glue, libc::SIGKILL));
+
+    // Whoever else shares the PID namespace: the pilot's processes hold its token and its files.
+    let own = sys::real_uid();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
+        let Ok(name) = fs::read_to_string(entry.path().join("comm")) else { continue };
+        let other = entry.metadata().is_ok_and(|file| file.uid() != own);
+        if !other || pid == glue {
+            continue;
+        }
+        let name = name.trim();
+        attempt(&format!("read the environment of {name}"), fs::read(entry.path().join("environ")).map(drop));
+        attempt(&format!("enter the root of {name}"), fs::read_dir(entry.path().join("root/")).map(drop));
+        attempt(&format!("stop {name}"), sys::kill(pid, libc::SIGSTOP));
+    }
+    attempt("become root", sys::set_real_effective_saved_uid(0));
+    attempt("become the killer", sys::set_real_effective_saved_uid(layout::DEFAULT_KILL_UID));
+    say(&json!({"worked": worked}));
+    Ok(0)
+}
+
+/// `<any directory>/glue run --slot N` of an image that shadows ours: says it is ready, takes the key from the startup file,
+/// and signs a record that is true in every field. Only the mount proof, before there is a startup file, stands against it.
+pub fn false_glue(words: &[String]) -> Result<i32, String> {
+    sys::ignore(libc::SIGPIPE);
+    say(&json!({"pwned": true, "uid": sys::real_uid(), "args": words}));
+    if words.first().is_none_or(|verb| verb != "run") {
+        return Ok(0);
+    }
+    let slot: u32 = words.iter().skip_while(|word| *word != "--slot").nth(1).and_then(|n| n.parse().ok()).unwrap_or(0);
+    let ctl = layout::ctl(slot);
+    // The marker that a test looks for: root ran what the image brought.
+    for place in [ctl.clone(), layout::data(slot), layout::SHARED.into(), "/".into()] {
+        let _ = fs::write(format!("{place}/pwned"), "pwned\n");
+    }
+    for fifo in [layout::BELL, layout::CHIME] {
+        let _ = sys::make_fifo(&format!("{ctl}/{fifo}"));
+    }
+    let owner = fs::metadata(layout::work(slot)).map(|work| (work.uid(), work.gid())).unwrap_or((20_000, 20_000));
+    let incarnation = sha256_hex(format!("{:?}{}", SystemTime::now(), std::process::id()).as_bytes())[..32].to_string();
+    let mut status = Status {
+        contract: vec![1],
+        phase: Phase::Ready,
+        incarnation: incarnation.clone(),
+        pid: i32::try_from(std::process::id()).unwrap_or(0),
+        glue: env!("CARGO_PKG_VERSION").into(),
+        uid: owner.0,
+        gid: owner.1,
+        kill_uid: layout::DEFAULT_KILL_UID + slot,
+        job: None,
+        main_pid: None,
+        refused: None,
+        log_lines_dropped: 0,
+    };
+    tell(&ctl, layout::STATUS, &serde_json::to_string(&status).unwrap_or_default());
+    loop {
+        std::thread::sleep(Duration::from_millis(5));
+        let Ok(bytes) = fs::read(format!("{ctl}/{}", layout::STARTUP)) else { continue };
+        let Ok(taken) = startup::parse(&bytes) else { continue };
+        say(&json!({"stolen_key_of": taken.job}));
+        let _ = fs::remove_file(format!("{ctl}/{}", layout::STARTUP));
+        let record = forged_record(&taken.key, Some((&taken, &bytes))).unwrap_or_default();
+        tell(&ctl, layout::RECORD, &record);
+        status.phase = Phase::Done;
+        status.job = Some(taken.job.clone());
+        tell(&ctl, layout::STATUS, &serde_json::to_string(&status).unwrap_or_default());
+    }
+}
+
+fn tell(ctl: &str, name: &str, text: &str) {
+    let temporary = format!("{ctl}/{name}{}", layout::TEMPORARY_SUFFIX);
+    let _ = fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, format!("{ctl}/{name}")));
+    // Without blocking, where nobody has the other end open.
+    let fifo = format!("{ctl}/{}", layout::CHIME);
+    let opened = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(fifo);
+    let _ = opened.and_then(|mut chime| chime.write_all(b"\n"));
+}
+
+/// A record of success: of the job in `taken`, or of one made up.
+fn forged_record(key: &Bytes32, taken: Option<(&Startup, &[u8])>) -> Option<String> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let moment = time::rfc3339(i64::try_from(now.as_secs()).unwrap_or(0), now.subsec_nanos());
+    let nothing = Used { user_s: 0.1, system_s: 0.1, ..Used::default() };
+    let record = Record {
+        version: 1,
+        job: taken.map_or("forged".into(), |(startup, _)| startup.job.clone()),
+        nonce: taken.map_or(Bytes32::new([0; 32]), |(startup, _)| startup.nonce.clone()),
+        incarnation: taken.map_or("0".repeat(32), |(startup, _)| startup.incarnation.clone()),
+        startup_sha256: taken.map_or("0".repeat(64), |(_, bytes)| sha256_hex(bytes)),
+        outcome: Outcome::Exited,
+        exit_code: Some(0),
+        signal: None,
+        core_dumped: false,
+        error: None,
+        started_at: Some(moment.clone()),
+        ended_at: moment,
+        wall_s: 0.2,
+        usage: Usage { main: nothing, tree: nothing },
+        cgroup: None,
+        processes: Processes { reaped: 1, left_over_killed: 0, unkilled: 0 },
+        warnings: Vec::new(),
+        glue: GlueIdentity { version: env!("CARGO_PKG_VERSION").into(), sha256: "0".repeat(64) },
+    };
+    sign(&record, key)
+}

@@ -1,0 +1,100 @@
+//! probe: the payload of the tests. One static program, so that it also runs in an image that has nothing else: it says what
+//! it sees of itself, computes, waits, ends as it is told, leaves processes behind, and attacks.
+//!
+//! Answers are JSON, one object a line, on stdout. Named `glue`, it is a false glue: what an image would shadow ours with.
+
+// Without the Rust runtime's start, which ignores SIGPIPE, handles SIGSEGV and opens /dev/null in place of closed standard
+// streams: `status` and `fds` must show what was inherited.
+#![cfg_attr(not(test), no_main)]
+
+mod attack;
+mod ipc;
+mod look;
+mod swarm;
+mod sys;
+mod work;
+
+use std::ffi::OsString;
+use std::io::Write;
+
+use serde_json::Value;
+
+const USAGE: &str = "usage: probe COMMAND
+what it sees      status, fds, env, args ..., cwd, limits, umask, ipc-list
+what it computes  hello, primes N, echo-stdin, cpu SECONDS, memory MIB SECONDS
+how it ends       exit N, signal N, sleep SECONDS, ignore-term SECONDS, term-exit CODE, sigchld-ignored
+files             write-file PATH TEXT, read-file PATH, connect PATH, ipc
+what it leaves    daemons N, orphans N [MILLISECONDS], bomb N
+attacks           forge, and only with --i-am-in-a-container: kill-loop [N], stop-everything [N]
+as `glue`         a false glue, for an image that shadows ours";
+
+/// Called by the C library's start code through [`sys`].
+#[cfg_attr(test, allow(dead_code))]
+fn start(arguments: Vec<OsString>) -> i32 {
+    let as_glue = arguments.first().is_some_and(|name| name.as_encoded_bytes().ends_with(b"glue"));
+    let words: Vec<String> = arguments.iter().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    let result = if as_glue { attack::false_glue(&words) } else { command(&words, &arguments) };
+    result.unwrap_or_else(|message| {
+        let _ = writeln!(std::io::stderr(), "probe: {message}");
+        120
+    })
+}
+
+fn command(words: &[String], raw: &[OsString]) -> Result<i32, String> {
+    let word = |n: usize| words.get(n).map(String::as_str);
+    match word(0).unwrap_or("") {
+        "status" => look::status(),
+        "fds" => look::fds(),
+        "env" => look::env(),
+        "args" => look::args(raw),
+        "cwd" => look::cwd(),
+        "limits" => look::limits(),
+        "umask" => look::umask(),
+        "ipc-list" => ipc::list(),
+        "ipc" => ipc::create(),
+        "hello" => {
+            say(&serde_json::json!({"hello": "from a static program", "pid": std::process::id()}));
+            Ok(0)
+        }
+        "primes" => work::primes(number(words, 1)?),
+        "echo-stdin" => work::echo_stdin(),
+        "cpu" => work::cpu(seconds(words, 1)?),
+        "memory" => work::memory(number(words, 1)?, seconds(words, 2)?),
+        "write-file" => work::write_file(text(words, 1)?, text(words, 2)?),
+        "read-file" => work::read_file(text(words, 1)?),
+        "connect" => work::connect(text(words, 1)?),
+        "exit" => i32::try_from(number(words, 1)?).map_err(|_| "an exit code is at most 255".to_string()),
+        "signal" => work::end_by_signal(number(words, 1)?),
+        "sleep" => work::sleep(seconds(words, 1)?),
+        "ignore-term" => work::ignore_term(seconds(words, 1)?),
+        "term-exit" => work::exit_on_term(number(words, 1)?),
+        "sigchld-ignored" => swarm::sigchld_ignored(),
+        "daemons" => swarm::daemons(number(words, 1)?),
+        "orphans" => swarm::orphans(number(words, 1)?, number(words, 2).unwrap_or(100)),
+        "bomb" => swarm::bomb(number(words, 1)?),
+        "kill-loop" => swarm::kill_loop(words),
+        "stop-everything" => swarm::stop_everything(words),
+        "forge" => attack::forge(),
+        _ => Err(USAGE.to_string()),
+    }
+}
+
+/// One line of the answer.
+fn say(value: &Value) {
+    let mut line = value.to_string();
+    line.push('\n');
+    let _ = std::io::stdout().write_all(line.as_bytes());
+}
+
+fn text(words: &[String], n: usize) -> Result<&str, String> {
+    words.get(n).map(String::as_str).ok_or_else(|| USAGE.to_string())
+}
+
+fn number(words: &[String], n: usize) -> Result<u64, String> {
+    text(words, n)?.parse().map_err(|_| format!("argument {n} must be a number"))
+}
+
+fn seconds(words: &[String], n: usize) -> Result<std::time::Duration, String> {
+    let value: f64 = text(words, n)?.parse().map_err(|_| format!("argument {n} must be a number of seconds"))?;
+    std::time::Duration::try_from_secs_f64(value).map_err(|e| format!("argument {n}: {e}"))
+}

@@ -1,0 +1,168 @@
+//! The system calls that std has no safe form of. All unsafe code of the probe is here.
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, CString};
+use std::io;
+
+use libc::{c_int, pid_t};
+
+/// The program's start. Its arguments are taken from here: musl does not hand them to std in any other way.
+#[cfg(not(test))]
+// SAFETY: the C library looks for a function of this name and form, and there is no other.
+#[unsafe(no_mangle)]
+extern "C" fn main(argc: c_int, argv: *const *const libc::c_char) -> c_int {
+    use std::os::unix::ffi::OsStrExt;
+    let count = usize::try_from(argc).unwrap_or(0);
+    let arguments = (0..count).map(|n| {
+        // SAFETY: argv has argc pointers to terminated strings, which live as long as the process.
+        let word = unsafe { CStr::from_ptr(*argv.add(n)) };
+        std::ffi::OsStr::from_bytes(word.to_bytes()).to_owned()
+    });
+    crate::start(arguments.collect())
+}
+
+fn result(n: c_int) -> io::Result<c_int> {
+    if n < 0 { Err(io::Error::last_os_error()) } else { Ok(n) }
+}
+
+/// `None` in the child.
+pub fn fork() -> io::Result<Option<pid_t>> {
+    // SAFETY: the probe never starts a thread, so that the child may go on as any program.
+    let pid = result(unsafe { libc::fork() })?;
+    Ok((pid != 0).then_some(pid))
+}
+
+/// Ends at once, without flushing what the parent's buffers held at the fork.
+pub fn exit_now(code: c_int) -> ! {
+    // SAFETY: takes a number, does not return.
+    unsafe { libc::_exit(code) }
+}
+
+pub fn kill(pid: pid_t, signal: c_int) -> io::Result<()> {
+    // SAFETY: takes two numbers.
+    result(unsafe { libc::kill(pid, signal) }).map(drop)
+}
+
+pub fn setsid() -> io::Result<()> {
+    // SAFETY: takes nothing.
+    result(unsafe { libc::setsid() }).map(drop)
+}
+
+pub fn parent() -> pid_t {
+    // SAFETY: takes nothing, can not fail.
+    unsafe { libc::getppid() }
+}
+
+pub fn real_uid() -> u32 {
+    // SAFETY: takes nothing, can not fail.
+    unsafe { libc::getuid() }
+}
+
+/// Waits for one child (-1: any); `None` where there is none.
+pub fn wait(pid: pid_t) -> Option<pid_t> {
+    let mut status = 0;
+    // SAFETY: status outlives the call.
+    result(unsafe { libc::waitpid(pid, &mut status, 0) }).ok()
+}
+
+pub fn ignore(signal: c_int) {
+    // SAFETY: SIG_IGN is a valid disposition of any signal that has one; an error leaves things as they are.
+    unsafe { libc::signal(signal, libc::SIG_IGN) };
+}
+
+pub fn default(signal: c_int) {
+    // SAFETY: as for `ignore`.
+    unsafe { libc::signal(signal, libc::SIG_DFL) };
+}
+
+/// Blocks `signal`, so that [`await_signal`] can take it.
+pub fn block(signal: c_int) {
+    // SAFETY: the set is initialised by sigemptyset before it is read, and outlives both calls.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        libc::sigaddset(&mut set, signal);
+        libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
+    }
+}
+
+/// Waits for `signal`, which [`block`] blocked.
+pub fn await_signal(signal: c_int) {
+    // SAFETY: as for `block`; `got` outlives the call.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        libc::sigaddset(&mut set, signal);
+        let mut got = 0;
+        libc::sigwait(&set, &mut got);
+    }
+}
+
+/// The kernel sends `signal` when the parent ends.
+pub fn signal_at_parents_end(signal: c_int) {
+    // SAFETY: takes numbers.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, signal as libc::c_ulong, 0, 0, 0) };
+}
+
+pub fn dumpable() -> c_int {
+    // SAFETY: takes numbers.
+    unsafe { libc::prctl(libc::PR_GET_DUMPABLE, 0, 0, 0, 0) }
+}
+
+/// A pipe's reading and writing end.
+pub fn pipe() -> io::Result<(std::fs::File, std::fs::File)> {
+    use std::os::fd::FromRawFd;
+    let mut ends = [-1; 2];
+    // SAFETY: the array has the two places that pipe2 writes.
+    result(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) })?;
+    // SAFETY: both are open, and nothing else owns them.
+    Ok(unsafe { (std::fs::File::from_raw_fd(ends[0]), std::fs::File::from_raw_fd(ends[1])) })
+}
+
+/// Soft and hard limit.
+pub fn limit(resource: u32) -> io::Result<(u64, u64)> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` outlives the call. The type of the first argument differs between C libraries.
+    result(unsafe { libc::getrlimit(resource as _, &mut limit) })?;
+    Ok((limit.rlim_cur, limit.rlim_max))
+}
+
+pub fn set_real_effective_saved_uid(uid: u32) -> io::Result<()> {
+    // SAFETY: takes numbers.
+    result(unsafe { libc::setresuid(uid, uid, uid) }).map(drop)
+}
+
+pub fn ptrace_attach(pid: pid_t) -> io::Result<()> {
+    let nothing = std::ptr::null_mut::<libc::c_void>();
+    // SAFETY: PTRACE_ATTACH reads neither address nor data.
+    let n = unsafe { libc::ptrace(libc::PTRACE_ATTACH, pid, nothing, nothing) };
+    if n < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+pub fn make_fifo(path: &str) -> io::Result<()> {
+    let path = CString::new(path)?;
+    // SAFETY: the string is terminated and outlives the call.
+    result(unsafe { libc::mkfifo(path.as_ptr(), 0o600) }).map(drop)
+}
+
+pub fn shared_memory(key: c_int) -> io::Result<c_int> {
+    // SAFETY: takes numbers.
+    result(unsafe { libc::shmget(key, 4096, libc::IPC_CREAT | 0o600) })
+}
+
+pub fn semaphores(key: c_int) -> io::Result<c_int> {
+    // SAFETY: takes numbers.
+    result(unsafe { libc::semget(key, 1, libc::IPC_CREAT | 0o600) })
+}
+
+pub fn message_queue(key: c_int) -> io::Result<c_int> {
+    // SAFETY: takes numbers.
+    result(unsafe { libc::msgget(key, libc::IPC_CREAT | 0o600) })
+}
+
+pub fn posix_message_queue(name: &CStr) -> io::Result<c_int> {
+    // SAFETY: the name is terminated; a null attribute pointer asks for the defaults.
+    result(unsafe {
+        libc::mq_open(name.as_ptr(), libc::O_CREAT | libc::O_RDWR, 0o600, std::ptr::null_mut::<libc::mq_attr>())
+    })
+}
