@@ -92,7 +92,7 @@ fn start(slot: u32) -> Result<(), Failed> {
     launch(&job, &env)
 }
 
-/// The job's environment: the container's or nothing, then the files, then `env`, then defaults for what is still unset.
+/// The job's environment: the container's or nothing, defaults for what that leaves unset, then the files, then `env`.
 fn environment(job: &Startup, work: &str, cwd: &str) -> Result<Environment, Failed> {
     let mut env = Environment::new();
     if job.env_mode == EnvMode::Inherit {
@@ -101,6 +101,12 @@ fn environment(job: &Startup, work: &str, cwd: &str) -> Result<Environment, Fail
             if !OF_ROOT.iter().any(|of_root| of_root.as_bytes() == name) {
                 env.set(&name, &value);
             }
+        }
+    }
+    // Before the files, so that they can say $HOME.
+    for (name, value) in [("HOME", work), ("USER", ACCOUNT), ("LOGNAME", ACCOUNT), ("TMPDIR", work), ("PWD", cwd)] {
+        if env.get(name.as_bytes()).is_none() {
+            env.set(name.as_bytes(), value.as_bytes());
         }
     }
     for (n, file) in (FIRST_ENV_FD..).zip(&job.env_files) {
@@ -115,11 +121,6 @@ fn environment(job: &Startup, work: &str, cwd: &str) -> Result<Environment, Fail
     }
     for (name, value) in &job.env.0 {
         env.set(name.as_bytes(), value.as_bytes());
-    }
-    for (name, value) in [("HOME", work), ("USER", ACCOUNT), ("LOGNAME", ACCOUNT), ("TMPDIR", work), ("PWD", cwd)] {
-        if env.get(name.as_bytes()).is_none() {
-            env.set(name.as_bytes(), value.as_bytes());
-        }
     }
     Ok(env)
 }
