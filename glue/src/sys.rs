@@ -28,6 +28,12 @@ pub fn inherited(fd: RawFd) -> BorrowedFd<'static> {
     unsafe { BorrowedFd::borrow_raw(fd) }
 }
 
+/// Takes over a descriptor that came with a message (SCM_RIGHTS of unix(7)); for the watcher.
+pub fn received(fd: RawFd) -> OwnedFd {
+    // SAFETY: the caller got this number from recvmsg just now, which made the descriptor for it alone.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
 /// `openat2(2)`.
 pub fn openat2(dir: BorrowedFd<'_>, path: &CStr, flags: i32, mode: u32, resolve: u64) -> io::Result<OwnedFd> {
     // SAFETY: open_how is plain numbers, and all zeroes is its documented initial value.

@@ -34,8 +34,9 @@ pub fn prove(pid: i32, slot: u32, container: &str) -> Result<OwnedFd, Failure> {
         return Err(refuse(format!("process {pid}, said to be glue, is not in container {container}")));
     }
     prove_mounts(pid, slot).map_err(refuse)?;
-    let program = fs::metadata(format!("/proc/{pid}/exe"))
-        .map_err(|e| refuse(format!("/proc/{pid}/exe can not be read: {e}; the pilot needs more capabilities than glue")))?;
+    let program = fs::metadata(format!("/proc/{pid}/exe")).map_err(|e| {
+        refuse(format!("/proc/{pid}/exe can not be read: {e}; the pilot needs more capabilities than glue"))
+    })?;
     let ours = fs::metadata(layout::GLUE).map_err(|e| refuse(format!("{}: {e}", layout::GLUE)))?;
     if (program.dev(), program.ino()) != (ours.dev(), ours.ino()) {
         return Err(refuse(format!("process {pid} of the container does not run {}", layout::GLUE)));
@@ -54,8 +55,9 @@ pub fn has_ended(pidfd: &OwnedFd) -> bool {
 /// Demands of `pid` exactly the slot's mounts, from where this container has them.
 pub fn prove_mounts(pid: i32, slot: u32) -> Result<(), String> {
     let read = |who: &str| {
-        fs::read_to_string(format!("/proc/{who}/mountinfo"))
-            .map_err(|e| format!("/proc/{who}/mountinfo can not be read: {e}; the pilot needs more capabilities than glue"))
+        fs::read_to_string(format!("/proc/{who}/mountinfo")).map_err(|e| {
+            format!("/proc/{who}/mountinfo can not be read: {e}; the pilot needs more capabilities than glue")
+        })
     };
     let theirs = mounts::check(&mounts::parse(&read(&pid.to_string())?)?, slot)?;
     let own = mounts::parse(&read("self")?)?;

@@ -18,7 +18,7 @@ pub fn of_record(record: &Record, cancelled: Option<&str>) -> (Class, &'static s
         }
         Outcome::NotStarted => of_failure(record),
         Outcome::Signaled | Outcome::Exited if cancelled.is_some() => {
-            (Class::Final, "Cancelled", cancelled.unwrap_or_default().to_owned())
+            (Class::Retry, "Cancelled", cancelled.unwrap_or_default().to_owned())
         }
         Outcome::Signaled => {
             let signal = record.signal.unwrap_or(0);

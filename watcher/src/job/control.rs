@@ -5,6 +5,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
+/// Signals that end a program which does not say otherwise: HUP, INT, QUIT, TERM.
+const ENDING: [i32; 4] = [1, 2, 3, 15];
+
 /// Signals and cancellation for one job.
 pub struct Control {
     wishes: Mutex<Wishes>,
@@ -48,6 +51,13 @@ impl Control {
     /// Why the job is to be ended, if it is.
     pub fn cancelled(&self) -> Option<String> {
         self.wishes.lock().unwrap_or_else(PoisonError::into_inner).cancel.clone()
+    }
+
+    /// Why a job that has not started yet is not to start: it was cancelled, or a signal that ends programs waits for it.
+    pub fn stop_wanted(&self) -> Option<String> {
+        let wishes = self.wishes.lock().unwrap_or_else(PoisonError::into_inner);
+        let ending = wishes.signals.iter().find(|s| ENDING.contains(s));
+        wishes.cancel.clone().or_else(|| ending.map(|s| format!("told to end by signal {s}")))
     }
 
     /// Becomes readable when something is wanted.

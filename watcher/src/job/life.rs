@@ -157,7 +157,7 @@ impl Life<'_> {
     }
 
     fn refuse_cancelled(&self) -> Result<(), Failure> {
-        match self.around.control.cancelled() {
+        match self.around.control.stop_wanted() {
             Some(why) => Err(Failure::retry("Cancelled", format!("{why}, before it had started"))),
             None => Ok(()),
         }
@@ -227,7 +227,8 @@ impl Life<'_> {
         let bound = self.bound()?;
         let prepared = start::prepare(slot, bound, &self.state.request, relayed_input)?;
         if let Some(dir) = &self.around.settings.keep_keys {
-            keys::keep(dir, &prepared.secrets).map_err(|e| Failure::retry("VolumeFull", format!("{}: {e}", dir.display())))?;
+            keys::keep(dir, &prepared.secrets)
+                .map_err(|e| Failure::retry("VolumeFull", format!("{}: {e}", dir.display())))?;
         }
         self.state.secrets = Some(prepared.secrets);
         self.save(); // before the file is put: from here on a restarted watcher can prove its record
@@ -292,7 +293,10 @@ impl Life<'_> {
                 end_processes(slot, self.bound()?, Duration::from_secs_f64(self.state.request.kill_s))?;
             }
             let timeout = hard_kill.map(|at| at.saturating_duration_since(Instant::now()));
-            wait([slot.chime(), self.around.control.woken(), self.glue.as_ref().map_or(slot.chime(), AsFd::as_fd)], timeout);
+            wait(
+                [slot.chime(), self.around.control.woken(), self.glue.as_ref().map_or(slot.chime(), AsFd::as_fd)],
+                timeout,
+            );
         }
     }
 
@@ -397,7 +401,8 @@ impl Life<'_> {
             end_processes(self.around.slot, self.bound()?, Duration::from_secs_f64(self.state.request.kill_s))?;
         }
         let record = self.state.record_jws.clone();
-        let collected = collect::collect(self.around.slot, &self.state.request, record.as_deref(), &mut self.state.report);
+        let collected =
+            collect::collect(self.around.slot, &self.state.request, record.as_deref(), &mut self.state.report);
         if let Err(e) = collected {
             self.state.report.missing_outputs.push(format!("results: {e}"));
         }
@@ -481,7 +486,7 @@ fn wait_for_glue(
             let (incarnation, pid, kill_uid) = (status.incarnation, status.pid, status.kill_uid);
             return Ok((Bound { container: container.clone(), incarnation, pid, kill_uid, cgroup }, glue));
         }
-        if let Some(why) = around.control.cancelled() {
+        if let Some(why) = around.control.stop_wanted() {
             return Err(Failure::retry("Cancelled", format!("{why}, before it had started")));
         }
         if Instant::now() >= ask_engine {
@@ -490,7 +495,8 @@ fn wait_for_glue(
                 && !state.running
             {
                 let code = state.exit_code.map_or_else(String::new, |c| format!(" with exit code {c}"));
-                let message = format!("the new container ended{code} before its glue was ready: see the container's log");
+                let message =
+                    format!("the new container ended{code} before its glue was ready: see the container's log");
                 return Err(Failure::hold("ContainerCannotRun", message));
             }
         }
@@ -519,9 +525,10 @@ fn seconds_of(text: &str) -> Option<f64> {
     let (hour, minute, second) = (time.next()??, time.next()??, time.next()??);
     // Days since the epoch, counting years from March so that the leap day comes last.
     let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let days = 365 * year + year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400) + (153 * month + 2) / 5 + day
-        - 1
-        - 719_468;
+    let days =
+        365 * year + year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400) + (153 * month + 2) / 5 + day
+            - 1
+            - 719_468;
     Some(days as f64 * 86_400.0 + hour * 3_600.0 + minute * 60.0 + second)
 }
 

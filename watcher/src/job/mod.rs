@@ -340,6 +340,8 @@ mod tests {
     #[test]
     fn names() {
         assert!(is_id("a") && is_id("job-1.2_x") && is_id(&"a".repeat(128)));
-        assert!(!is_id("") && !is_id(".a") && !is_id("a/b") && !is_id("a b") && !is_id("ä") && !is_id(&"a".repeat(129)));
+        assert!(
+            !is_id("") && !is_id(".a") && !is_id("a/b") && !is_id("a b") && !is_id("ä") && !is_id(&"a".repeat(129))
+        );
     }
 }

@@ -1,0 +1,352 @@
+//! The watcher's command line.
+#![forbid(unsafe_code)]
+
+use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use glue::contract::encoding::hex;
+use glue::contract::layout::Ids;
+use glue::contract::startup::EnvFormat;
+use watcher::bind::Binder;
+use watcher::bind::host::{self, Host};
+use watcher::job::life::{Reuse, Settings};
+use watcher::job::{EnvSource, Request};
+use watcher::serve::{self, Core, Parts, Running, protocol, server};
+use watcher::{helper, keys, pilot, results, run};
+
+/// Our own failure, as docker-run(1) has it.
+const OUR_FAILURE: u8 = 125;
+
+/// Binds images to a pod's payload containers, runs jobs there, and believes only signed records.
+#[derive(Parser)]
+#[command(name = "watcher", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Run one job: watcher run IMAGE -- CMD ARGS. Exit code: the job's, 128+n for a signal, 124 timed out, 125 our failure,
+    /// 126 not executable, 127 not found.
+    Run(RunArgs),
+    /// Serve jobs from a spool directory, as many at once as there are slots.
+    Pilot(PilotArgs),
+    /// Serve clients on the socket in the private volume.
+    Serve(CoreArgs),
+    /// Check a record against a kept key.
+    Verify {
+        /// The record, a compact JWS.
+        record: PathBuf,
+        /// The kept key's file.
+        #[arg(long, value_name = "FILE")]
+        key: PathBuf,
+    },
+    /// Print the reports in a spool or directory as a table.
+    Results {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// List the core's jobs.
+    Jobs(Private),
+    /// (internal) Work under the payload's rights.
+    #[command(hide = true)]
+    Helper { task: String, uid: u32, gid: u32, kill_uid: u32 },
+}
+
+#[derive(Args, Clone)]
+struct Private {
+    /// The pilot's private volume: state, keys, socket.
+    #[arg(long, value_name = "DIR", default_value = serve::PRIVATE, env = "LATEBIND_PRIVATE")]
+    private: PathBuf,
+}
+
+#[derive(Args, Clone)]
+struct CoreArgs {
+    #[command(flatten)]
+    private: Private,
+    /// How many slots the pod has.
+    #[arg(long, value_name = "N", default_value_t = 1, env = "LATEBIND_SLOTS")]
+    slots: u32,
+    /// How images are bound.
+    #[arg(long, value_parser = ["host"], default_value = "host", env = "LATEBIND_BINDER")]
+    binder: String,
+    /// Socket of the `host` binder.
+    #[arg(long, value_name = "PATH", default_value = host::SOCKET)]
+    bind_socket: PathBuf,
+    /// Whether a container serves one job or several of one owner.
+    #[arg(long, value_enum, default_value_t = Reuse::Never)]
+    reuse: Reuse,
+    /// Keep each start's key there, so that its record can be checked later.
+    #[arg(long, value_name = "DIR")]
+    keep_keys: Option<PathBuf>,
+    /// How long a new container may take until its glue is ready, seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30.0)]
+    ready_within: f64,
+}
+
+#[derive(Args)]
+struct PilotArgs {
+    #[command(flatten)]
+    core: CoreArgs,
+    /// The spool.
+    #[arg(long, value_name = "DIR")]
+    spool: PathBuf,
+    /// Name to claim jobs under; kept in the private volume where none is given.
+    #[arg(long)]
+    name: Option<String>,
+    /// Attempts that a job has before it is held.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    max_attempts: u32,
+    /// End once nothing waited for this long, seconds.
+    #[arg(long, value_name = "SECONDS")]
+    idle_exit: Option<f64>,
+}
+
+#[derive(Args)]
+struct RunArgs {
+    #[command(flatten)]
+    core: CoreArgs,
+    /// Forward standard input.
+    #[arg(short, long)]
+    interactive: bool,
+    /// Set a variable.
+    #[arg(short, long, value_name = "NAME=VALUE")]
+    env: Vec<String>,
+    /// Read variables from a file of shell assignments (docs/environment-files.md).
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<PathBuf>,
+    /// Start from an empty environment instead of the image's.
+    #[arg(long)]
+    clean_env: bool,
+    /// Working directory in the image.
+    #[arg(short, long, value_name = "DIR")]
+    workdir: Option<String>,
+    /// Copy this directory's content into the job's work directory.
+    #[arg(long, value_name = "DIR")]
+    inputs: Option<PathBuf>,
+    /// Fetch this path beneath the work directory into --results.
+    #[arg(long, value_name = "PATH", requires = "results")]
+    output: Vec<String>,
+    /// Put record, report and outputs there.
+    #[arg(long, value_name = "DIR")]
+    results: Option<PathBuf>,
+    /// Wall limit, seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0.0)]
+    timeout: f64,
+    /// Seconds between soft and hard kill.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10.0)]
+    grace: f64,
+    /// Whose job it is, for --reuse same-owner.
+    #[arg(long, default_value = "")]
+    owner: String,
+    /// Name of the job.
+    #[arg(long)]
+    name: Option<String>,
+    /// End by the signal that ended the job, instead of with 128+n.
+    #[arg(long)]
+    same_signal: bool,
+    /// Say what goes on.
+    #[arg(short, long)]
+    verbose: bool,
+    /// The image.
+    image: String,
+    /// Program and arguments; required, since an image's ENTRYPOINT is not known here.
+    #[arg(last = true, required = true)]
+    argv: Vec<String>,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let level = match &cli.verb {
+        Verb::Run(args) if !args.verbose => "warn",
+        _ => "info",
+    };
+    start_log(level);
+    let result = match cli.verb {
+        Verb::Run(args) => run_one(&args),
+        Verb::Pilot(args) => serve_spool(&args),
+        Verb::Serve(args) => serve_clients(&args),
+        Verb::Verify { record, key } => verify(&record, &key),
+        Verb::Results { dir } => results::find(&dir).and_then(|found| say(&results::table(&found))),
+        Verb::Jobs(private) => list(&private),
+        Verb::Helper { task, uid, gid, kill_uid } => {
+            helper::main(&task, Ids { uid, gid, kill_uid }).and_then(|said| say(&said))
+        }
+    };
+    result.unwrap_or_else(|e| {
+        tracing::error!("{e}");
+        ExitCode::from(OUR_FAILURE)
+    })
+}
+
+/// For people on a terminal, JSON otherwise; LATEBIND_LOG sets the level.
+fn start_log(level: &str) {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("LATEBIND_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
+    if io::stderr().is_terminal() || level == "warn" {
+        log.init();
+    } else {
+        log.json().init();
+    }
+}
+
+fn say(text: &str) -> io::Result<ExitCode> {
+    io::stdout().write_all(text.as_bytes())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn seconds(s: f64) -> io::Result<Duration> {
+    Duration::try_from_secs_f64(s).map_err(|e| io::Error::other(format!("{s} seconds: {e}")))
+}
+
+/// Starts the core in this process, and its socket.
+fn start_core(args: &CoreArgs, drop_unfinished: bool) -> io::Result<Running> {
+    let binder: Arc<dyn Binder> = Arc::new(Host::new(args.bind_socket.clone()));
+    let running = Core::start(Parts {
+        slots: (0..args.slots).collect(),
+        private: args.private.private.clone(),
+        binder,
+        settings: Settings {
+            reuse: args.reuse,
+            ready_within: seconds(args.ready_within)?,
+            keep_keys: args.keep_keys.clone(),
+        },
+        drop_unfinished,
+    })?;
+    server::listen(running.core(), &args.private.private.join(protocol::SOCKET))?;
+    Ok(running)
+}
+
+/// Set on SIGTERM and SIGINT.
+fn stop_flag() -> io::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+        signal_hook::flag::register(signal, stop.clone())?;
+    }
+    Ok(stop)
+}
+
+fn serve_spool(args: &PilotArgs) -> io::Result<ExitCode> {
+    let stop = stop_flag()?;
+    let running = start_core(&args.core, false)?;
+    let settings = pilot::Loop {
+        spool: args.spool.clone(),
+        socket: args.core.private.private.join(protocol::SOCKET),
+        private: args.core.private.private.clone(),
+        name: args.name.clone(),
+        slots: args.core.slots as usize,
+        max_attempts: args.max_attempts.max(1),
+        idle_exit: args.idle_exit.map(seconds).transpose()?,
+    };
+    let over = pilot::run(&settings, &stop)?;
+    running.finish();
+    tracing::info!(jobs = over, "no more work: the pilot ends");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn serve_clients(args: &CoreArgs) -> io::Result<ExitCode> {
+    let stop = stop_flag()?;
+    let running = start_core(args, false)?;
+    while !stop.load(Ordering::Relaxed) {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    running.finish();
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_one(args: &RunArgs) -> io::Result<ExitCode> {
+    let request = request_of(args)?;
+    let socket = args.core.private.private.join(protocol::SOCKET);
+    // A watcher that serves already does it; else this process is one, for one job.
+    let running = match std::os::unix::net::UnixStream::connect(&socket) {
+        Ok(_) => None,
+        Err(_) => Some(start_core(&args.core, true)?),
+    };
+    let (report, code) = run::run(&socket, &request, args.interactive, args.verbose)?;
+    if let Some(dir) = &args.results {
+        let text = serde_json::to_vec_pretty(&report).map_err(io::Error::other)?;
+        std::fs::create_dir_all(dir)?;
+        watcher::store::put_file(&dir.join("report.json"), &text)?;
+    }
+    if report.class != watcher::bind::Class::Final || report.record.as_ref().is_some_and(|r| r.error.is_some()) {
+        let mut stderr = io::stderr();
+        writeln!(stderr, "watcher: {} ({}): {}", report.reason, class_name(&report), report.message)?;
+    }
+    drop(running);
+    if let Some(signal) = report.signal.filter(|_| args.same_signal && report.verified) {
+        let _ = signal_hook::low_level::emulate_default_handler(signal);
+    }
+    Ok(ExitCode::from(u8::try_from(code).unwrap_or(OUR_FAILURE)))
+}
+
+fn class_name(report: &watcher::job::Report) -> String {
+    format!("{:?}", report.class).to_lowercase()
+}
+
+fn request_of(args: &RunArgs) -> io::Result<Request> {
+    let mut random = [0; 8];
+    glue::sys::random(&mut random)?;
+    let env = args.env.iter().map(|pair| match pair.split_once('=') {
+        Some((name, value)) => Ok((name.to_owned(), value.to_owned())),
+        // As docker does: a bare name takes the caller's value.
+        None => {
+            std::env::var(pair).map(|value| (pair.clone(), value)).map_err(|e| io::Error::other(format!("{pair}: {e}")))
+        }
+    });
+    let sh = |path: &PathBuf| EnvSource { path: path.clone(), format: EnvFormat::Sh };
+    let mut request: Request = serde_json::from_value(serde_json::json!({
+        "id": args.name.clone().unwrap_or_else(|| format!("run-{}", hex(&random))),
+        "image": args.image,
+        "argv": args.argv,
+    }))
+    .map_err(io::Error::other)?;
+    request.env = env.collect::<io::Result<_>>()?;
+    request.env_files = args.env_file.iter().map(sh).collect();
+    if args.clean_env {
+        request.env_mode = glue::contract::startup::EnvMode::Clear;
+    }
+    request.cwd = args.workdir.clone();
+    request.inputs = args.inputs.clone();
+    request.outputs = args.output.clone();
+    request.results = args.results.clone();
+    request.timeout_s = args.timeout;
+    request.grace_s = args.grace;
+    request.owner = args.owner.clone();
+    request.relay = true;
+    Ok(request)
+}
+
+fn verify(record: &PathBuf, key: &PathBuf) -> io::Result<ExitCode> {
+    let at = |path: &PathBuf, e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
+    let kept: keys::Kept =
+        serde_json::from_slice(&std::fs::read(key).map_err(|e| at(key, e))?).map_err(|e| at(key, e.into()))?;
+    let bytes = match std::fs::read(record) {
+        Ok(bytes) => Some(bytes),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+        Err(e) => return Err(at(record, e)),
+    };
+    match keys::check(bytes.as_deref(), &kept.secrets) {
+        Ok(record) => say(&format!("{}\n", serde_json::to_string_pretty(&record).map_err(io::Error::other)?)),
+        Err(refusal) => {
+            writeln!(io::stderr(), "refused: {refusal}")?;
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}
+
+fn list(private: &Private) -> io::Result<ExitCode> {
+    let jobs = serve::client::Client::connect(&private.private.join(protocol::SOCKET))?.jobs()?;
+    let line = |job: &protocol::JobLine| {
+        let slot = job.slot.map_or_else(|| "-".into(), |n| n.to_string());
+        let phase = format!("{:?}", job.phase).to_lowercase();
+        format!("{}\t{phase}\t{slot}\t{}\n", job.job, glue::contract::startup::printable(&job.image))
+    };
+    say(&jobs.iter().map(line).collect::<String>())
+}

@@ -1,0 +1,160 @@
+//! `watcher pilot`: the loop over a spool, with as many jobs at once as there are slots.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use glue::contract::encoding::hex;
+
+use crate::bind::{Class, Failure};
+use crate::job::{Phase, Report, now, rfc3339};
+use crate::serve::client::Client;
+use crate::source::spool::{Claimed, Spool};
+
+/// How often the spool is looked at while there is nothing to do.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// What the loop needs to know.
+#[derive(Clone, Debug)]
+pub struct Loop {
+    /// The spool.
+    pub spool: PathBuf,
+    /// The core's socket.
+    pub socket: PathBuf,
+    /// The private volume, which knows the pilot's name.
+    pub private: PathBuf,
+    /// The pilot's name, if it is given one.
+    pub name: Option<String>,
+    /// How many jobs at once.
+    pub slots: usize,
+    /// Attempts that a job has before it is held.
+    pub max_attempts: u32,
+    /// Ends once nothing waited for this long; never, where it is `None`.
+    pub idle_exit: Option<Duration>,
+}
+
+/// The name under which jobs are claimed: the same in every life of this pilot.
+fn own_name(private: &Path, given: Option<&str>) -> io::Result<String> {
+    if let Some(given) = given {
+        return Ok(given.to_owned());
+    }
+    let path = private.join("name");
+    match std::fs::read_to_string(&path) {
+        Ok(name) => Ok(name),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            let mut random = [0; 6];
+            glue::sys::random(&mut random)?;
+            let name = format!("pilot-{}", hex(&random));
+            crate::store::put_file(&path, name.as_bytes())?;
+            Ok(name)
+        }
+        Err(e) => Err(e),
+    }
+}
+
+/// Serves the spool until there is nothing more to do, or `stop` is set. Returns how many jobs were brought to an end.
+pub fn run(settings: &Loop, stop: &Arc<AtomicBool>) -> io::Result<usize> {
+    let name = own_name(&settings.private, settings.name.as_deref())?;
+    let spool = Spool::open(&settings.spool, &name)?;
+    let mut unfinished = spool.unfinished()?;
+    tracing::info!(pilot = %name, spool = %settings.spool.display(), unfinished = unfinished.len(), "serving");
+    forget_delivered(settings, &unfinished)?;
+    let (busy, over) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let mut idle_since = Instant::now();
+    while !stop.load(Ordering::Relaxed) {
+        if busy.load(Ordering::Relaxed) >= settings.slots {
+            idle_since = Instant::now();
+            std::thread::sleep(Duration::from_millis(5));
+            continue;
+        }
+        let next = match unfinished.pop() {
+            Some(claimed) => Some(claimed),
+            None => spool.claim()?,
+        };
+        let Some(claimed) = next else {
+            if busy.load(Ordering::Relaxed) > 0 || !spool.is_empty()? {
+                idle_since = Instant::now();
+            }
+            if settings.idle_exit.is_some_and(|limit| idle_since.elapsed() >= limit) {
+                break;
+            }
+            std::thread::sleep(LOOK_EVERY);
+            continue;
+        };
+        busy.fetch_add(1, Ordering::Relaxed);
+        let (settings, spool, busy, over) = (settings.clone(), spool.clone(), busy.clone(), over.clone());
+        let stop = stop.clone();
+        std::thread::Builder::new().name("job".into()).spawn(move || {
+            match one_job(&settings, &spool, &claimed, &stop) {
+                Ok(()) => {
+                    over.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(e) => tracing::error!(job = %claimed.name, "stays claimed by this pilot: {e}"),
+            }
+            busy.fetch_sub(1, Ordering::Relaxed);
+        })?;
+    }
+    while busy.load(Ordering::Relaxed) > 0 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(over.load(Ordering::Relaxed))
+}
+
+/// Reports that were delivered before the core could be told so.
+fn forget_delivered(settings: &Loop, unfinished: &[Claimed]) -> io::Result<()> {
+    let client = Client::connect(&settings.socket)?;
+    for line in client.jobs()? {
+        let wanted = unfinished.iter().any(|c| line.job == format!("{}.{}", c.name, c.attempt));
+        if line.phase == Phase::Done && !wanted {
+            client.forget(&line.job)?;
+        }
+    }
+    Ok(())
+}
+
+/// One claimed job, from the core to its place in the spool.
+fn one_job(settings: &Loop, spool: &Spool, claimed: &Claimed, stop: &AtomicBool) -> io::Result<()> {
+    let report = match claimed.request() {
+        Err(why) => refused(claimed, &Failure::hold("InvalidJob", why)),
+        Ok(request) => {
+            if let Err(why) = request.check() {
+                refused(claimed, &Failure::hold("InvalidJob", why))
+            } else {
+                let client = Client::connect(&settings.socket)?;
+                let canceller = client.try_clone()?;
+                let ended = AtomicBool::new(false);
+                std::thread::scope(|scope| {
+                    scope.spawn(|| {
+                        while !ended.load(Ordering::Relaxed) {
+                            if stop.load(Ordering::Relaxed) {
+                                let _ = canceller.cancel(&request.id, "the pilot was told to stop");
+                                return;
+                            }
+                            std::thread::sleep(Duration::from_millis(20));
+                        }
+                    });
+                    let report = client.run(&request, &[], |_| ());
+                    ended.store(true, Ordering::Relaxed);
+                    report
+                })?
+            }
+        }
+    };
+    let to = spool.deliver(claimed, &report, settings.max_attempts)?;
+    tracing::info!(job = %claimed.name, attempt = claimed.attempt, class = ?report.class, reason = %report.reason, to, "delivered");
+    if report.class != Class::Hold || report.slot.is_some() {
+        Client::connect(&settings.socket)?.forget(&report.job)?;
+    }
+    Ok(())
+}
+
+/// The report of a job that the core was never asked to run.
+fn refused(claimed: &Claimed, failure: &Failure) -> Report {
+    let request = claimed.request().unwrap_or_else(|_| claimed.unreadable());
+    let mut report = Report::new(&request);
+    (report.class, report.reason, report.message) = (failure.class, failure.reason.clone(), failure.message.clone());
+    report.finished_at = rfc3339(now());
+    report
+}

@@ -1,0 +1,72 @@
+//! A client of the core's socket.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use super::protocol::{Ask, JobLine, Tell};
+use super::server::{answers, send};
+use crate::job::{Phase, Report, Request};
+
+/// One connection. It follows at most one job.
+pub struct Client(UnixStream);
+
+impl Client {
+    /// Connects to the socket at `path`.
+    pub fn connect(path: &Path) -> io::Result<Self> {
+        Ok(Self(UnixStream::connect(path)?))
+    }
+
+    /// A second handle on the same connection, to send signals from another thread.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self(self.0.try_clone()?))
+    }
+
+    /// Submits a job and waits for its report; `on_phase` is told of each phase.
+    pub fn run(&self, job: &Request, fds: &[&dyn AsFd], mut on_phase: impl FnMut(Phase)) -> io::Result<Report> {
+        send(&self.0, &Ask::Submit { job: Box::new(job.clone()) }, fds)?;
+        for told in answers(self.0.try_clone()?) {
+            match told? {
+                Tell::Phase { phase, .. } => on_phase(phase),
+                Tell::Result { report } => return Ok(*report),
+                Tell::Error { message } => return Err(io::Error::other(message)),
+                Tell::Jobs { .. } | Tell::Done => {}
+            }
+        }
+        Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the watcher has gone"))
+    }
+
+    /// Sends a signal to a job's main process.
+    pub fn signal(&self, job: &str, signal: i32) -> io::Result<()> {
+        send(&self.0, &Ask::Signal { job: job.to_owned(), signal }, &[])
+    }
+
+    /// Ends a job.
+    pub fn cancel(&self, job: &str, why: &str) -> io::Result<()> {
+        send(&self.0, &Ask::Cancel { job: job.to_owned(), why: why.to_owned() }, &[])
+    }
+
+    /// Lets the core forget a job whose report is safe.
+    pub fn forget(&self, job: &str) -> io::Result<()> {
+        send(&self.0, &Ask::Forget { job: job.to_owned() }, &[])?;
+        self.one().map(drop)
+    }
+
+    /// All jobs.
+    pub fn jobs(&self) -> io::Result<Vec<JobLine>> {
+        send(&self.0, &Ask::Jobs, &[])?;
+        match self.one()? {
+            Tell::Jobs { jobs } => Ok(jobs),
+            other => Err(io::Error::other(format!("an answer that was not asked for: {other:?}"))),
+        }
+    }
+
+    fn one(&self) -> io::Result<Tell> {
+        match answers(self.0.try_clone()?).next() {
+            Some(Ok(Tell::Error { message })) => Err(io::Error::other(message)),
+            Some(told) => told,
+            None => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the watcher has gone")),
+        }
+    }
+}

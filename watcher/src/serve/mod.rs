@@ -1,0 +1,307 @@
+//! The core: owns the slots, takes jobs, and keeps every state where a restart finds it again.
+
+pub mod client;
+pub mod protocol;
+pub mod server;
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use crate::bind::{Binder, Failure};
+use crate::job::control::Control;
+use crate::job::life::{self, Around, Held, Settings};
+use crate::job::relay::Streams;
+use crate::job::{Phase, Report, Request, State, now};
+use crate::slot::Slot;
+use crate::store::Store;
+
+/// Where the pilot's private volume is mounted.
+pub const PRIVATE: &str = "/var/lib/latebind";
+
+/// What clients are told of a job.
+#[derive(Clone, Debug)]
+pub enum News {
+    /// It has come to this phase.
+    Phase(Phase),
+    /// It is over.
+    Over(Box<Report>),
+}
+
+/// One job as the core holds it.
+struct Job {
+    state: State,
+    control: Arc<Control>,
+    streams: Option<Streams>,
+    listeners: Vec<std::sync::mpsc::Sender<News>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    jobs: HashMap<String, Job>,
+    queue: VecDeque<String>,
+    ending: bool,
+}
+
+/// The core. Cheap to clone; all clones are one.
+#[derive(Clone)]
+pub struct Core {
+    shared: Arc<(Mutex<Shared>, Condvar)>,
+    states: Store,
+    settings: Arc<Settings>,
+    binder: Arc<dyn Binder>,
+}
+
+/// The threads of a running core.
+pub struct Running {
+    core: Core,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// What a core is made of.
+pub struct Parts {
+    /// The slots to serve.
+    pub slots: Vec<u32>,
+    /// The private volume.
+    pub private: PathBuf,
+    /// How images are bound.
+    pub binder: Arc<dyn Binder>,
+    /// How jobs are treated.
+    pub settings: Settings,
+    /// Whether what an earlier watcher left unfinished is ended rather than gone on with: its client is gone.
+    pub drop_unfinished: bool,
+}
+
+impl Core {
+    /// Opens slots and states, takes up what an earlier watcher left, and starts a thread for each slot.
+    pub fn start(parts: Parts) -> io::Result<Running> {
+        let core = Self {
+            shared: Arc::default(),
+            states: Store::open(parts.private.join("jobs"))?,
+            settings: Arc::new(parts.settings),
+            binder: parts.binder,
+        };
+        let mut resumed: HashMap<u32, String> = HashMap::new();
+        for name in core.states.names()? {
+            let mut state: State = match core.states.get(&name) {
+                Ok(Some(state)) => state,
+                Ok(None) => continue,
+                Err(e) => {
+                    tracing::error!(job = %name, "its state can not be read and is put aside: {e}");
+                    let path = core.states.path(&name);
+                    std::fs::rename(&path, path.with_extension("unreadable"))?;
+                    continue;
+                }
+            };
+            let control = Arc::new(Control::new()?);
+            if state.phase != Phase::Done {
+                tracing::info!(job = %name, phase = ?state.phase, slot = state.slot, "taken up again after a restart");
+                if parts.drop_unfinished {
+                    control.cancel("its client is gone");
+                }
+            }
+            match (state.phase, state.slot) {
+                (Phase::Done, _) => {}
+                (Phase::Queued, _) | (_, None) => {
+                    state.phase = Phase::Queued;
+                    core.lock().queue.push_back(name.clone());
+                }
+                (_, Some(slot)) => {
+                    resumed.insert(slot, name.clone());
+                }
+            }
+            core.lock().jobs.insert(name, Job { state, control, streams: None, listeners: Vec::new() });
+        }
+        let mut threads = Vec::new();
+        for number in parts.slots {
+            let slot = Slot::open(number).map_err(|e| io::Error::new(e.kind(), format!("slot {number}: {e}")))?;
+            let (core, first) = (core.clone(), resumed.remove(&number));
+            let thread = std::thread::Builder::new().name(format!("slot-{number}"));
+            threads.push(thread.spawn(move || core.serve_slot(&slot, first))?);
+        }
+        // Slots that the pod does not have any more: their jobs are lost, and somebody waits for that answer.
+        for name in resumed.into_values() {
+            core.give_up(&name, Failure::retry("SlotLost", "the slot that had the job does not exist any more"));
+        }
+        Ok(Running { core, threads })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.shared.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a job, or attaches to the one that has this name. News arrive on the receiver, the last one is [`News::Over`].
+    pub fn submit(
+        &self,
+        request: Request,
+        streams: Option<Streams>,
+    ) -> Result<std::sync::mpsc::Receiver<News>, String> {
+        request.check()?;
+        let (tell, news) = std::sync::mpsc::channel();
+        let mut shared = self.lock();
+        if let Some(job) = shared.jobs.get_mut(&request.id) {
+            if job.state.phase == Phase::Done {
+                let _ = tell.send(News::Over(Box::new(job.state.report.clone())));
+            } else {
+                let _ = tell.send(News::Phase(job.state.phase));
+                job.listeners.push(tell);
+            }
+            return Ok(news);
+        }
+        let id = request.id.clone();
+        let state = State::new(request);
+        self.states.put(&id, &state).map_err(|e| format!("the job can not be kept: {e}"))?;
+        let control = Arc::new(Control::new().map_err(|e| e.to_string())?);
+        let _ = tell.send(News::Phase(state.phase));
+        shared.jobs.insert(id.clone(), Job { state, control, streams, listeners: vec![tell] });
+        shared.queue.push_back(id);
+        drop(shared);
+        self.shared.1.notify_one();
+        Ok(news)
+    }
+
+    /// What clients may want of a job under way.
+    pub fn control(&self, id: &str) -> Option<Arc<Control>> {
+        self.lock().jobs.get(id).map(|job| job.control.clone())
+    }
+
+    /// Name, phase, slot and image of all jobs.
+    pub fn jobs(&self) -> Vec<protocol::JobLine> {
+        let shared = self.lock();
+        let mut lines: Vec<_> = shared
+            .jobs
+            .values()
+            .map(|job| protocol::JobLine {
+                job: job.state.request.id.clone(),
+                phase: job.state.phase,
+                slot: job.state.slot,
+                image: job.state.request.image.clone(),
+            })
+            .collect();
+        lines.sort_by(|a, b| a.job.cmp(&b.job));
+        lines
+    }
+
+    /// Forgets a job that is over: whoever asked for it has its report.
+    pub fn forget(&self, id: &str) -> Result<(), String> {
+        let mut shared = self.lock();
+        match shared.jobs.get(id).map(|job| job.state.phase) {
+            None => return Ok(()),
+            Some(Phase::Done) => {}
+            Some(phase) => return Err(format!("{id} is not over but {phase:?}")),
+        }
+        self.states.remove(id).map_err(|e| e.to_string())?;
+        shared.jobs.remove(id);
+        Ok(())
+    }
+
+    fn serve_slot(&self, slot: &Slot, first: Option<String>) {
+        let mut next = first;
+        let mut held: Option<Held> = None;
+        // A glue that has run no job stands in a container that was bound for none.
+        let mut placeholder = slot.status().is_ok_and(|s| s.is_some_and(|s| s.job.is_none()));
+        loop {
+            let name = match next.take() {
+                Some(name) => name,
+                None => match self.take_queued(held.is_some(), &mut placeholder, slot) {
+                    Some(name) => name,
+                    None => return,
+                },
+            };
+            placeholder = false;
+            held = self.serve_job(slot, &name, held);
+        }
+    }
+
+    /// The next job's name; `None` when the core ends. While there is none, the slot goes back to the placeholder, unless its
+    /// container may serve a next job of the same owner.
+    fn take_queued(&self, holds: bool, placeholder: &mut bool, slot: &Slot) -> Option<String> {
+        let mut shared = self.lock();
+        loop {
+            if shared.ending {
+                return None;
+            }
+            if let Some(name) = shared.queue.pop_front() {
+                return Some(name);
+            }
+            if !(*placeholder || holds && self.settings.reuse == life::Reuse::SameOwner) {
+                drop(shared);
+                *placeholder = true;
+                if let Err(e) = self.binder.bind(slot.number, "") {
+                    tracing::warn!(slot = slot.number, "the placeholder can not be bound: {e}");
+                }
+                shared = self.lock();
+                continue;
+            }
+            shared = self.shared.1.wait(shared).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn serve_job(&self, slot: &Slot, name: &str, held: Option<Held>) -> Option<Held> {
+        let taken =
+            self.lock().jobs.get_mut(name).map(|job| (job.state.clone(), job.control.clone(), job.streams.take()));
+        let Some((mut state, control, streams)) = taken else { return held };
+        let on_phase = |state: &State| self.note(name, state);
+        let around = Around {
+            slot,
+            binder: self.binder.as_ref(),
+            states: &self.states,
+            settings: &self.settings,
+            control: &control,
+            on_phase: &on_phase,
+        };
+        life::live(&around, &mut state, streams, held)
+    }
+
+    /// Takes over a job's new state and tells its listeners.
+    fn note(&self, name: &str, state: &State) {
+        let mut shared = self.lock();
+        let Some(job) = shared.jobs.get_mut(name) else { return };
+        job.state = state.clone();
+        let news = match state.phase {
+            Phase::Done => {
+                let report = &state.report;
+                tracing::info!(job = name, slot = state.slot, class = ?report.class, reason = %report.reason, "over");
+                News::Over(Box::new(report.clone()))
+            }
+            phase => {
+                tracing::debug!(job = name, slot = state.slot, ?phase, "goes on");
+                News::Phase(phase)
+            }
+        };
+        job.listeners.retain(|listener| listener.send(news.clone()).is_ok());
+        if state.phase == Phase::Done {
+            job.listeners.clear();
+        }
+    }
+
+    /// Ends a job that no slot can go on with.
+    fn give_up(&self, name: &str, failure: Failure) {
+        let Some(mut state) = self.lock().jobs.get(name).map(|job| job.state.clone()) else { return };
+        (state.phase, state.since, state.secrets) = (Phase::Done, now(), None);
+        let report = &mut state.report;
+        (report.class, report.reason, report.message) = (failure.class, failure.reason, failure.message);
+        if let Err(e) = self.states.put(name, &state) {
+            tracing::error!(job = name, "the job's state can not be kept: {e}");
+        }
+        self.note(name, &state);
+    }
+}
+
+impl Running {
+    /// The core.
+    pub fn core(&self) -> Core {
+        self.core.clone()
+    }
+
+    /// Lets jobs under way come to their end, takes no more, and waits for that.
+    pub fn finish(self) {
+        self.core.lock().ending = true;
+        self.core.shared.1.notify_all();
+        for thread in self.threads {
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! Where jobs come from, and where their results go.
+
+pub mod spool;

@@ -1,0 +1,335 @@
+//! The spool: a directory that users put jobs into and pilots take them from; several pilots can share it.
+//!
+//! ```text
+//! new/<job>/               job.json, inputs/, files that job.json names; put there by one rename
+//! claimed/<pilot>/<job>/   taken by one rename, so by one pilot
+//! done/<job>/result/       over: report.json, record.jws, stdout, stderr, outputs/
+//! held/<job>/result/       will fail again until its user changes something
+//! ```
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use glue::contract::layout::is_component;
+use glue::contract::startup::{EnvFormat, EnvMode, Object, Rlimit};
+use serde::Deserialize;
+
+use crate::bind::Class;
+use crate::job::{EnvSource, Report, Request, is_id, now};
+use crate::store::put_file;
+
+/// Longest name of a job here; the attempt's number is added to it.
+const NAME_MAX: usize = 118;
+
+/// `job.json`. Unknown fields are refused.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct JobFile {
+    image: String,
+    argv: Vec<String>,
+    #[serde(default)]
+    owner: String,
+    #[serde(default)]
+    env: BTreeMap<String, String>,
+    #[serde(default)]
+    env_mode: EnvMode,
+    /// Names of files beside job.json.
+    #[serde(default)]
+    env_files: Vec<EnvName>,
+    #[serde(default)]
+    cwd: Option<String>,
+    #[serde(default)]
+    umask: Option<String>,
+    #[serde(default)]
+    rlimits: Object<Rlimit>,
+    #[serde(default)]
+    links: Object<String>,
+    #[serde(default)]
+    passwd: bool,
+    #[serde(default)]
+    timeout_s: f64,
+    #[serde(default = "ten")]
+    grace_s: f64,
+    #[serde(default = "ten")]
+    kill_s: f64,
+    /// Name of a file beside job.json.
+    #[serde(default)]
+    stdin: Option<String>,
+    #[serde(default)]
+    outputs: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EnvName {
+    name: String,
+    format: EnvFormat,
+}
+
+const fn ten() -> f64 {
+    10.0
+}
+
+/// A spool as one pilot uses it.
+#[derive(Clone, Debug)]
+pub struct Spool {
+    root: PathBuf,
+    claimed: PathBuf,
+}
+
+/// A job that this pilot has claimed.
+#[derive(Clone, Debug)]
+pub struct Claimed {
+    /// Its name, without the attempt.
+    pub name: String,
+    /// Which attempt this is, from 1.
+    pub attempt: u32,
+    dir: PathBuf,
+}
+
+impl Spool {
+    /// Opens the spool, and makes what is missing of it.
+    pub fn open(root: &Path, pilot: &str) -> io::Result<Self> {
+        let claimed = root.join("claimed").join(pilot);
+        for dir in [root.join("new"), root.join("done"), root.join("held"), claimed.clone()] {
+            fs::create_dir_all(&dir).map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", dir.display())))?;
+        }
+        Ok(Self { root: root.to_owned(), claimed })
+    }
+
+    /// What this pilot, in an earlier life, has claimed and not brought to an end.
+    pub fn unfinished(&self) -> io::Result<Vec<Claimed>> {
+        let entries = |name: String| Claimed {
+            attempt: attempts(&self.claimed.join(&name)),
+            dir: self.claimed.join(&name),
+            name,
+        };
+        Ok(names(&self.claimed)?.into_iter().map(entries).collect())
+    }
+
+    /// Claims the next job that may run now: one rename decides who has it.
+    pub fn claim(&self) -> io::Result<Option<Claimed>> {
+        for name in names(&self.root.join("new"))? {
+            let (from, to) = (self.root.join("new").join(&name), self.claimed.join(&name));
+            if not_before(&from) > now() {
+                continue;
+            }
+            match fs::rename(&from, &to) {
+                // Another pilot was quicker.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(io::Error::new(e.kind(), format!("{}: {e}", from.display()))),
+                Ok(()) => {}
+            }
+            let attempt = attempts(&to) + 1;
+            put_file(&to.join("attempts"), attempt.to_string().as_bytes())?;
+            return Ok(Some(Claimed { name, attempt, dir: to }));
+        }
+        Ok(None)
+    }
+
+    /// Whether no job waits, now or later.
+    pub fn is_empty(&self) -> io::Result<bool> {
+        Ok(names(&self.root.join("new"))?.is_empty())
+    }
+
+    /// Puts a job's report beside its results and moves it where its class says. A job that may run again goes back, with a
+    /// delay that doubles, until it has had `most` attempts.
+    pub fn deliver(&self, claimed: &Claimed, report: &Report, most: u32) -> io::Result<&'static str> {
+        let result = claimed.dir.join("result");
+        fs::create_dir_all(&result)?;
+        put_file(&result.join("report.json"), &serde_json::to_vec_pretty(report).map_err(io::Error::other)?)?;
+        let to = match report.class {
+            Class::Final => "done",
+            Class::Retry if claimed.attempt < most => "new",
+            Class::Retry | Class::Hold => "held",
+        };
+        if to == "new" {
+            let kept = claimed.dir.join(format!("result.{}", claimed.attempt));
+            let _ = fs::remove_dir_all(&kept);
+            fs::rename(&result, &kept)?;
+            let delay = Duration::from_secs(1 << claimed.attempt.min(8)).as_secs_f64();
+            put_file(&claimed.dir.join("not-before"), format!("{:.3}", now() + delay).as_bytes())?;
+        }
+        let target = free_name(&self.root.join(to), &claimed.name);
+        fs::rename(&claimed.dir, target)?;
+        Ok(to)
+    }
+}
+
+/// A path in `dir` that is not taken: an earlier job of the same name keeps its place.
+fn free_name(dir: &Path, name: &str) -> PathBuf {
+    let mut path = dir.join(name);
+    let mut n = 1;
+    while path.symlink_metadata().is_ok() {
+        n += 1;
+        path = dir.join(format!("{name}.{n}"));
+    }
+    path
+}
+
+/// Names of the directories in `dir` that can be jobs, sorted.
+fn names(dir: &Path) -> io::Result<Vec<String>> {
+    let mut names: Vec<String> = fs::read_dir(dir)?
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|t| t.is_dir()))
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| is_id(name) && name.len() <= NAME_MAX)
+        .collect();
+    names.sort();
+    Ok(names)
+}
+
+fn attempts(dir: &Path) -> u32 {
+    fs::read_to_string(dir.join("attempts")).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+}
+
+fn not_before(dir: &Path) -> f64 {
+    fs::read_to_string(dir.join("not-before")).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0.0)
+}
+
+impl Claimed {
+    /// Whether the job is still this pilot's to deliver.
+    pub fn is_here(&self) -> bool {
+        self.dir.is_dir()
+    }
+
+    /// The job as the core takes it.
+    pub fn request(&self) -> Result<Request, String> {
+        let path = self.dir.join("job.json");
+        let text = fs::read(&path).map_err(|e| format!("job.json: {e}"))?;
+        let job: JobFile = serde_json::from_slice(&text).map_err(|e| format!("job.json: {e}"))?;
+        let beside = |name: &str| -> Result<PathBuf, String> {
+            if is_component(name) {
+                Ok(self.dir.join(name))
+            } else {
+                Err(format!("{name:?} is no file beside job.json"))
+            }
+        };
+        let env_files = job.env_files.iter().map(|f| Ok(EnvSource { path: beside(&f.name)?, format: f.format }));
+        let inputs = self.dir.join("inputs");
+        Ok(Request {
+            id: format!("{}.{}", self.name, self.attempt),
+            image: job.image,
+            argv: job.argv,
+            owner: job.owner,
+            attempt: self.attempt,
+            env: job.env,
+            env_mode: job.env_mode,
+            env_files: env_files.collect::<Result<_, String>>()?,
+            cwd: job.cwd,
+            umask: job.umask,
+            rlimits: job.rlimits,
+            links: job.links,
+            passwd: job.passwd,
+            timeout_s: job.timeout_s,
+            grace_s: job.grace_s,
+            kill_s: job.kill_s,
+            inputs: inputs.is_dir().then_some(inputs),
+            stdin: job.stdin.as_deref().map(beside).transpose()?,
+            relay: false,
+            results: Some(self.dir.join("result")),
+            outputs: job.outputs,
+        })
+    }
+
+    /// A request that stands for a job whose file can not be read, for its report.
+    pub fn unreadable(&self) -> Request {
+        Request {
+            id: format!("{}.{}", self.name, self.attempt),
+            image: String::new(),
+            argv: Vec::new(),
+            owner: String::new(),
+            attempt: self.attempt,
+            env: BTreeMap::new(),
+            env_mode: EnvMode::default(),
+            env_files: Vec::new(),
+            cwd: None,
+            umask: None,
+            rlimits: Object::default(),
+            links: Object::default(),
+            passwd: false,
+            timeout_s: 0.0,
+            grace_s: 10.0,
+            kill_s: 10.0,
+            inputs: None,
+            stdin: None,
+            relay: false,
+            results: None,
+            outputs: Vec::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Scratch(PathBuf);
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn spool(name: &str) -> (Scratch, Spool) {
+        let root = std::env::temp_dir().join(format!("latebind-spool-{}-{name}", std::process::id()));
+        let spool = Spool::open(&root, "p").unwrap();
+        (Scratch(root), spool)
+    }
+
+    fn put(spool: &Spool, name: &str, text: &str) {
+        let dir = spool.root.join("new").join(name);
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join("job.json"), text).unwrap();
+    }
+
+    #[test]
+    fn a_job_is_claimed_by_one_pilot() {
+        let (scratch, first) = spool("claim");
+        let second = Spool::open(&scratch.0, "q").unwrap();
+        put(&first, "a", r#"{"image":"i","argv":["x"]}"#);
+        let claimed = first.claim().unwrap().unwrap();
+        assert_eq!((claimed.name.as_str(), claimed.attempt), ("a", 1));
+        assert!(second.claim().unwrap().is_none());
+        assert_eq!(first.unfinished().unwrap().len(), 1);
+        let request = claimed.request().unwrap();
+        assert_eq!((request.id.as_str(), request.image.as_str()), ("a.1", "i"));
+    }
+
+    #[test]
+    fn classes_decide_where_a_job_goes() {
+        let (_scratch, spool) = spool("deliver");
+        for (class, most, to) in
+            [(Class::Final, 3, "done"), (Class::Hold, 3, "held"), (Class::Retry, 1, "held"), (Class::Retry, 3, "new")]
+        {
+            put(&spool, "a", r#"{"image":"i","argv":["x"]}"#);
+            let claimed = spool.claim().unwrap().unwrap();
+            let mut report = Report::new(&claimed.request().unwrap());
+            report.class = class;
+            assert_eq!(spool.deliver(&claimed, &report, most).unwrap(), to);
+        }
+        assert!(spool.claim().unwrap().is_none(), "not before its delay is over");
+        assert!(!spool.is_empty().unwrap());
+        assert_eq!(attempts(&spool.root.join("new/a")), 1);
+        assert!(spool.root.join("held/a.2").is_dir(), "the second of its name keeps a place of its own");
+    }
+
+    #[test]
+    fn bad_job_files_say_why() {
+        let (_scratch, spool) = spool("bad");
+        for (name, text, why) in [
+            ("a", "{", "EOF"),
+            ("b", r#"{"image":"i"}"#, "argv"),
+            ("c", r#"{"image":"i","argv":[],"imgae":1}"#, "imgae"),
+            ("d", r#"{"image":"i","argv":["x"],"stdin":"../x"}"#, "beside"),
+        ] {
+            put(&spool, name, text);
+            let refused = spool.claim().unwrap().unwrap().request();
+            assert!(refused.as_ref().is_err_and(|e| e.contains(why)), "{name}: {refused:?}");
+        }
+    }
+}
