@@ -66,8 +66,8 @@ enum Answer {
     },
     State {
         ok: bool,
-        container: Option<String>,
-        image: Option<String>,
+        container: String,
+        image: String,
         status: &'static str,
         exit_code: Option<i32>,
         oom_killed: bool,

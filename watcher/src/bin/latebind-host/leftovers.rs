@@ -6,6 +6,7 @@ use crate::engine::{CALL_LIMIT, Engine};
 use crate::failure::{Context, Failure, failure};
 use crate::place::is_pod_name;
 use crate::pod;
+use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 
@@ -50,16 +51,27 @@ fn known(engine: &Engine) -> Result<BTreeSet<String>, Failure> {
     Ok(names)
 }
 
+#[derive(Deserialize)]
+struct Container {
+    #[serde(rename = "Labels", default)]
+    labels: BTreeMap<String, String>,
+    #[serde(rename = "State")]
+    state: String,
+}
+
 /// For each pod its containers with their states.
 fn containers(engine: &Engine) -> Result<BTreeMap<String, Vec<String>>, Failure> {
-    let format =
-        format!(r#"--format={{{{index .Labels "{POD_LABEL}"}}}} {{{{index .Labels "{ROLE_LABEL}"}}}}:{{{{.State}}}}"#);
     let filter = format!("--filter=label={POD_LABEL}");
-    let text =
-        engine.call(&["ps", "--all", &filter, &format], CALL_LIMIT).context(|| "cannot list containers".into())?;
+    let doing = || "cannot list containers".to_owned();
+    let text = engine.call(&["ps", "--all", &filter, "--format=json"], CALL_LIMIT).context(doing)?;
+    let list: Vec<Container> = serde_json::from_str(&text).context(doing)?;
     let mut pods = BTreeMap::<String, Vec<String>>::new();
-    for (name, container) in text.lines().filter_map(|line| line.split_once(' ')) {
-        pods.entry(name.to_owned()).or_default().push(container.to_owned());
+    for Container { labels, state } in list {
+        let (Some(name), Some(role)) = (labels.get(POD_LABEL), labels.get(ROLE_LABEL)) else { continue };
+        pods.entry(name.clone()).or_default().push(format!("{role} {state}"));
+    }
+    for list in pods.values_mut() {
+        list.sort();
     }
     Ok(pods)
 }

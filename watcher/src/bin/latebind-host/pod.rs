@@ -22,10 +22,14 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
+/// Exit code for a pilot that was told to stop before it ran.
+const STOPPED: u8 = 128 + Signal::SIGTERM as u8;
 /// First wait before a pilot that failed is started again; doubles each time.
 const RESTART_DELAY: Duration = Duration::from_millis(200);
 /// A pilot that lived this long before it failed has its restarts back.
 const GOOD_LIFE: Duration = Duration::from_secs(60);
+/// A container that has a main process for this long has been started.
+const START_TIME: Duration = Duration::from_secs(3);
 /// How often it is tried to hand a signal to a pilot that is just being started.
 const SIGNAL_TICK: Duration = Duration::from_millis(50);
 /// Signals that are handed to the pilot; those for which the second value is true also end the pod.
@@ -195,9 +199,15 @@ impl Life {
         MainProcess::find(&self.shape().place.pidfile(&role.to_string()), id.get()?)
     }
 
+    /// Whether the signal was sent. It is not while the runtime still prepares the container: it would be hit instead.
     fn signal_pilot(&self, signal: Signal) -> bool {
+        let pidfile = self.shape().place.pidfile(&Role::Pilot.to_string());
+        // The watcher may have executed another program in its place.
+        let long_since = || {
+            fs::metadata(pidfile).and_then(|m| m.modified()).is_ok_and(|t| t.elapsed().is_ok_and(|a| a > START_TIME))
+        };
         let main = self.main_process(Role::Pilot, &self.pilot_id);
-        main.is_some_and(|main| main.is_running(WATCHER) && main.signal(signal).is_ok())
+        main.is_some_and(|main| (main.is_running(WATCHER) || long_since()) && main.signal(signal).is_ok())
     }
 
     /// Ends every process of the pod: the kernel does, once the first of its PID namespace is gone.
@@ -347,6 +357,7 @@ impl Life {
                     }
                     thread::sleep(SIGNAL_TICK);
                 }
+                _ if self.stopping.load(Ordering::SeqCst) => return Ok(STOPPED),
                 other => {
                     return Err(failure(format!("the pilot container could not be started and is \"{other}\"")));
                 }

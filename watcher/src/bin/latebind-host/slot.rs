@@ -69,10 +69,10 @@ pub struct Ticket(u64);
 /// What the slot's container is doing.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct State {
-    /// The engine's id of it; none: there is no container.
-    pub container: Option<String>,
+    /// The engine's id of it; empty: there is no container.
+    pub container: String,
     /// The image, as asked for.
-    pub image: Option<String>,
+    pub image: String,
     /// `running`, `exited` or `missing`.
     pub status: &'static str,
     /// Of the main process.
@@ -187,8 +187,8 @@ impl Slot {
         let gone = payload.main.as_ref().is_none_or(ended);
         let since = Instant::now();
         loop {
-            let image = Some(payload.image.clone());
-            let container = Some(payload.id.clone());
+            let image = payload.image.clone();
+            let container = payload.id.clone();
             match engine.call(&["container", "inspect", "--format={{json .State}}", &payload.id], CALL_LIMIT) {
                 Ok(text) => {
                     let inspected: Inspected = serde_json::from_str(&text)
