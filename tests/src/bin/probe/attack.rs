@@ -133,7 +133,8 @@ pub fn false_glue(words: &[String]) -> Result<i32, String> {
         let _ = fs::remove_file(format!("{ctl}/{}", layout::STARTUP));
         let record = forged_record(&taken.key, Some((&taken, &bytes))).unwrap_or_default();
         tell(&ctl, layout::RECORD, &record);
-        status = Status { phase: Phase::Done, nonce: Some(taken.nonce.clone()), job: Some(taken.job.clone()), ..status };
+        status =
+            Status { phase: Phase::Done, nonce: Some(taken.nonce.clone()), job: Some(taken.job.clone()), ..status };
         tell(&ctl, layout::STATUS, &serde_json::to_string(&status).unwrap_or_default());
     }
 }
