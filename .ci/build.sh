@@ -81,7 +81,8 @@ esac
 # What an earlier build left under a name that is gone now must not be taken along; cargo puts back what is still there.
 find "$target"/*/"$MUSL_TARGET"/release -maxdepth 1 -type f -perm -u+x -exec rm -f {} + 2>/dev/null || :
 
-"build_$recipe" glue "-Zunstable-options -Cpanic=immediate-abort" -p glue
+# Nothing unwinds in glue: tables for it would be a fifth of the binary.
+"build_$recipe" glue "-Zunstable-options -Cpanic=immediate-abort -Cforce-unwind-tables=no" -p glue
 "build_$recipe" rest "" --workspace --exclude glue
 
 mkdir -p dist

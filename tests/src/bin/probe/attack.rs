@@ -119,6 +119,7 @@ pub fn false_glue(words: &[String]) -> Result<i32, String> {
         gid: owner.1,
         kill_uid: layout::DEFAULT_KILL_UID + slot,
         job: None,
+        nonce: None,
         main_pid: None,
         refused: None,
         log_lines_dropped: 0,
@@ -132,8 +133,8 @@ pub fn false_glue(words: &[String]) -> Result<i32, String> {
         let _ = fs::remove_file(format!("{ctl}/{}", layout::STARTUP));
         let record = forged_record(&taken.key, Some((&taken, &bytes))).unwrap_or_default();
         tell(&ctl, layout::RECORD, &record);
-        status.phase = Phase::Done;
-        status.job = Some(taken.job.clone());
+        status =
+            Status { phase: Phase::Done, nonce: Some(taken.nonce.clone()), job: Some(taken.job.clone()), ..status };
         tell(&ctl, layout::STATUS, &serde_json::to_string(&status).unwrap_or_default());
     }
 }
