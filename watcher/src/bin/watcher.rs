@@ -206,8 +206,8 @@ fn seconds(s: f64) -> io::Result<Duration> {
     Duration::try_from_secs_f64(s).map_err(|e| io::Error::other(format!("{s} seconds: {e}")))
 }
 
-/// Starts the core in this process, and its socket.
-fn start_core(args: &CoreArgs, drop_unfinished: bool) -> io::Result<Running> {
+/// Starts the core in this process, and its socket; `for_one_job`: the process ends with that job.
+fn start_core(args: &CoreArgs, for_one_job: bool) -> io::Result<Running> {
     let binder: Arc<dyn Binder> = Arc::new(Host::new(args.bind_socket.clone()));
     let running = Core::start(Parts {
         slots: (0..args.slots).collect(),
@@ -216,9 +216,11 @@ fn start_core(args: &CoreArgs, drop_unfinished: bool) -> io::Result<Running> {
         settings: Settings {
             reuse: args.reuse,
             ready_within: seconds(args.ready_within)?,
+            placeholder_when_idle: !for_one_job,
             keep_keys: args.keep_keys.clone(),
         },
-        drop_unfinished,
+        // What an earlier watcher left then has no client any more.
+        drop_unfinished: for_one_job,
     })?;
     server::listen(running.core(), &args.private.private.join(protocol::SOCKET))?;
     Ok(running)

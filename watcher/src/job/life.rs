@@ -35,6 +35,8 @@ pub struct Settings {
     pub reuse: Reuse,
     /// How long a new container's glue may take until it says that it is ready.
     pub ready_within: Duration,
+    /// Whether a slot without work goes back to the placeholder.
+    pub placeholder_when_idle: bool,
     /// Where keys are kept, if they are.
     pub keep_keys: Option<std::path::PathBuf>,
 }

@@ -201,7 +201,8 @@ impl Core {
         let mut next = first;
         let mut held: Option<Held> = None;
         // A glue that has run no job stands in a container that was bound for none.
-        let mut placeholder = slot.status().is_ok_and(|s| s.is_some_and(|s| s.job.is_none()));
+        let mut placeholder =
+            !self.settings.placeholder_when_idle || slot.status().is_ok_and(|s| s.is_some_and(|s| s.job.is_none()));
         loop {
             let name = match next.take() {
                 Some(name) => name,
@@ -210,7 +211,7 @@ impl Core {
                     None => return,
                 },
             };
-            placeholder = false;
+            placeholder = !self.settings.placeholder_when_idle;
             held = self.serve_job(slot, &name, held);
         }
     }

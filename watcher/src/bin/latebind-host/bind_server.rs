@@ -57,35 +57,10 @@ struct Request {
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Answer {
-    Bound {
-        ok: bool,
-        container: String,
-        image: String,
-        image_id: String,
-        pulled: bool,
-    },
-    State {
-        ok: bool,
-        container: String,
-        image: String,
-        status: &'static str,
-        exit_code: Option<i32>,
-        oom_killed: bool,
-    },
-    Info {
-        ok: bool,
-        name: String,
-        slots: u32,
-        memory: Option<u64>,
-        cpus: Option<f64>,
-        pids: Option<u64>,
-    },
-    Refused {
-        ok: bool,
-        class: Class,
-        reason: &'static str,
-        message: String,
-    },
+    Bound { ok: bool, container: String, image: String, image_id: String, pulled: bool },
+    State { ok: bool, container: String, image: String, status: &'static str, exit_code: Option<i32>, oom_killed: bool },
+    Info { ok: bool, name: String, slots: u32, memory: Option<u64>, cpus: Option<f64>, pids: Option<u64> },
+    Refused { ok: bool, class: Class, reason: &'static str, message: String },
 }
 
 impl From<Refusal> for Answer {
