@@ -160,13 +160,10 @@ pub struct Amount<T>(pub Option<T>);
 fn memory(text: &str) -> Result<Amount<u64>, String> {
     let wrong = || format!("{text:?} is no size: write 512m, 2g, or a number of bytes");
     let lower = text.to_ascii_lowercase();
-    let (digits, shift) = match lower.trim_end_matches('b') {
-        t if t.ends_with('k') => (t.trim_end_matches('k'), 10),
-        t if t.ends_with('m') => (t.trim_end_matches('m'), 20),
-        t if t.ends_with('g') => (t.trim_end_matches('g'), 30),
-        t if t.ends_with('t') => (t.trim_end_matches('t'), 40),
-        t => (t, 0),
-    };
+    let amount = lower.strip_suffix('b').unwrap_or(&lower);
+    let units = [('k', 10), ('m', 20), ('g', 30), ('t', 40)];
+    let unit = units.into_iter().find_map(|(unit, shift)| Some((amount.strip_suffix(unit)?, shift)));
+    let (digits, shift) = unit.unwrap_or((amount, 0));
     let number: u64 = digits.parse().map_err(|_| wrong())?;
     let bytes = number.checked_mul(1 << shift).filter(|b| i64::try_from(*b).is_ok()).ok_or_else(wrong)?;
     Ok(Amount(Some(bytes).filter(|b| *b > 0)))
