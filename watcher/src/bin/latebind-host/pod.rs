@@ -74,8 +74,11 @@ pub fn run(engine: &Arc<Engine>, plan: Plan) -> Result<u8, Failure> {
     let name = plan.shape.name.clone();
     let keep = plan.keep;
     let claim = claim(engine, &name)?;
-    engine.has_images(&[&plan.shape.glue_image, &plan.shape.pilot_image])?;
-    remove_leftovers(engine, &name)?;
+    thread::scope(|scope| {
+        let images = scope.spawn(|| engine.has_images(&[&plan.shape.glue_image, &plan.shape.pilot_image]));
+        remove_leftovers(engine, &name)?;
+        images.join().map_err(|_| failure("the look for the images was not followed"))?
+    })?;
     let life = Arc::new(Life {
         server: Arc::new(BindServer {
             engine: Arc::clone(engine),
