@@ -122,9 +122,15 @@ pub struct RunArguments {
     /// File with environment variables of the command; may be repeated.
     #[arg(long, value_name = "FILE")]
     pub env_file: Vec<PathBuf>,
-    /// File that is put into the command's sandbox; may be repeated.
+    /// File or directory that is copied into the command's sandbox; may be repeated.
     #[arg(long, value_name = "FILE")]
     pub input: Vec<PathBuf>,
+    /// Path beneath the sandbox that is fetched into --results; may be repeated.
+    #[arg(long, requires = "results", value_name = "PATH")]
+    pub output: Vec<String>,
+    /// Directory for the signed record, the report and the outputs.
+    #[arg(long, value_name = "DIR")]
+    pub results: Option<PathBuf>,
     /// Directory that the command starts in [default: its sandbox].
     #[arg(short, long, value_name = "DIR")]
     pub workdir: Option<String>,

@@ -131,7 +131,9 @@ impl BindServer {
         match understand(line)? {
             Asked::Bind { slot, image } => {
                 let (container, ready) = self.bind(slot, &image).inspect_err(|refusal| {
-                    tracing::warn!(slot, image, class = ?refusal.class, "not bound: {refusal}");
+                    if !self.engine.is_closing() {
+                        tracing::warn!(slot, image, class = ?refusal.class, "not bound: {refusal}");
+                    }
                 })?;
                 Ok(Answer::Bound { ok: true, container, image, image_id: ready.id, pulled: ready.pulled })
             }

@@ -169,6 +169,8 @@ impl Engine {
         let began = Instant::now();
         let mut command = self.command();
         // A process group of its own: Ctrl-C is for us to act on, and podman half-way through a start is not to be hit.
+        // Some versions of its monitor leave a file in the working directory.
+        command.current_dir(self.place.run());
         command.args(arguments).process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr);
         let mut child = command.spawn().map_err(CallError::Broken)?;
         let stdout = read_aside(child.stdout.take());

@@ -55,6 +55,10 @@ impl Place {
         fs::write(&mark, this).context(|| format!("cannot write {}", mark.display()))
     }
 
+    /// What ends with the boot.
+    pub fn run(&self) -> &Path {
+        &self.run
+    }
     /// The engine's images and containers.
     pub fn root(&self) -> PathBuf {
         self.state.join("containers")
@@ -144,6 +148,12 @@ impl Drop for Claim {
 pub struct PodPlace(PathBuf);
 
 impl PodPlace {
+    /// For tests of what is done with paths alone.
+    #[cfg(test)]
+    pub fn at(top: &str) -> Self {
+        Self(top.into())
+    }
+
     /// Everything below.
     pub fn top(&self) -> &Path {
         &self.0
