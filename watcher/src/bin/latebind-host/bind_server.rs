@@ -138,7 +138,8 @@ impl BindServer {
                 Ok(Answer::Bound { ok: true, container, image, image_id: ready.id, pulled: ready.pulled })
             }
             Asked::State { slot } => {
-                let State { container, image, status, exit_code, oom_killed } = self.slot(slot)?.state(&self.engine)?;
+                let State { container, image, status, exit_code, oom_killed } =
+                    self.slot(slot)?.state(&self.engine, &self.shape)?;
                 Ok(Answer::State { ok: true, container, image, status, exit_code, oom_killed })
             }
             Asked::Info => {
