@@ -122,9 +122,15 @@ pub struct RunArguments {
     /// File with environment variables of the command; may be repeated.
     #[arg(long, value_name = "FILE")]
     pub env_file: Vec<PathBuf>,
-    /// File that is put into the command's sandbox; may be repeated.
+    /// File or directory that is copied into the command's sandbox; may be repeated.
     #[arg(long, value_name = "FILE")]
     pub input: Vec<PathBuf>,
+    /// Path beneath the sandbox that is fetched into --results; may be repeated.
+    #[arg(long, requires = "results", value_name = "PATH")]
+    pub output: Vec<String>,
+    /// Directory for the signed record, the report and the outputs.
+    #[arg(long, value_name = "DIR")]
+    pub results: Option<PathBuf>,
     /// Directory that the command starts in [default: its sandbox].
     #[arg(short, long, value_name = "DIR")]
     pub workdir: Option<String>,
@@ -160,13 +166,10 @@ pub struct Amount<T>(pub Option<T>);
 fn memory(text: &str) -> Result<Amount<u64>, String> {
     let wrong = || format!("{text:?} is no size: write 512m, 2g, or a number of bytes");
     let lower = text.to_ascii_lowercase();
-    let (digits, shift) = match lower.trim_end_matches('b') {
-        t if t.ends_with('k') => (t.trim_end_matches('k'), 10),
-        t if t.ends_with('m') => (t.trim_end_matches('m'), 20),
-        t if t.ends_with('g') => (t.trim_end_matches('g'), 30),
-        t if t.ends_with('t') => (t.trim_end_matches('t'), 40),
-        t => (t, 0),
-    };
+    let amount = lower.strip_suffix('b').unwrap_or(&lower);
+    let units = [('k', 10), ('m', 20), ('g', 30), ('t', 40)];
+    let unit = units.into_iter().find_map(|(unit, shift)| Some((amount.strip_suffix(unit)?, shift)));
+    let (digits, shift) = unit.unwrap_or((amount, 0));
     let number: u64 = digits.parse().map_err(|_| wrong())?;
     let bytes = number.checked_mul(1 << shift).filter(|b| i64::try_from(*b).is_ok()).ok_or_else(wrong)?;
     Ok(Amount(Some(bytes).filter(|b| *b > 0)))

@@ -54,6 +54,30 @@ struct Request {
     image: Option<String>,
 }
 
+/// A request that makes sense.
+#[derive(Debug, PartialEq, Eq)]
+enum Asked {
+    Bind { slot: u32, image: String },
+    State { slot: u32 },
+    Info,
+}
+
+fn understand(line: &[u8]) -> Result<Asked, Refusal> {
+    let request: Request = serde_json::from_slice(line).map_err(|e| bad(format!("not understood: {e}")))?;
+    if request.version != 1 {
+        return Err(bad(format!("this is version 1 of the protocol, the request is of {}", request.version)));
+    }
+    match (request.verb.as_str(), request.slot, request.image) {
+        ("bind", Some(slot), Some(image)) => Ok(Asked::Bind { slot, image }),
+        ("state", Some(slot), None) => Ok(Asked::State { slot }),
+        ("info", None, None) => Ok(Asked::Info),
+        ("bind" | "state" | "info", _, _) => {
+            Err(bad("bind takes slot and image, state takes slot, info takes neither; a field is missing or too much"))
+        }
+        (verb, _, _) => Err(bad(format!("there is no verb \"{}\": bind, state, info", verb.escape_debug()))),
+    }
+}
+
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Answer {
@@ -104,22 +128,21 @@ impl BindServer {
     }
 
     fn answered(&self, line: &[u8]) -> Result<Answer, Refusal> {
-        let request: Request = serde_json::from_slice(line).map_err(|e| bad(format!("not understood: {e}")))?;
-        if request.version != 1 {
-            return Err(bad(format!("this is version 1 of the protocol, the request is of {}", request.version)));
-        }
-        match (request.verb.as_str(), request.slot, request.image) {
-            ("bind", Some(slot), Some(image)) => {
+        match understand(line)? {
+            Asked::Bind { slot, image } => {
                 let (container, ready) = self.bind(slot, &image).inspect_err(|refusal| {
-                    tracing::warn!(slot, image, class = ?refusal.class, "not bound: {refusal}");
+                    if !self.engine.is_closing() {
+                        tracing::warn!(slot, image, class = ?refusal.class, "not bound: {refusal}");
+                    }
                 })?;
                 Ok(Answer::Bound { ok: true, container, image, image_id: ready.id, pulled: ready.pulled })
             }
-            ("state", Some(slot), None) => {
-                let State { container, image, status, exit_code, oom_killed } = self.slot(slot)?.state(&self.engine)?;
+            Asked::State { slot } => {
+                let State { container, image, status, exit_code, oom_killed } =
+                    self.slot(slot)?.state(&self.engine, &self.shape)?;
                 Ok(Answer::State { ok: true, container, image, status, exit_code, oom_killed })
             }
-            ("info", None, None) => {
+            Asked::Info => {
                 let limits = self.shape.limits;
                 Ok(Answer::Info {
                     ok: true,
@@ -130,10 +153,6 @@ impl BindServer {
                     pids: limits.pids,
                 })
             }
-            ("bind" | "state" | "info", _, _) => Err(bad(
-                "bind takes slot and image, state takes slot, info takes neither; a field is missing or too much",
-            )),
-            (verb, _, _) => Err(bad(format!("there is no verb \"{}\": bind, state, info", verb.escape_debug()))),
         }
     }
 
@@ -206,4 +225,53 @@ fn reply(mut stream: &UnixStream, answer: &Answer) -> io::Result<()> {
     let mut line = serde_json::to_vec(answer)?;
     line.push(b'\n');
     stream.write_all(&line)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
+    use super::*;
+
+    #[test]
+    fn requests() {
+        let bind = br#"{"version":1,"verb":"bind","slot":2,"image":""}"#;
+        assert_eq!(understand(bind).unwrap(), Asked::Bind { slot: 2, image: String::new() });
+        assert_eq!(understand(br#"{"version":1,"verb":"state","slot":0}"#).unwrap(), Asked::State { slot: 0 });
+        assert_eq!(understand(br#" {"verb":"info","version":1} "#).unwrap(), Asked::Info);
+    }
+
+    #[test]
+    fn what_is_no_request() {
+        for line in [
+            "",
+            "{}",
+            "[]",
+            "null",
+            r#"{"version":2,"verb":"info"}"#,
+            r#"{"version":1,"verb":"Info"}"#,
+            r#"{"version":1,"verb":"info","slot":0}"#,
+            r#"{"version":1,"verb":"info","more":0}"#,
+            r#"{"version":1,"version":1,"verb":"info"}"#,
+            r#"{"version":1,"verb":"info"} {}"#,
+            r#"{"version":1,"verb":"bind","slot":0}"#,
+            r#"{"version":1,"verb":"bind","image":"x"}"#,
+            r#"{"version":1,"verb":"bind","slot":-1,"image":"x"}"#,
+            r#"{"version":1,"verb":"bind","slot":0,"image":["x"]}"#,
+            r#"{"version":1,"verb":"state","slot":0,"image":""}"#,
+        ] {
+            let refusal = understand(line.as_bytes()).unwrap_err();
+            assert_eq!((refusal.reason, refusal.class), ("BadRequest", Class::Retry), "{line}");
+        }
+    }
+
+    #[test]
+    fn answers_are_what_the_protocol_says() {
+        let line = |answer: &Answer| serde_json::to_string(answer).unwrap();
+        let refused = Answer::from(Refusal::hold("ImageNotFound", "no"));
+        assert_eq!(line(&refused), r#"{"ok":false,"class":"hold","reason":"ImageNotFound","message":"no"}"#);
+        let State { container, image, status, exit_code, oom_killed } = State { status: "missing", ..State::default() };
+        let state = Answer::State { ok: true, container, image, status, exit_code, oom_killed };
+        let wanted = r#"{"ok":true,"container":"","image":"","status":"missing","exit_code":null,"oom_killed":false}"#;
+        assert_eq!(line(&state), wanted);
+    }
 }

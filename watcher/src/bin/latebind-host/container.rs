@@ -323,15 +323,11 @@ fn text(path: &Path) -> Result<&str, Failure> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
     use super::*;
-    use crate::place::Place;
 
     fn shape() -> PodShape {
-        let state = std::env::temp_dir().join(format!("latebind-host-shape-{}", std::process::id()));
-        let place = Place::open(&state).unwrap().pod("p");
-        std::fs::remove_dir_all(&state).unwrap();
         PodShape {
             name: "p".into(),
-            place,
+            place: PodPlace::at("/state/pods/p"),
             glue_image: "localhost/g:1".into(),
             pilot_image: "localhost/p:1".into(),
             slots: 2,

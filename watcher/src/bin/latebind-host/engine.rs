@@ -169,6 +169,8 @@ impl Engine {
         let began = Instant::now();
         let mut command = self.command();
         // A process group of its own: Ctrl-C is for us to act on, and podman half-way through a start is not to be hit.
+        // Some versions of its monitor leave a file in the working directory.
+        command.current_dir(self.place.run());
         command.args(arguments).process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr);
         let mut child = command.spawn().map_err(CallError::Broken)?;
         let stdout = read_aside(child.stdout.take());
@@ -194,6 +196,10 @@ impl Engine {
 
     /// Whether all of `images` are in the storage.
     pub fn has_images(&self, images: &[&str]) -> Result<(), Failure> {
+        let all = ["image", "inspect", "--format={{.Id}}"].into_iter().chain(images.iter().copied());
+        if self.call(&all.collect::<Vec<_>>(), CALL_LIMIT).is_ok() {
+            return Ok(());
+        }
         for image in images {
             match self.call(&["image", "exists", image], CALL_LIMIT) {
                 Ok(_) => {}
@@ -222,15 +228,13 @@ impl Engine {
             }
             let remove: Vec<&str> =
                 ["rm", "--force", "--time", "0", "--ignore", "--depend"].into_iter().chain(ids).collect();
-            left = match self.call_to_end(&remove, CALL_LIMIT) {
-                Ok(_) => String::new(),
-                Err(e) => e.to_string(),
-            };
+            match self.call_to_end(&remove, CALL_LIMIT) {
+                Ok(_) => return Ok(()),
+                // One of them may have been removed by itself meanwhile.
+                Err(e) => left = e.to_string(),
+            }
         }
-        match left.as_str() {
-            "" => Ok(()),
-            said => Err(failure(format!("cannot remove the containers labelled {label}: {said}"))),
-        }
+        Err(failure(format!("cannot remove the containers labelled {label}: {left}")))
     }
 }
 

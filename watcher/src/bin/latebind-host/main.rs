@@ -112,6 +112,7 @@ fn run_one(engine: Engine, run: RunArguments) -> Result<u8, Failure> {
         // A code that is not 0 is the command's.
         restarts: 0,
         keep: run.common.keep,
+        one_command: true,
     };
     pod::run(&Arc::new(engine), plan)
 }
@@ -141,6 +142,7 @@ fn pod_plan(engine: &Engine, pod: PodArguments) -> Result<Plan, Failure> {
         pull: common.pull,
         restarts: pod.restarts,
         keep: common.keep,
+        one_command: false,
     })
 }
 

@@ -3,6 +3,7 @@
 use crate::arguments::RunArguments;
 use crate::container::Mount;
 use crate::failure::{Context, Failure, failure};
+use crate::place::directory;
 use std::collections::HashSet;
 use std::env;
 use std::fs;
@@ -12,6 +13,8 @@ use std::path::{Path, PathBuf};
 const INPUT: &str = "/input";
 /// Where it has the environment files.
 const ENV_FILES: &str = "/input-env";
+/// Where it puts record, report and outputs.
+const RESULTS: &str = "/results";
 
 /// What the watcher is told, and the files that this needs.
 #[derive(Debug)]
@@ -49,8 +52,18 @@ pub fn translate(run: &RunArguments) -> Result<OneCommand, Failure> {
             return Err(failure(format!("two inputs have the name {name}, and both would lie in the same directory")));
         }
         let target = format!("{INPUT}/{name}");
-        mounts.push(Mount::read_only(source, &target));
-        option("--input", target);
+        mounts.push(Mount::read_only(source, target));
+    }
+    if !run.input.is_empty() {
+        option("--inputs", INPUT.to_owned());
+    }
+    if let Some(results) = &run.results {
+        directory(results, 0o755)?;
+        mounts.push(Mount::writable(existing(results)?, RESULTS));
+        option("--results", RESULTS.to_owned());
+    }
+    for path in &run.output {
+        option("--output", path.clone());
     }
     if let Some(directory) = &run.workdir {
         option("--workdir", directory.clone());
@@ -93,6 +106,14 @@ mod tests {
     }
 
     #[test]
+    fn results_come_back() {
+        let one = translated(&["--results", "/tmp", "--output", "a", "--output", "b/c", "localhost/a:1", "--", "ls"])
+            .unwrap();
+        assert!(one.arguments.join(" ").contains("--results /results --output a --output b/c "));
+        assert_eq!(one.mounts, [Mount::writable("/tmp", "/results")]);
+    }
+
+    #[test]
     fn files_are_mounted_for_the_pilot() {
         let one =
             translated(&["--input", "/etc/passwd", "--env-file", "/etc/group", "localhost/a:1", "--", "ls"]).unwrap();
@@ -100,7 +121,7 @@ mod tests {
             one.mounts,
             [Mount::read_only("/etc/group", "/input-env/0"), Mount::read_only("/etc/passwd", "/input/passwd")]
         );
-        assert!(one.arguments.join(" ").contains("--env-file /input-env/0 --input /input/passwd"));
+        assert!(one.arguments.join(" ").contains("--env-file /input-env/0 --inputs /input "));
         assert!(translated(&["--input", "/does/not/exist", "localhost/a:1", "--", "ls"]).is_err());
         assert!(
             translated(&["--input", "/etc/passwd", "--input", "/etc/passwd", "localhost/a:1", "--", "ls"]).is_err()

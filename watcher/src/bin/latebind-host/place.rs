@@ -25,6 +25,13 @@ impl Place {
     pub fn open(state: &Path) -> Result<Self, Failure> {
         let state =
             std::path::absolute(state).context(|| format!("cannot use the state directory {}", state.display()))?;
+        if !state.to_str().is_some_and(is_plain) {
+            return Err(failure(format!(
+                "the state directory {} can not be used: overlay file systems take no comma, colon, blank, quote or \
+                 backslash in a path; choose another with --state",
+                state.display()
+            )));
+        }
         let run = if state == Path::new(DEFAULT_STATE) { PathBuf::from(DEFAULT_RUN) } else { state.join("run") };
         let place = Self { state, run };
         directory(&place.state, 0o755)?;
@@ -55,6 +62,10 @@ impl Place {
         fs::write(&mark, this).context(|| format!("cannot write {}", mark.display()))
     }
 
+    /// What ends with the boot.
+    pub fn run(&self) -> &Path {
+        &self.run
+    }
     /// The engine's images and containers.
     pub fn root(&self) -> PathBuf {
         self.state.join("containers")
@@ -144,6 +155,12 @@ impl Drop for Claim {
 pub struct PodPlace(PathBuf);
 
 impl PodPlace {
+    /// For tests of what is done with paths alone.
+    #[cfg(test)]
+    pub fn at(top: &str) -> Self {
+        Self(top.into())
+    }
+
     /// Everything below.
     pub fn top(&self) -> &Path {
         &self.0
@@ -195,6 +212,11 @@ pub fn directory(path: &Path, mode: u32) -> Result<(), Failure> {
         .context(|| format!("cannot make the directory {}", path.display()))
 }
 
+/// Whether every part of the engine takes `path` as it is.
+fn is_plain(path: &str) -> bool {
+    !path.contains(|c: char| c.is_whitespace() || c.is_control() || ",:\"'\\".contains(c))
+}
+
 /// Whether `name` can name a pod: it becomes a host name, part of container names and of paths.
 pub fn is_pod_name(name: &str) -> bool {
     let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
@@ -213,6 +235,14 @@ mod tests {
         }
         for bad in ["", "-a", "a-", "A", "a.lock", "a/b", "..", "a b", &"a".repeat(41)] {
             assert!(!is_pod_name(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn plain_paths() {
+        assert!(is_plain("/var/lib/latebind-host_2.x+y"));
+        for bad in ["/a b", "/a,b", "/a:b", "/a\\b", "/a\"b", "/a\nb"] {
+            assert!(!is_plain(bad), "{bad}");
         }
     }
 

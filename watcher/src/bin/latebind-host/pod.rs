@@ -57,6 +57,8 @@ pub struct Plan {
     pub restarts: u32,
     /// Whether the pod is left as it is at its end.
     pub keep: bool,
+    /// Whether the pilot is handed each signal as it is, since it is one command that they are meant for.
+    pub one_command: bool,
 }
 
 enum Event {
@@ -70,12 +72,15 @@ enum Event {
 pub fn run(engine: &Arc<Engine>, plan: Plan) -> Result<u8, Failure> {
     let (to, events) = mpsc::channel();
     // First of all: from here on no signal ends this process and leaves half a pod behind.
-    forward_signals(to.clone())?;
+    forward_signals(to.clone(), plan.one_command)?;
     let name = plan.shape.name.clone();
     let keep = plan.keep;
     let claim = claim(engine, &name)?;
-    engine.has_images(&[&plan.shape.glue_image, &plan.shape.pilot_image])?;
-    remove_leftovers(engine, &name)?;
+    thread::scope(|scope| {
+        let images = scope.spawn(|| engine.has_images(&[&plan.shape.glue_image, &plan.shape.pilot_image]));
+        remove_leftovers(engine, &name)?;
+        images.join().map_err(|_| failure("the look for the images was not followed"))?
+    })?;
     let life = Arc::new(Life {
         server: Arc::new(BindServer {
             engine: Arc::clone(engine),
@@ -100,11 +105,14 @@ pub fn run(engine: &Arc<Engine>, plan: Plan) -> Result<u8, Failure> {
     });
     let result = life.attend(&events);
     engine.close();
+    if !keep {
+        // Before the calls under way are waited for: without their pod they end sooner.
+        life.kill_all();
+    }
     engine.wait_for_calls();
     if keep {
         tracing::warn!("the pod {name} is kept as it is; to remove it: latebind-host rm {name}");
     } else {
-        life.kill_all();
         remove_leftovers(engine, &name)?;
     }
     drop(claim);
@@ -127,13 +135,19 @@ pub fn claim(engine: &Engine, name: &str) -> Result<Claim, Failure> {
     })
 }
 
-fn forward_signals(to: Sender<Event>) -> Result<(), Failure> {
+fn forward_signals(to: Sender<Event>, as_they_are: bool) -> Result<(), Failure> {
     let mut signals = Signals::new(SIGNALS.map(|(s, _)| s as i32)).context(|| "cannot handle signals".into())?;
     thread::spawn(move || {
         for number in signals.forever() {
-            if let Some((signal, ends)) = SIGNALS.into_iter().find(|(s, _)| *s as i32 == number) {
-                let _ = to.send(Event::Signal(signal, ends));
-            }
+            let Some((signal, ends)) = SIGNALS.into_iter().find(|(s, _)| *s as i32 == number) else { continue };
+            let event = match (as_they_are, ends) {
+                (true, _) => Event::Signal(signal, ends),
+                // The pilot of a spool knows these two; any other would end it without a word.
+                (false, true) if signal == Signal::SIGINT => Event::Signal(Signal::SIGINT, true),
+                (false, true) => Event::Signal(Signal::SIGTERM, true),
+                (false, false) => continue,
+            };
+            let _ = to.send(event);
         }
     });
     Ok(())
@@ -313,7 +327,7 @@ impl Life {
             _ => {}
         }
         let mut command = self.engine().command();
-        command.args(["start", "--attach", "--sig-proxy=false"]);
+        command.current_dir(self.engine().place().run()).args(["start", "--attach", "--sig-proxy=false"]);
         // A group of its own, so that Ctrl-C comes to us alone; reading a terminal from there is not allowed, so we do.
         command.process_group(0);
         let relay = self.pilot.interactive && io::stdin().is_terminal();

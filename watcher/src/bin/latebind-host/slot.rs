@@ -6,7 +6,7 @@ use crate::images::{self, Ready, Refusal, start_refusal};
 use crate::main_process::MainProcess;
 use serde::Deserialize;
 use std::fs;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -41,6 +41,8 @@ struct Payload {
     /// What the control group said when the main process had ended. Podman hears of a kill for memory only where it hit
     /// the main process, and where its monitor understands the hierarchy.
     oom_killed: OnceLock<bool>,
+    /// That its end was noted in our log.
+    noted: Once,
 }
 
 impl Payload {
@@ -164,8 +166,15 @@ impl Slot {
         };
         let main = MainProcess::find(&shape.place.pidfile(&role.to_string()), &id);
         let image_name = image.to_owned();
-        let payload =
-            Arc::new(Payload { id: id.clone(), name, image: image_name, role, main, oom_killed: OnceLock::new() });
+        let payload = Arc::new(Payload {
+            id: id.clone(),
+            name,
+            image: image_name,
+            role,
+            main,
+            oom_killed: OnceLock::new(),
+            noted: Once::new(),
+        });
         payload.watch();
         *locked(&self.current) = Some(payload);
         tracing::info!(
@@ -179,7 +188,7 @@ impl Slot {
     }
 
     /// What the container is doing, as the engine knows it.
-    pub fn state(&self, engine: &Engine) -> Result<State, Refusal> {
+    pub fn state(&self, engine: &Engine, shape: &PodShape) -> Result<State, Refusal> {
         let Some(payload) = locked(&self.current).clone() else {
             return Ok(State { status: "missing", ..State::default() });
         };
@@ -200,6 +209,17 @@ impl Slot {
                         continue;
                     }
                     let status = if running { "running" } else { "exited" };
+                    if !running {
+                        payload.noted.call_once(|| {
+                            let said = glue_said(shape, payload.role);
+                            tracing::warn!(
+                                slot = self.number,
+                                image = payload.image,
+                                exit_code,
+                                "the payload container ended{said}"
+                            );
+                        });
+                    }
                     let exit_code = (!running).then_some(exit_code);
                     return Ok(State {
                         container,
