@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
 
+use crate::error::refused;
 use crate::sys;
 
 /// `PROC_SUPER_MAGIC` of statfs(2).
@@ -49,7 +50,7 @@ impl Proc {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
         let proc = sys::openat(nix::fcntl::AT_FDCWD, c"/proc", flags.bits(), 0)?;
         if sys::file_system_type(proc.as_fd())? != PROC_MAGIC {
-            return Err(io::Error::other("/proc is not the kernel's: the engine has to mount procfs there"));
+            return Err(refused(format_args!("/proc is not the kernel's: the engine has to mount procfs there")));
         }
         Ok(Self(proc))
     }
