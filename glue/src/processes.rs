@@ -2,8 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::ffi::CString;
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::fcntl::OFlag;
@@ -11,6 +10,7 @@ use nix::sys::signal::Signal;
 
 use crate::error::refused;
 use crate::sys;
+use crate::volume::read_whole;
 
 /// `PROC_SUPER_MAGIC` of statfs(2).
 const PROC_MAGIC: i64 = 0x9fa0;
@@ -64,16 +64,7 @@ impl Proc {
     pub fn read(&self, path: &str) -> io::Result<String> {
         let path = CString::new(path)?;
         let fd = sys::openat(self.0.as_fd(), &path, (OFlag::O_RDONLY | OFlag::O_CLOEXEC).bits(), 0)?;
-        let mut text = [0u8; FILE_MAX];
-        let mut file = File::from(fd);
-        let mut filled = 0;
-        while let Some(rest) = text.get_mut(filled..).filter(|r| !r.is_empty()) {
-            match file.read(rest)? {
-                0 => break,
-                n => filled += n,
-            }
-        }
-        Ok(String::from_utf8_lossy(text.get(..filled).unwrap_or_default()).into_owned())
+        Ok(String::from_utf8_lossy(&read_whole(fd.as_fd(), FILE_MAX)?).into_owned())
     }
 
     /// The cgroups of a process as text: the same for all processes of a container, another for every other container.

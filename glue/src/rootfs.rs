@@ -4,7 +4,7 @@
 #![forbid(unsafe_code)]
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
@@ -15,10 +15,10 @@ use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
 use crate::error::{error, refused};
 use crate::stage_two::ACCOUNT;
 use crate::sys;
-use crate::volume::open_beneath;
+use crate::volume::{open_beneath, read_whole};
 
 /// Longest account file that is read.
-const ACCOUNTS_MAX: u64 = 1 << 20;
+const ACCOUNTS_MAX: usize = 1 << 20;
 
 fn root() -> io::Result<OwnedFd> {
     sys::openat(nix::fcntl::AT_FDCWD, c"/", (OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC).bits(), 0)
@@ -90,8 +90,7 @@ fn append_line(path: &str, id: u32, line: &str) -> io::Result<()> {
             return Err(refused(format_args!("is not a regular file of root with one name")));
         }
         let mut file = File::from(fd);
-        let mut text = Vec::new();
-        (&mut file).take(ACCOUNTS_MAX).read_to_end(&mut text)?;
+        let text = read_whole(file.as_fd(), ACCOUNTS_MAX)?;
         let known = text.split(|b| *b == b'\n').any(|l| {
             let mut fields = l.split(|b| *b == b':');
             let has_name = fields.next() == Some(ACCOUNT.as_bytes());

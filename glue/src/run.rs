@@ -24,7 +24,7 @@ use crate::log;
 use crate::processes::Proc;
 use crate::supervise::{self, End, Ended, Slot};
 use crate::sys::{self, Capabilities};
-use crate::volume::Dir;
+use crate::volume::{Dir, read_whole};
 
 /// Told to stop, and did.
 pub const STOPPED: i32 = 0;
@@ -265,10 +265,10 @@ fn limit_privileges() -> io::Result<()> {
 }
 
 fn check_mounts(proc: &Proc, slot: u32) -> io::Result<()> {
-    let mut text = String::new();
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-    File::from(sys::openat(proc.as_fd(), c"self/mountinfo", flags.bits(), 0)?).read_to_string(&mut text)?;
-    let all = mounts::parse(&text).map_err(|e| refused(format_args!("{e}")))?;
+    let mountinfo = sys::openat(proc.as_fd(), c"self/mountinfo", flags.bits(), 0)?;
+    let text = read_whole(mountinfo.as_fd(), usize::MAX)?;
+    let all = mounts::parse(&String::from_utf8_lossy(&text)).map_err(|e| refused(format_args!("{e}")))?;
     mounts::check(&all, slot).map(drop).map_err(|e| refused(format_args!("{e}")))
 }
 

@@ -1,11 +1,9 @@
 //! Starting one job: what stage one needs is prepared here, and what comes back over the pipe is understood here.
 #![forbid(unsafe_code)]
 
-use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStringExt;
 
 use nix::fcntl::OFlag;
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -84,20 +82,17 @@ pub fn begin(
     descriptors.push((write, REPORT_FD));
     let moved = descriptors.iter().map(|(fd, n)| Ok((high(fd)?, *n))).collect::<io::Result<Vec<_>>>();
     drop(descriptors);
-    let text = |bytes: Vec<u8>| CString::new(bytes).unwrap_or_default();
-    let variables = match startup.env_mode {
-        EnvMode::Clear => Vec::new(),
-        EnvMode::Inherit => std::env::vars_os()
-            .map(|(name, value)| text([name.into_vec(), b"=".to_vec(), value.into_vec()].concat()))
-            .collect(),
-    };
+    let slot = slot.to_string();
+    let argv = c_strings(&[b"glue", b"stage-two", slot.as_bytes()]).map_err(at("slot", Stage::Startup))?;
+    let variables = if startup.env_mode == EnvMode::Inherit { sys::environment() } else { Vec::new() };
+    let env = c_strings(&variables).map_err(at("environment", Stage::Startup))?;
     let prepared = Prepared {
         uid: startup.uid,
         gid: startup.gid,
         groups: &startup.groups,
         program,
-        argv: CStrings::new(vec![c"glue".into(), c"stage-two".into(), text(slot.to_string().into_bytes())]),
-        env: CStrings::new(variables),
+        argv,
+        env,
         descriptors: moved.map_err(at("descriptors can not be handed on", Stage::Startup))?,
         report,
     };
@@ -106,6 +101,12 @@ pub fn begin(
         Ok(Fork::Parent(stage_two)) => Ok(Starting { stage_two, pipe: File::from(read), said: Vec::new() }),
         Err(e) => Err(at("no process could be made (pids limit?)", Stage::Startup)(e)),
     }
+}
+
+fn c_strings(texts: &[&[u8]]) -> io::Result<CStrings> {
+    let mut strings = CStrings::new();
+    texts.iter().try_for_each(|text| strings.push(&[text]))?;
+    Ok(strings)
 }
 
 /// A FIFO for a standard stream. The watcher has to hold its other end open already.

@@ -151,6 +151,21 @@ impl Dir {
     }
 }
 
+/// What can be read from `fd`, as far as `most` bytes.
+pub fn read_whole(fd: BorrowedFd<'_>, most: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut part = [0; 4096];
+    while bytes.len() < most {
+        match nix::unistd::read(fd, &mut part) {
+            Ok(0) => break,
+            Ok(n) => bytes.extend_from_slice(part.get(..n.min(most - bytes.len())).unwrap_or_default()),
+            Err(nix::errno::Errno::EINTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(bytes)
+}
+
 fn demand_root_only(stat: &FileStat, path: &str, forbidden: u32) -> io::Result<()> {
     if stat.st_uid == 0 && stat.st_mode & forbidden == 0 {
         return Ok(());
