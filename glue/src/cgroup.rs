@@ -1,14 +1,13 @@
 //! What the container's own cgroup has counted, read only where a real cgroup file system is mounted.
 #![forbid(unsafe_code)]
 
-use std::fs::File;
-use std::io::Read;
 use std::os::fd::AsFd;
 
 use nix::fcntl::OFlag;
 
 use crate::contract::record::CgroupUse;
 use crate::sys;
+use crate::volume::read_whole;
 
 /// `CGROUP_SUPER_MAGIC` (version 1) and `CGROUP2_SUPER_MAGIC` of statfs(2).
 const MAGICS: [i64; 2] = [0x0027_e0eb, 0x6367_7270];
@@ -55,9 +54,7 @@ fn text(path: &str) -> Option<String> {
     if !MAGICS.contains(&sys::file_system_type(fd.as_fd()).ok()?) {
         return None;
     }
-    let mut text = String::new();
-    File::from(fd).take(16_384).read_to_string(&mut text).ok()?;
-    Some(text)
+    String::from_utf8(read_whole(fd.as_fd(), 16_384).ok()?).ok()
 }
 
 fn whole(text: &str) -> Option<u64> {

@@ -8,8 +8,9 @@ use crate::contract::encoding::{Bytes32, sha256_hex};
 use crate::contract::layout::{self, Ids};
 use crate::contract::startup::{self, Invalid, Startup};
 use crate::contract::status::Refused;
+use crate::error::error;
 use crate::sys;
-use crate::volume::{self, Dir};
+use crate::volume::Dir;
 
 /// A job that glue has taken on: from here on there will be a record.
 pub struct Claimed {
@@ -73,7 +74,7 @@ pub fn take(ctl: &Dir, claimed: &mut Claimed) -> io::Result<()> {
         match ctl.open_file(&file.name, layout::ENV_FILE_MAX) {
             Ok(open) => claimed.env_files.push(open),
             Err(e) => {
-                let message = volume::error(format!("{} can not be used", file.name), &e).to_string();
+                let message = error(format_args!("{} can not be used", file.name), &e).to_string();
                 claimed.invalid = Some(Invalid { field: "env_files", message });
                 break;
             }

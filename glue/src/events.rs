@@ -10,6 +10,7 @@ use std::time::Instant;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use signal_hook::consts::{SIGCHLD, SIGCONT};
 
+use crate::names;
 use crate::sys;
 
 /// `SI_USER` and `SI_TKILL` of sigaction(2): codes up to 0 come from a process, those above from the kernel.
@@ -109,6 +110,6 @@ impl Events {
 
 /// `SIGTERM (15)` and so on, for messages.
 pub fn signal_name(number: i32) -> String {
-    let name = signal_hook::low_level::signal_name(number).unwrap_or("a real-time signal");
+    let name = names::signal(number).unwrap_or("a real-time signal");
     format!("{name} ({number})")
 }

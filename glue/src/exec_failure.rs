@@ -1,110 +1,105 @@
 //! Why a program could not be executed, told from the file itself. Runs as the payload, after the last exec has failed.
 #![forbid(unsafe_code)]
 
-use std::ffi::{CString, OsStr};
-use std::fs::{File, Metadata};
-use std::io::{self, Read};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::AsFd;
 
+use nix::fcntl::{AT_FDCWD, OFlag};
 use nix::libc;
+use nix::sys::stat::{SFlag, lstat, stat};
+
+use crate::contract::startup::printable;
+use crate::sys;
+use crate::volume::read_whole;
 
 /// Machine of this binary, so of this node (`e_machine` of elf(5)).
 const OWN_MACHINE: u16 = if cfg!(target_arch = "aarch64") { 183 } else { 62 };
 
+/// How much of a file is looked at.
+const LOOK_AT: usize = 4096;
+
 /// One sentence on why `candidates[at]` (or, for a bare name, none of them) could be executed.
 pub fn explain(program: &str, path: &[u8], candidates: &[CString], at: usize, error: &io::Error) -> String {
-    let as_path = |c: &CString| Path::new(OsStr::from_bytes(c.as_bytes())).to_owned();
     // A script whose interpreter is missing answers ENOENT just as a missing file does: so the first that exists counts.
-    let there = candidates.iter().map(as_path).find(|p| p.symlink_metadata().is_ok());
     let file = match error.raw_os_error() {
-        Some(libc::ENOENT) => there,
-        _ => candidates.get(at).map(as_path),
+        Some(libc::ENOENT) => candidates.iter().find(|file| lstat(file.as_c_str()).is_ok()),
+        _ => candidates.get(at),
     };
-    let Some(file) = file else {
-        let path = String::from_utf8_lossy(path);
-        return if program.contains('/') {
-            format!("{program}: there is no such file in the image")
-        } else {
-            format!("{program}: not found in PATH ({path})")
+    match file {
+        Some(file) => format!("{}: {}", file.to_string_lossy(), of_file(file, error)),
+        None if program.contains('/') => format!("{program}: there is no such file in the image"),
+        None => format!("{program}: not found in PATH ({})", String::from_utf8_lossy(path)),
+    }
+}
+
+fn of_file(file: &CStr, error: &io::Error) -> String {
+    let (kind, mode, owner) = match stat(file) {
+        Ok(stat) => (stat.st_mode & SFlag::S_IFMT.bits(), stat.st_mode & 0o7777, (stat.st_uid, stat.st_gid)),
+        Err(e) => return format!("can not be looked at: {}", io::Error::from(e)),
+    };
+    if kind == SFlag::S_IFDIR.bits() {
+        return "is a directory, not a program".into();
+    }
+    if kind != SFlag::S_IFREG.bits() {
+        return "is no regular file".into();
+    }
+    let denied = error.raw_os_error() == Some(libc::EACCES);
+    if denied && mode & 0o111 == 0 {
+        return format!("has no execute bit (mode {mode:o}): chmod +x it in the image");
+    }
+    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let bytes = sys::openat(AT_FDCWD, file, flags.bits(), 0).and_then(|fd| read_whole(fd.as_fd(), LOOK_AT));
+    if denied {
+        let why = match bytes {
+            Err(e) => format!(": {e}"),
+            Ok(_) => ", or its interpreter may not, or its file system is mounted noexec".into(),
         };
-    };
-    let shown = file.display();
-    let metadata = match file.metadata() {
-        Ok(metadata) => metadata,
-        Err(e) => return format!("{shown}: can not be looked at: {e}"),
-    };
-    if metadata.is_dir() {
-        return format!("{shown}: is a directory, not a program");
+        return format!("may not be executed by this UID (mode {mode:o}, owner {}:{}){why}", owner.0, owner.1);
     }
-    if !metadata.is_file() {
-        return format!("{shown}: is no regular file");
-    }
-    if error.raw_os_error() == Some(libc::EACCES) && metadata.mode() & 0o111 == 0 {
-        return format!("{shown}: has no execute bit (mode {:o}): chmod +x it in the image", metadata.mode() & 0o7777);
-    }
-    explain_content(&file, &metadata, error).unwrap_or_else(|| format!("{shown}: can not be executed: {error}"))
+    let known = bytes.ok().and_then(|bytes| of_content(&bytes, error));
+    known.unwrap_or_else(|| format!("can not be executed: {error}"))
 }
 
 /// What the first bytes of the file say.
-fn explain_content(file: &Path, metadata: &Metadata, error: &io::Error) -> Option<String> {
-    let shown = file.display();
-    let mut bytes = Vec::new();
-    let opened = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(file);
-    match opened.and_then(|f| f.take(4096).read_to_end(&mut bytes)) {
-        Err(e) if error.raw_os_error() == Some(libc::EACCES) => {
-            let (mode, uid, gid) = (metadata.mode() & 0o7777, metadata.uid(), metadata.gid());
-            return Some(format!("{shown}: may not be executed by this UID (mode {mode:o}, owner {uid}:{gid}): {e}"));
-        }
-        Err(_) => return None,
-        Ok(_) => {}
-    }
-    if error.raw_os_error() == Some(libc::EACCES) {
-        let (mode, uid, gid) = (metadata.mode() & 0o7777, metadata.uid(), metadata.gid());
-        return Some(format!(
-            "{shown}: may not be executed by this UID (mode {mode:o}, owner {uid}:{gid}), or its interpreter may not, or \
-             its file system is mounted noexec"
-        ));
-    }
+fn of_content(bytes: &[u8], error: &io::Error) -> Option<String> {
     if let Some(rest) = bytes.strip_prefix(b"#!") {
         let line = rest.split(|b| *b == b'\n').next().unwrap_or_default();
-        let interpreter = line.trim_ascii().split(|b| b.is_ascii_whitespace()).next().unwrap_or_default();
-        let text = String::from_utf8_lossy(interpreter).escape_debug().to_string();
+        let interpreter = line.trim_ascii().split(u8::is_ascii_whitespace).next().unwrap_or_default();
+        let text = printable(&String::from_utf8_lossy(interpreter));
         return Some(match error.raw_os_error() {
-            Some(libc::ENOENT) => format!("{shown}: its interpreter {text} does not exist in the image"),
-            _ => format!("{shown}: its interpreter {text} can not be executed: {error}"),
+            Some(libc::ENOENT) => format!("its interpreter {text} does not exist in the image"),
+            _ => format!("its interpreter {text} can not be executed: {error}"),
         });
     }
     if bytes.starts_with(b"\x7fELF") {
-        return Some(explain_elf(file, &bytes, error));
+        return Some(of_elf(bytes, error));
     }
-    if error.raw_os_error() == Some(libc::ENOEXEC) {
-        return Some(if bytes.is_empty() {
-            format!("{shown}: is empty")
-        } else if bytes.iter().take(256).all(|b| b.is_ascii_graphic() || b.is_ascii_whitespace()) {
-            format!("{shown}: has no shebang line: no shell is assumed here, so put one such as #!/bin/sh at its top")
-        } else {
-            format!("{shown}: is no program that this node knows")
-        });
+    if error.raw_os_error() != Some(libc::ENOEXEC) {
+        return None;
     }
-    None
+    let text = bytes.iter().take(256).all(|b| b.is_ascii_graphic() || b.is_ascii_whitespace());
+    let what = match (bytes, text) {
+        ([], _) => "is empty",
+        (_, true) => "has no shebang line: no shell is assumed here, so put one such as #!/bin/sh at its top",
+        (_, false) => "is no program that this node knows",
+    };
+    Some(what.into())
 }
 
-fn explain_elf(file: &Path, bytes: &[u8], error: &io::Error) -> String {
-    let shown = file.display();
+fn of_elf(bytes: &[u8], error: &io::Error) -> String {
     let machine = bytes.get(18..20).and_then(|b| b.try_into().ok());
     let big_endian = bytes.get(5) == Some(&2);
     let machine = machine.map(|b| if big_endian { u16::from_be_bytes(b) } else { u16::from_le_bytes(b) });
     if let Some(machine) = machine.filter(|m| *m != OWN_MACHINE) {
-        return format!("{shown}: built for {}, this node is {}", machine_name(machine), machine_name(OWN_MACHINE));
+        return format!("built for {}, this node is {}", machine_name(machine), machine_name(OWN_MACHINE));
     }
     match (error.raw_os_error(), elf_interpreter(bytes)) {
         (Some(libc::ENOENT), Some(name)) => {
-            let name = String::from_utf8_lossy(name).escape_debug().to_string();
-            format!("{shown}: its loader {name} does not exist in the image: it was linked for another system")
+            let name = printable(&String::from_utf8_lossy(name));
+            format!("its loader {name} does not exist in the image: it was linked for another system")
         }
-        _ => format!("{shown}: this ELF file can not be executed: {error}"),
+        _ => format!("this ELF file can not be executed: {error}"),
     }
 }
 

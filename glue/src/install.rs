@@ -13,8 +13,9 @@ use nix::sys::stat::{Mode, SFlag, fchmod, mkdirat};
 use nix::unistd::{Gid, Uid, fchown};
 
 use crate::contract::layout;
+use crate::error::{error, refused};
 use crate::sys;
-use crate::volume::{Dir, error};
+use crate::volume::Dir;
 
 /// One slot as it is to be set up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +40,8 @@ fn install_binary() -> io::Result<()> {
     take_over(&bin, 0o755)?;
     let temporary = format!("{}{}", layout::GLUE_NAME, layout::TEMPORARY_SUFFIX);
     bin.remove(&temporary)?;
-    let mut from = File::open("/proc/self/exe").map_err(|e| error("/proc/self/exe can not be read", &e))?;
+    let mut from =
+        File::open("/proc/self/exe").map_err(|e| error(format_args!("/proc/self/exe can not be read"), &e))?;
     let to = bin.open_beneath(&temporary, OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL, 0o500)?;
     let mut to = File::from(to);
     let put = || -> io::Result<()> {
@@ -50,7 +52,7 @@ fn install_binary() -> io::Result<()> {
         drop(to);
         Ok(renameat(bin.as_fd(), temporary.as_str(), bin.as_fd(), layout::GLUE_NAME)?)
     };
-    put().map_err(|e| error(format!("{} can not be written", layout::GLUE), &e))
+    put().map_err(|e| error(format_args!("{} can not be written", layout::GLUE), &e))
 }
 
 fn install_slot(slot: &Slot) -> io::Result<()> {
@@ -60,19 +62,21 @@ fn install_slot(slot: &Slot) -> io::Result<()> {
     take_over(&data, 0o755)?;
     let made = match mkdirat(data.as_fd(), layout::WORK, Mode::from_bits_truncate(0o700)) {
         Ok(()) | Err(nix::errno::Errno::EEXIST) => Ok(()),
-        Err(e) => Err(error(format!("{}/{} can not be made", data.path(), layout::WORK), &e.into())),
+        Err(e) => Err(error(format_args!("{}/{} can not be made", data.path(), layout::WORK), &e.into())),
     };
     made?;
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
     let work = data.open_beneath(layout::WORK, flags, 0)?;
     let stat = nix::sys::stat::fstat(&work)?;
     if (stat.st_uid, stat.st_gid) != (slot.uid, slot.gid) {
-        fchown(work.as_fd(), Some(Uid::from_raw(slot.uid)), Some(Gid::from_raw(slot.gid)))
-            .map_err(|e| error("data/work can not be given to the payload: the container needs CHOWN", &e.into()))?;
+        fchown(work.as_fd(), Some(Uid::from_raw(slot.uid)), Some(Gid::from_raw(slot.gid))).map_err(|e| {
+            error(format_args!("data/work can not be given to the payload: the container needs CHOWN"), &e.into())
+        })?;
     }
     if stat.st_mode & !SFlag::S_IFMT.bits() != 0o700 {
-        fchmod(&work, Mode::from_bits_truncate(0o700))
-            .map_err(|e| error("data/work can not be closed to others: the container needs FOWNER", &e.into()))?;
+        fchmod(&work, Mode::from_bits_truncate(0o700)).map_err(|e| {
+            error(format_args!("data/work can not be closed to others: the container needs FOWNER"), &e.into())
+        })?;
     }
     Ok(())
 }
@@ -80,7 +84,7 @@ fn install_slot(slot: &Slot) -> io::Result<()> {
 /// Makes a volume's top root's, with this mode.
 fn take_over(dir: &Dir, mode: u32) -> io::Result<()> {
     let stat = dir.stat()?;
-    let failed = |e: nix::errno::Errno| error(format!("{} can not be taken over", dir.path()), &e.into());
+    let failed = |e: nix::errno::Errno| error(format_args!("{} can not be taken over", dir.path()), &e.into());
     if (stat.st_uid, stat.st_gid) != (0, 0) {
         fchown(dir.as_fd(), Some(Uid::from_raw(0)), Some(Gid::from_raw(0))).map_err(failed)?;
     }
@@ -109,7 +113,7 @@ pub fn check_root() -> io::Result<()> {
     if sys::uids()? == [0; 3] {
         return Ok(());
     }
-    Err(io::Error::other("glue install needs UID 0 with CHOWN, FOWNER and DAC_OVERRIDE"))
+    Err(refused(format_args!("glue install needs UID 0 with CHOWN, FOWNER and DAC_OVERRIDE")))
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
 use crate::contract::layout::Ids;
+use crate::error::refused;
 use crate::processes::{Pinned, Proc, Process};
 use crate::sys::{self, Capabilities, Child, Fork};
 
@@ -43,14 +44,14 @@ enum Ending {
 impl Routine<'_> {
     /// Runs the routine until none is left or `deadline` has passed. Returns how many processes still live.
     pub fn run(&self, deadline: Instant) -> io::Result<u64> {
-        self.ids.check().map_err(io::Error::other)?;
+        self.ids.check().map_err(|e| refused(format_args!("{e}")))?;
         loop {
             match self.run_child(deadline) {
                 Ok(Ending::NoneLeft) => return Ok(0),
                 Ok(Ending::Refused) => {
-                    return Err(io::Error::other(
-                        "the kill routine did not get the IDs that it needs, and ended nothing",
-                    ));
+                    return Err(refused(format_args!(
+                        "the kill routine did not get the IDs that it needs, and ended nothing"
+                    )));
                 }
                 // Somebody killed or stalled the child, or a process can not be ended: again, as long as there is time.
                 Ok(Ending::SomeLeft | Ending::Failed) => {}
@@ -159,11 +160,11 @@ impl Routine<'_> {
 /// Takes the routine's IDs and reads them back; afterwards no capability is left. What such a process does, it does with the
 /// rights of the payload, and the payload can not signal or trace it.
 pub fn take_ids(ids: Ids) -> io::Result<()> {
-    ids.check().map_err(io::Error::other)?;
+    ids.check().map_err(|e| refused(format_args!("{e}")))?;
     sys::set_uids(ids.kill_uid, ids.uid, ids.kill_uid)?;
     sys::set_capabilities(Capabilities { effective: 0, permitted: 0, inheritable: 0 })?;
     if sys::uids()? != [ids.kill_uid, ids.uid, ids.kill_uid] {
-        return Err(io::Error::other("the IDs read back are not those that were set"));
+        return Err(refused(format_args!("the IDs read back are not those that were set")));
     }
     Ok(())
 }

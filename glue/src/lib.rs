@@ -6,11 +6,13 @@
 pub mod cgroup;
 pub mod claim;
 pub mod contract;
+pub mod error;
 pub mod events;
 pub mod exec_failure;
 pub mod install;
 pub mod kill;
 pub mod log;
+pub mod names;
 pub mod pause;
 pub mod processes;
 pub mod rootfs;

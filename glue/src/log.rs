@@ -28,11 +28,9 @@ pub fn open_non_blocking() {
 }
 
 /// Writes one line, with the program's name before it.
-pub fn line(text: &str) {
-    let mut line = String::with_capacity(text.len() + 8);
-    line.push_str("glue: ");
+pub fn line(text: core::fmt::Arguments<'_>) {
     // A line stays one line, and an escape sequence in a file name stays text.
-    line.extend(text.chars().map(|c| if c.is_control() { '?' } else { c }));
+    let mut line = format!("glue: {text}").replace(char::is_control, "?");
     line.push('\n');
     match sys::write_raw(FD.load(Ordering::Relaxed), line.as_bytes()) {
         Ok(n) if n == line.len() => {}

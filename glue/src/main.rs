@@ -68,14 +68,14 @@ fn ended(result: std::io::Result<()>) -> i32 {
     match result {
         Ok(()) => 0,
         Err(e) => {
-            log::line(&e.to_string());
+            log::line(format_args!("{e}"));
             FAILED
         }
     }
 }
 
 fn usage(why: &str) -> i32 {
-    log::line(why);
+    log::line(format_args!("{why}"));
     let _ = say(2, USAGE);
     BAD_USAGE
 }

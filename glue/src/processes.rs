@@ -2,14 +2,15 @@
 #![forbid(unsafe_code)]
 
 use std::ffi::CString;
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
 
+use crate::error::refused;
 use crate::sys;
+use crate::volume::read_whole;
 
 /// `PROC_SUPER_MAGIC` of statfs(2).
 const PROC_MAGIC: i64 = 0x9fa0;
@@ -49,7 +50,7 @@ impl Proc {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
         let proc = sys::openat(nix::fcntl::AT_FDCWD, c"/proc", flags.bits(), 0)?;
         if sys::file_system_type(proc.as_fd())? != PROC_MAGIC {
-            return Err(io::Error::other("/proc is not the kernel's: the engine has to mount procfs there"));
+            return Err(refused(format_args!("/proc is not the kernel's: the engine has to mount procfs there")));
         }
         Ok(Self(proc))
     }
@@ -63,16 +64,7 @@ impl Proc {
     pub fn read(&self, path: &str) -> io::Result<String> {
         let path = CString::new(path)?;
         let fd = sys::openat(self.0.as_fd(), &path, (OFlag::O_RDONLY | OFlag::O_CLOEXEC).bits(), 0)?;
-        let mut text = [0u8; FILE_MAX];
-        let mut file = File::from(fd);
-        let mut filled = 0;
-        while let Some(rest) = text.get_mut(filled..).filter(|r| !r.is_empty()) {
-            match file.read(rest)? {
-                0 => break,
-                n => filled += n,
-            }
-        }
-        Ok(String::from_utf8_lossy(text.get(..filled).unwrap_or_default()).into_owned())
+        Ok(String::from_utf8_lossy(&read_whole(fd.as_fd(), FILE_MAX)?).into_owned())
     }
 
     /// The cgroups of a process as text: the same for all processes of a container, another for every other container.

@@ -4,7 +4,7 @@
 #![forbid(unsafe_code)]
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
@@ -12,12 +12,13 @@ use nix::fcntl::{OFlag, readlinkat};
 use nix::sys::stat::{SFlag, fstat};
 use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
 
+use crate::error::{error, refused};
 use crate::stage_two::ACCOUNT;
 use crate::sys;
-use crate::volume::{error, open_beneath};
+use crate::volume::{open_beneath, read_whole};
 
 /// Longest account file that is read.
-const ACCOUNTS_MAX: u64 = 1 << 20;
+const ACCOUNTS_MAX: usize = 1 << 20;
 
 fn root() -> io::Result<OwnedFd> {
     sys::openat(nix::fcntl::AT_FDCWD, c"/", (OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC).bits(), 0)
@@ -45,7 +46,7 @@ impl Links {
             let result = parent_of(path).and_then(|(parent, name)| Ok(symlinkat(target.as_str(), parent, name)?));
             if let Err(e) = result {
                 made.remove();
-                return Err(error(format!("the link {path} can not be made (nothing may exist there)"), &e));
+                return Err(error(format_args!("the link {path} can not be made (nothing may exist there)"), &e));
             }
             made.0.push((path.clone(), target.clone()));
         }
@@ -86,11 +87,10 @@ fn append_line(path: &str, id: u32, line: &str) -> io::Result<()> {
         };
         let stat = fstat(&fd)?;
         if stat.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFREG.bits() || stat.st_uid != 0 || stat.st_nlink != 1 {
-            return Err(io::Error::other("is not a regular file of root with one name"));
+            return Err(refused(format_args!("is not a regular file of root with one name")));
         }
         let mut file = File::from(fd);
-        let mut text = Vec::new();
-        (&mut file).take(ACCOUNTS_MAX).read_to_end(&mut text)?;
+        let text = read_whole(file.as_fd(), ACCOUNTS_MAX)?;
         let known = text.split(|b| *b == b'\n').any(|l| {
             let mut fields = l.split(|b| *b == b':');
             let has_name = fields.next() == Some(ACCOUNT.as_bytes());
@@ -102,5 +102,5 @@ fn append_line(path: &str, id: u32, line: &str) -> io::Result<()> {
         let newline = if text.last().is_none_or(|b| *b == b'\n') { "" } else { "\n" };
         file.write_all(format!("{newline}{line}").as_bytes())
     };
-    add().map_err(|e| error(format!("{path}: no line for the payload was added"), &e))
+    add().map_err(|e| error(format_args!("{path}: no line for the payload was added"), &e))
 }

@@ -17,13 +17,14 @@ use crate::contract::record::{GlueIdentity, Outcome, Record, sign};
 use crate::contract::status::{Phase, Refused, Status};
 use crate::contract::time::rfc3339;
 use crate::contract::{self};
+use crate::error::{error, refused};
 use crate::events::{Event, Events, signal_name};
 use crate::kill::Routine;
 use crate::log;
 use crate::processes::Proc;
 use crate::supervise::{self, End, Ended, Slot};
 use crate::sys::{self, Capabilities};
-use crate::volume::Dir;
+use crate::volume::{Dir, read_whole};
 
 /// Told to stop, and did.
 pub const STOPPED: i32 = 0;
@@ -45,11 +46,11 @@ pub fn run(number: u32, kill_uid: u32) -> i32 {
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     match Glue::set_up(number, kill_uid) {
         Err(e) => {
-            log::line(&format!("slot {number} refused: {e}"));
+            log::line(format_args!("slot {number} refused: {e}"));
             REFUSED
         }
         Ok(mut glue) => glue.serve().unwrap_or_else(|e| {
-            log::line(&format!("slot {number} given up: {e}"));
+            log::line(format_args!("slot {number} given up: {e}"));
             LOST
         }),
     }
@@ -112,14 +113,14 @@ impl Glue {
 
     fn serve(&mut self) -> io::Result<i32> {
         self.put_status()?;
-        log::line(&format!("slot {} ready, incarnation {}", self.number, self.status.incarnation));
+        log::line(format_args!("slot {} ready, incarnation {}", self.number, self.status.incarnation));
         // After `ready`, so that nobody waits for it.
         self.identity.sha256 = sha256_of(&self.program)?;
         loop {
             match claim::look(&self.ctl, self.ids, &self.status.incarnation)? {
                 Claim::Nothing => match self.events.next(false, None, None)? {
                     Event::Stop(signal) => {
-                        log::line(&format!("idle, told to stop by {}", signal_name(signal)));
+                        log::line(format_args!("idle, told to stop by {}", signal_name(signal)));
                         return Ok(STOPPED);
                     }
                     // A child without a job: something that was orphaned late. Gone is gone.
@@ -149,7 +150,7 @@ impl Glue {
     }
 
     fn refuse(&mut self, refused: Refused) -> io::Result<()> {
-        log::line(&format!("startup file refused: {}", refused.message));
+        log::line(format_args!("startup file refused: {}", refused.message));
         self.ctl.remove(layout::STARTUP)?;
         self.status.refused = Some(refused);
         self.put_status()
@@ -182,14 +183,14 @@ impl Glue {
             written = put_status(ctl, chime, status);
         })?;
         if let Err(e) = written {
-            log::line(&format!("status could not be written: {e}"));
+            log::line(format_args!("status could not be written: {e}"));
         }
         if let Some(failed) = &end.failure {
-            log::line(&format!("job not started: {}", failed.message));
+            log::line(format_args!("job not started: {}", failed.message));
         }
         let record = self.record(claimed, &end);
-        let jws =
-            sign(&record, &claimed.key).ok_or_else(|| io::Error::other("the record can not be written as JSON"))?;
+        let jws = sign(&record, &claimed.key)
+            .ok_or_else(|| refused(format_args!("the record can not be written as JSON")))?;
         self.ctl.replace(layout::RECORD, jws.as_bytes(), 0o600)?;
         self.status.phase = Phase::Done;
         self.status.main_pid = None;
@@ -235,7 +236,7 @@ impl Glue {
 
 fn put_status(ctl: &Dir, chime: &OwnedFd, status: &mut Status) -> io::Result<()> {
     status.log_lines_dropped = log::dropped();
-    let text = serde_json::to_vec(status).map_err(io::Error::other)?;
+    let text = serde_json::to_vec(status).map_err(|e| refused(format_args!("{e}")))?;
     ctl.replace(layout::STATUS, &text, 0o600)?;
     // A full chime has been rung often enough.
     let _ = nix::unistd::write(chime, b"\n");
@@ -253,10 +254,10 @@ fn text_of(time: std::time::SystemTime) -> String {
 fn limit_privileges() -> io::Result<()> {
     let has = sys::capabilities()?;
     if sys::uids()? != [0; 3] || has.effective & kept() != kept() {
-        return Err(io::Error::other(
+        return Err(refused(format_args!(
             "glue run needs UID 0 with the capabilities SETUID, SETGID, KILL and SETPCAP: give the payload container \
              runAsUser 0 and these four. (Pod Security level \"restricted\" admits none of them, and so no payload UID)",
-        ));
+        )));
     }
     sys::clear_ambient()?;
     sys::limit_bounding_set(kept())?;
@@ -264,11 +265,11 @@ fn limit_privileges() -> io::Result<()> {
 }
 
 fn check_mounts(proc: &Proc, slot: u32) -> io::Result<()> {
-    let mut text = String::new();
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-    File::from(sys::openat(proc.as_fd(), c"self/mountinfo", flags.bits(), 0)?).read_to_string(&mut text)?;
-    let all = mounts::parse(&text).map_err(io::Error::other)?;
-    mounts::check(&all, slot).map(drop).map_err(io::Error::other)
+    let mountinfo = sys::openat(proc.as_fd(), c"self/mountinfo", flags.bits(), 0)?;
+    let text = read_whole(mountinfo.as_fd(), usize::MAX)?;
+    let all = mounts::parse(&String::from_utf8_lossy(&text)).map_err(|e| refused(format_args!("{e}")))?;
+    mounts::check(&all, slot).map(drop).map_err(|e| refused(format_args!("{e}")))
 }
 
 /// Refuses volumes that the payload could change, and takes the slot's numbers from the owner of `work/`.
@@ -277,13 +278,13 @@ fn check_volumes(ctl: &Dir, data: &Dir, kill_uid: u32) -> io::Result<Ids> {
     data.demand_root_only(0o022)?;
     Dir::open(layout::BIN)?.demand_root_only(0o022)?;
     let work =
-        data.stat_of(layout::WORK).map_err(|e| crate::volume::error("data/work: run `glue install` first", &e))?;
+        data.stat_of(layout::WORK).map_err(|e| error(format_args!("data/work: run `glue install` first"), &e))?;
     // Its mode is the payload's own business: it may have changed it, and gains nothing by that.
     if work.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFDIR.bits() {
-        return Err(io::Error::other("data/work is no directory: run `glue install` first"));
+        return Err(refused(format_args!("data/work is no directory: run `glue install` first")));
     }
     let ids = Ids { uid: work.st_uid, gid: work.st_gid, kill_uid };
-    ids.check().map_err(|e| io::Error::other(format!("the owner of data/work and --kill-uid: {e}")))?;
+    ids.check().map_err(|e| refused(format_args!("the owner of data/work and --kill-uid: {e}")))?;
     Ok(ids)
 }
 

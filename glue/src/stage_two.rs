@@ -4,11 +4,8 @@
 //! says its process ID, and ends. Trackers that judge a process by what it was when first seen find a job that never was root.
 #![forbid(unsafe_code)]
 
-use std::ffi::{CString, OsStr};
-use std::fs::File;
-use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, RawFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::{SFlag, fstat, makedev};
@@ -17,10 +14,11 @@ use crate::contract::environment::{Environment, OF_ROOT, apply_nul, apply_sh};
 use crate::contract::layout;
 use crate::contract::record::Stage;
 use crate::contract::startup::{self, Amount, EnvFormat, EnvMode, Startup, Stream, rlimit_number};
+use crate::error::{errno_of, error, refused};
 use crate::exec_failure;
 use crate::stage_one::{DATA_FD, FIRST_ENV_FD, JOB_FD, REPORT_FD};
 use crate::sys::{self, CStrings, Fork};
-use crate::volume::open_beneath;
+use crate::volume::{open_beneath, read_whole};
 
 /// Where programs are looked for when the job's environment has no PATH; what container engines use.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -29,28 +27,23 @@ pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bi
 pub const ACCOUNT: &str = "payload";
 
 /// Why the start failed, on its way to glue.
-pub struct Failed {
+struct Failed {
     stage: Stage,
-    errno: i32,
-    message: String,
+    error: io::Error,
 }
 
-fn failed(stage: Stage, message: impl Into<String>, cause: Option<&io::Error>) -> Failed {
-    let mut message = message.into();
-    if let Some(cause) = cause {
-        message = format!("{message}: {cause}");
-    }
-    Failed { stage, errno: cause.and_then(io::Error::raw_os_error).unwrap_or(0), message }
+fn at(stage: Stage) -> impl FnOnce(io::Error) -> Failed {
+    move |error| Failed { stage, error }
 }
 
 /// Longest message over the pipe: below PIPE_BUF, so that it arrives whole.
 const MESSAGE_MAX: usize = 2000;
 
 /// Tells glue the failure: `F`, stage, errno, text.
-fn report(failed: &Failed) {
-    let mut bytes = vec![b'F', failed.stage as u8];
-    bytes.extend(failed.errno.to_le_bytes());
-    bytes.extend(failed.message.bytes().take(MESSAGE_MAX));
+fn report(stage: Stage, errno: i32, message: &str) {
+    let mut bytes = vec![b'F', stage as u8];
+    bytes.extend(errno.to_le_bytes());
+    bytes.extend(message.bytes().take(MESSAGE_MAX));
     let _ = sys::write_raw(REPORT_FD, &bytes);
 }
 
@@ -59,47 +52,43 @@ pub fn run(slot: u32) -> i32 {
     sys::close_range(JOB_FD, RawFd::MAX, true);
     match start(slot) {
         Ok(()) => 0,
-        Err(failed) => {
-            report(&failed);
+        Err(Failed { stage, error }) => {
+            report(stage, errno_of(&error), &error.to_string());
             127
         }
     }
 }
 
 fn start(slot: u32) -> Result<(), Failed> {
-    let mut text = Vec::new();
-    File::from(
-        sys::duplicate_above(sys::inherited(JOB_FD), 100).map_err(|e| failed(Stage::Startup, "no job", Some(&e)))?,
-    )
-    .read_to_end(&mut text)
-    .map_err(|e| failed(Stage::Startup, "the job can not be read", Some(&e)))?;
-    let job = startup::parse(&text).map_err(|e| failed(Stage::Startup, e.to_string(), None))?;
+    let text = read_whole(sys::inherited(JOB_FD), usize::MAX)
+        .map_err(|e| at(Stage::Startup)(error(format_args!("the job can not be read"), &e)))?;
+    let job = startup::parse(&text).map_err(|e| at(Stage::Startup)(refused(format_args!("{e}"))))?;
     drop(text);
 
     let work = layout::work(slot);
-    let cwd = job.cwd.clone().unwrap_or_else(|| work.clone());
-    let env = environment(&job, &work, &cwd)?;
-    open_streams(&job)?;
+    let cwd = job.cwd.as_ref().unwrap_or(&work);
+    let env = environment(&job, &work, cwd).map_err(at(Stage::Environment))?;
+    open_streams(&job).map_err(at(Stage::Stdio))?;
     let mask = nix::sys::stat::Mode::from_bits_truncate(job.umask_bits().unwrap_or(0o022));
     nix::sys::stat::umask(mask);
-    std::env::set_current_dir(&cwd).map_err(|e| {
-        failed(
-            Stage::Environment,
-            format!("the working directory {cwd} can not be entered by UID {}", job.uid),
-            Some(&e),
-        )
+    nix::unistd::chdir(cwd.as_str()).map_err(|e| {
+        let what = format_args!("the working directory {cwd} can not be entered by UID {}", job.uid);
+        at(Stage::Environment)(error(what, &e.into()))
     })?;
     launch(&job, &env)
 }
 
 /// The job's environment: the container's or nothing, defaults for what that leaves unset, then the files, then `env`.
-fn environment(job: &Startup, work: &str, cwd: &str) -> Result<Environment, Failed> {
+fn environment(job: &Startup, work: &str, cwd: &str) -> io::Result<Environment> {
     let mut env = Environment::new();
     if job.env_mode == EnvMode::Inherit {
-        for (name, value) in std::env::vars_os() {
-            let (name, value) = (name.into_vec(), value.into_vec());
-            if !OF_ROOT.iter().any(|of_root| of_root.as_bytes() == name) {
-                env.set(&name, &value);
+        for variable in sys::environment() {
+            let mut halves = variable.splitn(2, |b| *b == b'=');
+            if let (Some(name), Some(value)) = (halves.next(), halves.next())
+                && !name.is_empty()
+                && !OF_ROOT.iter().any(|of_root| of_root.as_bytes() == name)
+            {
+                env.set(name, value);
             }
         }
     }
@@ -110,14 +99,13 @@ fn environment(job: &Startup, work: &str, cwd: &str) -> Result<Environment, Fail
         }
     }
     for (n, file) in (FIRST_ENV_FD..).zip(&job.env_files) {
-        let at = |e: io::Error| failed(Stage::Environment, format!("{} can not be read", file.name), Some(&e));
-        let mut text = Vec::new();
-        File::from(sys::duplicate_above(sys::inherited(n), 100).map_err(at)?).read_to_end(&mut text).map_err(at)?;
+        let text = read_whole(sys::inherited(n), usize::MAX)
+            .map_err(|e| error(format_args!("{} can not be read", file.name), &e))?;
         match file.format {
             EnvFormat::Sh => apply_sh(&mut env, &text),
             EnvFormat::Nul => apply_nul(&mut env, &text),
         }
-        .map_err(|e| failed(Stage::Environment, format!("{}: {e}", file.name), None))?;
+        .map_err(|e| refused(format_args!("{}: {e}", file.name)))?;
     }
     for (name, value) in &job.env.0 {
         env.set(name.as_bytes(), value.as_bytes());
@@ -126,78 +114,83 @@ fn environment(job: &Startup, work: &str, cwd: &str) -> Result<Environment, Fail
 }
 
 /// Puts files and `/dev/null` on 0, 1 and 2; FIFOs stand there already.
-fn open_streams(job: &Startup) -> Result<(), Failed> {
+fn open_streams(job: &Startup) -> io::Result<()> {
     let streams = [("stdin", &job.stdin), ("stdout", &job.stdout), ("stderr", &job.stderr)];
     for (n, (name, stream)) in (0..).zip(streams) {
-        let fd = match stream {
-            Some(Stream { fifo: Some(_), .. }) => continue,
-            Some(Stream { file: Some(file), append, .. }) => open_stream_file(name, file, n, *append)?,
-            _ => {
-                let flags = if n == 0 { OFlag::O_RDONLY } else { OFlag::O_WRONLY };
-                let at = |e: &io::Error| failed(Stage::Stdio, format!("{name}: /dev/null can not be opened"), Some(e));
-                let fd = sys::openat(nix::fcntl::AT_FDCWD, c"/dev/null", (flags | OFlag::O_CLOEXEC).bits(), 0)
-                    .map_err(|e| at(&e))?;
-                let stat = fstat(&fd).map_err(|e| at(&e.into()))?;
-                if stat.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFCHR.bits() || stat.st_rdev != makedev(1, 3) {
-                    return Err(failed(Stage::Stdio, format!("{name}: /dev/null is not the null device"), None));
-                }
-                fd
-            }
-        };
-        sys::duplicate_to(fd.as_fd(), n).map_err(|e| failed(Stage::Stdio, name, Some(&e)))?;
+        let put = |opened: io::Result<OwnedFd>| opened.and_then(|fd| sys::duplicate_to(fd.as_fd(), n));
+        match stream {
+            Some(Stream { fifo: Some(_), .. }) => Ok(()),
+            Some(Stream { file: Some(file), append, .. }) => put(open_stream_file(file, n, *append))
+                .map_err(|e| error(format_args!("{name}: {file} beneath data/ can not be opened"), &e)),
+            _ => put(open_null(n)).map_err(|e| error(format_args!("{name}: /dev/null can not be opened"), &e)),
+        }?;
     }
     Ok(())
 }
 
-fn open_stream_file(name: &str, file: &str, n: RawFd, append: bool) -> Result<std::os::fd::OwnedFd, Failed> {
+fn open_null(n: RawFd) -> io::Result<OwnedFd> {
+    let flags = if n == 0 { OFlag::O_RDONLY } else { OFlag::O_WRONLY };
+    let fd = sys::openat(nix::fcntl::AT_FDCWD, c"/dev/null", (flags | OFlag::O_CLOEXEC).bits(), 0)?;
+    let stat = fstat(&fd)?;
+    if stat.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFCHR.bits() || stat.st_rdev != makedev(1, 3) {
+        return Err(refused(format_args!("it is not the null device")));
+    }
+    Ok(fd)
+}
+
+fn open_stream_file(file: &str, n: RawFd, append: bool) -> io::Result<OwnedFd> {
     let flags = match (n, append) {
         (0, _) => OFlag::O_RDONLY,
         (_, true) => OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_APPEND,
         (_, false) => OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC,
     };
-    let at = |e: &io::Error| failed(Stage::Stdio, format!("{name}: {file} beneath data/ can not be opened"), Some(e));
     // O_NONBLOCK, so that a FIFO that somebody put there is an error and not a wait.
-    let fd = open_beneath(sys::inherited(DATA_FD), file, flags | OFlag::O_NONBLOCK, 0o600).map_err(|e| at(&e))?;
-    let kind = fstat(&fd).map_err(|e| at(&e.into()))?.st_mode & SFlag::S_IFMT.bits();
-    if kind != SFlag::S_IFREG.bits() {
-        return Err(failed(Stage::Stdio, format!("{name}: {file} beneath data/ is no regular file"), None));
+    let fd = open_beneath(sys::inherited(DATA_FD), file, flags | OFlag::O_NONBLOCK, 0o600)?;
+    if fstat(&fd)?.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFREG.bits() {
+        return Err(refused(format_args!("it is no regular file")));
     }
-    sys::set_blocking(fd.as_fd()).map_err(|e| at(&e))?;
+    sys::set_blocking(fd.as_fd())?;
     Ok(fd)
 }
 
 /// Everything the job's process needs between its making and its exec, so that nothing is allocated there.
 struct Ready {
-    candidates: Vec<CString>,
+    candidates: CStrings,
     argv: CStrings,
     env: CStrings,
     limits: Vec<(u32, u64, u64)>,
 }
 
-fn launch(job: &Startup, env: &Environment) -> Result<(), Failed> {
-    let no_nul = |_| failed(Stage::Startup, "an argument or a variable has a NUL byte", None);
-    let program = job.argv.first().map(String::as_str).unwrap_or_default();
-    let path = env.get(b"PATH").filter(|path| !path.is_empty()).unwrap_or(DEFAULT_PATH.as_bytes()).to_vec();
-    let candidates = candidates(program, &path).map_err(no_nul)?;
-    let argv = job.argv.iter().map(|a| CString::new(a.as_str())).collect::<Result<_, _>>().map_err(no_nul)?;
-    let variable = |(name, value): (&[u8], &[u8])| CString::new([name, b"=", value].concat());
-    let variables = env.iter().map(variable).collect::<Result<_, _>>().map_err(no_nul)?;
+fn prepare(job: &Startup, env: &Environment, program: &str, path: &[u8]) -> io::Result<Ready> {
+    let (mut argv, mut variables) = (CStrings::new(), CStrings::new());
+    for argument in &job.argv {
+        argv.push(&[argument.as_bytes()])?;
+    }
+    for (name, value) in env.iter() {
+        variables.push(&[name, b"=", value])?;
+    }
+    let mut limits = Vec::new();
     let bound = |amount: Amount| if let Amount::Of(n) = amount { n } else { u64::MAX };
-    let limits =
-        job.rlimits.0.iter().filter_map(|(name, l)| Some((rlimit_number(name)?, bound(l.soft), bound(l.hard))));
-    let ready =
-        Ready { candidates, argv: CStrings::new(argv), env: CStrings::new(variables), limits: limits.collect() };
+    for (name, limit) in &job.rlimits.0 {
+        if let Some(number) = rlimit_number(name) {
+            limits.push((number, bound(limit.soft), bound(limit.hard)));
+        }
+    }
+    Ok(Ready { candidates: candidates(program, path)?, argv, env: variables, limits })
+}
 
+fn launch(job: &Startup, env: &Environment) -> Result<(), Failed> {
+    let program = job.argv.first().map(String::as_str).unwrap_or_default();
+    let path = env.get(b"PATH").filter(|path| !path.is_empty()).unwrap_or(DEFAULT_PATH.as_bytes());
+    let ready = prepare(job, env, program, path).map_err(at(Stage::Startup))?;
     match sys::fork_as_sibling() {
-        Err(e) => Err(failed(Stage::Startup, "no process could be made for the job (pids limit?)", Some(&e))),
+        Err(e) => {
+            Err(at(Stage::Startup)(error(format_args!("no process could be made for the job (pids limit?)"), &e)))
+        }
         Ok(Fork::Parent(pid)) => {
-            let mut message = Vec::from([b'P']);
-            message.extend(pid.to_le_bytes());
-            let mut to = File::from(
-                sys::duplicate_above(sys::inherited(REPORT_FD), 100)
-                    .map_err(|e| failed(Stage::Startup, "no report could be made", Some(&e)))?,
-            );
-            to.write_all(&message).map_err(|e| failed(Stage::Startup, "no report could be made", Some(&e)))
+            let [a, b, c, d] = pid.to_le_bytes();
+            let said = sys::write_raw(REPORT_FD, &[b'P', a, b, c, d]);
+            said.map(drop).map_err(|e| at(Stage::Startup)(error(format_args!("no report could be made"), &e)))
         }
         Ok(Fork::Child) => {
             let (denied, error) = become_job(&ready);
@@ -207,9 +200,11 @@ fn launch(job: &Startup, env: &Environment) -> Result<(), Failed> {
                     let name = job.rlimits.0.get(n).map(|(name, _)| name.as_str()).unwrap_or_default();
                     (Stage::Environment, format!("the limit {name} can not be set for UID {}: {error}", job.uid))
                 }
-                Denied::Exec(n) => (Stage::Exec, exec_failure::explain(program, &path, &ready.candidates, n, &error)),
+                Denied::Exec(n) => {
+                    (Stage::Exec, exec_failure::explain(program, path, ready.candidates.as_slice(), n, &error))
+                }
             };
-            report(&Failed { stage, errno: error.raw_os_error().unwrap_or(0), message });
+            report(stage, errno_of(&error), &message);
             sys::exit_now(127)
         }
     }
@@ -239,7 +234,7 @@ fn become_job(ready: &Ready) -> (Denied, io::Error) {
     }
     // As execvp(3) does: what is not there is passed over, what may not be run is remembered, all else ends the search.
     let mut last = (Denied::Exec(0), io::Error::from_raw_os_error(nix::libc::ENOENT));
-    for (n, candidate) in ready.candidates.iter().enumerate() {
+    for (n, candidate) in ready.candidates.as_slice().iter().enumerate() {
         let error = sys::exec(candidate, &ready.argv, &ready.env);
         match error.raw_os_error() {
             Some(nix::libc::ENOENT | nix::libc::ENOTDIR) => {}
@@ -251,14 +246,16 @@ fn become_job(ready: &Ready) -> (Denied, io::Error) {
 }
 
 /// The paths to try for `program`: itself where it has a slash, else one for each entry of `path`.
-fn candidates(program: &str, path: &[u8]) -> Result<Vec<CString>, std::ffi::NulError> {
+fn candidates(program: &str, path: &[u8]) -> io::Result<CStrings> {
+    let mut candidates = CStrings::new();
     if program.contains('/') {
-        return Ok(vec![CString::new(program)?]);
+        candidates.push(&[program.as_bytes()])?;
+        return Ok(candidates);
     }
-    let joined = |dir: &[u8]| {
+    for dir in path.split(|b| *b == b':') {
         // An empty entry is the working directory (execvp(3)).
-        let dir = if dir.is_empty() { b".".as_slice() } else { dir };
-        CString::new([OsStr::from_bytes(dir).as_bytes(), b"/", program.as_bytes()].concat())
-    };
-    path.split(|b| *b == b':').map(joined).collect()
+        let dir = if dir.is_empty() { b"." } else { dir };
+        candidates.push(&[dir, b"/", program.as_bytes()])?;
+    }
+    Ok(candidates)
 }

@@ -1,13 +1,10 @@
 //! Starting one job: what stage one needs is prepared here, and what comes back over the pipe is understood here.
 #![forbid(unsafe_code)]
 
-use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStringExt;
 
-use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::{SFlag, fstat};
@@ -15,10 +12,12 @@ use nix::sys::stat::{SFlag, fstat};
 use crate::claim::Claimed;
 use crate::contract::record::{Failure, Stage};
 use crate::contract::startup::EnvMode;
+use crate::error::{errno_of, error, refused};
+use crate::names;
 use crate::stage_one;
 use crate::stage_one::{DATA_FD, FIRST_ENV_FD, JOB_FD, Prepared, REPORT_FD, Step};
 use crate::sys::{self, CStrings, Fork};
-use crate::volume::{self, Dir};
+use crate::volume::Dir;
 
 /// Descriptors that are to be handed on wait above this number, out of the way of those that stage two gets.
 const OUT_OF_THE_WAY: RawFd = 64;
@@ -41,12 +40,12 @@ pub struct Said {
 }
 
 /// A failure with the name of its error number.
-pub fn failure(stage: Stage, errno: i32, message: impl Into<String>) -> Failure {
+pub fn failure(stage: Stage, errno: i32, message: core::fmt::Arguments<'_>) -> Failure {
     let name = match errno {
         0 => String::new(),
-        n => format!("{:?}", Errno::from_raw(n)),
+        n => names::errno(n).map_or_else(|| n.to_string(), str::to_owned),
     };
-    Failure { stage, errno: name, message: message.into() }
+    Failure { stage, errno: name, message: message.to_string() }
 }
 
 /// Makes stage two. `program` is our own binary, open; `slot` its argument.
@@ -57,9 +56,8 @@ pub fn begin(
     ctl: &Dir,
     data: &Dir,
 ) -> Result<Starting, Failure> {
-    let at = |what: &str, stage: Stage| {
-        let what = what.to_owned();
-        move |e: io::Error| failure(stage, volume::errno_of(&e), format!("{what}: {e}"))
+    let at = |what: &'static str, stage: Stage| {
+        move |e: io::Error| failure(stage, errno_of(&e), format_args!("{what}: {e}"))
     };
     let startup = &claimed.startup;
     let mut descriptors = Vec::new();
@@ -84,20 +82,17 @@ pub fn begin(
     descriptors.push((write, REPORT_FD));
     let moved = descriptors.iter().map(|(fd, n)| Ok((high(fd)?, *n))).collect::<io::Result<Vec<_>>>();
     drop(descriptors);
-    let text = |bytes: Vec<u8>| CString::new(bytes).unwrap_or_default();
-    let variables = match startup.env_mode {
-        EnvMode::Clear => Vec::new(),
-        EnvMode::Inherit => std::env::vars_os()
-            .map(|(name, value)| text([name.into_vec(), b"=".to_vec(), value.into_vec()].concat()))
-            .collect(),
-    };
+    let slot = slot.to_string();
+    let argv = c_strings(&[b"glue", b"stage-two", slot.as_bytes()]).map_err(at("slot", Stage::Startup))?;
+    let variables = if startup.env_mode == EnvMode::Inherit { sys::environment() } else { Vec::new() };
+    let env = c_strings(&variables).map_err(at("environment", Stage::Startup))?;
     let prepared = Prepared {
         uid: startup.uid,
         gid: startup.gid,
         groups: &startup.groups,
         program,
-        argv: CStrings::new(vec![c"glue".into(), c"stage-two".into(), text(slot.to_string().into_bytes())]),
-        env: CStrings::new(variables),
+        argv,
+        env,
         descriptors: moved.map_err(at("descriptors can not be handed on", Stage::Startup))?,
         report,
     };
@@ -108,16 +103,22 @@ pub fn begin(
     }
 }
 
+fn c_strings(texts: &[&[u8]]) -> io::Result<CStrings> {
+    let mut strings = CStrings::new();
+    texts.iter().try_for_each(|text| strings.push(&[text]))?;
+    Ok(strings)
+}
+
 /// A FIFO for a standard stream. The watcher has to hold its other end open already.
 fn open_stream_fifo(ctl: &Dir, name: &str, input: bool) -> io::Result<OwnedFd> {
     let flags = if input { OFlag::O_RDONLY } else { OFlag::O_WRONLY };
     let fd = ctl.open_beneath(name, flags | OFlag::O_NONBLOCK, 0).map_err(|e| match e.raw_os_error() {
-        Some(nix::libc::ENXIO) => volume::error(format!("the FIFO {name} has no reader"), &e),
-        _ => volume::error(format!("the FIFO {name} can not be opened"), &e),
+        Some(nix::libc::ENXIO) => error(format_args!("the FIFO {name} has no reader"), &e),
+        _ => error(format_args!("the FIFO {name} can not be opened"), &e),
     })?;
     let stat = fstat(&fd)?;
     if stat.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFIFO.bits() || stat.st_uid != 0 {
-        return Err(io::Error::other(format!("{name} in ctl/ is no FIFO of root")));
+        return Err(refused(format_args!("{name} in ctl/ is no FIFO of root")));
     }
     sys::set_blocking(fd.as_fd())?;
     Ok(fd)
@@ -125,7 +126,7 @@ fn open_stream_fifo(ctl: &Dir, name: &str, input: bool) -> io::Result<OwnedFd> {
 
 /// The job's part of the startup file, its key wiped, in memory that has no name.
 fn memory_file(startup: &crate::contract::startup::Startup) -> io::Result<OwnedFd> {
-    let text = serde_json::to_vec(startup).map_err(io::Error::other)?;
+    let text = serde_json::to_vec(startup).map_err(|e| refused(format_args!("{e}")))?;
     let mut file = File::from(memfd_create(c"job", MFdFlags::MFD_CLOEXEC)?);
     file.write_all(&text)?;
     file.rewind()?;
@@ -163,7 +164,7 @@ fn understand(mut said: &[u8]) -> Said {
             }
             [b'E', step, rest @ ..] if rest.len() >= 4 => {
                 let (stage, message) = Step::describe(*step);
-                result.failure = Some(failure(stage, number(rest).unwrap_or(0), message));
+                result.failure = Some(failure(stage, number(rest).unwrap_or(0), format_args!("{message}")));
                 return result;
             }
             [b'F', stage, rest @ ..] if rest.len() >= 4 => {
@@ -171,7 +172,7 @@ fn understand(mut said: &[u8]) -> Said {
                     [Stage::Startup, Stage::Environment, Stage::Privileges, Stage::Stdio, Stage::Exec];
                 let stage = STAGES.get(usize::from(*stage)).copied().unwrap_or(Stage::Startup);
                 let message = String::from_utf8_lossy(rest.get(4..).unwrap_or_default());
-                result.failure = Some(failure(stage, number(rest).unwrap_or(0), message));
+                result.failure = Some(failure(stage, number(rest).unwrap_or(0), format_args!("{message}")));
                 return result;
             }
             _ => return result,
@@ -189,7 +190,7 @@ mod tests {
         assert_eq!(understand(b"P\x07\0\0\0"), Said { main: Some(7), failure: None });
         let both = understand(b"P\x07\0\0\0F\x04\x02\0\0\0no such file");
         assert_eq!(both.main, Some(7));
-        assert_eq!(both.failure, Some(failure(Stage::Exec, 2, "no such file")));
+        assert_eq!(both.failure, Some(failure(Stage::Exec, 2, format_args!("no such file"))));
         assert_eq!(both.failure.map(|f| f.errno), Some("ENOENT".to_owned()));
         let early = understand(&[b'E', Step::Uid as u8, 1, 0, 0, 0]).failure;
         assert_eq!(early.map(|f| (f.stage, f.errno)), Some((Stage::Privileges, "EPERM".to_owned())));

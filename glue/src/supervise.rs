@@ -10,12 +10,13 @@ use nix::sys::signal::Signal;
 use crate::cgroup::{self, Counters};
 use crate::claim::Claimed;
 use crate::contract::record::{Failure, Processes, Stage, Usage, Used};
+use crate::error::errno_of;
 use crate::events::{Event, Events, signal_name};
 use crate::kill::Routine;
 use crate::rootfs::{self, Links};
 use crate::start::{self, Said, Starting, failure};
 use crate::sys::{self, Reaped};
-use crate::volume::{Dir, errno_of};
+use crate::volume::Dir;
 use crate::{contract::layout, log};
 
 /// What the supervision of every job of a slot needs.
@@ -116,7 +117,7 @@ impl Supervision<'_> {
     fn prepare(&mut self, links: &mut Links) -> Result<Starting, Failure> {
         if let Some(invalid) = &self.claimed.invalid {
             let stage = if invalid.field == "env_files" { Stage::Environment } else { Stage::Startup };
-            return Err(failure(stage, 0, invalid.to_string()));
+            return Err(failure(stage, 0, format_args!("{invalid}")));
         }
         // Nothing of an earlier job, and nobody who would like to be traced: the payload's UID starts alone.
         let kill_s = self.claimed.startup.kill_s;
@@ -124,19 +125,23 @@ impl Supervision<'_> {
             if self.slot.routine.inside()?.is_empty() {
                 return Ok(0);
             }
-            log::line("processes of the payload UID were in the container before the job: ending them");
+            log::line(format_args!("processes of the payload UID were in the container before the job: ending them"));
             self.slot.routine.run(Instant::now() + Duration::from_secs_f64(kill_s))
         };
         match none_left() {
             Ok(0) => {}
             Ok(n) => {
-                return Err(failure(Stage::Startup, 0, format!("{n} processes of the payload UID can not be ended")));
+                return Err(failure(
+                    Stage::Startup,
+                    0,
+                    format_args!("{n} processes of the payload UID can not be ended"),
+                ));
             }
-            Err(e) => return Err(failure(Stage::Startup, errno_of(&e), format!("the payload's processes: {e}"))),
+            Err(e) => return Err(failure(Stage::Startup, errno_of(&e), format_args!("the payload's processes: {e}"))),
         }
         let startup = &self.claimed.startup;
-        *links =
-            Links::make(&startup.links.0).map_err(|e| failure(Stage::Startup, errno_of(&e), format!("links: {e}")))?;
+        *links = Links::make(&startup.links.0)
+            .map_err(|e| failure(Stage::Startup, errno_of(&e), format_args!("links: {e}")))?;
         if startup.passwd {
             self.end.warnings = rootfs::add_account(startup.uid, startup.gid, &layout::work(self.slot.number));
         }
@@ -165,7 +170,7 @@ impl Supervision<'_> {
                 Event::Child if starting.is_none() => self.reap(),
                 Event::Child | Event::Bell => {}
                 Event::Stop(signal) => {
-                    log::line(&format!("told to stop by {}", signal_name(signal)));
+                    log::line(format_args!("told to stop by {}", signal_name(signal)));
                     self.end.stop = true;
                     self.soft_kill(Ended::Stopped);
                 }
@@ -191,7 +196,7 @@ impl Supervision<'_> {
                 }
                 None => {
                     let message = "the start was cut off before the program ran (out of memory, or killed)";
-                    self.end.failure = Some(failure(Stage::Startup, 0, message));
+                    self.end.failure = Some(failure(Stage::Startup, 0, format_args!("{message}")));
                 }
             }
         }
@@ -258,7 +263,7 @@ impl Supervision<'_> {
         }
         self.end.processes.unkilled = unkilled;
         if unkilled > 0 {
-            log::line(&format!(
+            log::line(format_args!(
                 "{unkilled} processes of the job could not be ended; glue will exit to end the container"
             ));
         }

@@ -69,19 +69,19 @@ pub enum Fork {
 
 /// `fork(2)`. Glue has one thread, so the child may do whatever the parent may.
 pub fn fork() -> io::Result<Fork> {
-    // SAFETY: the callers are single-threaded programs, so no lock can be held by a thread that does not exist in the child.
-    match checked(libc::c_long::from(unsafe { libc::fork() }))? {
-        0 => Ok(Fork::Child),
-        pid => Ok(Fork::Parent(pid as i32)),
-    }
+    clone(0)
 }
 
 /// `clone(2)` with CLONE_PARENT: like fork, but the new process is a sibling of the caller, so a child of its parent.
 pub fn fork_as_sibling() -> io::Result<Fork> {
-    let flags = libc::CLONE_PARENT | libc::SIGCHLD;
+    clone(libc::CLONE_PARENT)
+}
+
+fn clone(flags: i32) -> io::Result<Fork> {
+    let flags = (flags | libc::SIGCHLD) as libc::c_ulong;
     // SAFETY: without CLONE_VM the child has its own copy of the memory and goes on on the same stack addresses, as with
-    // fork; stage two has one thread.
-    let result = unsafe { libc::syscall(libc::SYS_clone, flags as libc::c_ulong, 0usize, 0usize, 0usize, 0usize) };
+    // fork. The callers have one thread: no lock can be held by another one, which the child would not have.
+    let result = unsafe { libc::syscall(libc::SYS_clone, flags, 0usize, 0usize, 0usize, 0usize) };
     match checked(result)? {
         0 => Ok(Fork::Child),
         pid => Ok(Fork::Parent(pid as i32)),
@@ -94,18 +94,54 @@ pub fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
-/// NULL-terminated array of pointers to strings, built before a fork so that nothing is allocated after it.
+/// Strings and a NULL-terminated array of pointers to them, built before a fork so that nothing is allocated after it.
 pub struct CStrings {
     pointers: Vec<*const c_char>,
-    _strings: Vec<CString>,
+    strings: Vec<CString>,
 }
 
 impl CStrings {
-    /// Keeps the strings and an array of pointers to them.
-    pub fn new(strings: Vec<CString>) -> Self {
-        let pointers = strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect();
-        Self { pointers, _strings: strings }
+    /// None yet.
+    pub fn new() -> Self {
+        Self { pointers: vec![std::ptr::null()], strings: Vec::new() }
     }
+
+    /// Adds one string, put together from its parts. Refuses one that has a NUL byte.
+    pub fn push(&mut self, parts: &[&[u8]]) -> io::Result<()> {
+        let string = CString::new(parts.concat())?;
+        // A CString keeps its bytes where they are when it is moved.
+        self.pointers.insert(self.strings.len(), string.as_ptr());
+        self.strings.push(string);
+        Ok(())
+    }
+
+    /// The strings, in order.
+    pub fn as_slice(&self) -> &[CString] {
+        &self.strings
+    }
+}
+
+impl Default for CStrings {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The variables of this process's environment, `NAME=value`, as they are.
+pub fn environment() -> Vec<&'static [u8]> {
+    unsafe extern "C" {
+        static environ: *const *const c_char;
+    }
+    let mut variables = Vec::new();
+    // SAFETY: the C library set it at the start of the program, and nothing in this program changes it.
+    let mut at = unsafe { environ };
+    // SAFETY: the array ends with NULL, and its strings with NUL; both live as long as the process.
+    while let Some(variable) = unsafe { (!at.is_null() && !(*at).is_null()).then(|| CStr::from_ptr(*at)) } {
+        variables.push(variable.to_bytes());
+        // SAFETY: this element was not the last.
+        at = unsafe { at.add(1) };
+    }
+    variables
 }
 
 /// `execveat(2)` of an open file: the program can not have been exchanged. Returns only with an error.
@@ -349,10 +385,12 @@ pub fn set_capabilities(to: Capabilities) -> io::Result<()> {
     Ok(())
 }
 
-/// `setgroups(2)`, straight to the kernel.
+// The C library's own functions for these three change the IDs of all threads, with signals and locks. Here there is one.
+
+/// `setgroups(2)`.
 pub fn set_groups(groups: &[u32]) -> io::Result<()> {
     // SAFETY: pointer and length are of one slice; gid_t is u32 on Linux.
-    checked(libc::c_long::from(unsafe { libc::setgroups(groups.len(), groups.as_ptr()) }))?;
+    checked(unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) })?;
     Ok(())
 }
 
@@ -368,14 +406,14 @@ pub fn groups_are(groups: &[u32]) -> io::Result<bool> {
 /// `setresgid(2)` with the same number three times.
 pub fn set_gid(gid: u32) -> io::Result<()> {
     // SAFETY: the call takes numbers only.
-    checked(libc::c_long::from(unsafe { libc::setresgid(gid, gid, gid) }))?;
+    checked(unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) })?;
     Ok(())
 }
 
 /// `setresuid(2)`.
 pub fn set_uids(real: u32, effective: u32, saved: u32) -> io::Result<()> {
     // SAFETY: the call takes numbers only.
-    checked(libc::c_long::from(unsafe { libc::setresuid(real, effective, saved) }))?;
+    checked(unsafe { libc::syscall(libc::SYS_setresuid, real, effective, saved) })?;
     Ok(())
 }
 

@@ -12,33 +12,8 @@ use nix::sys::stat::{FileStat, SFlag, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::contract::layout;
+use crate::error::{error, refused};
 use crate::sys;
-
-/// An error with what, where and how to mend, around the errno that caused it.
-pub fn error(what: impl Into<String>, cause: &io::Error) -> io::Error {
-    io::Error::new(cause.kind(), Failed { what: what.into(), errno: errno_of(cause), cause: cause.to_string() })
-}
-
-/// The errno of an error, also of one that [`error`] made; 0 where there is none.
-pub fn errno_of(e: &io::Error) -> i32 {
-    let inner = || e.get_ref().and_then(|inner| inner.downcast_ref::<Failed>()).map(|failed| failed.errno);
-    e.raw_os_error().or_else(inner).unwrap_or(0)
-}
-
-#[derive(Debug)]
-struct Failed {
-    what: String,
-    errno: i32,
-    cause: String,
-}
-
-impl core::fmt::Display for Failed {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        write!(f, "{}: {}", self.what, self.cause)
-    }
-}
-
-impl std::error::Error for Failed {}
 
 fn c_string(path: &str) -> io::Result<CString> {
     CString::new(path).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
@@ -63,7 +38,7 @@ impl Dir {
             }
             so_far = format!("{so_far}/{name}");
             fd = sys::openat(fd.as_fd(), &c_string(name)?, flags, 0)
-                .map_err(|e| error(format!("{so_far} can not be opened as a directory, no link followed"), &e))?;
+                .map_err(|e| error(format_args!("{so_far} can not be opened as a directory, no link followed"), &e))?;
         }
         Ok(Self { fd, path: so_far })
     }
@@ -102,18 +77,22 @@ impl Dir {
     pub fn open_file(&self, name: &str, most: u64) -> io::Result<File> {
         let fd = self.open_beneath(name, OFlag::O_RDONLY | OFlag::O_NONBLOCK, 0)?;
         let stat = fstat(&fd)?;
-        let refuse = |why: String| Err(io::Error::other(format!("{}/{name} {why}", self.path)));
+        let refuse = |why: core::fmt::Arguments<'_>| Err(refused(format_args!("{}/{name} {why}", self.path)));
         if SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) != SFlag::S_IFREG {
-            return refuse("is no regular file: put a file there".into());
+            return refuse(format_args!("is no regular file: put a file there"));
         }
         if stat.st_uid != 0 || stat.st_mode & 0o022 != 0 {
-            return refuse(format!("is not root's alone (owner {}, mode {:o})", stat.st_uid, stat.st_mode & 0o7777));
+            return refuse(format_args!(
+                "is not root's alone (owner {}, mode {:o})",
+                stat.st_uid,
+                stat.st_mode & 0o7777
+            ));
         }
         if stat.st_nlink != 1 {
-            return refuse(format!("has {} names: write a new file and rename it", stat.st_nlink));
+            return refuse(format_args!("has {} names: write a new file and rename it", stat.st_nlink));
         }
         if u64::try_from(stat.st_size).unwrap_or(u64::MAX) > most {
-            return refuse(format!("has {} bytes, more than {most}", stat.st_size));
+            return refuse(format_args!("has {} bytes, more than {most}", stat.st_size));
         }
         Ok(File::from(fd))
     }
@@ -136,7 +115,7 @@ impl Dir {
         let put = written.and_then(|()| Ok(renameat(&self.fd, temporary.as_str(), &self.fd, name)?));
         put.map_err(|e| {
             let _ = self.remove(&temporary);
-            error(format!("{}/{name} can not be written", self.path), &e)
+            error(format_args!("{}/{name} can not be written", self.path), &e)
         })
     }
 
@@ -144,7 +123,7 @@ impl Dir {
     pub fn remove(&self, name: &str) -> io::Result<()> {
         match unlinkat(&self.fd, name, UnlinkatFlags::NoRemoveDir) {
             Ok(()) | Err(nix::errno::Errno::ENOENT) => Ok(()),
-            Err(e) => Err(error(format!("{}/{name} can not be removed", self.path), &e.into())),
+            Err(e) => Err(error(format_args!("{}/{name} can not be removed", self.path), &e.into())),
         }
     }
 
@@ -166,17 +145,32 @@ impl Dir {
         if !self.stat_of(name).is_ok_and(|stat| good(&stat)) {
             self.remove(name)?;
             nix::unistd::mkfifoat(&self.fd, name, nix::sys::stat::Mode::from_bits_truncate(0o600))
-                .map_err(|e| error(format!("the FIFO {}/{name} can not be made", self.path), &e.into()))?;
+                .map_err(|e| error(format_args!("the FIFO {}/{name} can not be made", self.path), &e.into()))?;
         }
         self.open_beneath(name, OFlag::O_RDWR | OFlag::O_NONBLOCK, 0)
     }
+}
+
+/// What can be read from `fd`, as far as `most` bytes.
+pub fn read_whole(fd: BorrowedFd<'_>, most: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut part = [0; 4096];
+    while bytes.len() < most {
+        match nix::unistd::read(fd, &mut part) {
+            Ok(0) => break,
+            Ok(n) => bytes.extend_from_slice(part.get(..n.min(most - bytes.len())).unwrap_or_default()),
+            Err(nix::errno::Errno::EINTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(bytes)
 }
 
 fn demand_root_only(stat: &FileStat, path: &str, forbidden: u32) -> io::Result<()> {
     if stat.st_uid == 0 && stat.st_mode & forbidden == 0 {
         return Ok(());
     }
-    Err(io::Error::other(format!(
+    Err(refused(format_args!(
         "{path} has owner {} and mode {:o}: it must be root's and closed to others ({:o}), else the payload could exchange \
          what lies in it. Run `glue install` in an init container, and do not use an image that ships this directory",
         stat.st_uid,

@@ -4,6 +4,7 @@
 //! so both sides read `/proc/<pid>/mountinfo` (proc_pid_mountinfo(5)) and demand exactly the expected mounts.
 
 use super::layout;
+use super::startup::printable;
 
 /// One line of mountinfo.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,7 +65,7 @@ pub fn parse(mountinfo: &str) -> Result<Vec<Mount>, String> {
     };
     mountinfo
         .lines()
-        .map(|text| line(text).ok_or_else(|| format!("a line of mountinfo can not be read: {text:?}")))
+        .map(|text| line(text).ok_or_else(|| format!("a line of mountinfo can not be read: {}", printable(text))))
         .collect()
 }
 

@@ -6,6 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::encoding::Bytes32;
 use super::layout::{self, Ids};
+use super::object::{self, Fields};
 
 /// Longest wall limit, in seconds: ten years.
 pub const TIMEOUT_MAX: f64 = 315_360_000.0;
@@ -17,8 +18,7 @@ pub const KILL_MAX: f64 = 600.0;
 pub const KILL_DEFAULT: f64 = 10.0;
 
 /// One job. Unknown and repeated fields are refused.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Startup {
     /// Contract version, 1.
     pub version: u32,
@@ -33,66 +33,113 @@ pub struct Startup {
     /// Program and arguments; no shell in between.
     pub argv: Vec<String>,
     /// Absolute path, entered after the drop; `null` for `work/`.
-    #[serde(default)]
     pub cwd: Option<String>,
     /// Where the environment starts from.
-    #[serde(default)]
     pub env_mode: EnvMode,
     /// Environment files in `ctl/`, applied in order.
-    #[serde(default)]
     pub env_files: Vec<EnvFile>,
     /// Variables that are applied last.
-    #[serde(default)]
     pub env: Object<String>,
     /// Payload UID; must equal the owner of `work/`.
     pub uid: u32,
     /// Payload GID; must equal the group of `work/`.
     pub gid: u32,
     /// Supplementary groups, exactly these.
-    #[serde(default)]
     pub groups: Vec<u32>,
     /// File mode creation mask as octal text, such as `022`.
-    #[serde(default = "default_umask")]
     pub umask: String,
     /// Standard input; `null` for `/dev/null`.
-    #[serde(default)]
     pub stdin: Option<Stream>,
     /// Standard output; `null` for `/dev/null`.
-    #[serde(default)]
     pub stdout: Option<Stream>,
     /// Standard error; `null` for `/dev/null`.
-    #[serde(default)]
     pub stderr: Option<Stream>,
     /// Resource limits by their Linux names in lower case (`nofile`, `core`, ...).
-    #[serde(default)]
     pub rlimits: Object<Rlimit>,
     /// Symbolic links that glue makes before the start: absolute path to target.
-    #[serde(default)]
     pub links: Object<String>,
     /// Whether glue adds a passwd and a group line for the payload UID.
-    #[serde(default)]
     pub passwd: bool,
     /// Wall limit in seconds; 0 for none, as with timeout(1).
-    #[serde(default)]
     pub timeout_s: f64,
     /// Seconds between the soft and the hard kill.
-    #[serde(default)]
     pub grace_s: f64,
     /// Bound on the final clean-up, in seconds.
-    #[serde(default = "default_kill")]
     pub kill_s: f64,
 }
 
-fn default_umask() -> String {
-    String::from("022")
+impl Fields for Startup {
+    const REQUIRED: &'static str = "version job nonce key incarnation argv uid gid";
+    const OPTIONAL: &'static str = "cwd env_mode env_files env groups umask stdin stdout stderr rlimits links passwd timeout_s \
+        grace_s kill_s";
+
+    fn initial() -> Self {
+        Self {
+            version: 0,
+            job: String::new(),
+            nonce: Bytes32::new([0; 32]),
+            key: Bytes32::new([0; 32]),
+            incarnation: String::new(),
+            argv: Vec::new(),
+            cwd: None,
+            env_mode: EnvMode::Inherit,
+            env_files: Vec::new(),
+            env: Object::default(),
+            uid: 0,
+            gid: 0,
+            groups: Vec::new(),
+            umask: String::from("022"),
+            stdin: None,
+            stdout: None,
+            stderr: None,
+            rlimits: Object::default(),
+            links: Object::default(),
+            passwd: false,
+            timeout_s: 0.0,
+            grace_s: 0.0,
+            kill_s: KILL_DEFAULT,
+        }
+    }
+
+    fn take<'de, M: MapAccess<'de>>(&mut self, field: &str, from: &mut M) -> Result<(), M::Error> {
+        match field {
+            "version" => self.version = from.next_value()?,
+            "job" => self.job = from.next_value()?,
+            "nonce" => self.nonce = from.next_value()?,
+            "key" => self.key = from.next_value()?,
+            "incarnation" => self.incarnation = from.next_value()?,
+            "argv" => self.argv = from.next_value()?,
+            "cwd" => self.cwd = from.next_value()?,
+            "env_mode" => self.env_mode = from.next_value()?,
+            "env_files" => self.env_files = from.next_value()?,
+            "env" => self.env = from.next_value()?,
+            "uid" => self.uid = from.next_value()?,
+            "gid" => self.gid = from.next_value()?,
+            "groups" => self.groups = from.next_value()?,
+            "umask" => self.umask = from.next_value()?,
+            "stdin" => self.stdin = from.next_value()?,
+            "stdout" => self.stdout = from.next_value()?,
+            "stderr" => self.stderr = from.next_value()?,
+            "rlimits" => self.rlimits = from.next_value()?,
+            "links" => self.links = from.next_value()?,
+            "passwd" => self.passwd = from.next_value()?,
+            "timeout_s" => self.timeout_s = from.next_value()?,
+            "grace_s" => self.grace_s = from.next_value()?,
+            "kill_s" => self.kill_s = from.next_value()?,
+            _ => {}
+        }
+        Ok(())
+    }
 }
 
-const fn default_kill() -> f64 {
-    KILL_DEFAULT
+impl<'de> Deserialize<'de> for Startup {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        object::read(from)
+    }
 }
 
 /// Where the job's environment starts from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EnvMode {
     /// The container's environment, without the variables that describe root ([`super::environment::OF_ROOT`]).
@@ -102,8 +149,14 @@ pub enum EnvMode {
     Clear,
 }
 
+impl<'de> Deserialize<'de> for EnvMode {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        Ok(if object::word(from, "inherit clear")? == 0 { Self::Inherit } else { Self::Clear })
+    }
+}
+
 /// How an environment file is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EnvFormat {
     /// The assignments-only subset of the POSIX shell.
@@ -112,9 +165,14 @@ pub enum EnvFormat {
     Nul,
 }
 
+impl<'de> Deserialize<'de> for EnvFormat {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        Ok(if object::word(from, "sh nul")? == 0 { Self::Sh } else { Self::Nul })
+    }
+}
+
 /// One environment file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct EnvFile {
     /// Name in `ctl/`, starting with `env.`.
     pub name: String,
@@ -122,29 +180,100 @@ pub struct EnvFile {
     pub format: EnvFormat,
 }
 
+impl Fields for EnvFile {
+    const REQUIRED: &'static str = "name format";
+    const OPTIONAL: &'static str = "";
+
+    fn initial() -> Self {
+        Self { name: String::new(), format: EnvFormat::Sh }
+    }
+
+    fn take<'de, M: MapAccess<'de>>(&mut self, field: &str, from: &mut M) -> Result<(), M::Error> {
+        match field {
+            "name" => self.name = from.next_value()?,
+            "format" => self.format = from.next_value()?,
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+impl<'de> Deserialize<'de> for EnvFile {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        object::read(from)
+    }
+}
+
 /// One standard stream of the job: either a file or a FIFO.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Stream {
     /// Path beneath `data/`, opened after the drop.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<String>,
     /// Whether an output file is appended to rather than truncated.
-    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    #[serde(skip_serializing_if = "core::ops::Not::not")]
     pub append: bool,
     /// Name of a FIFO in `ctl/`: `in`, `out` or `err`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub fifo: Option<String>,
 }
 
+impl Fields for Stream {
+    const REQUIRED: &'static str = "";
+    const OPTIONAL: &'static str = "file append fifo";
+
+    fn initial() -> Self {
+        Self { file: None, append: false, fifo: None }
+    }
+
+    fn take<'de, M: MapAccess<'de>>(&mut self, field: &str, from: &mut M) -> Result<(), M::Error> {
+        match field {
+            "file" => self.file = from.next_value()?,
+            "append" => self.append = from.next_value()?,
+            "fifo" => self.fifo = from.next_value()?,
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+impl<'de> Deserialize<'de> for Stream {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        object::read(from)
+    }
+}
+
 /// One resource limit; `None` is unlimited.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Rlimit {
     /// Soft limit.
     pub soft: Amount,
     /// Hard limit.
     pub hard: Amount,
+}
+
+impl Fields for Rlimit {
+    const REQUIRED: &'static str = "soft hard";
+    const OPTIONAL: &'static str = "";
+
+    fn initial() -> Self {
+        Self { soft: Amount::Unlimited, hard: Amount::Unlimited }
+    }
+
+    fn take<'de, M: MapAccess<'de>>(&mut self, field: &str, from: &mut M) -> Result<(), M::Error> {
+        match field {
+            "soft" => self.soft = from.next_value()?,
+            "hard" => self.hard = from.next_value()?,
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+impl<'de> Deserialize<'de> for Rlimit {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        object::read(from)
+    }
 }
 
 /// A number, or `"unlimited"`.
@@ -215,18 +344,26 @@ impl<'de, V: Deserialize<'de>> Deserialize<'de> for Object<V> {
             }
             fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Object<V>, M::Error> {
                 let mut entries: Vec<(String, V)> = Vec::new();
-                let mut names = std::collections::BTreeSet::new();
-                while let Some((name, value)) = map.next_entry::<String, V>()? {
-                    if !names.insert(name.clone()) {
-                        return Err(M::Error::custom(format!("\"{name}\" stands twice")));
-                    }
-                    entries.push((name, value));
+                while let Some(entry) = map.next_entry()? {
+                    entries.push(entry);
                 }
-                Ok(Object(entries))
+                match repeated(entries.iter().map(|(name, _)| name.as_str()).collect()) {
+                    Some(name) => Err(M::Error::custom(format_args!("\"{name}\" stands twice"))),
+                    None => Ok(Object(entries)),
+                }
             }
         }
         from.deserialize_map(Entries(core::marker::PhantomData))
     }
+}
+
+/// The first name, in alphabetical order, that stands there more than once.
+fn repeated(mut names: Vec<&str>) -> Option<&str> {
+    names.sort_unstable();
+    names.windows(2).find_map(|pair| match pair {
+        [one, other] if one == other => Some(*one),
+        _ => None,
+    })
 }
 
 /// Why a startup file is refused: which field, and what is wrong with it.
