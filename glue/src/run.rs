@@ -22,6 +22,7 @@ use crate::events::{Event, Events, signal_name};
 use crate::kill::Routine;
 use crate::log;
 use crate::processes::Proc;
+use crate::start;
 use crate::supervise::{self, End, Ended, Slot};
 use crate::sys::{self, Capabilities};
 use crate::volume::{Dir, read_whole};
@@ -84,7 +85,9 @@ impl Glue {
 
         // Opened before anything can run here: what is executed later is what runs now.
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-        let program = File::from(sys::openat(proc.as_fd(), c"self/exe", flags.bits(), 0)?);
+        let program = sys::openat(proc.as_fd(), c"self/exe", flags.bits(), 0)?;
+        // Out of the way of the numbers that stage two gets, since stage one still needs it then.
+        let program = File::from(sys::duplicate_above(program.as_fd(), start::OUT_OF_THE_WAY)?);
         let events = Events::new(ctl.open_fifo(layout::BELL)?)?;
         let chime = ctl.open_fifo(layout::CHIME)?;
         let mut random = [0; 16];

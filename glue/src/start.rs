@@ -20,7 +20,7 @@ use crate::sys::{self, CStrings, Fork};
 use crate::volume::Dir;
 
 /// Descriptors that are to be handed on wait above this number, out of the way of those that stage two gets.
-const OUT_OF_THE_WAY: RawFd = 64;
+pub const OUT_OF_THE_WAY: RawFd = 64;
 
 /// A start under way.
 pub struct Starting {
