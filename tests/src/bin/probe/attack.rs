@@ -12,16 +12,22 @@ use glue::contract::status::{Phase, Status};
 use glue::contract::{layout, time};
 use serde_json::json;
 
-use crate::{say, sys};
+use crate::{say, swarm, sys};
 
 /// Tries everything, says what worked, ends well: the promise is that none of it makes a record.
 pub fn forge() -> Result<i32, String> {
+    swarm::refuse_outside_a_pod()?;
+    let glue = sys::parent();
+    let name = fs::read_to_string(format!("/proc/{glue}/comm")).unwrap_or_default();
+    // kill(0, ...) would be the probe's own process group.
+    if glue <= 1 || name.trim() != "glue" {
+        return Err(format!("refusing: the parent, process {glue}, is '{}', not glue", name.trim()));
+    }
     let mut worked = 0u64;
     let mut attempt = |what: &str, result: io::Result<()>| {
         worked += u64::from(result.is_ok());
         say(&json!({"attempt": what, "ok": result.is_ok(), "error": result.err().map(|e| e.to_string())}));
     };
-    let glue = sys::parent();
     let record = forged_record(&Bytes32::new([0; 32]), None).unwrap_or_default();
 
     for slot in 0..=layout::SLOT_MAX {

@@ -182,15 +182,21 @@ fn everywhere(words: &[String], signal: fn(usize) -> i32) -> Result<i32, String>
 /// kill(-1) reaches every process of the caller's UID in its PID namespace. Only where glue is the first process of that
 /// namespace, never as root, and only when asked for by name.
 fn refuse_outside_a_container(words: &[String]) -> Result<(), String> {
-    let first = fs::read_to_string("/proc/1/comm").unwrap_or_default();
-    if sys::real_uid() == 0 {
-        return Err("refusing to signal everything as root: this is meant for a payload UID".into());
-    }
-    if first.trim() != "glue" {
-        return Err(format!("refusing: PID 1 is '{}', not glue, so that this may be the host", first.trim()));
-    }
+    refuse_outside_a_pod()?;
     if !words.iter().any(|word| word == "--i-am-in-a-container") {
         return Err("refusing to signal everything without --i-am-in-a-container".into());
+    }
+    Ok(())
+}
+
+/// What signals others, or replaces files, is for a payload UID below glue, and not for a developer's shell.
+pub fn refuse_outside_a_pod() -> Result<(), String> {
+    if sys::real_uid() == 0 {
+        return Err("refusing to do this as root: it is meant for a payload UID".into());
+    }
+    let first = fs::read_to_string("/proc/1/comm").unwrap_or_default();
+    if first.trim() != "glue" {
+        return Err(format!("refusing: PID 1 is '{}', not glue, so that this may be the host", first.trim()));
     }
     Ok(())
 }
