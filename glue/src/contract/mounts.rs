@@ -52,21 +52,22 @@ fn unescaped(field: &str) -> String {
 
 /// All mounts of a mountinfo text, in its order. A line that can not be read makes the whole text unreadable.
 pub fn parse(mountinfo: &str) -> Result<Vec<Mount>, String> {
-    let line = |line: &str| {
-        let mut fields = line.split(' ');
-        let (_id, _parent) = (fields.next()?, fields.next()?);
-        let (device, root, point, options) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
-        Some(Mount {
+    let mut mounts = Vec::new();
+    for line in mountinfo.lines() {
+        let mut fields = line.split(' ').skip(2); // its ID and that of its parent
+        let (Some(device), Some(root), Some(point), Some(options)) =
+            (fields.next(), fields.next(), fields.next(), fields.next())
+        else {
+            return Err(format!("a line of mountinfo can not be read: {}", printable(line)));
+        };
+        mounts.push(Mount {
             device: device.to_owned(),
             root: unescaped(root),
             point: unescaped(point),
-            read_only: options.split(',').any(|o| o == "ro"),
-        })
-    };
-    mountinfo
-        .lines()
-        .map(|text| line(text).ok_or_else(|| format!("a line of mountinfo can not be read: {}", printable(text))))
-        .collect()
+            read_only: options.split(',').any(|option| option == "ro"),
+        });
+    }
+    Ok(mounts)
 }
 
 /// The mounts of slot `slot`, if at and below `/shared` there are exactly those, each once, `bin` read-only.
