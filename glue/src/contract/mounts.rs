@@ -73,16 +73,15 @@ pub fn parse(mountinfo: &str) -> Result<Vec<Mount>, String> {
 /// The mounts of slot `slot`, if at and below `/shared` there are exactly those, each once, `bin` read-only.
 pub fn check(mounts: &[Mount], slot: u32) -> Result<SlotMounts, String> {
     let below = format!("{}/", layout::SHARED);
-    let expected = [layout::BIN.to_owned(), layout::ctl(slot), layout::data(slot)];
+    let (bin, ctl, data) = (layout::BIN.to_owned(), layout::ctl(slot), layout::data(slot));
     for mount in mounts.iter().filter(|m| m.point == layout::SHARED || m.point.starts_with(&below)) {
-        if !expected.contains(&mount.point) {
+        if ![&bin, &ctl, &data].contains(&&mount.point) {
             return Err(format!(
-                "{} is mounted there from {} of device {}: nothing but {} may be mounted at or below {}. An image that \
-                 declares a VOLUME there can not be used",
+                "{} is mounted there from {} of device {}: nothing but {bin}, {ctl} and {data} may be mounted at or below {}. \
+                 An image that declares a VOLUME there can not be used",
                 mount.point,
                 mount.root,
                 mount.device,
-                expected.join(", "),
                 layout::SHARED
             ));
         }
@@ -97,7 +96,6 @@ pub fn check(mounts: &[Mount], slot: u32) -> Result<SlotMounts, String> {
             (Some(_), Some(_)) => Err(format!("{point} is mounted twice, one on top of the other")),
         }
     };
-    let [bin, ctl, data] = expected;
     let mounts = SlotMounts { bin: one(&bin)?, ctl: one(&ctl)?, data: one(&data)? };
     if !mounts.bin.read_only {
         return Err(format!("{bin} is mounted writable: mount it read-only in the payload container"));

@@ -57,8 +57,14 @@ struct Refusal {
     message: String,
 }
 
+#[cold]
+#[inline(never)]
+fn refusal(at: usize, message: &str) -> Refusal {
+    Refusal { at, message: message.to_owned() }
+}
+
 fn refuse<T>(at: usize, message: &str) -> Result<T, Refusal> {
-    Err(Refusal { at, message: message.to_owned() })
+    Err(refusal(at, message))
 }
 
 /// What surrounds the bytes that are being read, and so decides which of them are special.
