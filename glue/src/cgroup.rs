@@ -58,7 +58,7 @@ fn text(path: &str) -> Option<String> {
 }
 
 fn whole(text: &str) -> Option<u64> {
-    text.trim().parse().ok()
+    text.trim_ascii().parse().ok()
 }
 
 fn number_after(text: &str, name: &str) -> Option<u64> {

@@ -5,17 +5,17 @@
 #![forbid(unsafe_code)]
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::AsFd;
 
-use nix::fcntl::{OFlag, renameat};
+use nix::fcntl::OFlag;
 use nix::sys::stat::{Mode, SFlag, fchmod, mkdirat};
 use nix::unistd::{Gid, Uid, fchown};
 
 use crate::contract::layout;
 use crate::error::{error, refused};
 use crate::sys;
-use crate::volume::Dir;
+use crate::volume::{Dir, read_whole};
 
 /// One slot as it is to be set up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,17 +40,19 @@ fn install_binary() -> io::Result<()> {
     take_over(&bin, 0o755)?;
     let temporary = format!("{}{}", layout::GLUE_NAME, layout::TEMPORARY_SUFFIX);
     bin.remove(&temporary)?;
-    let mut from =
-        File::open("/proc/self/exe").map_err(|e| error(format_args!("/proc/self/exe can not be read"), &e))?;
+    let flags = (OFlag::O_RDONLY | OFlag::O_CLOEXEC).bits();
+    let program = sys::openat(nix::fcntl::AT_FDCWD, c"/proc/self/exe", flags, 0)
+        .and_then(|from| read_whole(from.as_fd(), usize::MAX))
+        .map_err(|e| error(format_args!("/proc/self/exe can not be read"), &e))?;
     let to = bin.open_beneath(&temporary, OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL, 0o500)?;
     let mut to = File::from(to);
     let put = || -> io::Result<()> {
-        io::copy(&mut from, &mut to)?;
+        to.write_all(&program)?;
         fchmod(&to, Mode::from_bits_truncate(0o555))?;
         // A node that goes down now must not leave half a binary behind under the final name.
         to.sync_all()?;
         drop(to);
-        Ok(renameat(bin.as_fd(), temporary.as_str(), bin.as_fd(), layout::GLUE_NAME)?)
+        bin.rename(&temporary, layout::GLUE_NAME)
     };
     put().map_err(|e| error(format_args!("{} can not be written", layout::GLUE), &e))
 }

@@ -73,11 +73,15 @@ impl Routine<'_> {
 
     /// Living processes of the payload UID: those in the container, and those elsewhere.
     fn split(&self) -> io::Result<(Vec<Process>, Vec<Process>)> {
-        let all = self.proc.of_uid(self.ids.uid)?;
-        // A process whose cgroup can not be read has just ended.
-        let known = all.into_iter().filter_map(|p| Some((p, self.proc.cgroup(p.pid).ok()?)));
-        let (inside, outside): (Vec<_>, Vec<_>) = known.partition(|(_, cgroup)| cgroup == self.cgroup);
-        Ok((inside.into_iter().map(|(p, _)| p).collect(), outside.into_iter().map(|(p, _)| p).collect()))
+        let (mut inside, mut outside) = (Vec::new(), Vec::new());
+        for process in self.proc.of_uid(self.ids.uid)? {
+            match self.proc.cgroup(process.pid) {
+                Ok(cgroup) if cgroup == self.cgroup => inside.push(process),
+                Ok(_) => outside.push(process),
+                Err(_) => {} // it has just ended
+            }
+        }
+        Ok((inside, outside))
     }
 
     /// One round of SIGKILL to what is in the container; each process is looked at again once it is pinned.

@@ -68,8 +68,13 @@ impl Links {
 pub fn add_account(uid: u32, gid: u32, home: &str) -> Vec<String> {
     let passwd = format!("{ACCOUNT}:x:{uid}:{gid}:{ACCOUNT}:{home}:/bin/sh\n");
     let group = format!("{ACCOUNT}:x:{gid}:\n");
-    let files = [("/etc/passwd", uid, passwd), ("/etc/group", gid, group)];
-    files.iter().filter_map(|(path, id, line)| append_line(path, *id, line).err()).map(|e| e.to_string()).collect()
+    let mut failed = Vec::new();
+    for (path, id, line) in [("/etc/passwd", uid, &passwd), ("/etc/group", gid, &group)] {
+        if let Err(e) = append_line(path, id, line) {
+            failed.push(e.to_string());
+        }
+    }
+    failed
 }
 
 fn append_line(path: &str, id: u32, line: &str) -> io::Result<()> {

@@ -508,8 +508,10 @@ pub fn close_range(first: RawFd, last: RawFd, only_mark: bool) {
         return;
     }
     // Before Linux 5.9 (5.11 for marking): one by one, as far as descriptors can go.
-    // SAFETY: sysconf takes a number only.
-    let most = unsafe { libc::sysconf(libc::_SC_OPEN_MAX) }.clamp(256, 1 << 20) as RawFd;
+    let mut limit = [0u64; 2];
+    // SAFETY: struct rlimit64 is two 64-bit numbers; the array lives through the call, and no new limit is given.
+    unsafe { libc::syscall(libc::SYS_prlimit64, 0, libc::RLIMIT_NOFILE, 0usize, limit.as_mut_ptr()) };
+    let most = limit[0].clamp(256, 1 << 20) as RawFd;
     for fd in first..=last.min(most) {
         // SAFETY: as above.
         unsafe {

@@ -112,11 +112,16 @@ impl Dir {
         self.remove(&temporary)?;
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
         let written = self.open_beneath(&temporary, flags, mode).and_then(|fd| File::from(fd).write_all(bytes));
-        let put = written.and_then(|()| Ok(renameat(&self.fd, temporary.as_str(), &self.fd, name)?));
+        let put = written.and_then(|()| self.rename(&temporary, name));
         put.map_err(|e| {
             let _ = self.remove(&temporary);
             error(format_args!("{}/{name} can not be written", self.path), &e)
         })
+    }
+
+    /// Gives an entry another name; what had that name is gone.
+    pub fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        Ok(renameat(&self.fd, from, &self.fd, to)?)
     }
 
     /// Removes an entry that is no directory, if it is there.

@@ -52,36 +52,36 @@ fn unescaped(field: &str) -> String {
 
 /// All mounts of a mountinfo text, in its order. A line that can not be read makes the whole text unreadable.
 pub fn parse(mountinfo: &str) -> Result<Vec<Mount>, String> {
-    let line = |line: &str| {
-        let mut fields = line.split(' ');
-        let (_id, _parent) = (fields.next()?, fields.next()?);
-        let (device, root, point, options) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
-        Some(Mount {
+    let mut mounts = Vec::new();
+    for line in mountinfo.lines() {
+        let mut fields = line.split(' ').skip(2); // its ID and that of its parent
+        let (Some(device), Some(root), Some(point), Some(options)) =
+            (fields.next(), fields.next(), fields.next(), fields.next())
+        else {
+            return Err(format!("a line of mountinfo can not be read: {}", printable(line)));
+        };
+        mounts.push(Mount {
             device: device.to_owned(),
             root: unescaped(root),
             point: unescaped(point),
-            read_only: options.split(',').any(|o| o == "ro"),
-        })
-    };
-    mountinfo
-        .lines()
-        .map(|text| line(text).ok_or_else(|| format!("a line of mountinfo can not be read: {}", printable(text))))
-        .collect()
+            read_only: options.split(',').any(|option| option == "ro"),
+        });
+    }
+    Ok(mounts)
 }
 
 /// The mounts of slot `slot`, if at and below `/shared` there are exactly those, each once, `bin` read-only.
 pub fn check(mounts: &[Mount], slot: u32) -> Result<SlotMounts, String> {
     let below = format!("{}/", layout::SHARED);
-    let expected = [layout::BIN.to_owned(), layout::ctl(slot), layout::data(slot)];
+    let (bin, ctl, data) = (layout::BIN.to_owned(), layout::ctl(slot), layout::data(slot));
     for mount in mounts.iter().filter(|m| m.point == layout::SHARED || m.point.starts_with(&below)) {
-        if !expected.contains(&mount.point) {
+        if ![&bin, &ctl, &data].contains(&&mount.point) {
             return Err(format!(
-                "{} is mounted there from {} of device {}: nothing but {} may be mounted at or below {}. An image that \
-                 declares a VOLUME there can not be used",
+                "{} is mounted there from {} of device {}: nothing but {bin}, {ctl} and {data} may be mounted at or below {}. \
+                 An image that declares a VOLUME there can not be used",
                 mount.point,
                 mount.root,
                 mount.device,
-                expected.join(", "),
                 layout::SHARED
             ));
         }
@@ -96,7 +96,6 @@ pub fn check(mounts: &[Mount], slot: u32) -> Result<SlotMounts, String> {
             (Some(_), Some(_)) => Err(format!("{point} is mounted twice, one on top of the other")),
         }
     };
-    let [bin, ctl, data] = expected;
     let mounts = SlotMounts { bin: one(&bin)?, ctl: one(&ctl)?, data: one(&data)? };
     if !mounts.bin.read_only {
         return Err(format!("{bin} is mounted writable: mount it read-only in the payload container"));

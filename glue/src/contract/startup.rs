@@ -381,8 +381,10 @@ impl core::fmt::Display for Invalid {
     }
 }
 
-fn invalid(field: &'static str, message: impl Into<String>) -> Result<(), Invalid> {
-    Err(Invalid { field, message: message.into() })
+#[cold]
+#[inline(never)]
+fn invalid(field: &'static str, message: &str) -> Result<(), Invalid> {
+    Err(Invalid { field, message: message.to_owned() })
 }
 
 /// Reads a startup file. The message names line and column, never the text around them: that could be the key.
@@ -421,13 +423,13 @@ impl Startup {
         }
         for (field, has, owner, what) in [("uid", self.uid, ids.uid, "owner"), ("gid", self.gid, ids.gid, "group")] {
             if has == 0 || has == u32::MAX {
-                return invalid(field, format!("is {has}, which is or stays root"));
+                return invalid(field, &format!("is {has}, which is or stays root"));
             }
             if has == ids.kill_uid {
-                return invalid(field, format!("is {has}, the slot's kill UID, which no payload may have"));
+                return invalid(field, &format!("is {has}, the slot's kill UID, which no payload may have"));
             }
             if has != owner {
-                return invalid(field, format!("is {has}, but the {what} of work/ is {owner}"));
+                return invalid(field, &format!("is {has}, but the {what} of work/ is {owner}"));
             }
         }
         if self.groups.len() > 64 {
@@ -454,7 +456,7 @@ impl Startup {
             return invalid("cwd", "must be an absolute path below 4096 bytes, or null for work/");
         }
         if self.env_files.len() > layout::ENV_FILES_MAX {
-            return invalid("env_files", format!("has more than {} entries", layout::ENV_FILES_MAX));
+            return invalid("env_files", &format!("has more than {} entries", layout::ENV_FILES_MAX));
         }
         for file in &self.env_files {
             if !file.name.starts_with(layout::ENV_PREFIX)
@@ -496,7 +498,7 @@ impl Startup {
                 (None, Some(_)) if stream.append => return invalid(field, "\"append\" goes with \"file\" alone"),
                 (None, Some(fifo)) if layout::STREAMS.get(n) != Some(&fifo.as_str()) => {
                     let name = layout::STREAMS.get(n).copied().unwrap_or_default();
-                    return invalid(field, format!("\"fifo\" must be \"{name}\""));
+                    return invalid(field, &format!("\"fifo\" must be \"{name}\""));
                 }
                 (None, Some(_)) => {}
                 _ => return invalid(field, "needs exactly one of \"file\" and \"fifo\""),
@@ -511,10 +513,10 @@ impl Startup {
         }
         for (name, limit) in &self.rlimits.0 {
             if rlimit_number(name).is_none() {
-                return invalid("rlimits", format!("\"{}\" is no limit of Linux", printable(name)));
+                return invalid("rlimits", &format!("\"{}\" is no limit of Linux", printable(name)));
             }
             if limit.soft > limit.hard {
-                return invalid("rlimits", format!("{name}: the soft limit is above the hard limit"));
+                return invalid("rlimits", &format!("{name}: the soft limit is above the hard limit"));
             }
         }
         for (field, value, most) in [
@@ -523,7 +525,7 @@ impl Startup {
             ("kill_s", self.kill_s, KILL_MAX),
         ] {
             if !(0.0..=most).contains(&value) {
-                return invalid(field, format!("must be a number from 0 to {} seconds", most as u64));
+                return invalid(field, &format!("must be a number from 0 to {} seconds", most as u64));
             }
         }
         Ok(())

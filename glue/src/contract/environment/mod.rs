@@ -93,15 +93,16 @@ pub fn apply_nul(env: &mut Environment, text: &[u8]) -> Result<(), SyntaxError> 
         return Ok(());
     }
     for (n, entry) in text.split(|b| *b == 0).enumerate() {
-        let refuse = |message: String| Err(SyntaxError { line: n.saturating_add(1), column: 1, message });
+        let refuse =
+            |message: &str| Err(SyntaxError { line: n.saturating_add(1), column: 1, message: message.to_owned() });
         if n >= STEPS_MAX {
-            return refuse(format!("more than {STEPS_MAX} entries"));
+            return refuse(&format!("more than {STEPS_MAX} entries"));
         }
         let mut halves = entry.splitn(2, |b| *b == b'=');
         match (halves.next(), halves.next()) {
-            (Some([]), Some(_)) => return refuse("the entry has no name before its '='".into()),
+            (Some([]), Some(_)) => return refuse("the entry has no name before its '='"),
             (Some(name), Some(value)) => env.set(name, value),
-            _ => return refuse("the entry has no '='; entries are NAME=value, and each ends with one NUL byte".into()),
+            _ => return refuse("the entry has no '='; entries are NAME=value, and each ends with one NUL byte"),
         }
     }
     Ok(())

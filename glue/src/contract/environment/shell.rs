@@ -57,8 +57,14 @@ struct Refusal {
     message: String,
 }
 
-fn refuse<T>(at: usize, message: impl Into<String>) -> Result<T, Refusal> {
-    Err(Refusal { at, message: message.into() })
+#[cold]
+#[inline(never)]
+fn refusal(at: usize, message: &str) -> Refusal {
+    Refusal { at, message: message.to_owned() }
+}
+
+fn refuse<T>(at: usize, message: &str) -> Result<T, Refusal> {
+    Err(refusal(at, message))
 }
 
 /// What surrounds the bytes that are being read, and so decides which of them are special.
@@ -114,11 +120,11 @@ impl<'a> Reader<'a> {
             return match self.text.get(at) {
                 Some(b'\r') => refuse(at, "carriage return: the file has the line ends of DOS; convert it (dos2unix)"),
                 Some(0) => refuse(at, "NUL byte: is this a file of the format \"nul\"?"),
-                other => refuse(at, format!("control character {:#04x}{NUL}", other.copied().unwrap_or_default())),
+                other => refuse(at, &format!("control character {:#04x}{NUL}", other.copied().unwrap_or_default())),
             };
         }
         if let Err(error) = core::str::from_utf8(self.text) {
-            return refuse(error.valid_up_to(), format!("byte that is not UTF-8{NUL}"));
+            return refuse(error.valid_up_to(), &format!("byte that is not UTF-8{NUL}"));
         }
         Ok(())
     }
@@ -218,7 +224,7 @@ impl<'a> Reader<'a> {
                 (b'&' | b'|' | b'<' | b'>' | b'(' | b')', Plain | Brace) | (b';' | b'#' | b'{', Brace) => {
                     return refuse(
                         at,
-                        format!("'{}' outside of quotes; to have it in the value, quote it", char::from(byte)),
+                        &format!("'{}' outside of quotes; to have it in the value, quote it", char::from(byte)),
                     );
                 }
                 _ => {
@@ -306,7 +312,7 @@ impl<'a> Reader<'a> {
         }
         self.skip(2);
         if self.nesting >= NESTING_MAX {
-            return refuse(at, format!("more than {NESTING_MAX} levels of ${{NAME:-word}}"));
+            return refuse(at, &format!("more than {NESTING_MAX} levels of ${{NAME:-word}}"));
         }
         let empty = self.expand(name, within, live, at)?;
         self.nesting = self.nesting.saturating_add(1);
@@ -349,7 +355,7 @@ impl<'a> Reader<'a> {
         }
         self.expanded = self.expanded.saturating_add(bytes.len());
         if self.expanded > EXPANDED_MAX {
-            return refuse(at, format!("the values of this file come to more than {EXPANDED_MAX} bytes"));
+            return refuse(at, &format!("the values of this file come to more than {EXPANDED_MAX} bytes"));
         }
         self.value.extend_from_slice(bytes);
         Ok(())
@@ -358,7 +364,7 @@ impl<'a> Reader<'a> {
     fn step(&mut self, at: usize) -> Result<(), Refusal> {
         self.steps = self.steps.saturating_add(1);
         if self.steps > STEPS_MAX {
-            return refuse(at, format!("more than {STEPS_MAX} assignments and expansions in one file"));
+            return refuse(at, &format!("more than {STEPS_MAX} assignments and expansions in one file"));
         }
         Ok(())
     }
