@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -13,6 +14,8 @@ use glue::contract::layout::Ids;
 use glue::kill::{Routine, take_ids};
 use glue::processes::Proc;
 use glue::sys::{SystemV, remove_system_v};
+
+use crate::tree;
 
 /// Ends every process of the payload UID in the container with these cgroups. Returns how many still live.
 pub fn kill(ids: Ids, cgroup: &str, within: Duration) -> io::Result<u64> {
@@ -76,7 +79,13 @@ fn remove_owned(dir: &str, uid: u32) {
         if let Ok(metadata) = path.symlink_metadata()
             && metadata.uid() == uid
         {
-            let _ = if metadata.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            let _ = if metadata.is_dir() {
+                tree::open_dir(&path)
+                    .and_then(|dir| tree::remove_content(dir.as_fd()))
+                    .and_then(|()| fs::remove_dir(&path))
+            } else {
+                fs::remove_file(&path)
+            };
         }
     }
 }

@@ -16,3 +16,4 @@ pub mod serve;
 pub mod slot;
 pub mod source;
 pub mod store;
+pub mod tree;

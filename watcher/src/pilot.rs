@@ -47,7 +47,7 @@ fn own_name(private: &Path, given: Option<&str>) -> io::Result<String> {
             let mut random = [0; 6];
             glue::sys::random(&mut random)?;
             let name = format!("pilot-{}", hex(&random));
-            crate::store::put_file(&path, name.as_bytes())?;
+            crate::store::put_file(&path, name.as_bytes(), 0o600)?;
             Ok(name)
         }
         Err(e) => Err(e),

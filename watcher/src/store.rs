@@ -27,7 +27,7 @@ impl Store {
 
     /// Puts a value in one step: a reader, or a restarted watcher, finds the old or the new one, never half of it.
     pub fn put<T: Serialize>(&self, name: &str, value: &T) -> io::Result<()> {
-        put_file(&self.path(name), &serde_json::to_vec_pretty(value).map_err(io::Error::other)?)
+        put_file(&self.path(name), &serde_json::to_vec_pretty(value).map_err(io::Error::other)?, 0o600)
     }
 
     /// The value, or `None` where there is none.
@@ -57,11 +57,11 @@ impl Store {
     }
 }
 
-/// Writes a file of mode 0600 under a temporary name, then renames it.
-pub fn put_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// Writes a file under a temporary name, then renames it.
+pub fn put_file(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let temporary = path.with_extension("tmp");
     let _ = fs::remove_file(&temporary);
-    let mut file: File = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+    let mut file: File = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
     let put = file.write_all(bytes).and_then(|()| fs::rename(&temporary, path));
     put.inspect_err(|_| {
         let _ = fs::remove_file(&temporary);

@@ -275,7 +275,7 @@ fn run_one(args: &RunArgs) -> io::Result<ExitCode> {
     if let Some(dir) = &args.results {
         let text = serde_json::to_vec_pretty(&report).map_err(io::Error::other)?;
         std::fs::create_dir_all(dir)?;
-        watcher::store::put_file(&dir.join("report.json"), &text)?;
+        watcher::store::put_file(&dir.join("report.json"), &text, 0o644)?;
     }
     if report.class != watcher::bind::Class::Final || report.record.as_ref().is_some_and(|r| r.error.is_some()) {
         let mut stderr = io::stderr();

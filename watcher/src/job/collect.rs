@@ -34,7 +34,7 @@ pub fn collect(slot: &Slot, request: &Request, record: Option<&str>, report: &mu
     let Some(results) = &request.results else { return Ok(()) };
     DirBuilder::new().recursive(true).mode(0o755).create(results)?;
     if let Some(record) = record {
-        put_file(&results.join(layout::RECORD), record.as_bytes())?;
+        put_file(&results.join(layout::RECORD), record.as_bytes(), 0o644)?;
     }
     let mut budget = Budget { bytes: BYTES_MAX, files: FILES_MAX };
     report.outputs.clear();

@@ -1,7 +1,6 @@
 //! Handing a job to glue: the startup file, its secrets, and the environment files.
 
-use std::fs;
-use std::io;
+use std::io::{self, Read};
 
 use glue::contract::encoding::{Bytes32, sha256_hex};
 use glue::contract::layout::{ENV_FILE_MAX, ENV_PREFIX, STARTUP, STARTUP_MAX, STREAMS};
@@ -10,6 +9,7 @@ use glue::contract::startup::{EnvFile, Object, Startup, Stream};
 use super::{Bound, Request, Secrets, stage};
 use crate::bind::Failure;
 use crate::slot::Slot;
+use crate::tree;
 
 /// A startup file that is ready to be put, and what proves the record that will answer it.
 pub struct Prepared {
@@ -87,7 +87,10 @@ pub fn prepare(slot: &Slot, bound: &Bound, request: &Request, relayed_input: boo
 pub fn hand_over(slot: &Slot, request: &Request, file: &[u8]) -> Result<(), Failure> {
     for (n, source) in request.env_files.iter().enumerate() {
         let shown = source.path.display();
-        let text = fs::read(&source.path).map_err(|e| Failure::hold("EnvironmentError", format!("{shown}: {e}")))?;
+        let mut text = Vec::new();
+        tree::open_file(&source.path)
+            .and_then(|file| file.take(ENV_FILE_MAX + 1).read_to_end(&mut text))
+            .map_err(|e| Failure::hold("EnvironmentError", format!("{shown}: {e}")))?;
         if text.len() as u64 > ENV_FILE_MAX {
             return Err(Failure::hold("EnvironmentError", format!("{shown} has more than {ENV_FILE_MAX} bytes")));
         }

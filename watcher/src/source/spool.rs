@@ -9,20 +9,27 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use glue::contract::layout::is_component;
 use glue::contract::startup::{EnvFormat, EnvMode, Object, Rlimit};
+use nix::sys::stat::{Mode, fchmod};
+use nix::unistd::{Gid, Uid, fchown};
 use serde::Deserialize;
 
 use crate::bind::Class;
 use crate::job::{EnvSource, Report, Request, is_id, now};
 use crate::store::put_file;
+use crate::tree;
 
 /// Longest name of a job here; the attempt's number is added to it.
 const NAME_MAX: usize = 118;
+
+/// Largest `job.json`.
+const JOB_FILE_MAX: u64 = 1 << 20;
 
 /// `job.json`. Unknown fields are refused.
 #[derive(Debug, Deserialize)]
@@ -123,8 +130,9 @@ impl Spool {
                 Err(e) => return Err(io::Error::new(e.kind(), format!("{}: {e}", from.display()))),
                 Ok(()) => {}
             }
+            take_over(&to)?;
             let attempt = attempts(&to) + 1;
-            put_file(&to.join("attempts"), attempt.to_string().as_bytes())?;
+            put_file(&to.join("attempts"), attempt.to_string().as_bytes(), 0o644)?;
             return Ok(Some(Claimed { name, attempt, dir: to }));
         }
         Ok(None)
@@ -140,7 +148,7 @@ impl Spool {
     pub fn deliver(&self, claimed: &Claimed, report: &Report, most: u32) -> io::Result<&'static str> {
         let result = claimed.dir.join("result");
         fs::create_dir_all(&result)?;
-        put_file(&result.join("report.json"), &serde_json::to_vec_pretty(report).map_err(io::Error::other)?)?;
+        put_file(&result.join("report.json"), &serde_json::to_vec_pretty(report).map_err(io::Error::other)?, 0o644)?;
         let to = match report.class {
             Class::Final => "done",
             Class::Retry if claimed.attempt < most => "new",
@@ -151,12 +159,29 @@ impl Spool {
             let _ = fs::remove_dir_all(&kept);
             fs::rename(&result, &kept)?;
             let delay = Duration::from_secs(1 << claimed.attempt.min(8)).as_secs_f64();
-            put_file(&claimed.dir.join("not-before"), format!("{:.3}", now() + delay).as_bytes())?;
+            put_file(&claimed.dir.join("not-before"), format!("{:.3}", now() + delay).as_bytes(), 0o644)?;
         }
         let target = free_name(&self.root.join(to), &claimed.name);
         fs::rename(&claimed.dir, target)?;
         Ok(to)
     }
+}
+
+/// Makes a claimed directory root's, so that whoever put it there can not exchange what lies in it, and puts aside what stands
+/// where our own files go. What is deeper in it may still be changed, and is opened without following links.
+fn take_over(dir: &Path) -> io::Result<()> {
+    let fd = tree::open_dir(dir)?;
+    fchown(&fd, Some(Uid::from_raw(0)), Some(Gid::from_raw(0)))?;
+    fchmod(&fd, Mode::from_bits_truncate(0o755))?;
+    for name in ["result", "result.tmp", "attempts", "attempts.tmp", "not-before", "not-before.tmp"] {
+        let path = dir.join(name);
+        if let Ok(metadata) = path.symlink_metadata()
+            && (metadata.uid() != 0 || metadata.is_symlink())
+        {
+            fs::rename(&path, free_name(dir, &format!("{name}.not-ours")))?;
+        }
+    }
+    Ok(())
 }
 
 /// A path in `dir` that is not taken: an earlier job of the same name keeps its place.
@@ -199,7 +224,13 @@ impl Claimed {
     /// The job as the core takes it.
     pub fn request(&self) -> Result<Request, String> {
         let path = self.dir.join("job.json");
-        let text = fs::read(&path).map_err(|e| format!("job.json: {e}"))?;
+        let mut text = Vec::new();
+        tree::open_file(&path)
+            .and_then(|file| file.take(JOB_FILE_MAX + 1).read_to_end(&mut text))
+            .map_err(|e| format!("job.json: {e}"))?;
+        if text.len() as u64 > JOB_FILE_MAX {
+            return Err(format!("job.json: has more than {JOB_FILE_MAX} bytes"));
+        }
         let job: JobFile = serde_json::from_slice(&text).map_err(|e| format!("job.json: {e}"))?;
         let beside = |name: &str| -> Result<PathBuf, String> {
             if is_component(name) {
@@ -227,7 +258,7 @@ impl Claimed {
             timeout_s: job.timeout_s,
             grace_s: job.grace_s,
             kill_s: job.kill_s,
-            inputs: inputs.is_dir().then_some(inputs),
+            inputs: inputs.symlink_metadata().is_ok().then_some(inputs),
             stdin: job.stdin.as_deref().map(beside).transpose()?,
             relay: false,
             results: Some(self.dir.join("result")),
