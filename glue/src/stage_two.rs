@@ -39,11 +39,13 @@ fn at(stage: Stage) -> impl FnOnce(io::Error) -> Failed {
 /// Longest message over the pipe: below PIPE_BUF, so that it arrives whole.
 const MESSAGE_MAX: usize = 2000;
 
-/// Tells glue the failure: `F`, stage, errno, text.
+/// Tells glue the failure: `F`, stage, errno, length, text.
 fn report(stage: Stage, errno: i32, message: &str) {
+    let text = message.as_bytes().get(..MESSAGE_MAX).unwrap_or(message.as_bytes());
     let mut bytes = vec![b'F', stage as u8];
     bytes.extend(errno.to_le_bytes());
-    bytes.extend(message.bytes().take(MESSAGE_MAX));
+    bytes.extend((text.len() as u16).to_le_bytes());
+    bytes.extend(text);
     let _ = sys::write_raw(REPORT_FD, &bytes);
 }
 

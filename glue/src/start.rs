@@ -152,28 +152,31 @@ impl Starting {
     }
 }
 
-/// Takes the messages of stage one (`E`), stage two (`P`, `F`) and the job's process (`F`) apart.
+/// Takes the messages of stage one (`E`), stage two (`P`, `F`) and the job's process (`F`) apart. The last two may have
+/// written in either order.
 fn understand(mut said: &[u8]) -> Said {
     let mut result = Said { main: None, failure: None };
-    let number = |bytes: &[u8]| bytes.first_chunk::<4>().map(|b| i32::from_le_bytes(*b));
+    let number = |bytes: [u8; 4]| i32::from_le_bytes(bytes);
     loop {
-        match said {
-            [b'P', rest @ ..] if rest.len() >= 4 => {
-                result.main = number(rest);
-                said = rest.get(4..).unwrap_or_default();
+        match *said {
+            [b'P', a, b, c, d, ref rest @ ..] => {
+                result.main = Some(number([a, b, c, d]));
+                said = rest;
             }
-            [b'E', step, rest @ ..] if rest.len() >= 4 => {
-                let (stage, message) = Step::describe(*step);
-                result.failure = Some(failure(stage, number(rest).unwrap_or(0), format_args!("{message}")));
-                return result;
+            [b'E', step, a, b, c, d, ref rest @ ..] => {
+                let (stage, message) = Step::describe(step);
+                result.failure = Some(failure(stage, number([a, b, c, d]), format_args!("{message}")));
+                said = rest;
             }
-            [b'F', stage, rest @ ..] if rest.len() >= 4 => {
+            [b'F', stage, a, b, c, d, low, high, ref rest @ ..] => {
                 const STAGES: [Stage; 5] =
                     [Stage::Startup, Stage::Environment, Stage::Privileges, Stage::Stdio, Stage::Exec];
-                let stage = STAGES.get(usize::from(*stage)).copied().unwrap_or(Stage::Startup);
-                let message = String::from_utf8_lossy(rest.get(4..).unwrap_or_default());
-                result.failure = Some(failure(stage, number(rest).unwrap_or(0), format_args!("{message}")));
-                return result;
+                let stage = STAGES.get(usize::from(stage)).copied().unwrap_or(Stage::Startup);
+                let length = usize::from(u16::from_le_bytes([low, high])).min(rest.len());
+                let (text, rest) = rest.split_at(length);
+                let message = String::from_utf8_lossy(text);
+                result.failure = Some(failure(stage, number([a, b, c, d]), format_args!("{message}")));
+                said = rest;
             }
             _ => return result,
         }
@@ -188,13 +191,14 @@ mod tests {
     fn messages_are_understood() {
         assert_eq!(understand(b""), Said { main: None, failure: None });
         assert_eq!(understand(b"P\x07\0\0\0"), Said { main: Some(7), failure: None });
-        let both = understand(b"P\x07\0\0\0F\x04\x02\0\0\0no such file");
+        let both = understand(b"P\x07\0\0\0F\x04\x02\0\0\0\x0c\0no such file");
+        assert_eq!(both, understand(b"F\x04\x02\0\0\0\x0c\0no such fileP\x07\0\0\0"));
         assert_eq!(both.main, Some(7));
         assert_eq!(both.failure, Some(failure(Stage::Exec, 2, format_args!("no such file"))));
         assert_eq!(both.failure.map(|f| f.errno), Some("ENOENT".to_owned()));
         let early = understand(&[b'E', Step::Uid as u8, 1, 0, 0, 0]).failure;
         assert_eq!(early.map(|f| (f.stage, f.errno)), Some((Stage::Privileges, "EPERM".to_owned())));
-        for cut in [&b"P\x07"[..], b"E", b"E\x01", b"F\x04\x02", b"x"] {
+        for cut in [&b"P\x07"[..], b"E", b"E\x01", b"F\x04\x02", b"F\x04\0\0\0\0\x01", b"x"] {
             assert_eq!(understand(cut), Said { main: None, failure: None });
         }
     }

@@ -188,6 +188,8 @@ fn demand_root_only(stat: &FileStat, path: &str, forbidden: u32) -> io::Result<(
 /// filter), component by component with the same checks.
 pub fn open_beneath(dir: BorrowedFd<'_>, path: &str, flags: OFlag, mode: u32) -> io::Result<OwnedFd> {
     let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+    // openat2 refuses a mode for what is not made.
+    let mode = if flags.contains(OFlag::O_CREAT) { mode } else { 0 };
     let resolve =
         libc::RESOLVE_BENEATH | libc::RESOLVE_NO_SYMLINKS | libc::RESOLVE_NO_MAGICLINKS | libc::RESOLVE_NO_XDEV;
     match sys::openat2(dir, &c_string(path)?, flags.bits(), mode, resolve) {
