@@ -1,0 +1,31 @@
+//! Calls of podman, through the project's own wrapper: its storage, its settings.
+
+use std::process::{Command, Output};
+
+/// `localhost/latebind/NAME:1`, an image of `images/`.
+pub fn image(name: &str) -> String {
+    format!("localhost/latebind/{name}:1")
+}
+
+/// Calls podman and returns whatever came of it.
+///
+/// # Panics
+/// If podman can not be called. One that does not end within a minute is killed, and answers 124 or 137.
+pub fn call<S: AsRef<str>>(arguments: &[S]) -> Output {
+    let wrapper = concat!(env!("CARGO_MANIFEST_DIR"), "/../images/podman");
+    let mut command = Command::new("timeout");
+    command.args(["--kill-after=5", "60", wrapper]).args(arguments.iter().map(AsRef::as_ref));
+    command.output().expect("timeout(1) of coreutils and images/podman can be run")
+}
+
+/// Calls podman and returns its standard output without the line end.
+///
+/// # Panics
+/// With what podman said, if it failed.
+pub fn podman<S: AsRef<str>>(arguments: &[S]) -> String {
+    let output = call(arguments);
+    let words: Vec<&str> = arguments.iter().map(AsRef::as_ref).collect();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "podman {}: {}\n{said}", words.join(" "), output.status);
+    String::from_utf8_lossy(&output.stdout).trim_end_matches('\n').to_owned()
+}

@@ -1,0 +1,493 @@
+//! Each field of the startup file does what the contract says, seen by the job itself.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends by panicking")]
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
+use std::path::Path;
+use std::time::Duration;
+
+use glue::contract::layout;
+use glue::contract::record::{Failure, Outcome, Record, Stage};
+use glue::contract::startup::{Amount, EnvFile, EnvFormat, EnvMode, Object, Rlimit, Stream};
+use latebind_tests::job::{fifo, file, one};
+use latebind_tests::slot::{Shape, Slot};
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, poll};
+use nix::sys::stat::Mode;
+use serde_json::Value;
+
+const WORK: &str = "/shared/slot/0/data/work";
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {text:?}"))
+}
+
+fn lines(text: &str) -> Vec<Value> {
+    text.lines().map(json).collect()
+}
+
+/// What `probe env` printed.
+fn variables(text: &str) -> BTreeMap<String, String> {
+    let entries = text.split('\0').filter(|entry| !entry.is_empty());
+    entries.map(|entry| entry.split_once('=').unwrap()).map(|(n, v)| (n.into(), v.into())).collect()
+}
+
+fn not_started(record: &Record) -> &Failure {
+    assert_eq!(record.outcome, Outcome::NotStarted, "{record:?}");
+    record.error.as_ref().unwrap()
+}
+
+#[test]
+fn argv_reaches_the_program_word_for_word() {
+    let slot = Slot::new("noshell");
+    let long = "x".repeat(100_000);
+    let words = [
+        "/probe",
+        "args",
+        "",
+        " ",
+        "two words",
+        "it's",
+        "\"q\"",
+        "$HOME",
+        "*",
+        "`id`",
+        "\\n",
+        "a\nb\t",
+        "-c",
+        "ü€😀",
+        &long,
+    ];
+    let said = slot.run_args(&words);
+    assert_eq!(said.record.exit_code, Some(0), "{}", said.err);
+    assert_eq!(json(&said.out)["args"], serde_json::json!(words));
+}
+
+#[test]
+fn a_program_without_a_slash_is_looked_for_in_the_jobs_path() {
+    let slot = Slot::new("busybox");
+    let bare = slot.run_args(&["true"]);
+    assert_eq!(bare.record.exit_code, Some(0));
+    let mut startup = slot.job(&["probe", "hello"]);
+    startup.env = one("PATH", "/nowhere:/".into());
+    assert_eq!(slot.run(&startup).record.exit_code, Some(0));
+    startup = slot.job(&["true"]);
+    startup.env = one("PATH", "/nowhere:/etc".into());
+    let record = slot.run(&startup).record;
+    let error = not_started(&record);
+    assert_eq!((error.stage, error.errno.as_str()), (Stage::Exec, "ENOENT"));
+    assert!(error.message.contains("/nowhere:/etc"), "{}", error.message);
+}
+
+#[test]
+fn cwd_is_work_unless_it_is_given() {
+    let slot = Slot::new("busybox");
+    let cwd = |cwd: Option<&str>| {
+        let mut startup = slot.job(&["/probe", "cwd"]);
+        startup.cwd = cwd.map(str::to_owned);
+        slot.run(&startup)
+    };
+    assert_eq!(json(&cwd(None).out)["cwd"], WORK);
+    assert_eq!(json(&cwd(Some("/tmp")).out)["cwd"], "/tmp");
+    assert_eq!(json(&cwd(Some("/bin/../usr")).out)["cwd"], "/usr");
+    // /root is closed to the payload: the directory is entered after the drop.
+    for (path, errno) in [("/nowhere", "ENOENT"), ("/etc/passwd", "ENOTDIR"), ("/root", "EACCES")] {
+        let record = cwd(Some(path)).record;
+        let error = not_started(&record);
+        assert_eq!((error.stage, error.errno.as_str()), (Stage::Environment, errno), "{path}");
+        assert!(error.message.contains(path), "{}", error.message);
+    }
+}
+
+#[test]
+fn env_mode_inherit_takes_the_containers_environment_but_for_roots() {
+    let shape = Shape::of("busybox")
+        .option("--env=FROM_THE_CONTAINER=a b")
+        .option("--env=USER=root")
+        .option("--env=HOME=/root");
+    let slot = Slot::with(&shape);
+    let has = variables(&slot.run_args(&["/probe", "env"]).out);
+    assert_eq!(has["FROM_THE_CONTAINER"], "a b");
+    assert_eq!(has["PATH"], "/usr/bin:/bin");
+    assert_eq!((has["HOME"].as_str(), has["USER"].as_str()), (WORK, "payload"));
+}
+
+#[test]
+fn env_mode_clear_starts_from_nothing_but_defaults() {
+    let slot = Slot::with(&Shape::of("busybox").option("--env=FROM_THE_CONTAINER=a"));
+    let mut startup = slot.job(&["/probe", "env"]);
+    startup.env_mode = EnvMode::Clear;
+    let has = variables(&slot.run(&startup).out);
+    let names: Vec<&str> = has.keys().map(String::as_str).collect();
+    assert_eq!(names, ["HOME", "LOGNAME", "PWD", "TMPDIR", "USER"]);
+}
+
+#[test]
+fn home_user_logname_tmpdir_and_pwd_have_defaults_where_nothing_sets_them() {
+    let slot = Slot::new("busybox");
+    let mut startup = slot.job(&["/probe", "env"]);
+    startup.cwd = Some("/tmp".into());
+    let has = variables(&slot.run(&startup).out);
+    for (name, value) in
+        [("HOME", WORK), ("USER", "payload"), ("LOGNAME", "payload"), ("TMPDIR", WORK), ("PWD", "/tmp")]
+    {
+        assert_eq!(has[name], value, "{name}");
+        startup = slot.job(&["/probe", "env"]);
+        startup.env = one(name, "mine".into());
+        assert_eq!(variables(&slot.run(&startup).out)[name], "mine", "{name}");
+    }
+}
+
+#[test]
+fn env_files_are_applied_in_their_order_and_env_last() {
+    let slot = Slot::with(&Shape::of("busybox").option("--env=A=container").option("--env=B=container"));
+    slot.put("env.first", b"# a comment\nA='first file'\nexport B=\"b of $A\"\nC=${UNSET:-word}\nD=$HOME/d\nE=first\n");
+    slot.put("env.second", b"E=second\0NL=two\nlines\0EMPTY=\0G=second\0");
+    let mut startup = slot.job(&["/probe", "env"]);
+    let named = |name: &str, format| EnvFile { name: name.into(), format };
+    startup.env_files = vec![named("env.first", EnvFormat::Sh), named("env.second", EnvFormat::Nul)];
+    startup.env = Object(vec![("G".into(), "env".into()), ("WITH".into(), " $HOME = 'ü' ".into())]);
+    let finished = slot.run(&startup);
+    assert_eq!(finished.record.exit_code, Some(0), "{:?}", finished.record.error);
+    let has = variables(&finished.out);
+    let expected = [
+        ("A", "first file"),
+        ("B", "b of first file"),
+        ("C", "word"),
+        ("D", "/shared/slot/0/data/work/d"),
+        ("E", "second"),
+        ("NL", "two\nlines"),
+        ("EMPTY", ""),
+        ("G", "env"),
+        ("WITH", " $HOME = 'ü' "),
+    ];
+    for (name, value) in expected {
+        assert_eq!(has[name], value, "{name}");
+    }
+    for name in ["env.first", "env.second"] {
+        assert!(!slot.ctl().join(name).exists(), "{name} may hold secrets and was for this job alone");
+    }
+}
+
+#[test]
+fn groups_are_exactly_those_of_the_file() {
+    let slot = Slot::with(&Shape::of("noshell").option("--group-add=4711"));
+    for groups in [vec![], vec![7], vec![4_000_000_000, 100, 20_000]] {
+        let mut startup = slot.job(&["/probe", "status"]);
+        startup.groups = groups.clone();
+        let mut has: Vec<u64> = serde_json::from_value(json(&slot.run(&startup).out)["Groups"].clone()).unwrap();
+        let mut wanted: Vec<u64> = groups.into_iter().map(u64::from).collect();
+        (has.sort_unstable(), wanted.sort_unstable());
+        assert_eq!(has, wanted);
+    }
+}
+
+#[test]
+fn uid_and_gid_are_those_of_the_owner_of_work() {
+    let mut slot = Slot::empty();
+    assert!(slot.install(&["--slot", "0:12345:23456"]).status.success());
+    slot.start(&Shape::of("noshell"));
+    let status = slot.await_ready();
+    assert_eq!((status.uid, status.gid), (12_345, 23_456));
+    let has = json(&slot.run_args(&["/probe", "status"]).out);
+    assert_eq!((&has["Uid"], &has["Gid"]), (&serde_json::json!([12_345; 4]), &serde_json::json!([23_456; 4])));
+    let work = slot.work().metadata().unwrap();
+    assert_eq!((work.uid(), work.gid(), work.mode() & 0o7777), (12_345, 23_456, 0o700));
+}
+
+#[test]
+fn umask_is_set() {
+    let slot = Slot::new("busybox");
+    for (umask, mode) in [("022", 0o644), ("0", 0o666), ("0077", 0o600), ("777", 0)] {
+        let mut startup = slot.job(&["/bin/sh", "-c", "rm -f made; : >made"]);
+        startup.umask = umask.into();
+        assert_eq!(slot.run(&startup).record.exit_code, Some(0));
+        assert_eq!(slot.work().join("made").metadata().unwrap().mode() & 0o777, mode, "umask {umask}");
+    }
+}
+
+#[test]
+fn stdin_is_read_from_a_file() {
+    let slot = Slot::new("noshell");
+    fs::write(slot.data().join("input"), "what root put beside work/").unwrap();
+    fs::set_permissions(slot.data().join("input"), Permissions::from_mode(0o644)).unwrap();
+    let mut startup = slot.job(&["/probe", "echo-stdin"]);
+    startup.stdin = file("input");
+    assert_eq!(slot.run(&startup).out, "what root put beside work/");
+}
+
+#[test]
+fn files_are_opened_with_the_payloads_rights_and_follow_no_link() {
+    let slot = Slot::new("noshell");
+    fs::write(slot.data().join("secret"), "of root").unwrap();
+    fs::set_permissions(slot.data().join("secret"), Permissions::from_mode(0o600)).unwrap();
+    symlink("/etc/passwd", slot.work().join("link")).unwrap();
+    symlink("/tmp", slot.work().join("directory")).unwrap();
+    fs::create_dir(slot.work().join("real")).unwrap();
+    nix::unistd::mkfifo(&slot.work().join("pipe"), Mode::from_bits_truncate(0o666)).unwrap();
+    let cases = [
+        ("stdin", "secret", "EACCES"),
+        ("stdin", "work/none", "ENOENT"),
+        ("stdin", "work/link", "ELOOP"),
+        ("stdout", "work/link", "ELOOP"),
+        ("stderr", "work/directory/x", "ELOOP"),
+        ("stdout", "beside-work", "EACCES"),
+        ("stdout", "work/real", "EISDIR"),
+        ("stdin", "work/pipe", ""),
+    ];
+    for (stream, path, errno) in cases {
+        let mut startup = slot.job(&["/probe", "hello"]);
+        match stream {
+            "stdin" => startup.stdin = file(path),
+            "stdout" => startup.stdout = file(path),
+            _ => startup.stderr = file(path),
+        }
+        let record = slot.run(&startup).record;
+        let error = not_started(&record);
+        assert_eq!((error.stage, error.errno.as_str()), (Stage::Stdio, errno), "{stream} {path}: {}", error.message);
+        assert!(error.message.contains(stream) && error.message.contains(path), "{}", error.message);
+    }
+    assert_eq!(fs::read(slot.data().join("secret")).unwrap(), b"of root");
+}
+
+#[test]
+fn an_output_file_is_truncated_or_appended_to() {
+    let slot = Slot::new("busybox");
+    let script = "echo out; echo err >&2";
+    slot.run_script(script);
+    fs::write(slot.work().join("stdout"), "something that is longer than what follows\n").unwrap();
+    fs::write(slot.work().join("stderr"), "before\n").unwrap();
+    let mut startup = slot.job(&["/bin/sh", "-c", script]);
+    startup.stderr = Some(Stream { append: true, ..file("work/stderr").unwrap() });
+    let finished = slot.run(&startup);
+    assert_eq!((finished.out.as_str(), finished.err.as_str()), ("out\n", "before\nerr\n"));
+    // Both on one file, appended to: nothing is overwritten.
+    let both = Some(Stream { append: true, ..file("work/both").unwrap() });
+    (startup.nonce, startup.stdout, startup.stderr) = (slot.job(&["x"]).nonce, both.clone(), both);
+    slot.run(&startup);
+    assert_eq!(fs::read_to_string(slot.work().join("both")).unwrap(), "out\nerr\n");
+}
+
+#[test]
+fn a_stream_that_is_null_is_the_null_device() {
+    let slot = Slot::new("busybox");
+    let mut startup = slot.job(&["/bin/sh", "-c", "cat; /probe fds >fds; echo gone; echo gone >&2"]);
+    (startup.stdout, startup.stderr) = (None, None);
+    assert_eq!(slot.run(&startup).record.exit_code, Some(0));
+    let fds = lines(&fs::read_to_string(slot.work().join("fds")).unwrap());
+    let target = |n: usize| fds[n]["target"].clone();
+    assert_eq!((target(0), target(2)), ("/dev/null".into(), "/dev/null".into()));
+}
+
+/// Opens a FIFO of `ctl/` as a watcher does; made anew.
+fn made_fifo(slot: &Slot, name: &str) -> File {
+    let path = slot.ctl().join(name);
+    nix::unistd::mkfifo(&path, Mode::from_bits_truncate(0o600)).unwrap();
+    OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(&path).unwrap()
+}
+
+/// Reads until `wanted` bytes are there.
+fn relayed(mut from: &File, wanted: usize) -> String {
+    let mut text = Vec::new();
+    while text.len() < wanted {
+        assert!(
+            poll(&mut [PollFd::new(from.as_fd(), PollFlags::POLLIN)], 10_000u16).unwrap() > 0,
+            "only {text:?} came"
+        );
+        let mut bytes = [0; 4096];
+        let n = from.read(&mut bytes).unwrap();
+        text.extend_from_slice(&bytes[..n]);
+    }
+    String::from_utf8(text).unwrap()
+}
+
+#[test]
+fn streams_are_relayed_through_fifos() {
+    let slot = Slot::new("busybox");
+    let (input, out, err) = (made_fifo(&slot, "in"), made_fifo(&slot, "out"), made_fifo(&slot, "err"));
+    let mut startup = slot.job(&["/bin/sh", "-c", "read line; echo \"out: $line\"; echo err >&2"]);
+    (startup.stdin, startup.stdout, startup.stderr) = (fifo("in"), fifo("out"), fifo("err"));
+    let submitted = slot.submit(&startup);
+    slot.await_start(&submitted);
+    (&input).write_all(b"typed\n").unwrap();
+    assert_eq!(slot.finish(&submitted).record.exit_code, Some(0));
+    assert_eq!(relayed(&out, 11), "out: typed\n");
+    assert_eq!(relayed(&err, 4), "err\n");
+}
+
+#[test]
+fn a_fifo_blocks_the_job_and_not_glue() {
+    let slot = Slot::new("busybox");
+    let out = made_fifo(&slot, "out");
+    let mut startup = slot.job(&["/bin/sh", "-c", "head -c 1000000 /dev/zero"]);
+    (startup.stdout, startup.timeout_s) = (fifo("out"), 0.5);
+    let submitted = slot.submit(&startup);
+    let record = slot.finish(&submitted).record;
+    assert_eq!(record.outcome, Outcome::TimedOut);
+    drop(out);
+}
+
+#[test]
+fn a_fifo_that_is_missing_or_no_fifo_or_without_a_reader_is_an_error_of_stdio() {
+    let slot = Slot::new("noshell");
+    let run = || {
+        let mut startup = slot.job(&["/probe", "hello"]);
+        startup.stdout = fifo("out");
+        let record = slot.run(&startup).record;
+        let error = not_started(&record).clone();
+        assert_eq!(error.stage, Stage::Stdio);
+        error
+    };
+    assert_eq!(run().errno, "ENOENT");
+    nix::unistd::mkfifo(&slot.ctl().join("out"), Mode::from_bits_truncate(0o600)).unwrap();
+    let unread = run();
+    assert_eq!(unread.errno, "ENXIO");
+    assert!(unread.message.contains("no reader"), "{}", unread.message);
+    fs::remove_file(slot.ctl().join("out")).unwrap();
+    slot.put("out", b"a file");
+    assert!(run().message.contains("no FIFO"));
+}
+
+#[test]
+fn rlimits_are_set_by_their_linux_names() {
+    let slot = Slot::new("noshell");
+    let limit = |soft, hard| Rlimit { soft: Amount::Of(soft), hard: Amount::Of(hard) };
+    let wanted = [
+        ("core", limit(0, 0)),
+        ("cpu", limit(100, 200)),
+        ("fsize", limit(1 << 30, 1 << 31)),
+        ("nofile", limit(50, 60)),
+        ("nproc", limit(100, 110)),
+        ("stack", Rlimit { soft: Amount::Of(1 << 20), hard: Amount::Unlimited }),
+        ("as", Rlimit { soft: Amount::Unlimited, hard: Amount::Unlimited }),
+        ("msgqueue", limit(1000, 1001)),
+        ("rttime", limit(5, 6)),
+    ];
+    let mut startup = slot.job(&["/probe", "limits"]);
+    startup.rlimits = Object(wanted.iter().map(|(name, limit)| ((*name).into(), *limit)).collect());
+    let finished = slot.run(&startup);
+    assert_eq!(finished.record.exit_code, Some(0), "{:?}", finished.record.error);
+    let has = json(&finished.out);
+    let shown = |amount: Amount| if let Amount::Of(n) = amount { Value::from(n) } else { Value::Null };
+    for (name, limit) in wanted {
+        assert_eq!((&has[name]["soft"], &has[name]["hard"]), (&shown(limit.soft), &shown(limit.hard)), "{name}");
+    }
+}
+
+#[test]
+fn a_limit_above_the_containers_is_an_error_that_names_it() {
+    let slot = Slot::with(&Shape::of("noshell").option("--ulimit=nofile=100:200"));
+    let mut startup = slot.job(&["/probe", "limits"]);
+    startup.rlimits = one("nofile", Rlimit { soft: Amount::Of(100), hard: Amount::Of(201) });
+    let record = slot.run(&startup).record;
+    let error = not_started(&record);
+    assert_eq!((error.stage, error.errno.as_str()), (Stage::Environment, "EPERM"));
+    assert!(error.message.contains("nofile"), "{}", error.message);
+}
+
+fn in_root(slot: &Slot, path: &str) -> std::path::PathBuf {
+    Path::new(&format!("/proc/{}/root", slot.glue())).join(path.trim_start_matches('/'))
+}
+
+#[test]
+fn links_are_there_while_the_job_runs_and_gone_afterwards() {
+    let slot = Slot::new("busybox");
+    let mut startup = slot.job(&["/bin/sh", "-c", "readlink /srv /etc/here; cat /srv/made; echo >/srv/made"]);
+    startup.links = Object(vec![("/srv".into(), WORK.into()), ("/etc/here".into(), "some where".into())]);
+    fs::write(slot.work().join("made"), "through the link\n").unwrap();
+    let finished = slot.run(&startup);
+    assert_eq!(finished.out, format!("{WORK}\nsome where\nthrough the link\n"));
+    for path in ["/srv", "/etc/here"] {
+        assert!(in_root(&slot, path).symlink_metadata().is_err(), "{path} is still there");
+    }
+    // What is not the link any more is not glue's to remove; here nothing can change it, so a second job does as well.
+    assert_eq!(
+        slot.run(&{
+            let mut again = startup.clone();
+            again.nonce = slot.job(&["x"]).nonce;
+            again
+        })
+        .record
+        .exit_code,
+        Some(1)
+    );
+}
+
+#[test]
+fn a_link_is_made_only_where_nothing_is() {
+    let slot = Slot::new("busybox");
+    for (path, errno) in
+        [("/etc/passwd", "EEXIST"), ("/tmp", "EEXIST"), ("/nowhere/x", "ENOENT"), ("/bin/ls/x", "ELOOP")]
+    {
+        let mut startup = slot.job(&["/probe", "hello"]);
+        startup.links = Object(vec![("/first".into(), "/tmp".into()), (path.into(), "/tmp".into())]);
+        let record = slot.run(&startup).record;
+        let error = not_started(&record);
+        assert_eq!((error.stage, error.errno.as_str()), (Stage::Startup, errno), "{path}: {}", error.message);
+        assert!(error.message.contains(path), "{}", error.message);
+        assert!(in_root(&slot, "/first").symlink_metadata().is_err(), "the link that was made before is gone");
+    }
+}
+
+#[test]
+fn passwd_gives_the_payload_an_account() {
+    let slot = Slot::new("busybox");
+    let mut startup = slot.job(&["/bin/sh", "-c", "id -un; id -gn; grep -c payload /etc/passwd /etc/group"]);
+    startup.passwd = true;
+    for _ in 0..2 {
+        startup.nonce = slot.job(&["x"]).nonce;
+        let finished = slot.run(&startup);
+        assert_eq!(finished.record.warnings, Vec::<String>::new());
+        assert_eq!(finished.out, "payload\npayload\n/etc/passwd:1\n/etc/group:1\n");
+    }
+    let passwd = fs::read_to_string(in_root(&slot, "/etc/passwd")).unwrap();
+    assert!(passwd.starts_with("root:x:0:0:"), "{passwd}");
+    assert!(passwd.contains(&format!("\npayload:x:20000:20000:payload:{WORK}:/bin/sh\n")), "{passwd}");
+}
+
+#[test]
+fn without_passwd_the_accounts_are_the_images() {
+    let slot = Slot::new("busybox");
+    assert_eq!(slot.run_script("grep -c payload /etc/passwd").out, "0\n");
+}
+
+#[test]
+fn passwd_on_a_read_only_root_is_a_warning_in_the_record() {
+    let slot = Slot::with(&Shape::of("busybox").option("--read-only").option("--read-only-tmpfs=false"));
+    let mut startup = slot.job(&["/probe", "hello"]);
+    startup.passwd = true;
+    let record = slot.run(&startup).record;
+    assert_eq!((record.outcome, record.exit_code), (Outcome::Exited, Some(0)));
+    assert_eq!(record.warnings.len(), 2);
+    assert!(record.warnings[0].contains("/etc/passwd") && record.warnings[1].contains("/etc/group"));
+    assert!(record.warnings.iter().all(|w| w.contains("Read-only")), "{:?}", record.warnings);
+}
+
+#[test]
+fn the_session_is_the_jobs_own() {
+    let slot = Slot::new("noshell");
+    let has = json(&slot.run_args(&["/probe", "status"]).out);
+    assert_eq!((&has["sid"], &has["pgid"]), (&has["pid"], &has["pid"]));
+    assert_eq!(has["tty"], 0);
+    assert_eq!(has["ppid"], slot.status().pid, "the job is glue's own child");
+}
+
+#[test]
+fn defaults_are_those_of_the_contract_where_a_field_is_left_out() {
+    let slot = Slot::new("busybox");
+    let full = serde_json::to_value(slot.job(&["/bin/sh", "-c", "umask >u; pwd >>u; sleep 0.1"])).unwrap();
+    let needed = ["version", "job", "nonce", "key", "incarnation", "argv", "uid", "gid"];
+    let least: serde_json::Map<String, Value> =
+        full.as_object().unwrap().clone().into_iter().filter(|(name, _)| needed.contains(&name.as_str())).collect();
+    let bytes = serde_json::to_vec(&least).unwrap();
+    slot.put(layout::STARTUP, &bytes);
+    slot.ring();
+    let submitted = latebind_tests::job::Submitted::new(&serde_json::from_value(full).unwrap(), &bytes);
+    let record = slot.finish_at_most(Duration::from_secs(10), &submitted).record;
+    assert_eq!(record.exit_code, Some(0));
+    assert_eq!(fs::read_to_string(slot.work().join("u")).unwrap(), format!("0022\n{WORK}\n"));
+    assert!(!slot.work().join("stdout").exists());
+}
