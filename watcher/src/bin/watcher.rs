@@ -162,7 +162,14 @@ struct RunArgs {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            let _ = e.print();
+            // A code of 2 would be the job's.
+            return ExitCode::from(if e.use_stderr() { OUR_FAILURE } else { 0 });
+        }
+    };
     let level = match &cli.verb {
         Verb::Run(args) if !args.verbose => "warn",
         _ => "info",

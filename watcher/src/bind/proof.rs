@@ -25,26 +25,35 @@ pub fn is_of_container(cgroup: &str, container: &str) -> bool {
 
 /// Proves that `pid` is our glue in `container`. Returns a handle on that process, which tells when it ends.
 pub fn prove(pid: i32, slot: u32, container: &str) -> Result<OwnedFd, Failure> {
-    let refuse = |why: String| Failure::hold(REASON, why);
+    let ended = || Failure::retry("GlueLost", format!("glue (process {pid}) ended while it was being looked at"));
     // Pinned first: everything below is then about this process and no successor of its number.
-    let pinned = glue::sys::pidfd_open(pid).map_err(|e| refuse(format!("process {pid}, said to be glue: {e}")))?;
-    let proc = Proc::open().map_err(|e| refuse(e.to_string()))?;
-    let cgroup = proc.cgroup(pid).map_err(|e| refuse(format!("/proc/{pid}/cgroup can not be read: {e}")))?;
-    if !is_of_container(&cgroup, container) {
-        return Err(refuse(format!("process {pid}, said to be glue, is not in container {container}")));
-    }
-    prove_mounts(pid, slot).map_err(refuse)?;
-    let program = fs::metadata(format!("/proc/{pid}/exe")).map_err(|e| {
-        refuse(format!("/proc/{pid}/exe can not be read: {e}; the pilot needs more capabilities than glue"))
-    })?;
-    let ours = fs::metadata(layout::GLUE).map_err(|e| refuse(format!("{}: {e}", layout::GLUE)))?;
-    if (program.dev(), program.ino()) != (ours.dev(), ours.ino()) {
-        return Err(refuse(format!("process {pid} of the container does not run {}", layout::GLUE)));
-    }
+    let pinned = match glue::sys::pidfd_open(pid) {
+        Ok(pinned) => pinned,
+        Err(e) if e.raw_os_error() == Some(nix::libc::ESRCH) => return Err(ended()),
+        Err(e) => return Err(Failure::hold(REASON, format!("process {pid}, said to be glue: {e}"))),
+    };
+    let proven = prove_pinned(pid, slot, container);
+    // What is read of a process that ends meanwhile is wrong in many ways; none of them is the image's fault.
     if has_ended(&pinned) {
-        return Err(Failure::retry("GlueLost", format!("glue (process {pid}) ended while it was being looked at")));
+        return Err(ended());
     }
-    Ok(pinned)
+    proven.map(|()| pinned).map_err(|why| Failure::hold(REASON, why))
+}
+
+fn prove_pinned(pid: i32, slot: u32, container: &str) -> Result<(), String> {
+    let proc = Proc::open().map_err(|e| e.to_string())?;
+    let cgroup = proc.cgroup(pid).map_err(|e| format!("/proc/{pid}/cgroup can not be read: {e}"))?;
+    if !is_of_container(&cgroup, container) {
+        return Err(format!("process {pid}, said to be glue, is not in container {container}"));
+    }
+    prove_mounts(pid, slot)?;
+    let program = fs::metadata(format!("/proc/{pid}/exe"))
+        .map_err(|e| format!("/proc/{pid}/exe can not be read: {e}; the pilot needs more capabilities than glue"))?;
+    let ours = fs::metadata(layout::GLUE).map_err(|e| format!("{}: {e}", layout::GLUE))?;
+    if (program.dev(), program.ino()) != (ours.dev(), ours.ino()) {
+        return Err(format!("process {pid} of the container does not run {}", layout::GLUE));
+    }
+    Ok(())
 }
 
 /// Whether the process behind a pidfd has ended.

@@ -74,6 +74,18 @@ pub fn of_loss(state: Option<&ContainerState>) -> Failure {
     }
 }
 
+/// The end of a new container before its glue was ready. Glue, or what an image put in its place, ended by itself: so it will
+/// every time. It was killed (128+n), told to stop (0) or removed: that was not the image's doing.
+pub fn of_end_before_ready(state: &ContainerState) -> Failure {
+    let code = state.exit_code.map_or_else(String::new, |c| format!(" with exit code {c}"));
+    let message = format!("the new container ended{code} before its glue was ready: see the container's log");
+    match state.exit_code {
+        _ if state.oom_killed => Failure::hold("OutOfMemory", out_of_memory()),
+        Some(1..=127) => Failure::hold("ContainerCannotRun", message),
+        _ => Failure::retry("ContainerLost", message),
+    }
+}
+
 /// Exit code of `watcher run` for a job's report, as docker-run(1) has them: the job's own code, 128+n for a signal, 124 for
 /// the wall limit (timeout(1)), 126 not executable, 127 not found, 125 for every failure of ours.
 pub fn exit_code(report: &super::Report) -> i32 {

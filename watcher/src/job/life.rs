@@ -496,10 +496,7 @@ fn wait_for_glue(
             if let Ok(state) = around.binder.state(slot.number)
                 && !state.running
             {
-                let code = state.exit_code.map_or_else(String::new, |c| format!(" with exit code {c}"));
-                let message =
-                    format!("the new container ended{code} before its glue was ready: see the container's log");
-                return Err(Failure::hold("ContainerCannotRun", message));
+                return Err(class::of_end_before_ready(&state));
             }
         }
         if Instant::now() >= give_up {

@@ -110,7 +110,8 @@ impl Spool {
     /// What this pilot, in an earlier life, has claimed and not brought to an end.
     pub fn unfinished(&self) -> io::Result<Vec<Claimed>> {
         let entries = |name: String| Claimed {
-            attempt: attempts(&self.claimed.join(&name)),
+            // Killed between taking it and counting that: still the first attempt, or that of the last count.
+            attempt: attempts(&self.claimed.join(&name)).max(1),
             dir: self.claimed.join(&name),
             name,
         };

@@ -1,0 +1,175 @@
+//! The pilot container is killed at any moment of a job's life: latebind-host starts it again, the watcher goes on where it
+//! was, the job runs once, and has exactly one result.
+
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use latebind_tests::pod::{JOB_WITHIN, Options, Outcome, Pod, kill, look_into, probe, shell, with};
+use serde_json::{Value, json};
+
+/// A job that notes each of its runs where the next run of the same attempt would find it, and in its output.
+fn counted(seconds: &str) -> Value {
+    with(shell(&format!("echo ran >>runs; sleep {seconds}; cat runs; cat runs >out")), "outputs", json!(["out"]))
+}
+
+fn ran_once(outcome: &Outcome, when: &str) {
+    assert_eq!(outcome.class(), ("final".to_owned(), "Completed"), "killed {when}: {:#?}", outcome.report);
+    assert!(outcome.report.verified, "killed {when}: {:#?}", outcome.report);
+    assert_eq!(outcome.report.attempt, 1, "killed {when}: counted more than once");
+    assert_eq!(outcome.text("outputs/out"), "ran\n", "killed {when}: ran more than once");
+    assert_eq!(outcome.text("stdout"), "ran\n", "killed {when}");
+    assert_eq!(fs::read_to_string(outcome.dir.join("attempts")).unwrap().trim(), "1", "killed {when}");
+}
+
+/// Nothing of the job is anywhere else in the spool, nor in the watcher's memory.
+fn is_the_only_result(pod: &Pod, name: &str) {
+    for place in ["new", "held"] {
+        assert!(!pod.spool.join(place).join(name).exists(), "{name} is in {place} too");
+    }
+    for place in ["done", "new", "held"] {
+        assert!(!pod.spool.join(place).join(format!("{name}.2")).exists(), "{name} has a second result in {place}");
+    }
+    for pilot in fs::read_dir(pod.spool.join("claimed")).unwrap().flatten() {
+        assert!(!pilot.path().join(name).exists(), "{name} is still claimed");
+    }
+}
+
+fn kill_the_pilot(pod: &Pod) -> i32 {
+    let pid = pod.main_process("pilot");
+    kill(pid, 9);
+    pid
+}
+
+/// Waits until another pilot lives.
+fn is_back(pod: &Pod, was: i32) {
+    latebind_tests::pod::eventually(&format!("a new pilot\n{}", pod.said()), JOB_WITHIN, || {
+        let text = fs::read_to_string(pod.place().join("pid/pilot")).ok()?;
+        text.trim().parse::<i32>().ok().filter(|pid| *pid != was)
+    });
+}
+
+fn in_phase(phase: &str) {
+    let pod = Pod::start();
+    pod.serves();
+    let big = vec![1u8; 40 << 20];
+    let mut job = counted("1");
+    job["outputs"] = json!(["out", "big"]);
+    pod.put_with("phased", &job, &[("inputs/big", &big)]);
+    pod.reaches("phased.1", phase);
+    kill_the_pilot(&pod);
+    let outcome = pod.result("phased");
+    ran_once(&outcome, phase);
+    is_the_only_result(&pod, "phased");
+    pod.job("next", &probe(&["hello"])).is_good();
+}
+
+#[test]
+fn killed_while_staging() {
+    in_phase("staging");
+}
+
+#[test]
+fn killed_while_binding() {
+    in_phase("binding");
+}
+
+#[test]
+fn killed_while_running() {
+    in_phase("running");
+}
+
+#[test]
+fn killed_while_collecting() {
+    in_phase("collecting");
+}
+
+#[test]
+fn killed_while_cleaning() {
+    in_phase("cleaning");
+}
+
+#[test]
+fn killed_while_idle() {
+    let pod = Pod::start();
+    pod.serves();
+    let was = kill_the_pilot(&pod);
+    pod.put("idle", &counted("0"));
+    is_back(&pod, was);
+    ran_once(&pod.result("idle"), "idle");
+}
+
+#[test]
+fn a_job_that_ends_while_the_pilot_is_away_has_its_result() {
+    let pod = Options::new().start();
+    pod.put("away", &counted("0.1"));
+    pod.reaches("away.1", "running");
+    let began = Instant::now();
+    kill_the_pilot(&pod);
+    ran_once(&pod.result("away"), "just before its end");
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+}
+
+#[test]
+fn twice_in_one_job() {
+    let pod = Pod::start();
+    pod.put("twice", &counted("3"));
+    pod.reaches("twice.1", "running");
+    let was = kill_the_pilot(&pod);
+    is_back(&pod, was);
+    thread::sleep(Duration::from_millis(300));
+    kill_the_pilot(&pod);
+    ran_once(&pod.result("twice"), "twice");
+    is_the_only_result(&pod, "twice");
+}
+
+/// From LATEBIND_SEED, or the clock; printed, so that a failure can be had again.
+fn seed() -> u64 {
+    let given = std::env::var("LATEBIND_SEED").ok().and_then(|s| s.parse().ok());
+    given.unwrap_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64)
+}
+
+/// Three jobs of a second each; the pilot is killed at a moment of each one's life. Three, since each restart has to wait
+/// twice as long as the one before.
+fn at_random_moments(salt: u64) {
+    let seed = seed();
+    let mut x = seed ^ salt.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let pod = Pod::start();
+    pod.serves();
+    for n in 0..3 {
+        x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let delay = Duration::from_millis((x >> 33) % 3000);
+        let name = format!("random-{n}");
+        pod.put(&name, &counted("1"));
+        thread::sleep(delay);
+        let phase = pod.phase(&format!("{name}.1"));
+        let over = look_into(&pod.spool, &name).is_some();
+        let when = format!("after {delay:?} (phase {phase:?}, over: {over}), LATEBIND_SEED={seed}, salt {salt}");
+        println!("{when}");
+        let was = kill_the_pilot(&pod);
+        let outcome = pod.result(&name);
+        ran_once(&outcome, &when);
+        is_back(&pod, was);
+        is_the_only_result(&pod, &name);
+    }
+}
+
+#[test]
+fn killed_at_random_moments_1() {
+    at_random_moments(1);
+}
+
+#[test]
+fn killed_at_random_moments_2() {
+    at_random_moments(2);
+}
+
+#[test]
+fn killed_at_random_moments_3() {
+    at_random_moments(3);
+}
+
+#[test]
+fn killed_at_random_moments_4() {
+    at_random_moments(4);
+}
