@@ -82,9 +82,9 @@ esac
 find "$target"/*/"$MUSL_TARGET"/release -maxdepth 1 -type f -perm -u+x -exec rm -f {} + 2>/dev/null || :
 
 # Nothing unwinds in glue: tables for it would be a fifth of the binary. The outliner makes one function of instructions that
-# stand in several places, which is worth another hundredth.
+# stand in several places, and calls into libc go the short way.
 "build_$recipe" glue "-Zunstable-options -Cpanic=immediate-abort -Cforce-unwind-tables=no
-    -Cllvm-args=-enable-machine-outliner=always" -p glue
+    -Zplt=yes -Cllvm-args=-enable-machine-outliner=always" -p glue
 "build_$recipe" rest "" --workspace --exclude glue
 
 mkdir -p dist
