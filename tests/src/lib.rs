@@ -1,5 +1,6 @@
 //! What the integration tests share: slots and pods on real containers, and how to look at them from outside.
 
+pub mod engine;
 pub mod job;
 pub mod pod;
 pub mod processes;
