@@ -4,8 +4,8 @@
 set -eu
 . "$(dirname "$0")/rust.sh"
 
-want= minutes=0
-add() { # add MINUTES PACKAGE...: MINUTES are what downloading and unpacking these took on two cores, rounded up
+want= seconds=0
+add() { # add SECONDS PACKAGE...: SECONDS are what downloading and unpacking these took on two cores, rounded up
     cost=$1 new=
     shift
     for package; do
@@ -13,23 +13,23 @@ add() { # add MINUTES PACKAGE...: MINUTES are what downloading and unpacking the
         [ "$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || new="$new $package"
     done
     [ -n "$new" ] || return 0
-    want="$want$new" minutes=$((minutes + cost))
+    want="$want$new" seconds=$((seconds + cost))
 }
 
 for purpose; do
     case $purpose in
     build)
-        add 1 ca-certificates gcc libc6-dev binutils
+        add 20 ca-certificates gcc libc6-dev binutils
         # Debian's toolchain comes with the sources of std, which the release recipe rebuilds for musl.
-        [ "$(static_recipe)" = rustup ] || add 2 rustc-web cargo-web rust-web-src musl-tools
+        [ "$(static_recipe)" = rustup ] || add 60 rustc-web cargo-web rust-web-src musl-tools
         ;;
-    images) add 1 podman runc crun netavark busybox-static debootstrap gcc libc6-dev ;;
-    demo) add 1 openssl procps ;;
+    images) add 30 podman runc crun netavark busybox-static debootstrap gcc libc6-dev ;;
+    demo) add 5 openssl procps ;;
     test)
-        add 1 gcc libc6-dev bash dash util-linux procps openssl
-        [ -n "$(dev_cargo)" ] || add 2 rustc-web cargo-web rustfmt-web rust-web-clippy
+        add 20 gcc libc6-dev bash dash util-linux procps openssl
+        [ -n "$(dev_cargo)" ] || add 30 rustc-web cargo-web rustfmt-web rust-web-clippy
         ;;
-    bench) add 1 tini dumb-init strace ;;
+    bench) add 5 tini dumb-init strace ;;
     *)
         echo "setup.sh: unknown purpose '$purpose' (build, images, demo, test, bench)" >&2
         exit 2
@@ -41,7 +41,7 @@ if [ -z "$want" ]; then
     echo "set-up: everything for '$*' is installed already"
     exit 0
 fi
-echo "set-up for '$*': will install from this machine's Debian archive, in about $minutes min:"
+echo "set-up for '$*': will install from this machine's Debian archive, in about $(((seconds + 59) / 60)) min:"
 echo " $want"
 if [ "$(id -u)" != 0 ]; then
     echo "setup.sh: only root can install packages; run this as root: apt-get install --no-install-recommends$want" >&2
