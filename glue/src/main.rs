@@ -17,6 +17,7 @@ const BAD_USAGE: i32 = 2;
 const FAILED: i32 = 1;
 
 fn main() {
+    glue::sys::protect_relocations();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     std::process::exit(dispatch(&words));

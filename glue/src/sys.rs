@@ -603,3 +603,24 @@ pub fn remove_system_v(kind: SystemV, id: i32) -> io::Result<()> {
     };
     checked(libc::c_long::from(result)).map(drop)
 }
+
+/// Makes the relocated constants of this program read-only, as a dynamic loader would (PT_GNU_RELRO of elf(5)): the start code
+/// of a static program in musl relocates, but leaves that out. What can not be done is left as it is.
+pub fn protect_relocations() {
+    // SAFETY: getauxval takes a number only; the kernel gives each program its own program headers.
+    let (headers, count) = unsafe { (libc::getauxval(libc::AT_PHDR), libc::getauxval(libc::AT_PHNUM)) };
+    if headers == 0 {
+        return;
+    }
+    // SAFETY: AT_PHDR and AT_PHNUM describe this program's own headers, which stay mapped and unchanged while it runs.
+    let table = unsafe { std::slice::from_raw_parts(headers as *const libc::Elf64_Phdr, count as usize) };
+    let of_kind = |kind: u32| table.iter().find(|header| header.p_type == kind);
+    let (Some(own), Some(relro)) = (of_kind(libc::PT_PHDR), of_kind(libc::PT_GNU_RELRO)) else { return };
+    const PAGE: u64 = 4096;
+    let start = headers.wrapping_sub(own.p_vaddr).wrapping_add(relro.p_vaddr);
+    let (first, end) = (start / PAGE * PAGE, start.wrapping_add(relro.p_memsz) / PAGE * PAGE);
+    if first < end {
+        // SAFETY: the linker laid these pages out for this: nothing writes there once relocation is over, which is before main.
+        unsafe { libc::mprotect(first as *mut libc::c_void, (end - first) as usize, libc::PROT_READ) };
+    }
+}
