@@ -3,7 +3,7 @@
 //! `kill(-1)` as root would reach the pilot; as the payload UID it would reach what the pilot runs under that UID, and the
 //! payload could stop or kill the killer. So it runs in a child with real and saved UID K and effective UID P: by kill(2)
 //! such a process may signal P, and P may not signal it. It stops everything of P at once (a fork in progress notices the
-//! pending signal and does not complete), then kills one by one what is in the container, then continues the rest.
+//! pending signal and does not complete), then kills one by one what is in the container. Afterwards the rest is continued.
 #![forbid(unsafe_code)]
 
 use std::io::{self, Read};
@@ -45,6 +45,22 @@ impl Routine<'_> {
     /// Runs the routine until none is left or `deadline` has passed. Returns how many processes still live.
     pub fn run(&self, deadline: Instant) -> io::Result<u64> {
         self.ids.check().map_err(|e| refused(format_args!("{e}")))?;
+        let outside = self.split()?.1;
+        let left = self.end_all(deadline);
+        // Here and not in the child, which may have been cut off: what was stopped on the way goes on, whatever happened.
+        for process in self.split()?.1 {
+            let stopped_before = outside.iter().any(|before| before.pid == process.pid && before.is_stopped());
+            if let Ok(pinned) = Pinned::new(process.pid)
+                && !stopped_before
+                && self.proc.process(process.pid).is_some_and(|now| now.uid == self.ids.uid)
+            {
+                let _ = pinned.signal(Signal::SIGCONT);
+            }
+        }
+        left
+    }
+
+    fn end_all(&self, deadline: Instant) -> io::Result<u64> {
         loop {
             match self.run_child(deadline) {
                 Ok(Ending::NoneLeft) => return Ok(0),
@@ -75,7 +91,7 @@ impl Routine<'_> {
     fn split(&self) -> io::Result<(Vec<Process>, Vec<Process>)> {
         let (mut inside, mut outside) = (Vec::new(), Vec::new());
         for process in self.proc.of_uid(self.ids.uid)? {
-            match self.proc.cgroup(process.pid) {
+            match self.proc.cgroup_of(&process) {
                 Ok(cgroup) if cgroup == self.cgroup => inside.push(process),
                 Ok(_) => outside.push(process),
                 Err(_) => {} // it has just ended
@@ -88,8 +104,8 @@ impl Routine<'_> {
     fn sweep(&self) -> io::Result<()> {
         for found in self.inside()? {
             let Ok(pinned) = Pinned::new(found.pid) else { continue };
-            let same = self.proc.process(found.pid).is_some_and(|p| p.uid == self.ids.uid);
-            if same && self.proc.cgroup(found.pid).is_ok_and(|c| c == self.cgroup) {
+            let Some(now) = self.proc.process(found.pid).filter(|p| p.uid == self.ids.uid) else { continue };
+            if self.proc.cgroup_of(&now).is_ok_and(|c| c == self.cgroup) {
                 let _ = pinned.signal(Signal::SIGKILL);
             }
         }
@@ -128,36 +144,28 @@ impl Routine<'_> {
         }
     }
 
-    /// The child: takes the IDs, proves that it has them, then stops, kills and continues.
+    /// The child: takes the IDs, proves that it has them, then stops everything and kills what is in the container.
     fn as_child(&self, deadline: Instant) -> io::Result<Ending> {
         if take_ids(self.ids).is_err() {
             return Ok(Ending::Refused);
         }
-        let stopped_before: Vec<i32> =
-            self.split()?.1.into_iter().filter(Process::is_stopped).map(|process| process.pid).collect();
-        let ending = loop {
+        loop {
             match sys::stop_all_of(self.ids.uid, self.ids.kill_uid) {
                 // Nothing of this UID anywhere but, perhaps, what has ended and waits to be reaped.
-                Err(e) if e.raw_os_error() == Some(nix::libc::ESRCH) => break Ending::NoneLeft,
+                Err(e) if e.raw_os_error() == Some(nix::libc::ESRCH) => return Ok(Ending::NoneLeft),
                 Err(e) if e.raw_os_error() == Some(nix::libc::EPERM) => return Ok(Ending::Refused),
                 Err(e) => return Err(e),
                 Ok(()) => {}
             }
             self.sweep()?;
             if self.inside()?.is_empty() {
-                break Ending::NoneLeft;
+                return Ok(Ending::NoneLeft);
             }
             if Instant::now() >= deadline {
-                break Ending::SomeLeft;
+                return Ok(Ending::SomeLeft);
             }
             std::thread::sleep(Duration::from_micros(200));
-        };
-        for process in self.split()?.1 {
-            if !stopped_before.contains(&process.pid) {
-                let _ = sys::signal_process(process.pid, Signal::SIGCONT as i32);
-            }
         }
-        Ok(ending)
     }
 }
 

@@ -30,12 +30,18 @@ pub struct Process {
     pub uid: u32,
     /// The state letter of proc_pid_status(5): R, S, D, T, t, Z, X, I.
     pub state: char,
+    /// Its threads, one that has ended and leads others included.
+    pub threads: u32,
 }
 
 impl Process {
-    /// Whether it can still do anything.
+    /// Whether it can still do anything. A main thread that has ended shows as a zombie while others of its process run.
     pub fn lives(&self) -> bool {
-        !matches!(self.state, 'Z' | 'X' | 'x')
+        !self.main_thread_has_ended() || self.threads > 1
+    }
+
+    fn main_thread_has_ended(&self) -> bool {
+        matches!(self.state, 'Z' | 'X' | 'x')
     }
 
     /// Whether it is stopped by a signal.
@@ -72,6 +78,36 @@ impl Proc {
         self.read(&format!("{pid}/cgroup"))
     }
 
+    /// As [`Proc::cgroup`], for a process that may go on without its main thread: that thread's own entry then says nothing
+    /// (with cgroup version 1 it says `/`), so a thread that runs is asked.
+    pub fn cgroup_of(&self, process: &Process) -> io::Result<String> {
+        if !process.main_thread_has_ended() {
+            return self.cgroup(process.pid);
+        }
+        let pid = process.pid;
+        for tid in self.numbers_in(&format!("{pid}/task"))? {
+            let thread = format!("{pid}/task/{tid}");
+            let runs = self.read(&format!("{thread}/status")).ok().and_then(|text| parse_status(tid, &text));
+            if runs.is_some_and(|thread| !thread.main_thread_has_ended()) {
+                return self.read(&format!("{thread}/cgroup"));
+            }
+        }
+        Err(io::Error::from_raw_os_error(nix::libc::ESRCH))
+    }
+
+    /// Entries of a directory beneath `/proc` whose names are numbers, in its order.
+    fn numbers_in(&self, path: &str) -> io::Result<Vec<i32>> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let mut dir = nix::dir::Dir::openat(self.0.as_fd(), path, flags, nix::sys::stat::Mode::empty())?;
+        let mut numbers = Vec::new();
+        for entry in dir.iter() {
+            if let Some(number) = entry?.file_name().to_str().ok().and_then(|name| name.parse().ok()) {
+                numbers.push(number);
+            }
+        }
+        Ok(numbers)
+    }
+
     /// The process with this ID, or `None` where there is none any more.
     pub fn process(&self, pid: i32) -> Option<Process> {
         parse_status(pid, &self.read(&format!("{pid}/status")).ok()?)
@@ -79,14 +115,10 @@ impl Proc {
 
     /// The processes with real UID `uid` that live, in ascending order of their IDs.
     pub fn of_uid(&self, uid: u32) -> io::Result<Vec<Process>> {
-        // A descriptor of its own: the position in a directory belongs to the open file.
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let mut dir = nix::dir::Dir::openat(self.0.as_fd(), ".", flags, nix::sys::stat::Mode::empty())?;
         let mut found = Vec::new();
-        for entry in dir.iter() {
-            let entry = entry?;
-            let pid = entry.file_name().to_str().ok().and_then(|name| name.parse::<i32>().ok());
-            if let Some(process) = pid.and_then(|pid| self.process(pid))
+        // "." is opened anew each time: the position in a directory belongs to the open file.
+        for pid in self.numbers_in(".")? {
+            if let Some(process) = self.process(pid)
                 && process.uid == uid
                 && process.lives()
             {
@@ -104,6 +136,7 @@ fn parse_status(pid: i32, status: &str) -> Option<Process> {
         pid,
         state: field("State:")?.chars().next()?,
         uid: field("Uid:")?.split_ascii_whitespace().next()?.parse().ok()?,
+        threads: field("Threads:")?.parse().ok()?,
     })
 }
 
@@ -138,9 +171,16 @@ mod tests {
 
     #[test]
     fn status_is_read() {
-        let text = "Name:\ta\nUmask:\t0022\nState:\tT (stopped)\nTgid:\t9\nUid:\t5\t6\t7\t8\n";
-        assert_eq!(parse_status(9, text), Some(Process { pid: 9, uid: 5, state: 'T' }));
+        let text = "Name:\ta\nUmask:\t0022\nState:\tT (stopped)\nTgid:\t9\nUid:\t5\t6\t7\t8\nThreads:\t2\n";
+        assert_eq!(parse_status(9, text), Some(Process { pid: 9, uid: 5, state: 'T', threads: 2 }));
         assert_eq!(parse_status(9, "State:\tR\n"), None);
+    }
+
+    #[test]
+    fn a_process_lives_as_long_as_any_of_its_threads() {
+        let lives = |state, threads| Process { pid: 1, uid: 1, state, threads }.lives();
+        assert!(lives('S', 1) && lives('T', 1) && lives('Z', 2));
+        assert!(!lives('Z', 1) && !lives('X', 1));
     }
 
     #[test]

@@ -444,7 +444,7 @@ fn end_processes(slot: &Slot, bound: &Bound, within: Duration) -> Result<(), Fai
     let inside = || {
         let proc = Proc::open()?;
         let all = proc.of_uid(slot.uid)?;
-        Ok::<bool, std::io::Error>(all.iter().any(|p| proc.cgroup(p.pid).is_ok_and(|c| c == bound.cgroup)))
+        Ok::<bool, std::io::Error>(all.iter().any(|p| proc.cgroup_of(p).is_ok_and(|c| c == bound.cgroup)))
     };
     if inside().is_ok_and(|any| !any) {
         return Ok(());
