@@ -16,6 +16,9 @@ use crate::source::spool::{Claimed, Spool};
 /// How often the spool is looked at while there is nothing to do.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
+/// How long to wait before a report is delivered again.
+const DELIVER_AGAIN_AFTER: Duration = Duration::from_secs(2);
+
 /// What the loop needs to know.
 #[derive(Clone, Debug)]
 pub struct Loop {
@@ -71,10 +74,13 @@ pub fn run(settings: &Loop, stop: &Arc<AtomicBool>) -> io::Result<usize> {
         }
         let next = match unfinished.pop() {
             Some(claimed) => Some(claimed),
-            None => spool.claim()?,
+            None => spool.claim().unwrap_or_else(|e| {
+                tracing::error!("the spool can not be read: {e}");
+                None
+            }),
         };
         let Some(claimed) = next else {
-            if busy.load(Ordering::Relaxed) > 0 || !spool.is_empty()? {
+            if busy.load(Ordering::Relaxed) > 0 || !spool.is_empty().unwrap_or(false) {
                 idle_since = Instant::now();
             }
             if settings.idle_exit.is_some_and(|limit| idle_since.elapsed() >= limit) {
@@ -87,12 +93,15 @@ pub fn run(settings: &Loop, stop: &Arc<AtomicBool>) -> io::Result<usize> {
         let (settings, spool, busy, over) = (settings.clone(), spool.clone(), busy.clone(), over.clone());
         let stop = stop.clone();
         std::thread::Builder::new().name("job".into()).spawn(move || {
-            match one_job(&settings, &spool, &claimed, &stop) {
-                Ok(()) => {
-                    over.fetch_add(1, Ordering::Relaxed);
+            // Asking the core again never runs the job again: so a spool that is full for a while costs no result.
+            while let Err(e) = one_job(&settings, &spool, &claimed, &stop) {
+                tracing::error!(job = %claimed.name, "not delivered yet: {e}");
+                if stop.load(Ordering::Relaxed) || !claimed.is_here() {
+                    break;
                 }
-                Err(e) => tracing::error!(job = %claimed.name, "stays claimed by this pilot: {e}"),
+                std::thread::sleep(DELIVER_AGAIN_AFTER);
             }
+            over.fetch_add(1, Ordering::Relaxed);
             busy.fetch_sub(1, Ordering::Relaxed);
         })?;
     }

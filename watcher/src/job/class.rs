@@ -58,7 +58,9 @@ fn of_failure(record: &Record) -> (Class, &'static str, String) {
         "StartupError" if failure.errno.is_empty() && failure.message.contains("cut off") => Class::Retry,
         _ => Class::Hold,
     };
-    (class, reason, failure.message.clone())
+    // It may name what the image holds, and people read it on terminals.
+    let message = failure.message.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+    (class, reason, message)
 }
 
 /// The end of a glue that left no record.

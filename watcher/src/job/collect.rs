@@ -22,6 +22,13 @@ const FILES_MAX: u32 = 100_000;
 /// Deepest tree.
 const DEPTH_MAX: usize = 64;
 
+/// Most entries that are named as missing of one output.
+const MISSING_MAX: usize = 100;
+
+fn is_too_much(e: &io::Error) -> bool {
+    e.kind() == io::ErrorKind::FileTooLarge
+}
+
 /// What may still be fetched.
 struct Budget {
     bytes: u64,
@@ -57,17 +64,27 @@ pub fn collect(slot: &Slot, request: &Request, record: Option<&str>, report: &mu
     for output in &request.outputs {
         let to = outputs.join(output);
         let parents = to.parent().map_or(Ok(()), |p| DirBuilder::new().recursive(true).mode(0o755).create(p));
-        match parents.and_then(|()| fetch(&work, output, &to, slot.uid, &mut budget, 0)) {
+        let mut missing = Vec::new();
+        match parents.and_then(|()| fetch(&work, output, &to, slot.uid, &mut budget, &mut missing)) {
             Ok(()) => report.outputs.push(output.clone()),
             Err(e) => report.missing_outputs.push(format!("{output}: {e}")),
         }
+        report.missing_outputs.extend(missing);
     }
     Ok(())
 }
 
-/// Fetches a file or a directory at `path` beneath `work`.
-fn fetch(work: &Dir, path: &str, to: &Path, uid: u32, budget: &mut Budget, depth: usize) -> io::Result<()> {
-    if depth > DEPTH_MAX {
+/// Fetches a file or a directory at `path` beneath `work`. What of a directory can not be fetched is added to `missing`, and
+/// keeps nothing else from being fetched.
+fn fetch(
+    work: &Dir,
+    path: &str,
+    to: &Path,
+    uid: u32,
+    budget: &mut Budget,
+    missing: &mut Vec<String>,
+) -> io::Result<()> {
+    if path.split('/').count() > DEPTH_MAX {
         return Err(io::Error::other(format!("nested deeper than {DEPTH_MAX}")));
     }
     // Non-blocking, so that a FIFO is an error and not a wait.
@@ -84,13 +101,16 @@ fn fetch(work: &Dir, path: &str, to: &Path, uid: u32, budget: &mut Budget, depth
             let mut dir = nix::dir::Dir::openat(from.as_fd(), ".", flags, nix::sys::stat::Mode::empty())?;
             for entry in dir.iter() {
                 let entry = entry?;
-                let Ok(name) = entry.file_name().to_str() else {
-                    return Err(io::Error::other("has an entry whose name is not UTF-8"));
+                let shown = format!("{path}/{}", entry.file_name().to_string_lossy().escape_debug());
+                let fetched = match entry.file_name().to_str() {
+                    Ok("." | "..") => continue,
+                    Ok(name) => fetch(work, &format!("{path}/{name}"), &to.join(name), uid, budget, missing),
+                    Err(_) => Err(io::Error::other("its name is not UTF-8")),
                 };
-                if layout::is_component(name) {
-                    let below = format!("{path}/{name}");
-                    fetch(work, &below, &to.join(name), uid, budget, depth + 1)
-                        .map_err(|e| io::Error::new(e.kind(), format!("{below}: {e}")))?;
+                match fetched {
+                    Ok(()) => {}
+                    Err(e) if missing.len() >= MISSING_MAX || is_too_much(&e) => return Err(e),
+                    Err(e) => missing.push(format!("{shown}: {e}")),
                 }
             }
             Ok(())

@@ -4,6 +4,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use glue::contract::layout;
 use glue::contract::record::Refusal;
 use glue::contract::status::Status;
 use glue::processes::{Pinned, Proc};
@@ -165,10 +166,22 @@ impl Life<'_> {
         }
     }
 
-    /// Processes of the payload UID that an earlier, lost job may have left.
+    /// Processes of the payload UID that an earlier, lost job may have left, wherever but in the pilot's own container: while
+    /// one of them lives, it could exchange what is put into `work/`.
     fn end_leftovers(&self) -> Result<(), Failure> {
-        let Some(bound) = self.state.bound.as_ref().or(self.held.as_ref().map(|h| &h.bound)) else { return Ok(()) };
-        end_processes(self.around.slot, bound, Duration::from_secs_f64(self.state.request.kill_s))
+        let slot = self.around.slot;
+        let unreadable = |e: std::io::Error| Failure::retry("EngineError", format!("/proc: {e}"));
+        let proc = Proc::open().map_err(unreadable)?;
+        let own = proc.cgroup(std::process::id() as i32).map_err(unreadable)?;
+        let kill_uid = slot.status().ok().flatten().map_or(layout::DEFAULT_KILL_UID + slot.number, |s| s.kill_uid);
+        for process in proc.of_uid(slot.uid).map_err(unreadable)? {
+            let Ok(cgroup) = proc.cgroup_of(&process) else { continue };
+            if cgroup != own {
+                tracing::warn!(slot = slot.number, pid = process.pid, "left over from an earlier job");
+                end_in(slot, kill_uid, &cgroup, Duration::from_secs_f64(self.state.request.kill_s))?;
+            }
+        }
+        Ok(())
     }
 
     fn bind(&mut self) -> Result<Phase, Failure> {
@@ -234,7 +247,7 @@ impl Life<'_> {
         }
         self.state.secrets = Some(prepared.secrets);
         self.save(); // before the file is put: from here on a restarted watcher can prove its record
-        slot.ctl.remove(glue::contract::layout::RECORD).map_err(|e| Failure::retry("VolumeFull", e.to_string()))?;
+        slot.ctl.remove(layout::RECORD).map_err(|e| Failure::retry("VolumeFull", e.to_string()))?;
         if let Some(streams) = self.streams.take() {
             let relay = Relay::start(slot, streams);
             self.relay = Some(relay.map_err(|e| Failure::retry("RelayFailed", format!("streams: {e}")))?);
@@ -394,13 +407,13 @@ impl Life<'_> {
     }
 
     fn collect(&mut self) -> Result<Phase, Failure> {
+        // A verified record says that nothing of the job lives; after a loss that has to be made sure of. Before the relays
+        // end: whoever still lives could keep them open.
+        if !self.state.report.verified || self.state.report.record.as_ref().is_some_and(|r| r.processes.unkilled > 0) {
+            self.end_job_processes();
+        }
         if let Some(relay) = self.relay.take() {
             relay.finish();
-        }
-        // A verified record says that nothing of the job lives; after a loss that has to be made sure of.
-        if !self.state.report.verified || self.state.report.record.as_ref().is_some_and(|r| r.processes.unkilled > 0) {
-            self.held = None;
-            end_processes(self.around.slot, self.bound()?, Duration::from_secs_f64(self.state.request.kill_s))?;
         }
         let record = self.state.record_jws.clone();
         let collected =
@@ -412,30 +425,41 @@ impl Life<'_> {
     }
 
     fn clean(&mut self) -> Result<Phase, Failure> {
+        self.end_job_processes();
         if let Some(relay) = self.relay.take() {
             relay.finish();
         }
         let slot = self.around.slot;
-        let bound = self.state.bound.clone();
-        if let Some(bound) = &bound {
-            end_processes(slot, bound, Duration::from_secs_f64(self.state.request.kill_s)).or_else(|e| self.note(e))?;
-            helper::clean_ipc(slot.ids(bound.kill_uid))
-                .map_err(|e| Failure::retry("CleaningFailed", format!("IPC objects: {e}")))
-                .or_else(|e| self.note(e))?;
+        if let Some(bound) = &self.state.bound {
+            let ids = slot.ids(bound.kill_uid);
+            let cleaned = helper::clean_ipc(ids);
+            self.note(cleaned.map_err(|e| Failure::retry("CleaningFailed", format!("IPC objects: {e}"))));
         }
-        stage::empty(slot).or_else(|e| self.note(e))?;
-        let glue_lives = self.glue.as_ref().is_some_and(|glue| !proof::has_ended(glue));
-        if !glue_lives {
+        self.note(stage::empty(slot));
+        if self.glue.as_ref().is_none_or(proof::has_ended) {
             self.held = None;
         }
         Ok(Phase::Done)
     }
 
+    /// Ends what is left of the job; what can not be ended loses its container, and so the engine has to end it.
+    fn end_job_processes(&mut self) {
+        let slot = self.around.slot;
+        let Some(bound) = self.state.bound.clone() else { return };
+        let within = Duration::from_secs_f64(self.state.request.kill_s);
+        if let Err(e) = end_processes(slot, &bound, within) {
+            self.note(Err(e));
+            self.note(self.around.binder.bind(slot.number, "").map(drop));
+            self.note(end_processes(slot, &bound, within));
+        }
+    }
+
     /// Trouble while cleaning does not change the job's result; it only costs the slot its container.
-    fn note(&mut self, failure: Failure) -> Result<(), Failure> {
-        self.held = None;
-        tracing::warn!(job = %self.state.request.id, slot = self.around.slot.number, "cleaning: {failure}");
-        Ok(())
+    fn note(&mut self, result: Result<(), Failure>) {
+        if let Err(failure) = result {
+            self.held = None;
+            tracing::warn!(job = %self.state.request.id, slot = self.around.slot.number, "cleaning: {failure}");
+        }
     }
 }
 
@@ -449,11 +473,16 @@ fn end_processes(slot: &Slot, bound: &Bound, within: Duration) -> Result<(), Fai
     if inside().is_ok_and(|any| !any) {
         return Ok(());
     }
-    let left = helper::kill(slot.ids(bound.kill_uid), &bound.cgroup, within)
+    end_in(slot, bound.kill_uid, &bound.cgroup, within)
+}
+
+/// Runs the kill routine for the slot's payload in one container.
+fn end_in(slot: &Slot, kill_uid: u32, cgroup: &str, within: Duration) -> Result<(), Failure> {
+    let left = helper::kill(slot.ids(kill_uid), cgroup, within)
         .map_err(|e| Failure::retry("KillFailed", format!("the payload's processes: {e}")))?;
     match left {
         0 => Ok(()),
-        n => Err(Failure::retry("Unkillable", format!("{n} processes of the payload could not be ended"))),
+        n => Err(Failure::retry("Unkillable", format!("{n} processes of an earlier or this job could not be ended"))),
     }
 }
 
@@ -468,6 +497,7 @@ fn wait_for_glue(
     let mut ask_engine = Instant::now() + Duration::from_millis(300);
     loop {
         slot.silence_chime();
+        around.control.settle();
         // Wrong mounts show with whatever runs there; waiting for a glue that an image keeps away would be in vain.
         proof::look_at_any(slot.number, &container.id)?;
         let status = slot.status().ok().flatten().filter(|s| Some(s.incarnation.as_str()) != before);

@@ -3,7 +3,10 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::thread::JoinHandle;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
 
 use glue::contract::layout::STREAMS;
 use nix::fcntl::OFlag;
@@ -12,6 +15,9 @@ use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{Gid, Uid, fchown};
 
 use crate::slot::Slot;
+
+/// How long the end of an output is waited for once the job is over and everything has been read.
+const END_WITHIN: Duration = Duration::from_secs(2);
 
 /// A client's descriptors 0 to 2; no input where the first is `None`.
 pub struct Streams {
@@ -30,7 +36,30 @@ pub struct Relay {
     /// Keeps the input FIFO open until the job has opened its end.
     input_open: Option<OwnedFd>,
     stop: Option<OwnedFd>,
-    outputs: Vec<JoinHandle<()>>,
+    outputs: Vec<Output>,
+}
+
+/// One output under way.
+struct Output {
+    /// Ends, without a word, when its thread does.
+    ended: Receiver<()>,
+    /// Whether the thread waits for the job's side rather than for the client's.
+    reading: Arc<AtomicBool>,
+}
+
+impl Output {
+    /// Waits for the end. A client that reads slowly may take its time; somebody who got hold of the FIFO and lives elsewhere
+    /// must not keep the watcher waiting.
+    fn finish(self) {
+        let mut reading_since = Instant::now();
+        while self.ended.recv_timeout(Duration::from_millis(50)) == Err(RecvTimeoutError::Timeout) {
+            if !self.reading.load(Ordering::Relaxed) {
+                reading_since = Instant::now();
+            } else if reading_since.elapsed() >= END_WITHIN {
+                return;
+            }
+        }
+    }
 }
 
 impl Relay {
@@ -52,7 +81,14 @@ impl Relay {
             let from = slot.ctl.open_beneath(name, OFlag::O_RDONLY | OFlag::O_NONBLOCK, 0)?;
             glue::sys::set_blocking(from.as_fd())?;
             let thread = std::thread::Builder::new().name(format!("relay-{name}"));
-            outputs.push(thread.spawn(move || copy(File::from(from), File::from(to)))?);
+            let (done, ended) = channel::<()>();
+            let reading = Arc::new(AtomicBool::new(true));
+            let shown = reading.clone();
+            thread.spawn(move || {
+                copy(File::from(from), File::from(to), &shown);
+                drop(done);
+            })?;
+            outputs.push(Output { ended, reading });
         }
         let (mut stop, mut input_open) = (None, None);
         if let Some(from) = streams.stdin {
@@ -81,19 +117,21 @@ impl Relay {
         self.job_has_started();
         self.keep_open.clear();
         self.stop = None;
-        for thread in self.outputs.drain(..) {
-            let _ = thread.join();
+        for output in self.outputs.drain(..) {
+            output.finish();
         }
     }
 }
 
 /// Copies until the end of `from`. When `to` is gone, the rest is read and dropped, so that the job does not block.
-fn copy(mut from: File, mut to: File) {
+fn copy(mut from: File, mut to: File, reading: &AtomicBool) {
     let mut bytes = [0; 16384];
     let mut gone = false;
     while let Ok(n) = from.read(&mut bytes) {
         let Some(some) = bytes.get(..n).filter(|some| !some.is_empty()) else { return };
+        reading.store(false, Ordering::Relaxed);
         gone = gone || write_all(&mut to, some).is_err();
+        reading.store(true, Ordering::Relaxed);
     }
 }
 

@@ -83,7 +83,7 @@ impl Core {
             settings: Arc::new(parts.settings),
             binder: parts.binder,
         };
-        let mut resumed: HashMap<u32, String> = HashMap::new();
+        let mut resumed: HashMap<u32, Vec<String>> = HashMap::new();
         for name in core.states.names()? {
             let mut state: State = match core.states.get(&name) {
                 Ok(Some(state)) => state,
@@ -109,7 +109,7 @@ impl Core {
                     core.lock().queue.push_back(name.clone());
                 }
                 (_, Some(slot)) => {
-                    resumed.insert(slot, name.clone());
+                    resumed.entry(slot).or_default().push(name.clone());
                 }
             }
             core.lock().jobs.insert(name, Job { state, control, streams: None, listeners: Vec::new() });
@@ -117,12 +117,12 @@ impl Core {
         let mut threads = Vec::new();
         for number in parts.slots {
             let slot = Slot::open(number).map_err(|e| io::Error::new(e.kind(), format!("slot {number}: {e}")))?;
-            let (core, first) = (core.clone(), resumed.remove(&number));
+            let (core, first) = (core.clone(), resumed.remove(&number).unwrap_or_default());
             let thread = std::thread::Builder::new().name(format!("slot-{number}"));
             threads.push(thread.spawn(move || core.serve_slot(&slot, first))?);
         }
         // Slots that the pod does not have any more: their jobs are lost, and somebody waits for that answer.
-        for name in resumed.into_values() {
+        for name in resumed.into_values().flatten() {
             core.give_up(&name, Failure::retry("SlotLost", "the slot that had the job does not exist any more"));
         }
         Ok(Running { core, threads })
@@ -197,14 +197,13 @@ impl Core {
         Ok(())
     }
 
-    fn serve_slot(&self, slot: &Slot, first: Option<String>) {
-        let mut next = first;
+    fn serve_slot(&self, slot: &Slot, mut first: Vec<String>) {
         let mut held: Option<Held> = None;
         // A glue that has run no job stands in a container that was bound for none.
         let mut placeholder =
             !self.settings.placeholder_when_idle || slot.status().is_ok_and(|s| s.is_some_and(|s| s.job.is_none()));
         loop {
-            let name = match next.take() {
+            let name = match first.pop() {
                 Some(name) => name,
                 None => match self.take_queued(held.is_some(), &mut placeholder, slot) {
                     Some(name) => name,

@@ -28,6 +28,9 @@ use crate::tree;
 /// Longest name of a job here; the attempt's number is added to it.
 const NAME_MAX: usize = 118;
 
+/// Longest time that a job may have to wait for its next attempt, seconds.
+const DELAY_MAX: f64 = 86_400.0;
+
 /// Largest `job.json`.
 const JOB_FILE_MAX: u64 = 1 << 20;
 
@@ -109,13 +112,16 @@ impl Spool {
 
     /// What this pilot, in an earlier life, has claimed and not brought to an end.
     pub fn unfinished(&self) -> io::Result<Vec<Claimed>> {
-        let entries = |name: String| Claimed {
-            // Killed between taking it and counting that: still the first attempt, or that of the last count.
-            attempt: attempts(&self.claimed.join(&name)).max(1),
-            dir: self.claimed.join(&name),
-            name,
-        };
-        Ok(names(&self.claimed)?.into_iter().map(entries).collect())
+        let mut unfinished = Vec::new();
+        for name in names(&self.claimed)? {
+            let dir = self.claimed.join(&name);
+            match take_over(&dir, false) {
+                // Killed between taking it and counting that: still the first attempt, or that of the last count.
+                Ok(()) => unfinished.push(Claimed { attempt: attempts(&dir).max(1), dir, name }),
+                Err(e) => tracing::error!(job = %name, "stays claimed, and is left alone: {e}"),
+            }
+        }
+        Ok(unfinished)
     }
 
     /// Claims the next job that may run now: one rename decides who has it.
@@ -128,13 +134,21 @@ impl Spool {
             match fs::rename(&from, &to) {
                 // Another pilot was quicker.
                 Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-                Err(e) => return Err(io::Error::new(e.kind(), format!("{}: {e}", from.display()))),
+                // One entry that can not be had (its name is under way already, say) keeps no other from being served.
+                Err(e) => {
+                    tracing::debug!(job = %name, "can not be claimed now: {e}");
+                    continue;
+                }
                 Ok(()) => {}
             }
-            take_over(&to)?;
-            let attempt = attempts(&to) + 1;
-            put_file(&to.join("attempts"), attempt.to_string().as_bytes(), 0o644)?;
-            return Ok(Some(Claimed { name, attempt, dir: to }));
+            let counted = take_over(&to, true).and_then(|()| {
+                let attempt = attempts(&to).saturating_add(1);
+                put_file(&to.join("attempts"), attempt.to_string().as_bytes(), 0o644).map(|()| attempt)
+            });
+            match counted {
+                Ok(attempt) => return Ok(Some(Claimed { name, attempt, dir: to })),
+                Err(e) => tracing::error!(job = %name, "stays claimed, and is left alone: {e}"),
+            }
         }
         Ok(None)
     }
@@ -170,15 +184,20 @@ impl Spool {
 
 /// Makes a claimed directory root's, so that whoever put it there can not exchange what lies in it, and puts aside what stands
 /// where our own files go. What is deeper in it may still be changed, and is opened without following links.
-fn take_over(dir: &Path) -> io::Result<()> {
+fn take_over(dir: &Path, fresh: bool) -> io::Result<()> {
     let fd = tree::open_dir(dir)?;
     fchown(&fd, Some(Uid::from_raw(0)), Some(Gid::from_raw(0)))?;
     fchmod(&fd, Mode::from_bits_truncate(0o755))?;
-    for name in ["result", "result.tmp", "attempts", "attempts.tmp", "not-before", "not-before.tmp"] {
+    for name in ["attempts", "not-before", "result", "report.tmp", "attempts.tmp", "not-before.tmp"] {
         let path = dir.join(name);
-        if let Ok(metadata) = path.symlink_metadata()
-            && (metadata.uid() != 0 || metadata.is_symlink())
-        {
+        let Ok(metadata) = path.symlink_metadata() else { continue };
+        let ours = metadata.uid() == 0
+            && match name {
+                "attempts" | "not-before" => metadata.is_file(),
+                // A fresh claim has no result yet; one that is taken up again may have.
+                _ => !fresh && metadata.is_dir(),
+            };
+        if !ours {
             fs::rename(&path, free_name(dir, &format!("{name}.not-ours")))?;
         }
     }
@@ -208,12 +227,19 @@ fn names(dir: &Path) -> io::Result<Vec<String>> {
     Ok(names)
 }
 
+/// The number in a small file, which others may have put there: no link is followed, and nothing is waited for.
+fn number(path: &Path) -> Option<f64> {
+    let mut text = String::new();
+    tree::open_file(path).and_then(|file| file.take(64).read_to_string(&mut text)).ok()?;
+    text.trim().parse().ok().filter(|n: &f64| n.is_finite() && *n >= 0.0)
+}
+
 fn attempts(dir: &Path) -> u32 {
-    fs::read_to_string(dir.join("attempts")).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+    number(&dir.join("attempts")).map_or(0, |n| n as u32)
 }
 
 fn not_before(dir: &Path) -> f64 {
-    fs::read_to_string(dir.join("not-before")).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0.0)
+    number(&dir.join("not-before")).filter(|at| *at < now() + DELAY_MAX).unwrap_or(0.0)
 }
 
 impl Claimed {
