@@ -65,7 +65,11 @@ fn of_file(file: &CStr, error: &io::Error) -> String {
 fn of_content(bytes: &[u8], error: &io::Error) -> Option<String> {
     if let Some(rest) = bytes.strip_prefix(b"#!") {
         let line = rest.split(|b| *b == b'\n').next().unwrap_or_default();
-        let interpreter = line.trim_ascii().split(u8::is_ascii_whitespace).next().unwrap_or_default();
+        // As the kernel reads it: a CR is part of the name, and the usual reason why a shell that is there is not found.
+        let interpreter = line.split(|b| matches!(b, b' ' | b'\t')).find(|word| !word.is_empty()).unwrap_or_default();
+        if interpreter.ends_with(b"\r") {
+            return Some("its lines end in CR LF, and so does its interpreter's name: save it with LF alone".into());
+        }
         let text = printable(&String::from_utf8_lossy(interpreter));
         return Some(match error.raw_os_error() {
             Some(libc::ENOENT) => format!("its interpreter {text} does not exist in the image"),
@@ -177,6 +181,7 @@ mod tests {
             (of("empty", b"", 0o755, libc::ENOEXEC), "is empty"),
             (of("binary", b"\0\x01\x02\xff", 0o755, libc::ENOEXEC), "no program that this node knows"),
             (of("script", b"#! /no/such -x\n", 0o755, libc::ENOENT), "its interpreter /no/such does not exist"),
+            (of("crlf", b"#!/bin/sh\r\n", 0o755, libc::ENOENT), "end in CR LF"),
             (of("bits", b"#!/bin/sh\n", 0o644, libc::EACCES), "no execute bit"),
             (of("arm", &elf(183), 0o755, libc::ENOEXEC), "built for aarch64, this node is x86_64"),
             (of("loader", &elf(62), 0o755, libc::ENOENT), "its loader /lib/ld.x does not exist"),

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, readlinkat};
-use nix::sys::stat::{SFlag, fstat};
+use nix::sys::stat::{Mode, SFlag, fchmod, fstat};
 use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
 
 use crate::error::{error, refused};
@@ -34,6 +34,26 @@ fn parent_of(path: &str) -> io::Result<(OwnedFd, &str)> {
     }
 }
 
+/// Does `act` in `parent`, and again with the owner's write bit where that is what it takes: engines give the top of a
+/// container mode 0555, and root without DAC_OVERRIDE may not write there, but it is root's to change.
+fn writing(parent: &OwnedFd, act: impl Fn() -> nix::Result<()>) -> io::Result<()> {
+    let first = act();
+    if first != Err(Errno::EACCES) {
+        return Ok(first?);
+    }
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let open = sys::openat(parent.as_fd(), c".", flags.bits(), 0)?;
+    let stat = fstat(&open)?;
+    if stat.st_uid != 0 || stat.st_mode & 0o200 != 0 {
+        return Ok(first?);
+    }
+    let chmod = |bits| fchmod(&open, Mode::from_bits_truncate(bits));
+    chmod(stat.st_mode | 0o200)?;
+    let second = act();
+    chmod(stat.st_mode)?;
+    Ok(second?)
+}
+
 /// Symbolic links that were made for one job, removed when it is over.
 #[derive(Default)]
 pub struct Links(Vec<(String, String)>);
@@ -43,7 +63,8 @@ impl Links {
     pub fn make(wanted: &[(String, String)]) -> io::Result<Self> {
         let mut made = Self::default();
         for (path, target) in wanted {
-            let result = parent_of(path).and_then(|(parent, name)| Ok(symlinkat(target.as_str(), parent, name)?));
+            let result = parent_of(path)
+                .and_then(|(parent, name)| writing(&parent, || symlinkat(target.as_str(), &parent, name)));
             if let Err(e) = result {
                 made.remove();
                 return Err(error(format_args!("the link {path} can not be made (nothing may exist there)"), &e));
@@ -58,7 +79,7 @@ impl Links {
         for (path, target) in self.0.drain(..) {
             let Ok((parent, name)) = parent_of(&path) else { continue };
             if readlinkat(&parent, name).is_ok_and(|is| is == target.as_str()) {
-                let _ = unlinkat(&parent, name, UnlinkatFlags::NoRemoveDir);
+                let _ = writing(&parent, || unlinkat(&parent, name, UnlinkatFlags::NoRemoveDir));
             }
         }
     }

@@ -124,9 +124,13 @@ impl Dir {
         Ok(renameat(&self.fd, from, &self.fd, to)?)
     }
 
-    /// Removes an entry that is no directory, if it is there.
+    /// Removes an entry, if it is there; a directory only if it is empty.
     pub fn remove(&self, name: &str) -> io::Result<()> {
-        match unlinkat(&self.fd, name, UnlinkatFlags::NoRemoveDir) {
+        let mut result = unlinkat(&self.fd, name, UnlinkatFlags::NoRemoveDir);
+        if result == Err(nix::errno::Errno::EISDIR) {
+            result = unlinkat(&self.fd, name, UnlinkatFlags::RemoveDir);
+        }
+        match result {
             Ok(()) | Err(nix::errno::Errno::ENOENT) => Ok(()),
             Err(e) => Err(error(format_args!("{}/{name} can not be removed", self.path), &e.into())),
         }

@@ -18,6 +18,23 @@ pub fn call<S: AsRef<str>>(arguments: &[S]) -> Output {
     command.output().expect("timeout(1) of coreutils and images/podman can be run")
 }
 
+/// What podman 4.3 says when it has lost sight of a container on a busy machine: the fault is its own, and passes.
+const PASSING_FAULTS: [&str; 2] = ["Starting some container dependencies", "no such exit code"];
+
+/// `podman run`, again where podman itself stumbled. `name` is the container's.
+pub fn run<S: AsRef<str>>(name: &str, arguments: &[S]) -> Output {
+    for _ in 0..4 {
+        let output = call(arguments);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        if output.status.success() || !PASSING_FAULTS.iter().any(|fault| said.contains(fault)) {
+            return output;
+        }
+        eprintln!("podman stumbled over {name}, trying again: {said}");
+        let _ = call(&["rm", "--force", "--time=0", name]);
+    }
+    call(arguments)
+}
+
 /// Calls podman and returns its standard output without the line end.
 ///
 /// # Panics

@@ -1,4 +1,13 @@
 //! What the integration tests share: slots and pods on real containers, and how to look at them from outside.
+//!
+//! Everything here has a limit in time and ends a test by panicking: a test fails, it never hangs.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "this is test code: it ends a test by panicking, and reports by printing"
+)]
 
 pub mod engine;
 pub mod job;

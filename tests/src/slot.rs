@@ -19,7 +19,7 @@ use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::engine::{call, image, podman};
+use crate::engine::{call, image, podman, run};
 use crate::job::{self, Finished, Submitted};
 use crate::processes::{self, Process};
 use crate::scratch::{LABEL, Scratch};
@@ -31,6 +31,17 @@ pub const INSTALL_CAPABILITIES: [&str; 3] = ["CHOWN", "FOWNER", "DAC_OVERRIDE"];
 pub const PAYLOAD_CAPABILITIES: [&str; 4] = ["SETUID", "SETGID", "KILL", "SETPCAP"];
 /// How often a waiting test looks whether glue still lives.
 const LOOK_EVERY_MS: u16 = 200;
+
+/// How the volume with glue is mounted in a payload container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bin {
+    /// As it has to be.
+    ReadOnly,
+    /// So that it can be changed.
+    Writable,
+    /// Not at all: what is there is the image's.
+    Missing,
+}
 
 /// What a payload container is to be. The default is what the design's table says.
 #[derive(Clone, Debug)]
@@ -45,8 +56,10 @@ pub struct Shape {
     pub image_volumes: Option<&'static str>,
     /// Limit of processes.
     pub pids: u32,
-    /// Whether glue's volume is read-only, as it has to be.
-    pub bin_read_only: bool,
+    /// How glue's volume is mounted.
+    pub bin: Bin,
+    /// Whether `ctl/` is mounted, as it has to be.
+    pub ctl: bool,
     /// Arguments of glue after `run --slot 0`.
     pub arguments: Vec<String>,
 }
@@ -60,7 +73,8 @@ impl Shape {
             capabilities: PAYLOAD_CAPABILITIES.map(str::to_owned).to_vec(),
             image_volumes: Some("ignore"),
             pids: 256,
-            bin_read_only: true,
+            bin: Bin::ReadOnly,
+            ctl: true,
             arguments: Vec::new(),
         }
     }
@@ -135,12 +149,17 @@ impl Slot {
         let mut arguments = slot.common(&slot.container("pause"), &[]);
         arguments.extend(["--detach", "--read-only", "--ipc=shareable", "--network=none"].map(str::to_owned));
         arguments.extend([image("glue"), "pause".into()]);
-        podman(&arguments);
+        started(&run(&slot.container("pause"), &arguments));
         slot
     }
 
+    /// What the names of all this slot's containers begin with; `-pause` and so on follow.
+    pub fn container_prefix(&self) -> String {
+        format!("latebind-test-{}", self.scratch.name())
+    }
+
     fn container(&self, part: &str) -> String {
-        format!("latebind-test-{}-{part}", self.scratch.name())
+        format!("{}-{part}", self.container_prefix())
     }
 
     fn common(&self, name: &str, capabilities: &[&str]) -> Vec<String> {
@@ -184,7 +203,7 @@ impl Slot {
         all.push(Self::volume(&self.data(), &layout::data(0), false));
         all.extend([image("glue"), "install".into()]);
         all.extend(arguments.iter().map(|word| (*word).to_owned()));
-        call(&all)
+        run(&self.container("install"), &all)
     }
 
     /// Starts a payload container in place of the one before, and waits for nothing.
@@ -204,14 +223,18 @@ impl Slot {
             all.push(format!("--image-volume={volumes}"));
         }
         all.extend(shape.options.iter().cloned());
-        all.push(Self::volume(&self.bin(), layout::BIN, shape.bin_read_only));
-        all.push(Self::volume(&self.ctl(), &layout::ctl(0), false));
+        if shape.bin != Bin::Missing {
+            all.push(Self::volume(&self.bin(), layout::BIN, shape.bin == Bin::ReadOnly));
+        }
+        if shape.ctl {
+            all.push(Self::volume(&self.ctl(), &layout::ctl(0), false));
+        }
         all.push(Self::volume(&self.data(), &layout::data(0), false));
         let mut glue = vec![layout::GLUE.to_owned(), "run".into(), "--slot".into(), "0".into()];
         glue.extend(shape.arguments.iter().cloned());
         all.push(format!("--entrypoint={}", serde_json::to_string(&glue).unwrap()));
         all.push(image(&shape.image));
-        podman(&all);
+        started(&run(&name, &all));
         let pid = fs::read_to_string(&pidfile).unwrap().trim().parse().unwrap();
         let cgroup = processes::cgroup(pid).unwrap_or_default();
         self.payload = Some(Payload { name, pid, cgroup, chime: None });
@@ -438,9 +461,10 @@ impl Slot {
     /// If there is no record that holds.
     pub fn finish_at_most(&self, limit: Duration, submitted: &Submitted) -> Finished {
         let nonce = submitted.startup.nonce.clone();
-        let over = |s: &Status| s.refused.is_some() || (s.phase == Phase::Done && s.nonce.as_ref() == Some(&nonce));
+        let refused = |s: &Status| s.refused.as_ref().is_some_and(|r| r.startup_sha256 == submitted.sha256);
+        let over = |s: &Status| refused(s) || (s.phase == Phase::Done && s.nonce.as_ref() == Some(&nonce));
         let status = self.wait_at_most(limit, "the job's end", over);
-        assert_eq!(status.refused, None);
+        assert!(!refused(&status), "the startup file was refused: {:?}", status.refused);
         let jws = fs::read(self.ctl().join(layout::RECORD)).expect("record.jws is there");
         let record = submitted.check(Some(&jws)).expect("the record holds");
         let read = |name: &str| {
@@ -493,10 +517,14 @@ impl Slot {
         all.extend(self.namespaces());
         all.push(image(image_name));
         all.extend(argv.iter().map(|word| (*word).to_owned()));
-        podman(&all);
+        started(&run(&name, &all));
         let pid = fs::read_to_string(&pidfile).unwrap().trim().parse().unwrap();
         (name, pid)
     }
+}
+
+fn started(output: &Output) {
+    assert!(output.status.success(), "a container could not be started: {}", said(output));
 }
 
 /// Standard output and standard error of a command, one after the other.

@@ -34,6 +34,8 @@ fn start(arguments: Vec<OsString>) -> i32 {
     let as_glue = arguments.first().is_some_and(|name| name.as_encoded_bytes().ends_with(b"glue"));
     let words: Vec<String> = arguments.iter().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
     let result = if as_glue { attack::false_glue(&words) } else { command(&words, &arguments) };
+    // Without the Rust runtime's end, which would do this.
+    let _ = std::io::stdout().flush();
     result.unwrap_or_else(|message| {
         let _ = writeln!(std::io::stderr(), "probe: {message}");
         120

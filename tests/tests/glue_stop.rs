@@ -1,0 +1,138 @@
+//! Glue ends when it is told, at once where nothing runs; killed, it leaves no record and nothing that runs.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends by panicking")]
+
+use std::time::Duration;
+
+use glue::contract::layout;
+use glue::contract::record::{Outcome, Refusal};
+use latebind_tests::processes::in_cgroup;
+use latebind_tests::slot::{Shape, Slot};
+use latebind_tests::waiting::{LIMIT, within};
+use nix::libc;
+use nix::sys::signal::Signal;
+
+/// Far above what it takes, far below any grace period.
+const AT_ONCE: Duration = Duration::from_secs(1);
+
+#[test]
+fn an_idle_glue_ends_at_once_on_any_signal_that_can_be_caught() {
+    let mut slot = Slot::installed();
+    for number in
+        [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, libc::SIGWINCH, libc::SIGRTMIN() + 3]
+    {
+        slot.start(&Shape::of("noshell"));
+        slot.await_ready();
+        // By kill(1), since nix knows no real-time signals.
+        let sent = std::process::Command::new("kill").arg(format!("-{number}")).arg(slot.glue().to_string()).status();
+        assert!(sent.unwrap().success());
+        let took = slot.await_end_of_glue();
+        assert!(took < AT_ONCE, "signal {number}: {took:?}");
+        assert_eq!(slot.exit_code(), 0, "signal {number}: {}", slot.log());
+    }
+}
+
+#[test]
+fn an_idle_glue_that_has_served_ends_at_once_too() {
+    let slot = Slot::new("noshell");
+    slot.prove_that_it_serves();
+    slot.signal(Signal::SIGTERM);
+    assert!(slot.await_end_of_glue() < AT_ONCE);
+    assert_eq!(slot.exit_code(), 0);
+}
+
+#[test]
+fn a_suspended_glue_goes_on_where_it_was() {
+    let slot = Slot::new("noshell");
+    let submitted = slot.submit(&slot.job(&["/probe", "sleep", "0.3"]));
+    slot.await_start(&submitted);
+    slot.signal(Signal::SIGSTOP);
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(!slot.ctl().join(layout::RECORD).exists());
+    slot.signal(Signal::SIGCONT);
+    let record = slot.finish(&submitted).record;
+    assert_eq!((record.outcome, record.exit_code), (Outcome::Exited, Some(0)));
+}
+
+#[test]
+fn a_second_signal_does_not_shorten_the_grace_period() {
+    let slot = Slot::new("busybox");
+    let mut startup =
+        slot.job(&["/bin/sh", "-c", "trap 'sleep 0.5; exit 6' TERM; echo up; while :; do sleep 0.05; done"]);
+    startup.grace_s = 20.0;
+    let submitted = slot.submit(&startup);
+    slot.await_start(&submitted);
+    within(LIMIT, "the trap", || (std::fs::read(slot.work().join("stdout")).ok()? == b"up\n").then_some(()));
+    slot.signal(Signal::SIGTERM);
+    std::thread::sleep(Duration::from_millis(100));
+    slot.signal(Signal::SIGINT);
+    let record = slot.finish(&submitted).record;
+    assert_eq!((record.outcome, record.exit_code), (Outcome::Stopped, Some(6)));
+    assert_eq!(slot.exit_code(), 0);
+}
+
+#[test]
+fn a_stop_ends_what_the_job_left_in_the_background() {
+    let slot = Slot::new("busybox");
+    let mut startup = slot.job(&["/bin/sh", "-c", "(trap '' TERM; sleep 1000) & exec sleep 1001"]);
+    startup.grace_s = 5.0;
+    let submitted = slot.submit(&startup);
+    slot.await_start(&submitted);
+    within(LIMIT, "the background", || (slot.processes_of_the_payload().len() >= 2).then_some(()));
+    std::thread::sleep(Duration::from_millis(100));
+    let glue = slot.glue();
+    let cgroup = latebind_tests::processes::cgroup(glue).unwrap();
+    slot.signal(Signal::SIGTERM);
+    let record = slot.finish(&submitted).record;
+    assert_eq!((record.outcome, record.signal), (Outcome::Stopped, Some(15)));
+    assert_eq!((record.processes.left_over_killed, record.processes.unkilled), (1, 0));
+    assert_eq!(slot.exit_code(), 0);
+    assert!(in_cgroup(&cgroup).is_empty());
+}
+
+#[test]
+fn a_killed_glue_leaves_no_record_no_container_and_no_process() {
+    let slot = Slot::new("noshell");
+    let submitted = slot.submit(&slot.job(&["/probe", "ignore-term", "1000"]));
+    let main = slot.await_start(&submitted);
+    let cgroup = latebind_tests::processes::cgroup(slot.glue()).unwrap();
+    slot.signal(Signal::SIGKILL);
+    within(LIMIT, "the end of the payload's processes", || in_cgroup(&cgroup).is_empty().then_some(()));
+    assert_eq!(slot.exit_code(), 137);
+    let jws = std::fs::read(slot.ctl().join(layout::RECORD)).ok();
+    assert_eq!(submitted.check(jws.as_deref()), Err(Refusal::Missing));
+    assert!(main.pid > 0);
+}
+
+#[test]
+fn a_glue_that_comes_after_a_killed_one_removes_what_was_meant_for_that() {
+    let mut slot = Slot::new("noshell");
+    let submitted = slot.submit(&slot.job(&["/probe", "sleep", "1000"]));
+    slot.await_start(&submitted);
+    let before = slot.status().incarnation;
+    slot.signal(Signal::SIGKILL);
+    slot.exit_code();
+    slot.put(layout::STARTUP, &serde_json::to_vec(&submitted.startup).unwrap());
+    slot.put("env.secret", b"A=1");
+    slot.start(&Shape::of("noshell"));
+    let status = slot.await_ready();
+    assert_ne!(status.incarnation, before);
+    assert_eq!((status.job, status.nonce, status.refused), (None, None, None));
+    for name in [layout::STARTUP, "env.secret"] {
+        assert!(!slot.ctl().join(name).exists(), "{name}");
+    }
+    slot.prove_that_it_serves();
+}
+
+#[test]
+fn pause_ends_at_once_on_term() {
+    let slot = Slot::empty();
+    let name = format!("{}-pause", slot.container_prefix());
+    let pid = latebind_tests::engine::podman(&["inspect", "--format={{.State.Pid}}", &name]);
+    let started = std::time::Instant::now();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.parse().unwrap()), Signal::SIGTERM).unwrap();
+    within(LIMIT, "pause's end", || {
+        let process = latebind_tests::processes::Process::look(pid.parse().unwrap());
+        process.is_none_or(|p| !p.lives()).then_some(())
+    });
+    assert!(started.elapsed() < AT_ONCE);
+}
