@@ -38,13 +38,16 @@ fn a_forger_gets_nothing_but_its_own_files() {
     assert_eq!(outcome.report.record.as_ref().unwrap().job, "forger.1");
 }
 
+/// Puts what looks like a record wherever the payload may write.
+const FORGE: &str = "h=eyJhbGciOiJIUzI1NiIsInR5cCI6ImxhdGViaW5kLXJlY29yZCtqd3MiLCJraWQiOiJ4In0; \
+                     for d in . .. ../../ctl ../io /tmp; do echo $h.e30.AAAA 2>/dev/null >$d/record.jws; done 2>/dev/null";
+
 #[test]
 fn a_forged_record_does_not_hide_a_failure() {
     let pod = Pod::start();
-    let outcome = pod.job("liar", &shell("/probe forge >/dev/null; cp record.jws ../record.jws; exit 3"));
+    let outcome = pod.job("liar", &shell(&format!("{FORGE}; [ -e record.jws ] && exit 3")));
     outcome.is("final", "Error");
-    assert_eq!(outcome.report.exit_code, Some(3));
-    // Nor does it speak for a job that was lost.
+    assert_eq!((outcome.report.exit_code, outcome.report.refusal), (Some(3), None));
     let liar = "localhost/latebind/liar-shell:1";
     let outcome = pod.job("liar-shell", &json!({"image": liar, "argv": ["/probe", "exit", "4"]}));
     assert_eq!(outcome.report.exit_code, Some(4));
@@ -53,7 +56,7 @@ fn a_forged_record_does_not_hide_a_failure() {
 #[test]
 fn a_forged_record_does_not_stand_in_for_a_lost_job() {
     let pod = Options::new().pilot(&["--max-attempts", "1"]).start();
-    pod.put("lost", &shell("/probe forge >/dev/null; touch made; sleep 60"));
+    pod.put("lost", &shell(&format!("{FORGE}; touch made; sleep 60")));
     pod.runs("lost.1", 0);
     eventually("the forgery", JOB_WITHIN, || pod.work(0).join("made").exists().then_some(()));
     assert!(pod.work(0).join("record.jws").exists());
@@ -84,12 +87,12 @@ fn the_pilots_process_can_not_be_looked_into() {
            [ -n \"$(ls $p/cwd/)\" ] && echo \"cwd of $p\"; \
            [ -n \"$(ls $p/fd)\" ] && echo \"fd of $p\"; \
            [ -n \"$(ls $p/map_files)\" ] && echo \"map_files of $p\"; \
-           [ -n \"$(ls $p/task/*/fd)\" ] && echo \"task fd of $p\"; \
+           for t in $p/task/*; do [ -n \"$(ls $t/fd)\" ] && echo \"fd of $t\"; done; \
            [ -n \"$(readlink $p/exe)\" ] && echo \"exe of $p\"; \
            head -c 1 $p/mem && echo \"mem of $p\"; \
            [ -n \"$(head -c 10 $p/maps)\" ] && echo \"maps of $p\"; \
            [ -n \"$(readlink $p/ns/mnt)\" ] && echo \"namespace of $p\"; \
-           : >>$p/mem && echo \"mem of $p for writing\"; \
+           ( : >>$p/mem ) && echo \"mem of $p for writing\"; \
            echo 1 >$p/oom_score_adj && echo \"oom score of $p\"; \
          done; case $seen in *watcher*glue*|*glue*watcher*) echo looked;; *) echo \"saw only $seen\";; esac",
     );
@@ -165,18 +168,18 @@ fn a_neighbouring_slot_is_out_of_reach() {
 #[test]
 fn images_that_declare_volumes_over_ours_are_harmless() {
     let pod = Pod::start();
-    for (name, image) in [
-        ("bin", "localhost/latebind/volume-bin:1"),
-        ("ctl", "localhost/latebind/volume-ctl:1"),
-        ("shared", "localhost/latebind/shared-writable:1"),
-    ] {
+    for (name, image) in [("bin", "localhost/latebind/volume-bin:1"), ("ctl", "localhost/latebind/volume-ctl:1")] {
         let outcome = pod.job(name, &json!({"image": image, "argv": ["/bin/sh", "-c", "echo ran; id -u"]}));
         assert_eq!(outcome.is_good().text("stdout"), "ran\n20000\n", "{image}");
     }
-    // Here the image's own link leads our volume to another place than it is expected at.
-    let outcome =
-        pod.job("link", &json!({"image": "localhost/latebind/volume-bin-link:1", "argv": ["/bin/sh", "-c", "true"]}));
-    assert!(outcome.report.class == watcher::bind::Class::Hold || outcome.report.verified, "{:#?}", outcome.report);
+    // An image whose own link leads our volume astray, and one whose /shared anybody may change: glue itself refuses.
+    for (name, image) in
+        [("link", "localhost/latebind/volume-bin-link:1"), ("shared", "localhost/latebind/shared-writable:1")]
+    {
+        let outcome = pod.job(name, &json!({"image": image, "argv": ["/bin/sh", "-c", "true"]}));
+        outcome.is("hold", "ContainerCannotRun");
+        assert!(!outcome.report.verified);
+    }
     no_trace_of_a_foreign_glue(&pod);
     pod.job("next", &probe(&["hello"])).is_good();
 }
@@ -261,7 +264,6 @@ fn hostile_images_run_like_any_other() {
     let pod = Pod::start();
     for (name, image, program) in [
         ("no-etc", "localhost/latebind/no-tmp-no-etc:1", "/only/probe"),
-        ("passwd", "localhost/latebind/passwd-link:1", "/probe"),
         ("liar", "localhost/latebind/liar-shell:1", "/probe"),
     ] {
         let outcome = pod.job(name, &json!({"image": image, "argv": [program, "exit", "5"]}));
