@@ -65,7 +65,7 @@ fn an_environment_file_or_directory_that_is_wrong_holds_the_job() {
     pod.job("no-directory", &with(probe(&["cwd"]), "cwd", json!("/not/there"))).is("hold", "EnvironmentError");
     pod.put("no-file", &env);
     pod.result("no-file").is("hold", "EnvironmentError");
-    pod.job("no-stdin", &with(probe(&["hello"]), "stdin", json!("not-there"))).is("hold", "StdinMissing");
+    pod.job("no-stdin", &with(probe(&["hello"]), "stdin", json!("not-there"))).is("hold", "InputUnusable");
 }
 
 #[test]

@@ -70,6 +70,10 @@ impl Binder for Host {
         Ok(Container { id: answer.container, image: answer.image, image_id: answer.image_id })
     }
 
+    fn image_id(&self, image: &str) -> Result<String, Failure> {
+        Ok(self.ask(&json!({"version": 1, "verb": "image", "image": image}))?.image_id)
+    }
+
     fn state(&self, slot: u32) -> Result<ContainerState, Failure> {
         let answer = self.ask(&json!({"version": 1, "verb": "state", "slot": slot}))?;
         Ok(ContainerState {

@@ -78,6 +78,10 @@ pub trait Binder: Send + Sync {
     /// that a new container runs, which is before its glue is ready.
     fn bind(&self, slot: u32, image: &str) -> Result<Container, Failure>;
 
+    /// The engine's ID of what this name means now: by it, a container of the same content is told from one whose name means
+    /// something else by now.
+    fn image_id(&self, image: &str) -> Result<String, Failure>;
+
     /// What the engine says of the slot's payload container now.
     fn state(&self, slot: u32) -> Result<ContainerState, Failure>;
 }

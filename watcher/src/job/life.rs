@@ -191,6 +191,8 @@ impl Life<'_> {
                 && !request.owner.is_empty()
                 && held.owner == request.owner
                 && held.bound.container.image == request.image
+                // Asked anew each time: a name may mean another image by now.
+                && self.around.binder.image_id(&request.image).is_ok_and(|id| id == held.bound.container.image_id)
         });
         if let Some(held) = held
             && let Ok(glue) = proof::prove(held.bound.pid, slot.number, &held.bound.container.id)

@@ -1,6 +1,6 @@
 //! The command line.
 
-use crate::container::{Limits, Mount, Network};
+use crate::container::{ImageVolume, Limits, Mount, Network};
 use crate::images::Pull;
 use crate::place::DEFAULT_STATE;
 use clap::{Args, Parser, Subcommand};
@@ -74,6 +74,9 @@ pub struct Common {
     /// Network of the pod.
     #[arg(long, value_enum, default_value = "none")]
     pub network: Network,
+    /// Whether payload containers get the volumes that images declare. Never but to test what stands against such images.
+    #[arg(long, value_enum, default_value = "ignore", hide = true)]
+    pub image_volume: ImageVolume,
     /// Leave the pod as it is at its end.
     #[arg(long)]
     pub keep: bool,

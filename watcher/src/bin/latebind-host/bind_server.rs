@@ -58,6 +58,7 @@ struct Request {
 #[derive(Debug, PartialEq, Eq)]
 enum Asked {
     Bind { slot: u32, image: String },
+    Image { image: String },
     State { slot: u32 },
     Info,
 }
@@ -70,11 +71,12 @@ fn understand(line: &[u8]) -> Result<Asked, Refusal> {
     match (request.verb.as_str(), request.slot, request.image) {
         ("bind", Some(slot), Some(image)) => Ok(Asked::Bind { slot, image }),
         ("state", Some(slot), None) => Ok(Asked::State { slot }),
+        ("image", None, Some(image)) => Ok(Asked::Image { image }),
         ("info", None, None) => Ok(Asked::Info),
-        ("bind" | "state" | "info", _, _) => {
-            Err(bad("bind takes slot and image, state takes slot, info takes neither; a field is missing or too much"))
-        }
-        (verb, _, _) => Err(bad(format!("there is no verb \"{}\": bind, state, info", verb.escape_debug()))),
+        ("bind" | "image" | "state" | "info", _, _) => Err(bad(
+            "bind takes slot and image, image takes image, state takes slot, info takes none; a field is missing or too much",
+        )),
+        (verb, _, _) => Err(bad(format!("there is no verb \"{}\": bind, image, state, info", verb.escape_debug()))),
     }
 }
 
@@ -82,6 +84,7 @@ fn understand(line: &[u8]) -> Result<Asked, Refusal> {
 #[serde(untagged)]
 enum Answer {
     Bound { ok: bool, container: String, image: String, image_id: String, pulled: bool },
+    Image { ok: bool, image: String, image_id: String, pulled: bool },
     State { ok: bool, container: String, image: String, status: &'static str, exit_code: Option<i32>, oom_killed: bool },
     Info { ok: bool, name: String, slots: u32, memory: Option<u64>, cpus: Option<f64>, pids: Option<u64> },
     Refused { ok: bool, class: Class, reason: &'static str, message: String },
@@ -102,6 +105,13 @@ impl BindServer {
     pub fn bind(&self, number: u32, image: &str) -> Result<(String, images::Ready), Refusal> {
         let slot = self.slot(number)?;
         let ticket = slot.ticket();
+        let ready = self.prepare(image)?;
+        let container = slot.bind(&self.engine, &self.shape, ticket, image, &ready)?;
+        Ok((container, ready))
+    }
+
+    /// Makes sure that the image may be bound and is here; an empty name is the placeholder.
+    fn prepare(&self, image: &str) -> Result<images::Ready, Refusal> {
         let reference = match image {
             "" => Reference::parse(&self.shape.glue_image),
             name => Reference::parse(name),
@@ -113,9 +123,7 @@ impl BindServer {
                 format!("{reference} is not on this pod's allow list; whoever runs the pod can add it with --allow"),
             ));
         }
-        let ready = images::prepare(&self.engine, &reference, self.pull, false)?;
-        let container = slot.bind(&self.engine, &self.shape, ticket, image, &ready)?;
-        Ok((container, ready))
+        images::prepare(&self.engine, &reference, self.pull, false)
     }
 
     fn slot(&self, number: u32) -> Result<&Slot, Refusal> {
@@ -136,6 +144,10 @@ impl BindServer {
                     }
                 })?;
                 Ok(Answer::Bound { ok: true, container, image, image_id: ready.id, pulled: ready.pulled })
+            }
+            Asked::Image { image } => {
+                let ready = self.prepare(&image)?;
+                Ok(Answer::Image { ok: true, image, image_id: ready.id, pulled: ready.pulled })
             }
             Asked::State { slot } => {
                 let State { container, image, status, exit_code, oom_killed } =

@@ -49,6 +49,15 @@ pub enum Network {
     Host,
 }
 
+/// What is made of volumes that an image declares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum ImageVolume {
+    /// Nothing.
+    Ignore,
+    /// What other engines make of them: a new volume with the image's content, over whatever lies there.
+    Bind,
+}
+
 /// A directory or file of the host that a container sees.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {
@@ -131,6 +140,8 @@ pub struct PodShape {
     pub swap_is_counted: bool,
     /// Whether the pod has a network.
     pub network: Network,
+    /// What payload containers get of the volumes that their images declare.
+    pub image_volume: ImageVolume,
 }
 
 /// How the pilot is run.
@@ -169,7 +180,6 @@ impl PodShape {
             "--user=0:0",
             "--workdir=/",
             "--umask=0022",
-            "--image-volume=ignore",
             "--no-healthcheck",
             "--no-hosts",
             "--http-proxy=false",
@@ -179,6 +189,10 @@ impl PodShape {
         ]
         .map(str::to_owned)
         .to_vec();
+        arguments.push(match (role, self.image_volume) {
+            (Role::Payload(..), ImageVolume::Bind) => "--image-volume=bind".to_owned(),
+            _ => "--image-volume=ignore".to_owned(),
+        });
         arguments.extend(capabilities.iter().map(|c| format!("--cap-add={c}")));
         arguments.push(format!("--stop-timeout={STOP_SECONDS}"));
         arguments.push(format!("--name={}", self.container(role)));
@@ -334,6 +348,7 @@ mod tests {
             limits: Limits { memory: Some(1 << 30), cpus: Some(0.5), pids: Some(64) },
             swap_is_counted: true,
             network: Network::None,
+            image_volume: ImageVolume::Ignore,
         }
     }
 
