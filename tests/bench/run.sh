@@ -2,7 +2,11 @@
 # What late binding costs, side by side with a shell loop, tini, dumb-init and a bare fork+exec+wait: a table here, and
 # dist/bench.json. Nothing is asserted; it fails only where something could not be run. docs/benchmarks.md says how to read it.
 #
-#   TRIES   tries of each figure (default 200)
+#   TRIES        tries of each figure (default 200)
+#   BENCH_GLUE   another build of glue to measure in place of dist/glue
+#
+# dist/bench glue 200      only glue's times, for comparing two builds
+# dist/bench profile       a timeline of one job
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 for program in glue watcher latebind-host bench stamp; do

@@ -62,8 +62,9 @@ fn main() {
     let result = match words.as_slice() {
         ["inside", task @ ..] => inside::run(task).map(|value| say(&format!("{value}\n"))),
         ["all", tries] => tries.parse().map_err(|_| "bench all TRIES: no number".to_owned()).and_then(all),
+        ["glue", tries] => tries.parse().map_err(|_| "bench glue TRIES: no number".to_owned()).and_then(glue_alone),
         ["profile"] => Pod::new().and_then(|pod| profile(&pod)).map(|text| say(&text)),
-        _ => Err("usage: bench all TRIES, bench profile (tests/bench/run.sh does what has to be done before)".into()),
+        _ => Err("usage: bench all TRIES, bench glue TRIES, bench profile (tests/bench/run.sh does what has to be done before)".into()),
     };
     if let Err(message) = result {
         let _ = writeln!(std::io::stderr(), "bench: {message}");
@@ -179,7 +180,7 @@ fn all(tries: usize) -> Result<(), Failed> {
     drop(pod);
 
     progress("whole runs with latebind-host");
-    whole_pod::measure(&mut report)?;
+    let whole_pods = whole_pod::measure(&mut report);
 
     facts(&mut report, &began, tries);
     let table = report.table(&GOALS);
@@ -197,6 +198,28 @@ fn all(tries: usize) -> Result<(), Failed> {
     let json = serde_json::to_string_pretty(&report.json(&GOALS)).map_err(|e| e.to_string())?;
     std::fs::write("dist/bench.json", json + "\n").map_err(|e| format!("dist/bench.json: {e}"))?;
     say("the same for programs: dist/bench.json\n");
+    whole_pods.map_err(|e| format!("whole runs are missing: {e}"))
+}
+
+/// Only glue's own times, beside the bare ones: for comparing two builds of it.
+fn glue_alone(tries: usize) -> Result<(), Failed> {
+    let mut report = Report::default();
+    let pod = Pod::new()?;
+    let main = pod.run_in_background("payload", &["/shared/bin/glue", "run", "--slot", "0"])?;
+    let mut slot = Slot::open(&pod.top)?;
+    let incarnation = slot.wait_ready("")?;
+    let glue = jobs(&pod, &mut slot, &incarnation, tries)?;
+    let calls = glue_calls(&pod, &mut slot, &incarnation, main)?;
+    let said = pod.run(&["/shared/bin/bench", "inside", "wrapped", &tries.to_string()])?;
+    let bare = read_tries(&serde_json::from_str(&said).map_err(|e| e.to_string())?);
+    for (figure, of) in [(TO_EXEC, (|t| &t.to_exec) as fn(&Tries) -> &Sample), (TO_KNOWN, |t| &t.to_known)] {
+        report.add_sample(figure, "glue", of(&glue));
+        report.add_sample(figure, BARE, of(&bare));
+    }
+    report.add(CALLS, "glue", calls.values().sum::<u64>() as f64, "");
+    facts(&mut report, &load(), tries);
+    say(&report.table(&GOALS));
+    say(&calls_table(&calls));
     Ok(())
 }
 

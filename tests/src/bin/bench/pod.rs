@@ -67,6 +67,9 @@ impl Pod {
         install.extend(pod.mounts(false));
         install.extend(owned(&[GLUE_IMAGE, "install", "--slot", "0"]));
         podman(&install)?;
+        if let Ok(other) = std::env::var("BENCH_GLUE") {
+            pod.add_tool_as(Path::new(&other), layout::GLUE_NAME)?;
+        }
         for name in ["bench", "stamp"] {
             pod.add_tool(Path::new("dist").join(name).as_path())?;
         }
@@ -90,8 +93,13 @@ impl Pod {
 
     /// Puts a program beside glue.
     pub fn add_tool(&self, program: &Path) -> Result<(), Failed> {
-        let name = program.file_name().unwrap_or_default();
+        self.add_tool_as(program, &program.file_name().unwrap_or_default().to_string_lossy())
+    }
+
+    /// The same under another name.
+    fn add_tool_as(&self, program: &Path, name: &str) -> Result<(), Failed> {
         let to = self.top.join("bin").join(name);
+        let _ = fs::remove_file(&to);
         fs::copy(program, &to).map(drop).map_err(|e| format!("{} to {}: {e}", program.display(), to.display()))
     }
 
