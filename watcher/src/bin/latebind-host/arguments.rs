@@ -106,6 +106,9 @@ pub struct PodArguments {
     /// How often a pilot that failed is started again.
     #[arg(long, default_value_t = 5, value_name = "N")]
     pub restarts: u32,
+    /// How long a pilot that was told to stop may take to end its jobs, before the pod is removed.
+    #[arg(long, default_value_t = 30, value_name = "SECONDS")]
+    pub stop_timeout: u32,
     /// Arguments of the watcher [default: pilot --spool /spool].
     #[arg(last = true, value_name = "ARGS")]
     pub arguments: Vec<String>,

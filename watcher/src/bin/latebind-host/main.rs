@@ -111,6 +111,7 @@ fn run_one(engine: Engine, run: RunArguments) -> Result<u8, Failure> {
         pull: run.common.pull,
         // A code that is not 0 is the command's.
         restarts: 0,
+        stop_within: None,
         keep: run.common.keep,
         one_command: true,
     };
@@ -141,6 +142,7 @@ fn pod_plan(engine: &Engine, pod: PodArguments) -> Result<Plan, Failure> {
         allowed: AllowList::new(&pod.allow),
         pull: common.pull,
         restarts: pod.restarts,
+        stop_within: Some(std::time::Duration::from_secs(u64::from(pod.stop_timeout))),
         keep: common.keep,
         one_command: false,
     })

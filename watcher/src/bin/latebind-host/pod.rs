@@ -55,6 +55,8 @@ pub struct Plan {
     pub pull: Pull,
     /// How often a pilot that failed is started again.
     pub restarts: u32,
+    /// How long the pilot may take to end once it was told to; for ever, where nothing is said.
+    pub stop_within: Option<Duration>,
     /// Whether the pod is left as it is at its end.
     pub keep: bool,
     /// Whether the pilot is handed each signal as it is, since it is one command that they are meant for.
@@ -91,6 +93,7 @@ pub fn run(engine: &Arc<Engine>, plan: Plan) -> Result<u8, Failure> {
         }),
         pilot: plan.pilot,
         restarts: plan.restarts,
+        stop_within: plan.stop_within,
         pilot_id: OnceLock::new(),
         pause_id: OnceLock::new(),
         stopping: AtomicBool::new(false),
@@ -157,6 +160,7 @@ struct Life {
     server: Arc<BindServer>,
     pilot: PilotShape,
     restarts: u32,
+    stop_within: Option<Duration>,
     pilot_id: OnceLock<String>,
     pause_id: OnceLock<String>,
     stopping: AtomicBool,
@@ -183,12 +187,18 @@ impl Life {
     fn attend(&self, events: &Receiver<Event>) -> Result<u8, Failure> {
         let mut ready = false;
         let mut waiting: Option<Signal> = None;
+        let mut give_up: Option<Instant> = None;
         loop {
             waiting = waiting.filter(|signal| !(ready && self.signal_pilot(*signal)));
-            let event = match waiting {
-                Some(_) => events.recv_timeout(SIGNAL_TICK),
-                None => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            let event = match (waiting, give_up) {
+                (Some(_), _) => events.recv_timeout(SIGNAL_TICK),
+                (None, Some(at)) => events.recv_timeout(at.saturating_duration_since(Instant::now())),
+                (None, None) => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
+            if give_up.is_some_and(|at| Instant::now() >= at) && event.is_err() {
+                tracing::warn!("the pilot has not ended in time: removing the pod");
+                return Ok(STOPPED);
+            }
             match event {
                 Ok(Event::Ready) => ready = true,
                 Ok(Event::Ended(result)) => return result,
@@ -201,6 +211,7 @@ impl Life {
                     }
                     tracing::info!(%signal, "the pilot is told to stop; a second signal removes the pod at once");
                     waiting = Some(signal);
+                    give_up = self.stop_within.map(|within| Instant::now() + within);
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return Err(failure("the pod's thread ended without a word")),
