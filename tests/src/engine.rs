@@ -15,6 +15,8 @@ pub fn call<S: AsRef<str>>(arguments: &[S]) -> Output {
     let wrapper = concat!(env!("CARGO_MANIFEST_DIR"), "/../images/podman");
     let mut command = Command::new("timeout");
     command.args(["--kill-after=5", "60", wrapper]).args(arguments.iter().map(AsRef::as_ref));
+    // conmon of Debian 12 leaves a file `oom` where podman was called, when a container met its memory limit.
+    command.current_dir(std::env::temp_dir());
     command.output().expect("timeout(1) of coreutils and images/podman can be run")
 }
 
