@@ -95,7 +95,8 @@ fn the_wall_limit_is_the_jobs_result() {
     outcome.is("final", "TimedOut");
     assert!(outcome.report.verified && outcome.place == "done");
     let wall = outcome.report.record.as_ref().unwrap().wall_s;
-    assert!((1.0..3.0).contains(&wall), "{wall} s");
+    // The limit is counted from the claim, the wall time from the exec.
+    assert!((0.5..3.0).contains(&wall), "{wall} s");
     assert!(began.elapsed() < Duration::from_secs(30));
     let deaf = with(with(probe(&["ignore-term", "100"]), "timeout_s", json!(0.5)), "grace_s", json!(0.5));
     pod.job("deaf", &deaf).is("final", "TimedOut");

@@ -69,7 +69,7 @@ fn inputs_are_the_jobs_own_and_modes_hold() {
     fs::rename(&elsewhere, spool.join("new/inputs-job")).unwrap();
     let outcome = pod.result("inputs-job");
     outcome.is_good();
-    let wanted = "from the user\ndeep\ntool ran\n20000 644\n20000 755\n20000 700\non standard input\n";
+    let wanted = "from the user\ndeep\ntool ran\n20000 644\n20000 755\n20000 755\non standard input\n";
     assert_eq!(outcome.text("stdout"), wanted, "{}", outcome.text("stderr"));
     assert_eq!(fs::read_to_string(outcome.dir.join("inputs/data.txt")).unwrap(), "from the user\n", "a copy");
 }
@@ -85,7 +85,7 @@ fn an_input_that_is_a_link_is_not_followed() {
     let outcome = pod.result("linked");
     // It will be the same wherever it runs: whoever made the link has to change it.
     outcome.is("hold", "InputUnusable");
-    assert!(outcome.report.message.contains("inputs/data"), "{}", outcome.report.message);
+    assert!(outcome.report.message.contains("data: "), "{}", outcome.report.message);
 }
 
 #[test]
@@ -130,7 +130,8 @@ fn outputs_that_lead_elsewhere_are_not_fetched() {
     let outcome = pod.job("escape", &with(shell(script), "outputs", json!(asked)));
     outcome.is_good();
     let missing = &outcome.report.missing_outputs;
-    for name in ["link", "dirlink", "dirlink/passwd", "fifo", "sub", "loop", "up/passwd", "never-made"] {
+    // Of a directory, the part that leads elsewhere is named.
+    for name in ["link", "dirlink", "dirlink/passwd", "fifo", "sub/link", "loop/self", "up/passwd", "never-made"] {
         assert!(missing.iter().any(|m| m.starts_with(&format!("{name}: "))), "{name} is not named in {missing:#?}");
         assert!(!outcome.report.outputs.contains(&name.to_owned()), "{name} is said to be fetched");
     }
@@ -260,6 +261,7 @@ fn two_pods_share_a_spool_and_run_each_job_once() {
     let scratch = Scratch::new();
     let spool = scratch.path().join("spool");
     let pods = [Options::new().spool(&spool).start(), Options::new().spool(&spool).start()];
+    pods.iter().for_each(Pod::serves);
     let names: Vec<String> = (0..8).map(|n| format!("job-{n}")).collect();
     for name in &names {
         put_into(&spool, name, probe(&["sleep", "0.2"]).to_string().as_bytes(), &[]);
@@ -268,7 +270,11 @@ fn two_pods_share_a_spool_and_run_each_job_once() {
     for name in &names {
         let outcome = eventually(name, JOB_WITHIN, || look_into(&spool, name));
         outcome.is_good();
-        let ran: Vec<&Pod> = pods.iter().filter(|p| p.said().contains(&format!("\"job\":\"{name}.1\""))).collect();
+        // What a pilot says arrives through the engine, a little after its deeds.
+        let ran = eventually(&format!("somebody says that it ran {name}"), JOB_WITHIN, || {
+            let ran: Vec<&Pod> = pods.iter().filter(|p| p.said().contains(&format!("\"job\":\"{name}.1\""))).collect();
+            (!ran.is_empty()).then_some(ran)
+        });
         assert_eq!(ran.len(), 1, "{name} was run by {} pilots", ran.len());
         *by.entry(ran[0].name.as_str()).or_default() += 1;
     }

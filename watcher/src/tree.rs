@@ -100,7 +100,10 @@ fn copy_level(from: BorrowedFd<'_>, to: BorrowedFd<'_>, owner: (u32, u32), depth
         let shown = String::from_utf8_lossy(name.to_bytes()).escape_debug().to_string();
         let at = |e: io::Error| io::Error::new(e.kind(), format!("{shown}: {e}"));
         let text = name.to_str().map_err(|_| at(io::Error::other("its name is not UTF-8")))?;
-        let source = open_beneath(from, text, OFlag::O_RDONLY | OFlag::O_NONBLOCK, 0).map_err(at)?;
+        // One name of this very directory, no link: it can lead nowhere else. It may be a mount, as each input of
+        // `latebind-host run` is.
+        let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let source = nix::fcntl::openat(from, text, flags, Mode::empty()).map_err(|e| at(e.into()))?;
         let stat = fstat(&source)?;
         let made = if is(&stat, SFlag::S_IFDIR) {
             mkdirat(to, text, Mode::from_bits_truncate(0o700)).map_err(|e| at(e.into()))?;
