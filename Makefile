@@ -28,6 +28,8 @@ demo:
 	@images/build.sh
 	@tests/demo/run.sh
 
+# Storage of their own: tests run in a PID namespace of their own, and podman takes containers of another namespace for ended.
+test: export LATEBIND_STATE := $(or $(LATEBIND_STATE),/var/lib/latebind-test)
 test:
 	@.ci/setup.sh build images demo test
 	@.ci/build.sh

@@ -9,6 +9,7 @@ cargo=$(dev_cargo)
     echo "test.sh: no cargo of version 1.85 or later: run .ci/setup.sh test" >&2
     exit 1
 }
+export LATEBIND_STATE=${LATEBIND_STATE:-/var/lib/latebind-test} # see the Makefile
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 export CARGO_TERM_COLOR=never

@@ -1,6 +1,7 @@
 //! `watcher pilot`: the loop over a spool, with as many jobs at once as there are slots.
 
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -26,6 +27,8 @@ pub struct Loop {
     pub spool: PathBuf,
     /// The core's socket.
     pub socket: PathBuf,
+    /// The binder's socket: while nobody answers there, no job is taken that could only fail.
+    pub bind_socket: PathBuf,
     /// The private volume, which knows the pilot's name.
     pub private: PathBuf,
     /// The pilot's name, if it is given one.
@@ -74,6 +77,10 @@ pub fn run(settings: &Loop, stop: &Arc<AtomicBool>) -> io::Result<usize> {
         }
         let next = match unfinished.pop() {
             Some(claimed) => Some(claimed),
+            None if UnixStream::connect(&settings.bind_socket).is_err() => {
+                std::thread::sleep(LOOK_EVERY);
+                continue;
+            }
             None => spool.claim().unwrap_or_else(|e| {
                 tracing::error!("the spool can not be read: {e}");
                 None

@@ -248,6 +248,7 @@ fn serve_spool(args: &PilotArgs) -> io::Result<ExitCode> {
     let settings = pilot::Loop {
         spool: args.spool.clone(),
         socket: args.core.private.private.join(protocol::SOCKET),
+        bind_socket: args.core.bind_socket.clone(),
         private: args.core.private.private.clone(),
         name: args.name.clone(),
         slots: args.core.slots as usize,
