@@ -71,6 +71,16 @@ impl Bystanders {
 }
 
 #[test]
+fn a_process_that_goes_on_without_its_main_thread_is_ended() {
+    let mut slot = Slot::installed();
+    slot.start(&Shape::of("busybox"));
+    slot.await_ready();
+    let record = all_are_ended(&slot, &["/probe", "headless"]);
+    assert_eq!((record.outcome, record.exit_code), (Outcome::Exited, Some(0)), "{record:?}");
+    assert_eq!(record.processes.left_over_killed, 1, "{:?}", record.processes);
+}
+
+#[test]
 fn daemons_of_their_own_session_that_ignore_term_are_ended() {
     let mut slot = Slot::new("noshell");
     let bystanders = Bystanders::new(&mut slot, "20000:20000");

@@ -88,6 +88,82 @@ fn an_input_that_is_a_link_is_not_followed() {
     assert!(outcome.report.message.contains("data: "), "{}", outcome.report.message);
 }
 
+/// A job that was made by hand, with something in it that does not belong there.
+fn odd(pod: &Pod, name: &str, make: impl FnOnce(&std::path::Path)) {
+    let dir = pod.spool.join(format!("being-put-{name}"));
+    fs::create_dir_all(&dir).unwrap();
+    fs::write(dir.join("job.json"), shell("echo ran").to_string()).unwrap();
+    make(&dir);
+    fs::rename(&dir, pod.spool.join("new").join(name)).unwrap();
+}
+
+fn fifo(path: std::path::PathBuf) {
+    let _ = fs::remove_file(&path);
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+}
+
+#[test]
+fn an_odd_entry_keeps_no_other_job_from_being_served() {
+    let pod = Pod::start();
+    odd(&pod, "a-attempts", |dir| fs::create_dir_all(dir.join("attempts/x")).unwrap());
+    odd(&pod, "b-fifos", |dir| ["attempts", "not-before"].iter().for_each(|name| fifo(dir.join(name))));
+    odd(&pod, "c-counted", |dir| fs::write(dir.join("attempts"), "4294967295").unwrap());
+    odd(&pod, "d-never", |dir| fs::write(dir.join("not-before"), "inf").unwrap());
+    odd(&pod, "e-job", |dir| fifo(dir.join("job.json")));
+    odd(&pod, "f-stdin", |dir| {
+        fifo(dir.join("stdin"));
+        fs::write(dir.join("job.json"), with(shell("cat"), "stdin", json!("stdin")).to_string()).unwrap();
+    });
+    odd(&pod, "g-inputs", |dir| std::os::unix::fs::symlink("/var/lib/latebind", dir.join("inputs")).unwrap());
+    odd(&pod, "h-job", |dir| {
+        fs::remove_file(dir.join("job.json")).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", dir.join("job.json")).unwrap();
+    });
+    for name in ["a-attempts", "b-fifos", "c-counted", "d-never"] {
+        pod.result(name).is_good();
+    }
+    for name in ["e-job", "h-job"] {
+        pod.result(name).is("hold", "InvalidJob");
+    }
+    for name in ["f-stdin", "g-inputs"] {
+        pod.result(name).is("hold", "InputUnusable");
+    }
+    pod.job("z-last", &shell("true")).is_good();
+}
+
+#[test]
+fn a_result_that_is_there_before_the_job_is_put_aside() {
+    let pod = Pod::start();
+    odd(&pod, "linked", |dir| std::os::unix::fs::symlink("/usr/bin", dir.join("result")).unwrap());
+    odd(&pod, "made", |dir| {
+        fs::create_dir(dir.join("result")).unwrap();
+        std::os::unix::fs::symlink("/usr/bin", dir.join("result/outputs")).unwrap();
+        let job = with(shell("mkdir x; echo y >x/y"), "outputs", json!(["x/y"]));
+        fs::write(dir.join("job.json"), job.to_string()).unwrap();
+    });
+    for name in ["linked", "made"] {
+        let outcome = pod.result(name);
+        outcome.is_good();
+        assert!(fs::symlink_metadata(outcome.dir.join("result")).unwrap().is_dir(), "{name}");
+        assert!(fs::symlink_metadata(outcome.dir.join("result.not-ours")).is_ok(), "{name}");
+    }
+    assert!(fs::symlink_metadata(pod.result("made").dir.join("result/outputs")).unwrap().is_dir());
+}
+
+#[test]
+fn a_second_job_of_the_same_name_waits_for_its_turn() {
+    let pod = Options::new().slots(2).start();
+    pod.put("twin", &shell("sleep 1; echo first"));
+    eventually("the first claim", JOB_WITHIN, || (!pod.spool.join("new/twin").exists()).then_some(()));
+    pod.put("twin", &shell("echo second"));
+    pod.job("other", &shell("true")).is_good();
+    eventually("both twins", JOB_WITHIN, || {
+        (pod.spool.join("done/twin").is_dir() && pod.spool.join("done/twin.2").is_dir()).then_some(())
+    });
+    let text = |name: &str| fs::read_to_string(pod.spool.join("done").join(name).join("result/stdout")).unwrap();
+    assert_eq!((text("twin"), text("twin.2")), ("first\n".to_owned(), "second\n".to_owned()));
+}
+
 #[test]
 fn outputs_are_fetched() {
     let pod = Pod::start();

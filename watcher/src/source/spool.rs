@@ -26,7 +26,7 @@ use crate::store::put_file;
 use crate::tree;
 
 /// Longest name of a job here; the attempt's number is added to it.
-const NAME_MAX: usize = 118;
+const NAME_MAX: usize = 117;
 
 /// Longest time that a job may have to wait for its next attempt, seconds.
 const DELAY_MAX: f64 = 86_400.0;

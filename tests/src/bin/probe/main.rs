@@ -24,7 +24,7 @@ what it sees      status, fds, env, args ..., cwd, limits, umask, ipc-list
 what it computes  hello, primes N, echo-stdin, cpu SECONDS, memory MIB SECONDS
 how it ends       exit N, signal N, sleep SECONDS, ignore-term SECONDS, term-exit CODE, sigchld-ignored
 files             write-file PATH TEXT, read-file PATH, connect PATH, ipc
-what it leaves    daemons N, orphans N [MILLISECONDS], bomb N
+what it leaves    daemons N, headless, orphans N [MILLISECONDS], bomb N
 attacks           forge, and only with --i-am-in-a-container: kill-loop [N], stop-everything [N]
 as `glue`         a false glue, for an image that shadows ours";
 
@@ -71,6 +71,7 @@ fn command(words: &[String], raw: &[OsString]) -> Result<i32, String> {
         "ignore-term" => work::ignore_term(seconds(words, 1)?),
         "term-exit" => work::exit_on_term(number(words, 1)?),
         "sigchld-ignored" => swarm::sigchld_ignored(),
+        "headless" => swarm::headless(),
         "daemons" => swarm::daemons(number(words, 1)?),
         "orphans" => swarm::orphans(number(words, 1)?, number(words, 2).unwrap_or(100)),
         "bomb" => swarm::bomb(number(words, 1)?),

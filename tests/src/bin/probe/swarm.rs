@@ -54,6 +54,28 @@ pub fn daemons(n: u64) -> Result<i32, String> {
     Ok(0)
 }
 
+/// A daemon whose main thread has ended: it shows as a zombie while another of its threads lives on.
+pub fn headless() -> Result<i32, String> {
+    let (reader, mut writer) = sys::pipe().map_err(|e| format!("pipe: {e}"))?;
+    if let Some(child) = fork()? {
+        sys::wait(child);
+        drop(writer);
+        await_all(reader, 1)?;
+        return Ok(0);
+    }
+    let _ = sys::setsid();
+    if !matches!(sys::fork(), Ok(None)) {
+        sys::exit_now(0);
+    }
+    ignore_what_can_be();
+    std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        let _ = writer.write_all(b".");
+        std::thread::sleep(FOREVER);
+    });
+    sys::exit_thread()
+}
+
 /// `n` processes that lose their parent, and end by themselves after `milliseconds`. Returns when all have ended.
 pub fn orphans(n: u64, milliseconds: u64) -> Result<i32, String> {
     let (mut reader, writer) = sys::pipe().map_err(|e| format!("pipe: {e}"))?;
