@@ -16,5 +16,5 @@ for program in glue watcher latebind-host bench stamp; do
     }
 done
 images/build.sh glue busybox pilot
-echo "bench: takes about 5 minutes; the quieter the machine, the truer the numbers. Load now: $(cut -d' ' -f1-3 /proc/loadavg)"
+echo "bench: takes about 3 minutes; the quieter the machine, the truer the numbers. Load now: $(cut -d' ' -f1-3 /proc/loadavg)"
 exec dist/bench all "${TRIES:-200}"

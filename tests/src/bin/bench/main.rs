@@ -166,8 +166,9 @@ fn all(tries: usize) -> Result<(), Failed> {
             report.add(figure, *name, value as f64, unit);
         }
     }
+    let glue_path = std::env::var("BENCH_GLUE").unwrap_or_else(|_| "dist/glue".into());
     for (name, path) in [
-        ("glue", "dist/glue"),
+        ("glue", glue_path.as_str()),
         ("tini (and the C library)", "/usr/bin/tini"),
         ("tini-static", "/usr/bin/tini-static"),
         ("dumb-init (and the C library)", "/usr/bin/dumb-init"),

@@ -155,7 +155,10 @@ impl Pod {
         arguments.extend(self.payload(words)?);
         podman(&arguments)?;
         let pid = podman(&owned(&["inspect", "--format={{.State.Pid}}", &name]))?;
-        pid.parse().map_err(|_| format!("podman says that the process ID of {name} is {pid:?}"))
+        match pid.parse() {
+            Ok(pid) if pid > 0 => Ok(pid),
+            _ => Err(format!("{name} does not run: it ended at once, or somebody removed podman's running state")),
+        }
     }
 
     /// Ends and removes one container.
