@@ -336,7 +336,8 @@ pub fn bounding_set() -> u64 {
 
 /// Takes every capability outside `keep` out of the bounding set. Needs CAP_SETPCAP unless there is nothing to take.
 pub fn limit_bounding_set(keep: u64) -> io::Result<()> {
-    for cap in (0..64).filter(|cap| (bounding_set() & !keep) >> cap & 1 == 1) {
+    let unwanted = bounding_set() & !keep;
+    for cap in (0..64).filter(|cap| unwanted >> cap & 1 == 1) {
         prctl(libc::PR_CAPBSET_DROP, cap, 0)?;
     }
     Ok(())

@@ -59,7 +59,11 @@ impl Place {
                 }
             }
         }
-        fs::write(&mark, this).context(|| format!("cannot write {}", mark.display()))
+        // In one step: another program beside this one must not find half a mark, and take it for another boot's.
+        let new = self.run.join(format!("boot_id.{}", std::process::id()));
+        fs::write(&new, this)
+            .and_then(|()| fs::rename(&new, &mark))
+            .context(|| format!("cannot write {}", mark.display()))
     }
 
     /// What ends with the boot.
