@@ -244,7 +244,8 @@ impl Supervision<'_> {
         }
         self.counting_killed = true;
         let deadline = Instant::now() + Duration::from_secs_f64(self.claimed.startup.kill_s);
-        if self.end.failure.is_some() || self.main.is_none() {
+        // Only while it is not reaped: afterwards its number may be a stranger's.
+        if sys::is_own_child(self.stage_two) {
             let _ = sys::signal_process(self.stage_two, Signal::SIGKILL as i32);
         }
         let mut unkilled = self.slot.routine.run(deadline)?;
