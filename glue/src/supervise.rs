@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::cgroup::{self, Counters};
+use crate::cgroup;
 use crate::claim::Claimed;
 use crate::contract::record::{Failure, Processes, Stage, Usage, Used};
 use crate::error::errno_of;
@@ -101,15 +101,13 @@ pub fn run(slot: &Slot<'_>, claimed: &mut Claimed, on_start: &mut dyn FnMut(i32)
         Err(failed) => s.end.failure = Some(failed),
         Ok(starting) => s.supervise(starting, on_start)?,
     }
-    s.end.over = if s.end.started.is_some() && s.end.main.is_some() { s.end.over } else { now() };
+    if s.end.started.is_none() || s.end.main.is_none() {
+        s.end.over = now();
+    }
     s.end_all_processes()?;
     links.remove();
-    s.end.cgroup = after(&before);
+    s.end.cgroup = cgroup::read().since(&before);
     Ok(s.end)
-}
-
-fn after(before: &Counters) -> Option<crate::contract::record::CgroupUse> {
-    cgroup::read().since(before)
 }
 
 impl Supervision<'_> {
