@@ -18,6 +18,7 @@ use watcher::bind::kubernetes::{self, Kubernetes};
 use watcher::job::life::{Reuse, Settings};
 use watcher::job::{EnvSource, Request};
 use watcher::serve::{self, Core, Parts, Running, protocol, server};
+use watcher::slot::Slot;
 use watcher::{check, helper, keys, pilot, results, run};
 
 /// Seconds that a job may need for its end by default: soft to hard kill, the kill routine, and its results.
@@ -333,8 +334,13 @@ fn serve_spool(args: &PilotArgs) -> io::Result<ExitCode> {
     };
     let over = pilot::run(&settings, &stop)?;
     running.finish();
-    if !stop.load(Ordering::Relaxed) {
-        binder.finish(&(0..args.core.slots).collect::<Vec<_>>());
+    if !stop.load(Ordering::Relaxed) && binder.pod_waits_for_glue() {
+        for number in 0..args.core.slots {
+            let ended = Slot::open(number).and_then(|slot| slot.finish(Duration::from_secs(10)));
+            if let Err(e) = ended {
+                tracing::error!(slot = number, "glue could not be ended, so the pod may not complete: {e}");
+            }
+        }
     }
     tracing::info!(jobs = over, "no more work: the pilot ends");
     Ok(ExitCode::SUCCESS)

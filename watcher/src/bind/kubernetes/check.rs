@@ -69,18 +69,29 @@ fn of_pod(pod: &Pod, end_needs: f64) -> Vec<Line> {
     } else {
         Line::good(what, &format!("{grace} s, a job's end may need {end_needs} s"))
     };
+    // What the kubelet takes for done it does not start again, also with another image: measured, docs/kubernetes.md.
+    let is_told = |words: Option<&Vec<String>>| words.is_some_and(|words| words.iter().any(|w| w == "--stop-code"));
+    let stays_done = spec
+        .containers
+        .iter()
+        .any(|c| view::is_payload(&c.name) && !is_told(c.command.as_ref()) && !is_told(c.args.as_ref()));
+    let regular = spec.containers.iter().any(|c| view::is_payload(&c.name));
     let restarts = match spec.restart_policy.as_deref() {
-        Some("Never" | "OnFailure") if spec.containers.iter().any(|c| c.name.starts_with("payload")) => {
-            let finding =
-                "a payload container that is a regular one may not come back with restartPolicy Never or OnFailure";
-            Some(Line::bad(
-                "restart policy",
-                finding,
-                "set restartPolicy: Always, or make the payload a native sidecar (1.29 and later)",
-            ))
+        Some("Never") if regular => {
+            Some("with restartPolicy Never a payload container that has exited never comes back")
         }
+        Some("OnFailure") if stays_done => Some(
+            "with restartPolicy OnFailure a glue that exits with 0 does not come back after an image that could not be fetched",
+        ),
         _ => None,
     };
+    let restarts = restarts.map(|finding| {
+        Line::bad(
+            "restart policy",
+            finding,
+            "set restartPolicy: Always, or OnFailure with `glue run --stop-code 143`, or make the payload a native sidecar (1.29 and later)",
+        )
+    });
     let token = match spec.automount_service_account_token {
         Some(false) => Line::good("service account token", "not mounted into every container"),
         _ => Line::warning(

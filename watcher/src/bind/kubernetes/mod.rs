@@ -305,7 +305,8 @@ impl Binder for Kubernetes {
         self.runtime.block_on(check::lines(&self.own, slots, self.options.end_needs))
     }
 
-    fn finish(&self, slots: &[u32]) {
-        let _ = slots;
+    fn pod_waits_for_glue(&self) -> bool {
+        let pod = self.runtime.block_on(self.own.get());
+        pod.is_ok_and(|pod| view::ends_by_exits(&pod))
     }
 }

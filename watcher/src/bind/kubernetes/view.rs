@@ -157,6 +157,19 @@ pub fn payload(pod: &Pod, name: &str) -> Result<Payload, String> {
     })
 }
 
+/// Whether the pod completes once all its containers have exited with 0, payload containers among them.
+pub fn ends_by_exits(pod: &Pod) -> bool {
+    pod.spec.as_ref().is_some_and(|spec| {
+        matches!(spec.restart_policy.as_deref(), Some("OnFailure" | "Never"))
+            && spec.containers.iter().any(|c| is_payload(&c.name))
+    })
+}
+
+/// Whether a container of this name is a payload container.
+pub fn is_payload(name: &str) -> bool {
+    name == "payload" || name.strip_prefix("payload-").is_some_and(|n| n.parse::<u32>().is_ok())
+}
+
 /// The placeholder: the image of the init container that installs glue, and what the kubelet says its content is.
 pub fn placeholder(pod: &Pod) -> Result<(String, String), String> {
     let install = pod.spec.iter().flat_map(|s| s.init_containers.iter().flatten()).find(|c| c.name == INSTALL);
