@@ -101,6 +101,9 @@ struct CoreArgs {
     /// What a slot without work holds: the placeholder, or still the last job's container.
     #[arg(long, value_enum, default_value_t = Idle::Placeholder)]
     idle: Idle,
+    /// How long a slot is without work before it gets the placeholder, seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 2.0)]
+    idle_after: f64,
     /// Whether a container serves one job or several of one owner.
     #[arg(long, value_enum, default_value_t = Reuse::Never)]
     reuse: Reuse,
@@ -230,8 +233,11 @@ fn main() -> ExitCode {
 
 /// For people on a terminal, JSON otherwise; LATEBIND_LOG sets the level.
 fn start_log(level: &str) {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("LATEBIND_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
+    let wanted = std::env::var("LATEBIND_LOG").unwrap_or_else(|_| level.to_owned());
+    // What the API client has to say comes with our own errors; who wants to see each request names the crate.
+    let quiet =
+        if wanted.contains("kube_client") { "" } else { ",kube_client=off,tower=off,hyper_util=off,rustls=off" };
+    let filter = tracing_subscriber::EnvFilter::new(format!("{wanted}{quiet}"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
     if io::stderr().is_terminal() || level == "warn" {
         log.init();
@@ -299,6 +305,7 @@ fn start_core(args: &CoreArgs, binder: &Arc<dyn Binder>, for_one_job: bool) -> i
             reuse: args.reuse,
             ready_within: seconds(args.ready_within)?,
             placeholder_when_idle: !for_one_job && args.idle == Idle::Placeholder,
+            idle_after: seconds(args.idle_after)?,
             keep_keys: args.keep_keys.clone(),
         },
         // What an earlier watcher left then has no client any more.
