@@ -355,7 +355,17 @@ fn serve_spool(args: &PilotArgs) -> io::Result<ExitCode> {
 
 fn serve_clients(args: &CoreArgs) -> io::Result<ExitCode> {
     let stop = stop_flag()?;
-    let running = start_core(args, &binder(args)?, false)?;
+    let binder = binder(args)?;
+    let running = start_core(args, &binder, false)?;
+    // Jobs are taken all the same: who submits one gets the reason as its failure.
+    let slots: Vec<u32> = (0..args.slots).collect();
+    for line in check::all(binder.as_ref(), &slots, &args.private.private) {
+        match line.grade {
+            check::Grade::Good => tracing::debug!("check: {line}"),
+            check::Grade::Warning => tracing::warn!("check: {line}"),
+            check::Grade::Bad => tracing::error!("check: {line}"),
+        }
+    }
     while !stop.load(Ordering::Relaxed) {
         std::thread::sleep(Duration::from_millis(50));
     }

@@ -1,9 +1,9 @@
 //! What `watcher check` asks the API server: each right by using it, without changing anything.
 
-use k8s_openapi::api::core::v1::Pod;
 use serde_json::json;
 
 use super::api::Own;
+use super::pod::{Container, Pod};
 use super::view::{self, Shape};
 use crate::bind::Failure;
 use crate::check::{Line, clock};
@@ -54,9 +54,9 @@ async fn of_slot(own: &Own, pod: &Pod, slot: u32) -> Vec<Line> {
 }
 
 fn of_pod(pod: &Pod, end_needs: f64) -> Vec<Line> {
-    let Some(spec) = &pod.spec else { return Vec::new() };
+    let spec = &pod.spec;
     let shared = match spec.share_process_namespace {
-        Some(true) => Ok("shareProcessNamespace".to_owned()),
+        true => Ok("shareProcessNamespace".to_owned()),
         _ => Err("shareProcessNamespace is not set"),
     };
     let grace = spec.termination_grace_period_seconds.unwrap_or(30);
@@ -70,17 +70,12 @@ fn of_pod(pod: &Pod, end_needs: f64) -> Vec<Line> {
         Line::good(what, &format!("{grace} s, a job's end may need {end_needs} s"))
     };
     // What the kubelet takes for done it does not start again, also with another image: measured, docs/kubernetes.md.
-    let is_told = |words: Option<&Vec<String>>| words.is_some_and(|words| words.iter().any(|w| w == "--stop-code"));
-    let stays_done = spec
-        .containers
-        .iter()
-        .any(|c| view::is_payload(&c.name) && !is_told(c.command.as_ref()) && !is_told(c.args.as_ref()));
+    let is_told = |c: &Container| c.command.iter().chain(&c.args).any(|word| word == "--stop-code");
+    let stays_done = spec.containers.iter().any(|c| view::is_payload(&c.name) && !is_told(c));
     let regular = spec.containers.iter().any(|c| view::is_payload(&c.name));
-    let restarts = match spec.restart_policy.as_deref() {
-        Some("Never") if regular => {
-            Some("with restartPolicy Never a payload container that has exited never comes back")
-        }
-        Some("OnFailure") if stays_done => Some(
+    let restarts = match spec.restart_policy.as_str() {
+        "Never" if regular => Some("with restartPolicy Never a payload container that has exited never comes back"),
+        "OnFailure" if stays_done => Some(
             "with restartPolicy OnFailure a glue that exits with 0 does not come back after an image that could not be fetched",
         ),
         _ => None,
