@@ -1,14 +1,24 @@
 # Each target does its own set-up on a bare Debian 12 (as root): it says first what it will install and how long that takes.
 #
 #   LATEBIND_STATE   where containers and images are kept (default /var/lib/latebind-host)
+#   REGISTRY         where `push` takes the images: host[:port][/path]; TAG is their tag, INSECURE=1 leaves TLS out
 #   RECIPE           debian or rustup: how static binaries are made (default: rustup where it has the musl target, else debian)
 
-.PHONY: help build images demo test bench clean
+.PHONY: help build images push archive demo test bench clean
+
+# Said before anything is built, which takes minutes.
+ifneq ($(filter push,$(MAKECMDGOALS)),)
+ifeq ($(REGISTRY),)
+$(error REGISTRY is not set: make images push REGISTRY=registry.example.org/me)
+endif
+endif
 
 help:
 	@echo 'make demo     several jobs, each in another image, one after the other, each result proven; below a minute once built'
 	@echo 'make build    static binaries in dist/: glue, watcher, latebind-host'
 	@echo 'make images   the images of demo and tests, made here without a registry'
+	@echo 'make push     takes the images of pilot and glue to a registry: make push REGISTRY=registry.example.org/me'
+	@echo 'make archive  the same images as files in dist/images, for kind, minikube and ctr'
 	@echo 'make test     format, lints, unit tests, and the integration tests on real containers'
 	@echo 'make bench    what late binding costs, side by side with a shell loop, tini and dumb-init'
 	@echo 'make clean    removes dist/ and target/; says how to remove images, containers and the cache too'
@@ -21,6 +31,13 @@ images:
 	@.ci/setup.sh build images
 	@.ci/build.sh
 	@images/build.sh
+
+# Prerequisites, and not an order on the command line: that would mean nothing to make -j.
+push: images
+	@images/publish.sh push
+
+archive: images
+	@images/publish.sh archive
 
 demo:
 	@.ci/setup.sh build images demo

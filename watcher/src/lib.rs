@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bind;
+pub mod check;
 pub mod helper;
 pub mod job;
 pub mod keys;

@@ -1,7 +1,6 @@
 //! `watcher pilot`: the loop over a spool, with as many jobs at once as there are slots.
 
 use std::io;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -9,8 +8,10 @@ use std::time::{Duration, Instant};
 
 use glue::contract::encoding::hex;
 
-use crate::bind::{Class, Failure};
+use crate::bind::{Binder, Class, Failure};
+use crate::check::{self, Grade};
 use crate::job::{Phase, Report, now, rfc3339};
+use crate::serve::Core;
 use crate::serve::client::Client;
 use crate::source::spool::{Claimed, Spool};
 
@@ -20,15 +21,21 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// How long to wait before a report is delivered again.
 const DELIVER_AGAIN_AFTER: Duration = Duration::from_secs(2);
 
+/// How often a pod in which jobs can not be run is checked again, and for how long at most.
+const CHECK_AGAIN_AFTER: Duration = Duration::from_secs(1);
+const CHECK_WITHIN: Duration = Duration::from_secs(180);
+
 /// What the loop needs to know.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Loop {
     /// The spool.
     pub spool: PathBuf,
     /// The core's socket.
     pub socket: PathBuf,
-    /// The binder's socket: while nobody answers there, no job is taken that could only fail.
-    pub bind_socket: PathBuf,
+    /// How images are bound: while that is not possible, no job is claimed that could only fail.
+    pub binder: Arc<dyn Binder>,
+    /// The core, which knows how many slots can be given a job.
+    pub core: Core,
     /// The private volume, which knows the pilot's name.
     pub private: PathBuf,
     /// The pilot's name, if it is given one.
@@ -69,15 +76,22 @@ pub fn run(settings: &Loop, stop: &Arc<AtomicBool>) -> io::Result<usize> {
     forget_delivered(settings, &unfinished)?;
     let (busy, over) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let mut idle_since = Instant::now();
+    let mut gate = Gate {
+        settings: settings.clone(),
+        since: Instant::now(),
+        passed: false,
+        said: Vec::new(),
+        next: Instant::now(),
+    };
     while !stop.load(Ordering::Relaxed) {
-        if busy.load(Ordering::Relaxed) >= settings.slots {
+        if busy.load(Ordering::Relaxed) + settings.core.restoring() >= settings.slots {
             idle_since = Instant::now();
             std::thread::sleep(Duration::from_millis(5));
             continue;
         }
         let next = match unfinished.pop() {
             Some(claimed) => Some(claimed),
-            None if UnixStream::connect(&settings.bind_socket).is_err() => {
+            None if !gate.is_open()? || settings.binder.ready().is_err() => {
                 std::thread::sleep(LOOK_EVERY);
                 continue;
             }
@@ -116,6 +130,44 @@ pub fn run(settings: &Loop, stop: &Arc<AtomicBool>) -> io::Result<usize> {
         std::thread::sleep(Duration::from_millis(5));
     }
     Ok(over.load(Ordering::Relaxed))
+}
+
+/// Nothing is claimed before every check was good once.
+struct Gate {
+    settings: Loop,
+    since: Instant,
+    passed: bool,
+    said: Vec<String>,
+    next: Instant,
+}
+
+impl Gate {
+    /// Whether jobs may be claimed; an error once it has been shut for too long.
+    fn is_open(&mut self) -> io::Result<bool> {
+        if self.passed || Instant::now() < self.next {
+            return Ok(self.passed);
+        }
+        let slots: Vec<u32> = (0..u32::try_from(self.settings.slots).unwrap_or(0)).collect();
+        let lines = check::all(self.settings.binder.as_ref(), &slots, &self.settings.private);
+        self.next = Instant::now() + CHECK_AGAIN_AFTER;
+        let bad: Vec<String> = lines.iter().filter(|l| l.grade == Grade::Bad).map(ToString::to_string).collect();
+        if bad.is_empty() {
+            self.passed = true;
+            for line in lines.iter().filter(|l| l.grade == Grade::Warning) {
+                tracing::warn!("check: {line}");
+            }
+            tracing::info!(lines = lines.len(), "check: jobs can be run here");
+            return Ok(true);
+        }
+        if bad != self.said {
+            bad.iter().for_each(|line| tracing::error!("check: {line}"));
+            self.said.clone_from(&bad);
+        }
+        if self.since.elapsed() >= CHECK_WITHIN {
+            return Err(io::Error::other(format!("no job can be run here: {}", bad.join(" | "))));
+        }
+        Ok(false)
+    }
 }
 
 /// Reports that were delivered before the core could be told so.

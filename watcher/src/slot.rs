@@ -25,7 +25,25 @@ pub struct Slot {
     pub uid: u32,
     /// See `uid`.
     pub gid: u32,
+    /// Further volumes that the payload container has to itself, `/tmp` and `/dev/shm` say: emptied with each job.
+    pub scratch: Vec<Dir>,
     chime: OwnedFd,
+}
+
+/// Where the pilot container has a slot's further volumes, in directories of any name: `/scratch/slot/<n>/<name>`.
+fn scratch(number: u32) -> io::Result<Vec<Dir>> {
+    let parent = format!("/scratch/slot/{number}");
+    let mut dirs = Vec::new();
+    match Dir::open(&parent) {
+        Ok(open) => {
+            for name in open.names()? {
+                dirs.push(Dir::open(&format!("{parent}/{name}"))?);
+            }
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => return Err(e),
+    }
+    Ok(dirs)
 }
 
 impl Slot {
@@ -39,7 +57,7 @@ impl Slot {
             return Err(io::Error::other("data/work is root's: `glue install` has to run first, in an init container"));
         }
         let chime = ctl.open_fifo(layout::CHIME)?;
-        Ok(Self { number, ctl, data, uid: work.st_uid, gid: work.st_gid, chime })
+        Ok(Self { number, ctl, data, uid: work.st_uid, gid: work.st_gid, scratch: scratch(number)?, chime })
     }
 
     /// What glue says now; `None` where no glue has said anything yet. Only for who has the mount proof: an image's own root

@@ -8,16 +8,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use glue::contract::encoding::hex;
 use glue::contract::layout::Ids;
 use glue::contract::startup::EnvFormat;
 use watcher::bind::Binder;
 use watcher::bind::host::{self, Host};
+use watcher::bind::kubernetes::{self, Kubernetes};
 use watcher::job::life::{Reuse, Settings};
 use watcher::job::{EnvSource, Request};
 use watcher::serve::{self, Core, Parts, Running, protocol, server};
-use watcher::{helper, keys, pilot, results, run};
+use watcher::{check, helper, keys, pilot, results, run};
+
+/// Seconds that a job may need for its end by default: soft to hard kill, the kill routine, and its results.
+const END_NEEDS: f64 = 30.0;
 
 /// Our own failure, as docker-run(1) has it.
 const OUR_FAILURE: u8 = 125;
@@ -39,6 +43,8 @@ enum Verb {
     Pilot(PilotArgs),
     /// Serve clients on the socket in the private volume.
     Serve(CoreArgs),
+    /// Say whether jobs can be run in this pod, one line for each thing. Exit code: 0 they can, 1 they can not.
+    Check(CoreArgs),
     /// Check a record against a kept key.
     Verify {
         /// The record, a compact JWS.
@@ -73,12 +79,27 @@ struct CoreArgs {
     /// How many slots the pod has.
     #[arg(long, value_name = "N", default_value_t = 1, env = "LATEBIND_SLOTS")]
     slots: u32,
-    /// How images are bound.
-    #[arg(long, value_parser = ["host"], default_value = "host", env = "LATEBIND_BINDER")]
-    binder: String,
+    /// How images are bound: by patching the pod's payload container, or by asking latebind-host.
+    #[arg(long, value_enum, default_value_t = BinderKind::Host, env = "LATEBIND_BINDER")]
+    binder: BinderKind,
     /// Socket of the `host` binder.
     #[arg(long, value_name = "PATH", default_value = host::SOCKET)]
     bind_socket: PathBuf,
+    /// Name of the pod, for the `kubernetes` binder; the host name where none is given.
+    #[arg(long, value_name = "NAME", env = "LATEBIND_POD_NAME", hide_env_values = true)]
+    pod: Option<String>,
+    /// Its namespace; the service account's where none is given.
+    #[arg(long, value_name = "NAME", env = "LATEBIND_POD_NAMESPACE", hide_env_values = true)]
+    namespace: Option<String>,
+    /// A proxy to the API server; HTTPS_PROXY and its like are not looked at.
+    #[arg(long, value_name = "URL", env = "LATEBIND_API_PROXY")]
+    api_proxy: Option<http::Uri>,
+    /// How long the node may take to fetch an image, seconds (kubernetes binder).
+    #[arg(long, value_name = "SECONDS", default_value_t = 1800.0)]
+    pull_timeout: f64,
+    /// What a slot without work holds: the placeholder, or still the last job's container.
+    #[arg(long, value_enum, default_value_t = Idle::Placeholder)]
+    idle: Idle,
     /// Whether a container serves one job or several of one owner.
     #[arg(long, value_enum, default_value_t = Reuse::Never)]
     reuse: Reuse,
@@ -88,6 +109,18 @@ struct CoreArgs {
     /// How long a new container may take until its glue is ready, seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 30.0)]
     ready_within: f64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum BinderKind {
+    Host,
+    Kubernetes,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Idle {
+    Placeholder,
+    Keep,
 }
 
 #[derive(Args)]
@@ -172,6 +205,7 @@ fn main() -> ExitCode {
     };
     let level = match &cli.verb {
         Verb::Run(args) if !args.verbose => "warn",
+        Verb::Check(_) => "error",
         _ => "info",
     };
     start_log(level);
@@ -179,6 +213,7 @@ fn main() -> ExitCode {
         Verb::Run(args) => run_one(&args),
         Verb::Pilot(args) => serve_spool(&args),
         Verb::Serve(args) => serve_clients(&args),
+        Verb::Check(args) => check_pod(&args),
         Verb::Verify { record, key } => verify(&record, &key),
         Verb::Results { dir } => results::find(&dir).and_then(|found| say(&results::table(&found))),
         Verb::Jobs(private) => list(&private),
@@ -213,17 +248,56 @@ fn seconds(s: f64) -> io::Result<Duration> {
     Duration::try_from_secs_f64(s).map_err(|e| io::Error::other(format!("{s} seconds: {e}")))
 }
 
+/// The binder that was asked for.
+fn binder(args: &CoreArgs) -> io::Result<Arc<dyn Binder>> {
+    if args.binder == BinderKind::Host {
+        return Ok(Arc::new(Host::new(args.bind_socket.clone())));
+    }
+    let given = |value: &Option<String>| value.clone().filter(|v| !v.is_empty());
+    let host_name = || nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    let of_account = || {
+        std::fs::read_to_string("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+            .ok()
+            .map(|n| n.trim().to_owned())
+    };
+    let missing = |what: &str| {
+        io::Error::other(format!("the pod's {what} is not known: set it in the pilot container's environment"))
+    };
+    Ok(Arc::new(Kubernetes::new(kubernetes::Options {
+        pod: given(&args.pod).or_else(host_name).ok_or_else(|| missing("name (LATEBIND_POD_NAME)"))?,
+        namespace: given(&args.namespace)
+            .or_else(of_account)
+            .ok_or_else(|| missing("namespace (LATEBIND_POD_NAMESPACE)"))?,
+        proxy: args.api_proxy.clone(),
+        pull_timeout: seconds(args.pull_timeout)?,
+        end_needs: END_NEEDS,
+    })?))
+}
+
+fn check_pod(args: &CoreArgs) -> io::Result<ExitCode> {
+    let slots: Vec<u32> = (0..args.slots).collect();
+    let lines = match binder(args) {
+        Ok(binder) => check::all(binder.as_ref(), &slots, &args.private.private),
+        Err(e) => vec![check::Line::bad(
+            "binder",
+            &e.to_string(),
+            "see docs/kubernetes.md for what the pilot container needs",
+        )],
+    };
+    say(&lines.iter().map(|line| format!("{line}\n")).collect::<String>())?;
+    Ok(ExitCode::from(u8::from(lines.iter().any(|line| line.grade == check::Grade::Bad))))
+}
+
 /// Starts the core in this process, and its socket; `for_one_job`: the process ends with that job.
-fn start_core(args: &CoreArgs, for_one_job: bool) -> io::Result<Running> {
-    let binder: Arc<dyn Binder> = Arc::new(Host::new(args.bind_socket.clone()));
+fn start_core(args: &CoreArgs, binder: &Arc<dyn Binder>, for_one_job: bool) -> io::Result<Running> {
     let running = Core::start(Parts {
         slots: (0..args.slots).collect(),
         private: args.private.private.clone(),
-        binder,
+        binder: binder.clone(),
         settings: Settings {
             reuse: args.reuse,
             ready_within: seconds(args.ready_within)?,
-            placeholder_when_idle: !for_one_job,
+            placeholder_when_idle: !for_one_job && args.idle == Idle::Placeholder,
             keep_keys: args.keep_keys.clone(),
         },
         // What an earlier watcher left then has no client any more.
@@ -244,11 +318,13 @@ fn stop_flag() -> io::Result<Arc<AtomicBool>> {
 
 fn serve_spool(args: &PilotArgs) -> io::Result<ExitCode> {
     let stop = stop_flag()?;
-    let running = start_core(&args.core, false)?;
+    let binder = binder(&args.core)?;
+    let running = start_core(&args.core, &binder, false)?;
     let settings = pilot::Loop {
         spool: args.spool.clone(),
         socket: args.core.private.private.join(protocol::SOCKET),
-        bind_socket: args.core.bind_socket.clone(),
+        binder: binder.clone(),
+        core: running.core(),
         private: args.core.private.private.clone(),
         name: args.name.clone(),
         slots: args.core.slots as usize,
@@ -257,13 +333,16 @@ fn serve_spool(args: &PilotArgs) -> io::Result<ExitCode> {
     };
     let over = pilot::run(&settings, &stop)?;
     running.finish();
+    if !stop.load(Ordering::Relaxed) {
+        binder.finish(&(0..args.core.slots).collect::<Vec<_>>());
+    }
     tracing::info!(jobs = over, "no more work: the pilot ends");
     Ok(ExitCode::SUCCESS)
 }
 
 fn serve_clients(args: &CoreArgs) -> io::Result<ExitCode> {
     let stop = stop_flag()?;
-    let running = start_core(args, false)?;
+    let running = start_core(args, &binder(args)?, false)?;
     while !stop.load(Ordering::Relaxed) {
         std::thread::sleep(Duration::from_millis(50));
     }
@@ -277,7 +356,7 @@ fn run_one(args: &RunArgs) -> io::Result<ExitCode> {
     // A watcher that serves already does it; else this process is one, for one job.
     let running = match std::os::unix::net::UnixStream::connect(&socket) {
         Ok(_) => None,
-        Err(_) => Some(start_core(&args.core, true)?),
+        Err(_) => Some(start_core(&args.core, &binder(&args.core)?, true)?),
     };
     let (report, code) = run::run(&socket, &request, args.interactive, args.verbose)?;
     if let Some(dir) = &args.results {

@@ -8,7 +8,8 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Binder, Class, Container, ContainerState, Failure};
+use super::{Binder, Class, Container, ContainerState, Failure, Progress};
+use crate::check::Line;
 
 /// Where `latebind-host` mounts its socket in the pilot container.
 pub const SOCKET: &str = "/run/latebind-host/bind.sock";
@@ -43,6 +44,10 @@ impl Host {
         Self { socket }
     }
 
+    fn silent(&self, e: &std::io::Error) -> Failure {
+        Failure::retry("EngineError", format!("latebind-host does not answer at {}: {e}", self.socket.display()))
+    }
+
     fn ask(&self, request: &serde_json::Value) -> Result<Answer, Failure> {
         let talk = || -> std::io::Result<Answer> {
             let mut stream = UnixStream::connect(&self.socket)?;
@@ -54,9 +59,7 @@ impl Host {
             }
             serde_json::from_str(&line).map_err(std::io::Error::other)
         };
-        let answer = talk().map_err(|e| {
-            Failure::retry("EngineError", format!("latebind-host does not answer at {}: {e}", self.socket.display()))
-        })?;
+        let answer = talk().map_err(|e| self.silent(&e))?;
         if answer.ok {
             return Ok(answer);
         }
@@ -65,9 +68,9 @@ impl Host {
 }
 
 impl Binder for Host {
-    fn bind(&self, slot: u32, image: &str) -> Result<Container, Failure> {
+    fn bind(&self, slot: u32, image: &str, _progress: &dyn Progress) -> Result<Container, Failure> {
         let answer = self.ask(&json!({"version": 1, "verb": "bind", "slot": slot, "image": image}))?;
-        Ok(Container { id: answer.container, image: answer.image, image_id: answer.image_id })
+        Ok(Container { id: answer.container, image: answer.image, image_id: answer.image_id, reference: String::new() })
     }
 
     fn image_id(&self, image: &str) -> Result<String, Failure> {
@@ -81,6 +84,25 @@ impl Binder for Host {
             running: answer.status == "running",
             exit_code: answer.exit_code,
             oom_killed: answer.oom_killed,
+            ..ContainerState::default()
         })
+    }
+
+    fn ready(&self) -> Result<(), Failure> {
+        UnixStream::connect(&self.socket).map(drop).map_err(|e| self.silent(&e))
+    }
+
+    fn check(&self, slots: &[u32]) -> Vec<Line> {
+        let mend = "start the pod with `latebind-host pod`, which mounts the socket, and leave that running";
+        let socket = Line::of("bind socket", self.ready().map(|()| self.socket.display().to_string()), mend);
+        let state = |slot: &u32| {
+            let found = self.state(*slot).map(|s| format!("container {}", s.id.get(..12).unwrap_or("missing")));
+            Line::of(
+                &format!("slot {slot}: payload container"),
+                found,
+                "give `latebind-host pod` as many --slots as the pilot has",
+            )
+        };
+        std::iter::once(socket).chain(slots.iter().map(state)).collect()
     }
 }

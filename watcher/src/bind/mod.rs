@@ -1,9 +1,14 @@
 //! Binding: giving a slot's payload container the image that a job wants, and proving what runs there afterwards.
 
 pub mod host;
+pub mod kubernetes;
 pub mod proof;
 
+use std::time::{Duration, Instant};
+
 use serde::{Deserialize, Serialize};
+
+use crate::check::Line;
 
 /// What an ending means to the pilot; see `docs/protocol.md`, "What an ending means".
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,10 +62,13 @@ pub struct Container {
     pub image: String,
     /// The engine's ID of the image's content, where it says one.
     pub image_id: String,
+    /// What the engine was told to run, where that is not `image` itself: its digest, say.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reference: String,
 }
 
 /// What the engine says of a slot's payload container.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ContainerState {
     /// Its ID; empty where there is none.
     pub id: String,
@@ -70,13 +78,38 @@ pub struct ContainerState {
     pub exit_code: Option<i64>,
     /// Whether the kernel ended its main process for memory.
     pub oom_killed: bool,
+    /// The engine's own words on its end, where it has any.
+    pub said: String,
+    /// What ends the whole pod, and this container with it: a reason and the engine's words.
+    pub pod_ends: Option<(String, String)>,
 }
+
+/// What a bind tells while it goes on, and asks.
+pub trait Progress {
+    /// The old container is gone, and the new one is not there yet: its image is being fetched.
+    fn pulling(&self) {}
+
+    /// Something that people should know before they wait for it.
+    fn note(&self, text: &str) {
+        tracing::warn!("{text}");
+    }
+
+    /// Why the bind is not wanted any more, if so.
+    fn stop_wanted(&self) -> Option<String> {
+        None
+    }
+}
+
+/// For binds that nobody follows.
+pub struct Unattended;
+
+impl Progress for Unattended {}
 
 /// Gives payload containers their images. What it returns is a claim of the engine: [`proof`] decides.
 pub trait Binder: Send + Sync {
     /// Gives the slot's payload container this image; the placeholder where `image` is empty. Returns once the engine says
     /// that a new container runs, which is before its glue is ready.
-    fn bind(&self, slot: u32, image: &str) -> Result<Container, Failure>;
+    fn bind(&self, slot: u32, image: &str, progress: &dyn Progress) -> Result<Container, Failure>;
 
     /// The engine's ID of what this name means now: by it, a container of the same content is told from one whose name means
     /// something else by now.
@@ -84,4 +117,25 @@ pub trait Binder: Send + Sync {
 
     /// What the engine says of the slot's payload container now.
     fn state(&self, slot: u32) -> Result<ContainerState, Failure>;
+
+    /// What the engine says of this container's end, of which the kernel has told already; waits for its word at most `within`.
+    fn end_of(&self, slot: u32, container: &str, within: Duration) -> Result<ContainerState, Failure> {
+        let give_up = Instant::now() + within;
+        loop {
+            let state = self.state(slot)?;
+            if !state.running || state.id != container || Instant::now() >= give_up {
+                return Ok(state);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Whether a bind can succeed just now: while not, no job is claimed that could only fail.
+    fn ready(&self) -> Result<(), Failure>;
+
+    /// What `watcher check` says of the engine and what it lets this pilot do.
+    fn check(&self, slots: &[u32]) -> Vec<Line>;
+
+    /// The pilot ends and will not come back: where the pod is to end with it, this makes it end.
+    fn finish(&self, _slots: &[u32]) {}
 }

@@ -101,6 +101,12 @@ pub fn look_at_any(slot: u32, container: &str) -> Result<bool, Failure> {
     Ok(false)
 }
 
+/// Whether any process of the container is there.
+pub fn has_process(container: &str) -> bool {
+    let Ok(proc) = Proc::open() else { return false };
+    pids().into_iter().any(|pid| proc.cgroup(pid).is_ok_and(|cgroup| is_of_container(&cgroup, container)))
+}
+
 /// All process IDs of the PID namespace, in ascending order.
 fn pids() -> Vec<i32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();

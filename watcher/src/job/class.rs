@@ -66,10 +66,12 @@ fn of_failure(record: &Record) -> (Class, &'static str, String) {
 /// The end of a glue that left no record.
 pub fn of_loss(state: Option<&ContainerState>) -> Failure {
     match state {
+        Some(ContainerState { pod_ends: Some((reason, message)), .. }) => Failure::retry(reason, message.clone()),
         Some(state) if state.oom_killed => Failure::hold("OutOfMemory", out_of_memory()),
         Some(state) if !state.running => {
             let code = state.exit_code.map_or_else(|| "unknown".into(), |c| c.to_string());
-            let message = format!("the payload container ended without a record (exit code {code})");
+            let said = if state.said.is_empty() { String::new() } else { format!(": {}", state.said) };
+            let message = format!("the payload container ended without a record (exit code {code}{said})");
             Failure::retry("ContainerLost", message)
         }
         _ => Failure::retry("GlueLost", "glue ended without a record, so nothing is known of the job's end"),
@@ -80,8 +82,10 @@ pub fn of_loss(state: Option<&ContainerState>) -> Failure {
 /// every time. It was killed (128+n), told to stop (0) or removed: that was not the image's doing.
 pub fn of_end_before_ready(state: &ContainerState) -> Failure {
     let code = state.exit_code.map_or_else(String::new, |c| format!(" with exit code {c}"));
-    let message = format!("the new container ended{code} before its glue was ready: see the container's log");
+    let said = if state.said.is_empty() { String::new() } else { format!("; the engine says: {}", state.said) };
+    let message = format!("the new container ended{code} before its glue was ready: see the container's log{said}");
     match state.exit_code {
+        _ if state.pod_ends.is_some() => of_loss(Some(state)),
         _ if state.oom_killed => Failure::hold("OutOfMemory", out_of_memory()),
         Some(1..=127) => Failure::hold("ContainerCannotRun", message),
         _ => Failure::retry("ContainerLost", message),

@@ -1,6 +1,7 @@
 //! One job's life in a slot: stage, bind, start, run, collect, clean. Each step is written down before it is taken, so that a
 //! restarted watcher goes on where the last one was, and a job has exactly one result.
 
+use std::cell::Cell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -13,11 +14,14 @@ use nix::sys::signal::Signal;
 
 use super::control::Control;
 use super::relay::{Relay, Streams};
-use super::{Bound, Phase, State, class, collect, now, rfc3339, stage, start};
-use crate::bind::{Binder, Failure, proof};
+use super::{Bound, Phase, State, class, collect, now, rfc3339, seconds_of, stage, start};
+use crate::bind::{Binder, Failure, Progress, Unattended, proof};
 use crate::slot::Slot;
 use crate::store::Store;
 use crate::{helper, keys};
+
+/// How long an engine may take to notice that a container has ended; the kubelet looks once a second.
+const ENGINE_NOTICES_WITHIN: Duration = Duration::from_secs(3);
 
 /// How containers are used for more than one job.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -67,17 +71,27 @@ pub struct Held {
     pub owner: String,
 }
 
-/// Takes a job to its end, from whatever phase its state is in. Returns what the slot holds afterwards.
-pub fn live(around: &Around<'_>, state: &mut State, streams: Option<Streams>, held: Option<Held>) -> Option<Held> {
-    let mut life = Life { around, state, relay: None, streams, glue: None, resumed: false, held };
-    life.resumed = !matches!(life.state.phase, Phase::Queued | Phase::Staging | Phase::Binding);
+/// What a job leaves of its slot.
+#[derive(Debug, Default)]
+pub struct After {
+    /// The container, where a next job of the same owner may use it.
+    pub held: Option<Held>,
+    /// Whether something unproven may run there: the placeholder has to come first.
+    pub needs_placeholder: bool,
+}
+
+/// Takes a job to its end, from whatever phase its state is in.
+pub fn live(around: &Around<'_>, state: &mut State, streams: Option<Streams>, held: Option<Held>) -> After {
+    let mut life =
+        Life { around, state, relay: None, streams, glue: None, resumed: false, held, needs_placeholder: false };
+    life.resumed = !matches!(life.state.phase, Phase::Queued | Phase::Staging);
     life.state.slot = Some(around.slot.number);
     life.state.report.slot = life.state.slot;
     while life.state.phase != Phase::Done {
         let step = match life.state.phase {
             Phase::Queued => Ok(Phase::Staging),
             Phase::Staging => life.stage(),
-            Phase::Binding => life.bind(),
+            Phase::Binding | Phase::Pulling => life.bind(),
             Phase::Starting => life.start(),
             Phase::Running => life.run(),
             Phase::Collecting => life.collect(),
@@ -87,7 +101,7 @@ pub fn live(around: &Around<'_>, state: &mut State, streams: Option<Streams>, he
         let next = step.unwrap_or_else(|failure| life.failed(failure));
         life.enter(next);
     }
-    life.held
+    After { held: life.held, needs_placeholder: life.needs_placeholder }
 }
 
 struct Life<'a> {
@@ -100,6 +114,31 @@ struct Life<'a> {
     /// Whether an earlier watcher may have done a part of this phase.
     resumed: bool,
     held: Option<Held>,
+    /// Whether something may run in the container that was not proven: until the placeholder is back, nothing of the slot is touched.
+    needs_placeholder: bool,
+}
+
+/// A bind as it goes on: tells its listeners, and is given up when the job is not wanted any more.
+struct Following<'a> {
+    around: &'a Around<'a>,
+    state: &'a State,
+    pulling_since: Cell<Option<Instant>>,
+}
+
+impl Progress for Following<'_> {
+    fn pulling(&self) {
+        self.pulling_since.set(Some(Instant::now()));
+        (self.around.on_phase)(&State { phase: Phase::Pulling, ..self.state.clone() });
+    }
+
+    fn note(&self, text: &str) {
+        tracing::warn!(job = %self.state.request.id, "{text}");
+    }
+
+    fn stop_wanted(&self) -> Option<String> {
+        self.around.control.settle();
+        self.around.control.stop_wanted()
+    }
 }
 
 impl Life<'_> {
@@ -110,7 +149,7 @@ impl Life<'_> {
         match self.state.phase {
             Phase::Queued => durations.queued += took,
             Phase::Staging => durations.stage += took,
-            Phase::Binding => durations.bind += took,
+            Phase::Binding | Phase::Pulling => durations.bind += took,
             Phase::Starting => durations.start += took,
             Phase::Running => durations.run += took,
             Phase::Collecting => durations.collect += took,
@@ -155,7 +194,6 @@ impl Life<'_> {
         self.state.request.check().map_err(|e| Failure::hold("InvalidJob", e))?;
         self.end_leftovers()?;
         stage::empty(self.around.slot)?;
-        stage::fill(self.around.slot, &self.state.request)?;
         Ok(Phase::Binding)
     }
 
@@ -194,20 +232,44 @@ impl Life<'_> {
                 // Asked anew each time: a name may mean another image by now.
                 && self.around.binder.image_id(&request.image).is_ok_and(|id| id == held.bound.container.image_id)
         });
+        if self.resumed {
+            stage::empty(slot)?; // an earlier watcher may have filled it in part
+        }
         if let Some(held) = held
             && let Ok(glue) = proof::prove(held.bound.pid, slot.number, &held.bound.container.id)
             && slot.status().is_ok_and(|s| s.is_some_and(|s| s.incarnation == held.bound.incarnation))
         {
+            stage::fill(slot, request)?;
             self.state.report.reused_container = true;
             self.take_bound(held.bound, glue);
             return Ok(Phase::Starting);
         }
         let before = slot.status().ok().flatten().map(|status| status.incarnation);
         slot.silence_chime();
-        let container = self.around.binder.bind(slot.number, &request.image)?;
-        self.state.report.container = Some(container.clone());
-        let (bound, glue) = wait_for_glue(self.around, &container, before.as_deref())?;
+        self.needs_placeholder = true; // until the mount proof, root in the new container may be the image's
+        let following = Following { around: self.around, state: self.state, pulling_since: Cell::new(None) };
+        let mut bound_to = None;
+        let (bound, staged) = std::thread::scope(|scope| {
+            let stage = scope.spawn(|| {
+                let began = Instant::now();
+                stage::fill(slot, request).map(|()| began.elapsed())
+            });
+            let bound = self.around.binder.bind(slot.number, &request.image, &following).and_then(|container| {
+                let proven = wait_for_glue(self.around, &container, before.as_deref());
+                bound_to = Some(container);
+                proven
+            });
+            let staged =
+                stage.join().unwrap_or_else(|_| Err(Failure::retry("StagingError", "the staging thread ended")));
+            (bound, staged)
+        });
+        let pulled = following.pulling_since.get().map_or(0.0, |since| since.elapsed().as_secs_f64());
+        self.state.report.durations.pull += pulled;
+        self.state.report.container = bound_to;
+        let (bound, glue) = bound?;
+        self.needs_placeholder = false;
         self.take_bound(bound, glue);
+        self.state.report.durations.stage += staged?.as_secs_f64();
         Ok(Phase::Starting)
     }
 
@@ -398,14 +460,9 @@ impl Life<'_> {
         self.state.report.refusal = Some(Refusal::Missing);
         self.held = None;
         // The engine may take a moment to notice what the kernel has already said.
-        let give_up = Instant::now() + Duration::from_millis(500);
-        loop {
-            let state = self.around.binder.state(self.around.slot.number).ok();
-            if state.as_ref().is_none_or(|s| !s.running) || Instant::now() >= give_up {
-                return class::of_loss(state.as_ref());
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        let container = self.state.bound.as_ref().map_or("", |b| b.container.id.as_str());
+        let state = self.around.binder.end_of(self.around.slot.number, container, ENGINE_NOTICES_WITHIN).ok();
+        class::of_loss(state.as_ref())
     }
 
     fn collect(&mut self) -> Result<Phase, Failure> {
@@ -427,6 +484,11 @@ impl Life<'_> {
     }
 
     fn clean(&mut self) -> Result<Phase, Failure> {
+        if self.needs_placeholder {
+            // Not touched while a foreign root may be in it; the core brings the placeholder back before the next job has it.
+            self.held = None;
+            return Ok(Phase::Done);
+        }
         self.end_job_processes();
         if let Some(relay) = self.relay.take() {
             relay.finish();
@@ -451,7 +513,7 @@ impl Life<'_> {
         let within = Duration::from_secs_f64(self.state.request.kill_s);
         if let Err(e) = end_processes(slot, &bound, within) {
             self.note(Err(e));
-            self.note(self.around.binder.bind(slot.number, "").map(drop));
+            self.note(self.around.binder.bind(slot.number, "", &Unattended).map(drop));
             self.note(end_processes(slot, &bound, within));
         }
     }
@@ -496,7 +558,6 @@ fn wait_for_glue(
 ) -> Result<(Bound, OwnedFd), Failure> {
     let slot = around.slot;
     let give_up = Instant::now() + around.settings.ready_within;
-    let mut ask_engine = Instant::now() + Duration::from_millis(300);
     loop {
         slot.silence_chime();
         around.control.settle();
@@ -523,13 +584,12 @@ fn wait_for_glue(
         if let Some(why) = around.control.stop_wanted() {
             return Err(Failure::retry("Cancelled", format!("{why}, before it had started")));
         }
-        if Instant::now() >= ask_engine {
-            ask_engine = Instant::now() + Duration::from_secs(1);
-            if let Ok(state) = around.binder.state(slot.number)
-                && !state.running
-            {
-                return Err(class::of_end_before_ready(&state));
-            }
+        // The engine said that it runs: so either it is to be seen, or it has ended since.
+        if !proof::has_process(&container.id)
+            && let Ok(state) = around.binder.end_of(slot.number, &container.id, ENGINE_NOTICES_WITHIN)
+            && !(state.running && state.id == container.id)
+        {
+            return Err(class::of_end_before_ready(&state));
         }
         if Instant::now() >= give_up {
             let message = format!("the new container's glue said nothing within {:?}", around.settings.ready_within);
@@ -545,34 +605,4 @@ fn wait(fds: [BorrowedFd<'_>; 3], timeout: Option<Duration>) {
     let millis = timeout.map_or(-1, |t| i32::try_from(t.as_millis()).unwrap_or(i32::MAX).saturating_add(1));
     let mut wait = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
     let _ = poll(&mut wait, PollTimeout::try_from(millis).unwrap_or(PollTimeout::NONE));
-}
-
-/// Seconds since the epoch of an RFC 3339 text as glue writes it.
-fn seconds_of(text: &str) -> Option<f64> {
-    let (date, time) = text.strip_suffix('Z')?.split_once('T')?;
-    let mut date = date.split('-').map(|n| n.parse::<i64>().ok());
-    let (year, month, day) = (date.next()??, date.next()??, date.next()??);
-    let mut time = time.split(':').map(|n| n.parse::<f64>().ok());
-    let (hour, minute, second) = (time.next()??, time.next()??, time.next()??);
-    // Days since the epoch, counting years from March so that the leap day comes last.
-    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let days =
-        365 * year + year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400) + (153 * month + 2) / 5 + day
-            - 1
-            - 719_468;
-    Some(days as f64 * 86_400.0 + hour * 3_600.0 + minute * 60.0 + second)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_read_back() {
-        for seconds in [0i64, 951_782_400, 1_709_251_199, 4_102_444_800, 1_795_000_000] {
-            let text = glue::contract::time::rfc3339(seconds, 250_000_000);
-            assert_eq!(seconds_of(&text), Some(seconds as f64 + 0.25), "{text}");
-        }
-        assert_eq!(seconds_of("yesterday"), None);
-    }
 }

@@ -145,6 +145,8 @@ pub enum Phase {
     Staging,
     /// The image is being bound.
     Binding,
+    /// The old container is gone, the new one's image is being fetched. Shown, not kept: a restarted watcher binds again.
+    Pulling,
     /// The startup file is being handed over.
     Starting,
     /// Handed over; waiting for the record.
@@ -192,10 +194,13 @@ pub struct Secrets {
 pub struct Durations {
     /// Waiting for a slot.
     pub queued: f64,
-    /// Cleaning and filling the slot.
+    /// Cleaning the slot, and filling it, which goes on while the image is bound.
     pub stage: f64,
-    /// Changing the image, up to the mount proof.
+    /// Changing the image, up to the mount proof; pulling included.
     pub bind: f64,
+    /// Of that, waiting for the image to be fetched.
+    #[serde(default)]
+    pub pull: f64,
     /// Handing the job over, up to the ring.
     pub start: f64,
     /// From the ring to the record.
@@ -333,9 +338,25 @@ pub fn rfc3339(seconds: f64) -> String {
     glue::contract::time::rfc3339(seconds.floor() as i64, (seconds.fract().max(0.0) * 1e9) as u32)
 }
 
+/// Seconds since the epoch of an RFC 3339 text as glue writes it.
+pub fn seconds_of(text: &str) -> Option<f64> {
+    let (date, time) = text.strip_suffix('Z')?.split_once('T')?;
+    let mut date = date.split('-').map(|n| n.parse::<i64>().ok());
+    let (year, month, day) = (date.next()??, date.next()??, date.next()??);
+    let mut time = time.split(':').map(|n| n.parse::<f64>().ok());
+    let (hour, minute, second) = (time.next()??, time.next()??, time.next()??);
+    // Days since the epoch, counting years from March so that the leap day comes last.
+    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let days =
+        365 * year + year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400) + (153 * month + 2) / 5 + day
+            - 1
+            - 719_468;
+    Some(days as f64 * 86_400.0 + hour * 3_600.0 + minute * 60.0 + second)
+}
+
 #[cfg(test)]
 mod tests {
-    use super::is_id;
+    use super::{is_id, seconds_of};
 
     #[test]
     fn names() {
@@ -343,5 +364,14 @@ mod tests {
         assert!(
             !is_id("") && !is_id(".a") && !is_id("a/b") && !is_id("a b") && !is_id("ä") && !is_id(&"a".repeat(129))
         );
+    }
+
+    #[test]
+    fn times_are_read_back() {
+        for seconds in [0i64, 951_782_400, 1_709_251_199, 4_102_444_800, 1_795_000_000] {
+            let text = glue::contract::time::rfc3339(seconds, 250_000_000);
+            assert_eq!(seconds_of(&text), Some(seconds as f64 + 0.25), "{text}");
+        }
+        assert_eq!(seconds_of("yesterday"), None);
     }
 }

@@ -1,15 +1,20 @@
-//! Filling and emptying a slot: `work/`, the files of the standard streams, the relayed FIFOs.
+//! Filling and emptying a slot: `work/`, the files of the standard streams, scratch volumes.
 //!
-//! All of it happens while no payload of the slot lives, so nobody can exchange a path meanwhile; what an earlier payload
-//! left there (links, odd modes) is removed without following anything.
+//! A slot is emptied while nobody but us and our glue can reach it, and what an earlier payload left there (links, odd modes) is
+//! removed without following anything. It is filled while its image is being bound, so root in the new container may be the
+//! image's for a moment: everything goes by descriptors that lead nowhere out of the volume, and what was filled is used only
+//! after the mount proof, with which no foreign program can have been there.
 
-use std::fs::{self, DirBuilder, File, Permissions};
+use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use glue::contract::layout;
+use glue::volume::open_beneath;
+use nix::fcntl::OFlag;
+use nix::sys::stat::{Mode, fchmod, mkdirat};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, unlinkat};
 
 use super::Request;
 use crate::bind::Failure;
@@ -37,18 +42,34 @@ fn unusable(path: &Path) -> impl FnOnce(io::Error) -> Failure {
     }
 }
 
+fn own(fd: &impl AsFd, uid: u32, gid: u32, mode: u32) -> io::Result<()> {
+    fchown(fd, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
+    Ok(fchmod(fd, Mode::from_bits_truncate(mode))?)
+}
+
+fn open_dir(slot: &Slot, name: &str) -> io::Result<OwnedFd> {
+    slot.data.open_beneath(name, OFlag::O_RDONLY | OFlag::O_DIRECTORY, 0)
+}
+
 /// Makes the slot as if no job had ever been there.
 pub fn empty(slot: &Slot) -> Result<(), Failure> {
-    let work = slot.data_path().join(layout::WORK);
+    let work = open_dir(slot, layout::WORK).map_err(at(layout::WORK))?;
     // The payload may have closed its directory even to itself; root needs no permission, but the next job does.
-    fs::set_permissions(&work, Permissions::from_mode(0o700)).map_err(at(work.display()))?;
-    chown(&work, Some(slot.uid), Some(slot.gid)).map_err(at(work.display()))?;
-    let content = tree::open_dir(&work).map_err(at(work.display()))?;
-    tree::remove_content(content.as_fd()).map_err(at(work.display()))?;
-    let io = slot.data_path().join(IO);
-    match fs::remove_dir_all(&io) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(at(io.display())(e)),
-        _ => {}
+    own(&work, slot.uid, slot.gid, 0o700).map_err(at(layout::WORK))?;
+    tree::remove_content(work.as_fd()).map_err(at(layout::WORK))?;
+    match open_dir(slot, IO) {
+        Ok(io) => {
+            tree::remove_content(io.as_fd()).map_err(at(IO))?;
+            unlinkat(slot.data.as_fd(), IO, UnlinkatFlags::RemoveDir).map_err(|e| at(IO)(e.into()))?;
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => return Err(at(IO)(e)),
+    }
+    for scratch in &slot.scratch {
+        let shown = scratch.path();
+        tree::remove_content(scratch.as_fd()).map_err(at(shown))?;
+        // As /tmp and /dev/shm are: everybody may write, nobody may take away what is another's.
+        own(&scratch.as_fd(), 0, 0, 0o1777).map_err(at(shown))?;
     }
     for name in [layout::STARTUP, layout::RECORD].into_iter().chain(layout::STREAMS) {
         slot.ctl.remove(name).map_err(at(name))?;
@@ -61,29 +82,29 @@ pub fn empty(slot: &Slot) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Puts the job's inputs into `work/` and makes the files or FIFOs of its standard streams.
+/// Puts the job's inputs into `work/` and makes the files of its standard streams.
 pub fn fill(slot: &Slot, request: &Request) -> Result<(), Failure> {
-    let work = slot.data_path().join(layout::WORK);
     if let Some(inputs) = &request.inputs {
         let from = tree::open_dir(inputs).map_err(unusable(inputs))?;
-        let to = tree::open_dir(&work).map_err(at(work.display()))?;
+        let to = open_dir(slot, layout::WORK).map_err(at(layout::WORK))?;
         tree::copy_content(from.as_fd(), to.as_fd(), (slot.uid, slot.gid)).map_err(unusable(inputs))?;
     }
-    let io = slot.data_path().join(IO);
-    DirBuilder::new().mode(0o755).create(&io).map_err(at(io.display()))?;
-    fs::set_permissions(&io, Permissions::from_mode(0o755)).map_err(at(io.display()))?;
+    mkdirat(slot.data.as_fd(), IO, Mode::from_bits_truncate(0o755)).map_err(|e| at(IO)(e.into()))?;
+    let io = open_dir(slot, IO).map_err(at(IO))?;
+    fchmod(&io, Mode::from_bits_truncate(0o755)).map_err(|e| at(IO)(e.into()))?;
+    let make = |name: &str| {
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
+        open_beneath(io.as_fd(), name, flags, 0o600).map(File::from).map_err(at(name))
+    };
     if let Some(stdin) = &request.stdin {
-        let to = io.join("stdin");
         let mut from = tree::open_file(stdin).map_err(unusable(stdin))?;
-        File::create_new(&to).and_then(|mut to| io::copy(&mut from, &mut to)).map_err(unusable(stdin))?;
-        fs::set_permissions(&to, Permissions::from_mode(0o400)).map_err(at(to.display()))?;
-        chown(&to, Some(slot.uid), Some(slot.gid)).map_err(at(to.display()))?;
+        let mut to = make("stdin")?;
+        io::copy(&mut from, &mut to).map_err(unusable(stdin))?;
+        own(&to, slot.uid, slot.gid, 0o400).map_err(at("stdin"))?;
     }
     if !request.relay {
         for name in ["stdout", "stderr"] {
-            let to = io.join(name);
-            let made = File::options().write(true).create_new(true).mode(0o600).open(&to);
-            made.and_then(|_| chown(&to, Some(slot.uid), Some(slot.gid))).map_err(at(to.display()))?;
+            own(&make(name)?, slot.uid, slot.gid, 0o600).map_err(at(name))?;
         }
     }
     Ok(())

@@ -7,12 +7,14 @@ pub mod server;
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
-use crate::bind::{Binder, Failure};
+use crate::bind::{Binder, Failure, Unattended, proof};
 use crate::job::control::Control;
-use crate::job::life::{self, Around, Held, Settings};
+use crate::job::life::{self, After, Around, Held, Settings};
 use crate::job::relay::Streams;
 use crate::job::{Phase, Report, Request, State, now};
 use crate::slot::Slot;
@@ -20,6 +22,9 @@ use crate::store::Store;
 
 /// Where the pilot's private volume is mounted.
 pub const PRIVATE: &str = "/var/lib/latebind";
+
+/// How long to wait before the placeholder is bound again.
+const RESTORE_AGAIN_AFTER: Duration = Duration::from_secs(2);
 
 /// What clients are told of a job.
 #[derive(Clone, Debug)]
@@ -52,6 +57,7 @@ pub struct Core {
     states: Store,
     settings: Arc<Settings>,
     binder: Arc<dyn Binder>,
+    restoring: Arc<AtomicUsize>,
 }
 
 /// The threads of a running core.
@@ -82,6 +88,7 @@ impl Core {
             states: Store::open(parts.private.join("jobs"))?,
             settings: Arc::new(parts.settings),
             binder: parts.binder,
+            restoring: Arc::default(),
         };
         let mut resumed: HashMap<u32, Vec<String>> = HashMap::new();
         for name in core.states.names()? {
@@ -200,6 +207,7 @@ impl Core {
     fn serve_slot(&self, slot: &Slot, mut first: Vec<String>) {
         let mut held: Option<Held> = None;
         // A glue that has run no job stands in a container that was bound for none.
+        self.refuse_foreign(slot);
         let mut placeholder =
             !self.settings.placeholder_when_idle || slot.status().is_ok_and(|s| s.is_some_and(|s| s.job.is_none()));
         loop {
@@ -211,8 +219,41 @@ impl Core {
                 },
             };
             placeholder = !self.settings.placeholder_when_idle;
-            held = self.serve_job(slot, &name, held);
+            let after = self.serve_job(slot, &name, held);
+            held = after.held;
+            if after.needs_placeholder {
+                self.restore(slot);
+                placeholder = true;
+            }
         }
+    }
+
+    /// What an earlier watcher left in the container may be what it would not have believed either.
+    fn refuse_foreign(&self, slot: &Slot) {
+        if let Ok(state) = self.binder.state(slot.number)
+            && let Err(why) = proof::look_at_any(slot.number, &state.id)
+        {
+            tracing::warn!(slot = slot.number, "{why}");
+            self.restore(slot);
+        }
+    }
+
+    /// Brings the placeholder back, however long it takes: no job is given a slot in which a foreign program may be root.
+    fn restore(&self, slot: &Slot) {
+        self.restoring.fetch_add(1, Ordering::Relaxed);
+        while !self.lock().ending {
+            match self.binder.bind(slot.number, "", &Unattended) {
+                Ok(_) => break,
+                Err(e) => tracing::warn!(slot = slot.number, "no job yet, the placeholder can not be bound: {e}"),
+            }
+            std::thread::sleep(RESTORE_AGAIN_AFTER);
+        }
+        self.restoring.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// How many slots can not be given a job just now.
+    pub fn restoring(&self) -> usize {
+        self.restoring.load(Ordering::Relaxed)
     }
 
     /// The next job's name; `None` when the core ends. While there is none, the slot goes back to the placeholder, unless its
@@ -229,7 +270,7 @@ impl Core {
             if !(*placeholder || holds && self.settings.reuse == life::Reuse::SameOwner) {
                 drop(shared);
                 *placeholder = true;
-                if let Err(e) = self.binder.bind(slot.number, "") {
+                if let Err(e) = self.binder.bind(slot.number, "", &Unattended) {
                     tracing::warn!(slot = slot.number, "the placeholder can not be bound: {e}");
                 }
                 shared = self.lock();
@@ -239,10 +280,10 @@ impl Core {
         }
     }
 
-    fn serve_job(&self, slot: &Slot, name: &str, held: Option<Held>) -> Option<Held> {
+    fn serve_job(&self, slot: &Slot, name: &str, held: Option<Held>) -> After {
         let taken =
             self.lock().jobs.get_mut(name).map(|job| (job.state.clone(), job.control.clone(), job.streams.take()));
-        let Some((mut state, control, streams)) = taken else { return held };
+        let Some((mut state, control, streams)) = taken else { return After { held, ..After::default() } };
         let on_phase = |state: &State| self.note(name, state);
         let around = Around {
             slot,

@@ -1,0 +1,305 @@
+//! Requests to the API server: one pod, read, patched and watched; what passes by itself is tried again, all else becomes a
+//! failure with the server's words.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Patch, PatchParams, WatchEvent, WatchParams};
+use kube::core::Status;
+use kube::{Client, Config};
+use serde_json::Value;
+use tokio::time::{sleep, timeout};
+
+use super::waiting::printable;
+use crate::bind::Failure;
+
+/// How long an API server may be away, or refuse a token that is being renewed, before a bind is given up.
+const PATIENCE: Duration = Duration::from_secs(150);
+
+/// Longest time for one answer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(15);
+
+/// How long the server keeps one watch open; a connection that died without a word is noticed a little later.
+const WATCH_FOR: Duration = Duration::from_secs(60);
+
+/// First and longest wait before something is tried again.
+const AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+
+/// The pilot's own pod at the API server.
+#[derive(Clone)]
+pub struct Own {
+    /// The client.
+    pub client: Client,
+    pods: kube::Api<Pod>,
+    /// The pod's name.
+    pub name: String,
+    /// Its namespace.
+    pub namespace: String,
+    reachable: Arc<AtomicBool>,
+}
+
+/// A server's refusal, as text.
+fn said(status: &Status) -> String {
+    format!("{} (HTTP {} {})", printable(&status.message), status.code, printable(&status.reason))
+}
+
+fn text(e: &kube::Error) -> String {
+    match e {
+        kube::Error::Api(status) => said(status),
+        // The layers below tell the cause.
+        other => {
+            let mut text = other.to_string();
+            let mut cause = std::error::Error::source(other);
+            while let Some(inner) = cause {
+                let words = inner.to_string();
+                if !text.contains(&words) {
+                    text = format!("{text}: {words}");
+                }
+                cause = inner.source();
+            }
+            printable(&text)
+        }
+    }
+}
+
+/// Whether trying again can help: the server is away or busy, or a token is about to be renewed.
+fn passes(e: &kube::Error) -> bool {
+    match e {
+        kube::Error::Api(status) => {
+            status.code == 429
+                || status.code == 401
+                || status.code >= 500
+                || (status.code == 409 && !is_other_pod(status))
+        }
+        kube::Error::SerdeError(_) | kube::Error::BuildRequest(_) => false,
+        _ => true,
+    }
+}
+
+/// A conflict that says: the pod of this name is another one.
+fn is_other_pod(status: &Status) -> bool {
+    status.code == 409 && status.message.contains("UID")
+}
+
+/// What a refused patch or read means. An admission plugin refuses this image; RBAC refuses whatever is asked.
+fn refusal(what: &str, e: &kube::Error) -> Failure {
+    let message = format!("{what}: {}", text(e));
+    match e {
+        kube::Error::Api(status) if status.code == 404 || is_other_pod(status) => Failure::retry("PodLost", message),
+        kube::Error::Api(status) if status.code == 403 && !status.message.contains(" cannot ") => {
+            Failure::hold("ImageNotAllowed", message)
+        }
+        kube::Error::Api(status) if matches!(status.code, 400 | 422) => Failure::hold("PatchRefused", message),
+        kube::Error::Api(status) if status.code == 403 => Failure::retry("PatchRefused", message),
+        _ => Failure::retry("ApiUnavailable", message),
+    }
+}
+
+impl Own {
+    /// The pod `name`, through the service account's token and the server of the environment; a proxy only where one is given.
+    pub fn new(namespace: String, name: String, proxy: Option<http::Uri>) -> Result<Self, String> {
+        let mut config = Config::incluster().map_err(|e| {
+            format!("no access to the API server: {e}; the pod needs the service account's token at /var/run/secrets/kubernetes.io/serviceaccount, for the pilot container")
+        })?;
+        config.proxy_url = proxy;
+        config.connect_timeout = Some(Duration::from_secs(5));
+        // Ours: it goes on for longer, and says what it waits for.
+        config.default_retry = false;
+        let client = Client::try_from(config).map_err(|e| format!("no client for the API server: {}", text(&e)))?;
+        let pods = kube::Api::namespaced(client.clone(), &namespace);
+        Ok(Self { client, pods, name, namespace, reachable: Arc::new(AtomicBool::new(true)) })
+    }
+
+    /// Whether the last request was answered.
+    pub fn was_reachable(&self) -> bool {
+        self.reachable.load(Ordering::Relaxed)
+    }
+
+    /// One request, again and again while that can help.
+    async fn ask<T, F>(&self, what: &str, patience: Duration, request: impl Fn() -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = kube::Result<T>>,
+    {
+        let (give_up, mut wait) = (Instant::now() + patience, AGAIN.0);
+        loop {
+            let error = match timeout(ANSWER_WITHIN, request()).await {
+                Ok(Ok(answer)) => {
+                    self.reachable.store(true, Ordering::Relaxed);
+                    return Ok(answer);
+                }
+                Ok(Err(e)) => e,
+                Err(_) => kube::Error::Service(format!("no answer within {ANSWER_WITHIN:?}").into()),
+            };
+            if !passes(&error) {
+                return Err(refusal(what, &error));
+            }
+            self.reachable.store(false, Ordering::Relaxed);
+            if Instant::now() + wait >= give_up {
+                return Err(refusal(what, &error));
+            }
+            tracing::warn!("{what}: {}; trying again", text(&error));
+            sleep(wait).await;
+            wait = (wait * 2).min(AGAIN.1);
+        }
+    }
+
+    /// The pod now.
+    pub async fn get(&self) -> Result<Pod, Failure> {
+        self.ask("the pod can not be read", PATIENCE, || self.pods.get(&self.name)).await
+    }
+
+    /// The pod now, or the reason why not, asked once.
+    pub async fn get_once(&self) -> Result<Pod, Failure> {
+        self.ask("the pod can not be read", Duration::ZERO, || self.pods.get(&self.name)).await
+    }
+
+    /// Changes the pod; returns it as the server then has it.
+    pub async fn patch(&self, patch: &Value, dry_run: bool) -> Result<Pod, Failure> {
+        let params = PatchParams { dry_run, field_manager: Some("latebind".into()), ..PatchParams::default() };
+        let patience = if dry_run { Duration::ZERO } else { PATIENCE };
+        let patch = Patch::Strategic(patch);
+        self.ask("the pod can not be patched", patience, || self.pods.patch(&self.name, &params, &patch)).await
+    }
+
+    /// What changes from `version` on; only of this pod, since no more is allowed.
+    async fn watch(&self, version: &str) -> kube::Result<BoxStream<'static, kube::Result<WatchEvent<Pod>>>> {
+        let params = WatchParams::default()
+            .fields(&format!("metadata.name={}", self.name))
+            .timeout(u32::try_from(WATCH_FOR.as_secs()).unwrap_or(60));
+        Ok(self.pods.watch(&params, version).await?.boxed())
+    }
+
+    /// Whether a watch is allowed: opens one and closes it again.
+    pub async fn try_watch(&self, version: &str) -> Result<(), Failure> {
+        self.ask("the pod can not be watched", Duration::ZERO, || self.watch(version)).await.map(drop)
+    }
+
+    /// Follows the pod's changes from `version` on.
+    pub fn follow(&self, version: String) -> Follow {
+        Follow { own: self.clone(), version, stream: None, opened: Instant::now(), away_since: None, wait: AGAIN.0 }
+    }
+}
+
+/// The pod's changes, over as many watches as it takes.
+pub struct Follow {
+    own: Own,
+    version: String,
+    stream: Option<BoxStream<'static, kube::Result<WatchEvent<Pod>>>>,
+    opened: Instant,
+    away_since: Option<Instant>,
+    wait: Duration,
+}
+
+impl Follow {
+    /// The next version of the pod; `None` when there is none within `tick`.
+    pub async fn next(&mut self, tick: Duration) -> Result<Option<Pod>, Failure> {
+        let Some(stream) = &mut self.stream else { return self.open().await };
+        match timeout(tick, stream.next()).await {
+            Err(_) => {
+                if self.opened.elapsed() > WATCH_FOR + ANSWER_WITHIN {
+                    self.stream = None; // the server should have ended it: nobody is there any more
+                }
+                Ok(None)
+            }
+            Ok(Some(Ok(WatchEvent::Added(pod) | WatchEvent::Modified(pod)))) => {
+                self.version = pod.metadata.resource_version.clone().unwrap_or_default();
+                Ok(Some(pod))
+            }
+            Ok(Some(Ok(WatchEvent::Bookmark(mark)))) => {
+                self.version = mark.metadata.resource_version;
+                Ok(None)
+            }
+            Ok(Some(Ok(WatchEvent::Deleted(_)))) => Err(Failure::retry("PodLost", "the pod was deleted")),
+            Ok(Some(Ok(WatchEvent::Error(status)))) => {
+                // Most often 410: what happened since is not known any more, so the whole pod is read again.
+                tracing::debug!("watch: {}", said(&status));
+                self.read_anew().await
+            }
+            Ok(Some(Err(e))) => {
+                tracing::debug!("watch: {}", text(&e));
+                self.ended().await
+            }
+            Ok(None) => self.ended().await,
+        }
+    }
+
+    /// The stream is over, as each one is some time; one that ends at once must not be opened again without a pause.
+    async fn ended(&mut self) -> Result<Option<Pod>, Failure> {
+        self.stream = None;
+        if self.opened.elapsed() < Duration::from_secs(1) {
+            sleep(AGAIN.0).await;
+        }
+        Ok(None)
+    }
+
+    async fn read_anew(&mut self) -> Result<Option<Pod>, Failure> {
+        self.stream = None;
+        let pod = self.own.get().await?;
+        self.version = pod.metadata.resource_version.clone().unwrap_or_default();
+        Ok(Some(pod))
+    }
+
+    async fn open(&mut self) -> Result<Option<Pod>, Failure> {
+        let error = match timeout(ANSWER_WITHIN, self.own.watch(&self.version)).await {
+            Ok(Ok(stream)) => {
+                (self.stream, self.opened, self.away_since, self.wait) = (Some(stream), Instant::now(), None, AGAIN.0);
+                self.own.reachable.store(true, Ordering::Relaxed);
+                return Ok(None);
+            }
+            Ok(Err(kube::Error::Api(status))) if status.code == 410 => return self.read_anew().await,
+            Ok(Err(e)) => e,
+            Err(_) => kube::Error::Service(format!("no answer within {ANSWER_WITHIN:?}").into()),
+        };
+        self.own.reachable.store(false, Ordering::Relaxed);
+        let since = *self.away_since.get_or_insert_with(Instant::now);
+        if !passes(&error) || since.elapsed() >= PATIENCE {
+            return Err(refusal("the pod can not be watched", &error));
+        }
+        tracing::warn!("the pod can not be watched: {}; trying again", text(&error));
+        sleep(self.wait).await;
+        self.wait = (self.wait * 2).min(AGAIN.1);
+        Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bind::Class;
+
+    fn api(code: u16, message: &str) -> kube::Error {
+        kube::Error::Api(Status::failure(message, "R").with_code(code).boxed())
+    }
+
+    #[test]
+    fn what_passes_and_what_does_not() {
+        for code in [401, 409, 429, 500, 503, 504] {
+            assert!(passes(&api(code, "x")), "{code}");
+        }
+        for code in [400, 403, 404, 422] {
+            assert!(!passes(&api(code, "x")), "{code}");
+        }
+        assert!(!passes(&api(409, "Precondition failed: UID in precondition: 1, UID in object meta: 2")));
+        assert!(passes(&kube::Error::Service("connection refused".into())));
+    }
+
+    #[test]
+    fn whose_fault_a_refusal_is() {
+        let of = |code, message| {
+            let failure = refusal("w", &api(code, message));
+            (failure.class, failure.reason)
+        };
+        let rbac = "pods \"x\" is forbidden: User \"u\" cannot patch resource \"pods\" in API group \"\"";
+        assert_eq!(of(403, rbac), (Class::Retry, "PatchRefused".into()));
+        assert_eq!(of(403, "admission webhook \"w\" denied the request: no"), (Class::Hold, "ImageNotAllowed".into()));
+        assert_eq!(of(422, "invalid image"), (Class::Hold, "PatchRefused".into()));
+        assert_eq!(of(404, "not found"), (Class::Retry, "PodLost".into()));
+        assert_eq!(of(503, "away"), (Class::Retry, "ApiUnavailable".into()));
+        assert!(refusal("w", &api(422, "the words")).message.contains("the words"));
+    }
+}

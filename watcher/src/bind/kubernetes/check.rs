@@ -1,0 +1,113 @@
+//! What `watcher check` asks the API server: each right by using it, without changing anything.
+
+use k8s_openapi::api::core::v1::Pod;
+use serde_json::json;
+
+use super::api::Own;
+use super::view::{self, Shape};
+use crate::bind::Failure;
+use crate::check::{Line, clock};
+
+/// The Role that the shipped manifests give.
+const ROLE: &str = "give the pod's service account the verbs get, watch and patch on pods (deploy/base/rbac.yaml)";
+
+/// All lines; `end_needs` are the seconds that a job may need for its end.
+pub async fn lines(own: &Own, slots: &[u32], end_needs: f64) -> Vec<Line> {
+    let pod = own.get_once().await;
+    let named = |pod: &Pod| format!("{}/{} ({})", own.namespace, own.name, view::whole(pod).uid);
+    let mut lines = vec![Line::of("API: get pod", pod.as_ref().map(named), ROLE)];
+    let Ok(pod) = pod else { return lines };
+    let watched = own.try_watch(&view::whole(&pod).version).await;
+    lines.push(Line::of("API: watch pod", watched.map(|()| "with fieldSelector metadata.name".into()), ROLE));
+    for slot in slots {
+        lines.extend(of_slot(own, &pod, *slot).await);
+    }
+    let placeholder = view::placeholder(&pod).map(|(image, _)| image);
+    lines.push(Line::of("placeholder", placeholder, "name the init container that runs `glue install` install"));
+    lines.extend(of_pod(&pod, end_needs));
+    lines.push(time(own).await);
+    lines
+}
+
+async fn of_slot(own: &Own, pod: &Pod, slot: u32) -> Vec<Line> {
+    let name = view::container_name(slot);
+    let mend = "name the payload container of slot 0 payload, that of slot N payload-N, and set LATEBIND_SLOTS to their number";
+    let seen = view::payload(pod, &name);
+    let shape = seen.as_ref().map(|seen| match seen.shape {
+        Shape::Regular => format!("{name}, a regular container"),
+        Shape::Sidecar => format!("{name}, a native sidecar: the pilot's end is the pod's end"),
+    });
+    let mut lines = vec![Line::of(&format!("slot {slot}: container"), shape, mend)];
+    let Ok(seen) = seen else { return lines };
+    // The image that is there already, and nothing kept: allowed or refused as a real one would be.
+    let patch = json!({
+        "metadata": {"uid": view::whole(pod).uid},
+        "spec": {seen.shape.field(): [{"name": name, "image": seen.wanted}]},
+    });
+    let tried = own.patch(&patch, true).await.map(|_| format!("image of {name}, tried without keeping it"));
+    lines.push(Line::of("API: patch pod", tried, ROLE));
+    if seen.pull_policy == "Always" {
+        let finding = "imagePullPolicy is Always: each bind asks the registry, also for an image that the node has";
+        lines.push(Line::warning(&format!("slot {slot}: pulls"), finding, "set imagePullPolicy: IfNotPresent"));
+    }
+    lines
+}
+
+fn of_pod(pod: &Pod, end_needs: f64) -> Vec<Line> {
+    let Some(spec) = &pod.spec else { return Vec::new() };
+    let shared = match spec.share_process_namespace {
+        Some(true) => Ok("shareProcessNamespace".to_owned()),
+        _ => Err("shareProcessNamespace is not set"),
+    };
+    let grace = spec.termination_grace_period_seconds.unwrap_or(30);
+    let what = "grace period";
+    let grace = if (grace as f64) < end_needs {
+        let finding = format!(
+            "{grace} s, but the end of a job and its results may need {end_needs} s: jobs of a drained node may get no word"
+        );
+        Line::warning(what, &finding, "raise terminationGracePeriodSeconds")
+    } else {
+        Line::good(what, &format!("{grace} s, a job's end may need {end_needs} s"))
+    };
+    let restarts = match spec.restart_policy.as_deref() {
+        Some("Never" | "OnFailure") if spec.containers.iter().any(|c| c.name.starts_with("payload")) => {
+            let finding =
+                "a payload container that is a regular one may not come back with restartPolicy Never or OnFailure";
+            Some(Line::bad(
+                "restart policy",
+                finding,
+                "set restartPolicy: Always, or make the payload a native sidecar (1.29 and later)",
+            ))
+        }
+        _ => None,
+    };
+    let token = match spec.automount_service_account_token {
+        Some(false) => Line::good("service account token", "not mounted into every container"),
+        _ => Line::warning(
+            "service account token",
+            "may be mounted into the payload container too (automountServiceAccountToken is not false)",
+            "set automountServiceAccountToken: false and project the token into the pilot container alone",
+        ),
+    };
+    [Some(Line::of("processes", shared, "set shareProcessNamespace: true")), Some(grace), restarts, Some(token)]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+/// The server's clock, by its Date header (RFC 9110), against ours.
+async fn time(own: &Own) -> Line {
+    let ask = async {
+        let request = http::Request::get("/version").body(kube::client::Body::empty())?;
+        let answer = own.client.send(request).await?;
+        let date =
+            answer.headers().get(http::header::DATE).and_then(|d| d.to_str().ok()).unwrap_or_default().to_owned();
+        Ok::<String, Box<dyn std::error::Error + Send + Sync>>(date)
+    };
+    match ask.await {
+        Ok(date) => clock(&date),
+        Err(e) => {
+            Line::of("clock", Err::<String, _>(Failure::retry("ApiUnavailable", e.to_string())), "see the lines above")
+        }
+    }
+}

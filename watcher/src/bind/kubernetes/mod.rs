@@ -1,0 +1,311 @@
+//! The binder for Kubernetes: patches the image of a payload container in the pilot's own pod, and nothing else.
+//!
+//! A bind is one read, one patch, and one watch for as long as it takes. What ends it is a container that did not run before the patch
+//! and whose image the kubelet says to be the wanted one; the mount proof and glue's own word come after that.
+
+pub mod api;
+mod check;
+mod memory;
+pub mod reference;
+pub mod view;
+mod waiting;
+mod watching;
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use glue::contract::encoding::hex;
+use serde_json::json;
+use tokio::runtime::Runtime;
+
+use self::api::Own;
+use self::memory::Memory;
+use self::reference::{Reference, of_image_id};
+use self::view::Payload;
+use self::watching::{Expected, Patched};
+use super::{Binder, Container, ContainerState, Failure, Progress};
+use crate::check::Line;
+
+/// How often the API server is asked whether it is back.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
+
+/// How the binder is set up.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The pod's name; from `LATEBIND_POD_NAME`, or the host name, which Kubernetes sets to it.
+    pub pod: String,
+    /// Its namespace; from `LATEBIND_POD_NAMESPACE`, or the service account's.
+    pub namespace: String,
+    /// A proxy to the API server; the proxy variables of the environment are not looked at.
+    pub proxy: Option<http::Uri>,
+    /// How long a new container may take after the old one has gone.
+    pub pull_timeout: Duration,
+    /// Seconds that a job may need for its end when the pod is deleted; `check` compares them with the grace period.
+    pub end_needs: f64,
+}
+
+/// The binder.
+pub struct Kubernetes {
+    options: Options,
+    own: Own,
+    runtime: Runtime,
+    memory: Mutex<Memory>,
+    asked: Mutex<Option<Instant>>,
+}
+
+impl Kubernetes {
+    /// A binder for the pod that this process is in. Asks nothing of the server yet.
+    pub fn new(options: Options) -> std::io::Result<Self> {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        let runtime = builder.worker_threads(1).thread_name("api").enable_all().build()?;
+        let own = {
+            let _inside = runtime.enter();
+            Own::new(options.namespace.clone(), options.pod.clone(), options.proxy.clone())
+        };
+        let own = own.map_err(std::io::Error::other)?;
+        Ok(Self { options, own, runtime, memory: Mutex::default(), asked: Mutex::default() })
+    }
+
+    fn remember<T>(&self, with: impl FnOnce(&mut Memory) -> T) -> T {
+        with(&mut self.memory.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    async fn bind(&self, slot: u32, image: &str, progress: &dyn Progress) -> Result<Container, Failure> {
+        let name = view::container_name(slot);
+        let wrong_pod = |why: String| Failure::retry("PodUnfit", why);
+        let mut pod = self.own.get().await?;
+        let mut before = view::payload(&pod, &name).map_err(wrong_pod)?;
+        let (placeholder, its_image_id) = view::placeholder(&pod).map_err(wrong_pod)?;
+        let image = if image.is_empty() { placeholder.as_str() } else { image };
+        if image == placeholder && !its_image_id.is_empty() {
+            self.remember(|m| m.learn(image, &its_image_id));
+        }
+        let at_rest = |m: &Memory, now: &Payload| {
+            // What the slot's container is, is known: it was seen through here, or is the placeholder, as the spec has it.
+            let is_placeholder = now.wanted == placeholder && now.image_id == its_image_id;
+            now.running
+                && !now.image_id.is_empty()
+                && (m.is_settled(slot) || is_placeholder && !watching::is_gone(&now.id))
+        };
+        let mut plan = self.plan(image, &before, self.remember(|m| at_rest(m, &before)))?;
+        // A container of the wanted image has to differ from one of the old by something; and a text that stands in the spec
+        // already is no change to the kubelet. In both cases the placeholder comes in between.
+        if image != placeholder && (!plan.expected.is_clear() || plan.reference == before.wanted) {
+            Box::pin(self.bind(slot, &placeholder, progress)).await?;
+            pod = self.own.get().await?;
+            before = view::payload(&pod, &name).map_err(wrong_pod)?;
+            plan = self.plan(image, &before, self.remember(|m| at_rest(m, &before)))?;
+        }
+        self.change(slot, image, &view::whole(&pod), &before, plan, progress).await
+    }
+
+    /// Patches, and waits for what comes of it.
+    async fn change(
+        &self,
+        slot: u32,
+        image: &str,
+        whole: &view::Whole,
+        before: &Payload,
+        plan: Plan,
+        progress: &dyn Progress,
+    ) -> Result<Container, Failure> {
+        let name = view::container_name(slot);
+        if let Some((reason, message)) = &whole.ends {
+            return Err(Failure::retry(reason, message.clone()));
+        }
+        if let Some(note) = self.remember(|m| m.back_off(slot, &plan.reference, plan.why_not_fresh)) {
+            progress.note(&note);
+        }
+        self.remember(|m| m.patched(slot, &plan.reference));
+        // A container whose image can not be fetched will not come back in between.
+        let stuck = before.waiting.as_ref().is_some_and(|(reason, _)| waiting::is_about_pulling(reason));
+        let old_is_gone = !stuck && (!before.running || watching::is_gone(&before.id));
+        // The UID makes it a patch of this very pod, never of a successor that has its name.
+        let patch = json!({
+            "metadata": {"uid": whole.uid},
+            "spec": {before.shape.field(): [{"name": name, "image": plan.reference}]},
+        });
+        let patched_at = Instant::now();
+        let pod = self.own.patch(&patch, false).await?;
+        let after = view::payload(&pod, &name).map_err(|e| Failure::retry("PodUnfit", e))?;
+        let mut reference = plan.reference.clone();
+        if after.wanted != reference {
+            reference = accept_rewritten(&plan, after.wanted)?;
+            progress.note(&format!(
+                "the cluster has rewritten {} to {reference}: the same digest, so it is taken",
+                plan.reference
+            ));
+        }
+        let now = view::whole(&pod);
+        let patched = Patched {
+            slot,
+            name: &name,
+            reference: &reference,
+            expected: &plan.expected,
+            uid: &now.uid,
+            generation: now.generation,
+            before,
+            old_is_gone,
+            patched_at,
+            pull_timeout: self.options.pull_timeout,
+        };
+        let found = patched.follow(self.own.follow(now.version), progress).await?;
+        self.remember(|m| {
+            m.settle(slot);
+            m.learn(image, &found.image_id);
+        });
+        let shown = if reference == image { String::new() } else { reference };
+        Ok(Container { id: found.id, image: image.to_owned(), image_id: found.image_id, reference: shown })
+    }
+
+    /// What to put into the spec for this image, and what the kubelet's image ID must then be.
+    fn plan(&self, image: &str, before: &Payload, at_rest: bool) -> Result<Plan, Failure> {
+        let image_id = self.remember(|m| m.known(image));
+        let mut expected = Expected { digest: None, image_id: image_id.clone(), or_another: at_rest };
+        let as_it_is = |expected, why| Ok(Plan { reference: image.to_owned(), expected, why_not_fresh: why });
+        let Some(parsed) = Reference::parse(image) else {
+            // The kubelet says what is wrong with it.
+            return as_it_is(expected, "it can not be read");
+        };
+        let mut mark = [0; 6];
+        glue::sys::random(&mut mark).map_err(|e| Failure::retry("EngineError", format!("no random numbers: {e}")))?;
+        if let Some(digest) = &parsed.digest {
+            expected.digest = Some(digest.clone());
+            return Ok(Plan { reference: parsed.fresh(digest, &hex(&mark)), expected, why_not_fresh: "" });
+        }
+        match image_id.as_deref().map(of_image_id) {
+            None => as_it_is(expected, "its digest is not known yet"),
+            Some(None) => as_it_is(expected, "the image was imported, not pulled, so it has no digest"),
+            // Only under the name that it was pulled by does the node have it; under another it would be pulled again.
+            Some(Some((name, _))) if name != parsed.repository() => {
+                as_it_is(expected, "the node knows its content under another name")
+            }
+            Some(Some(_)) if before.pull_policy == "Never" => as_it_is(expected, "imagePullPolicy is Never"),
+            Some(Some((_, digest))) => {
+                Ok(Plan { reference: parsed.fresh(digest, &hex(&mark)), expected, why_not_fresh: "" })
+            }
+        }
+    }
+
+    async fn end_of(&self, slot: u32, container: &str, within: Duration) -> Result<ContainerState, Failure> {
+        let name = view::container_name(slot);
+        let give_up = Instant::now() + within;
+        let mut pod = self.own.get_once().await?;
+        let mut follow = self.own.follow(view::whole(&pod).version);
+        loop {
+            let state = state_in(&pod, &name)?;
+            let found = ending(&pod, &name, container);
+            if found.is_some() || state.id != container || Instant::now() >= give_up {
+                return Ok(found.unwrap_or(state));
+            }
+            loop {
+                let left = give_up.saturating_duration_since(Instant::now());
+                match follow.next(left.min(Duration::from_millis(250))).await? {
+                    Some(next) => {
+                        pod = next;
+                        break;
+                    }
+                    None if left.is_zero() => return state_in(&pod, &name),
+                    None => {}
+                }
+            }
+        }
+    }
+}
+
+/// What goes into the spec.
+struct Plan {
+    reference: String,
+    expected: Expected,
+    why_not_fresh: &'static str,
+}
+
+/// An admission plugin may send pulls elsewhere; only a digest says that the content is still what was asked for.
+fn accept_rewritten(plan: &Plan, wanted: String) -> Result<String, Failure> {
+    let asked = Reference::parse(&plan.reference).and_then(|r| r.digest);
+    let got = Reference::parse(&wanted).and_then(|r| r.digest);
+    if asked.is_some() && asked == got {
+        return Ok(wanted);
+    }
+    Err(Failure::hold(
+        "ImageRewritten",
+        format!(
+            "the cluster made {} of {}: what that holds is not known. Ask for the image by digest, or for the name that the cluster wants",
+            waiting::printable(&wanted),
+            plan.reference
+        ),
+    ))
+}
+
+/// What a version of the pod says of the container now.
+fn state_in(pod: &k8s_openapi::api::core::v1::Pod, name: &str) -> Result<ContainerState, Failure> {
+    let seen = view::payload(pod, name).map_err(|e| Failure::retry("PodUnfit", e))?;
+    let ended = seen.ended.as_ref();
+    Ok(ContainerState {
+        id: seen.id.clone(),
+        running: seen.running,
+        exit_code: ended.map(|e| i64::from(e.code)),
+        oom_killed: ended.is_some_and(|e| e.reason == "OOMKilled"),
+        said: ended.map(said).unwrap_or_default(),
+        pod_ends: view::whole(pod).ends,
+    })
+}
+
+fn said(ended: &view::Ended) -> String {
+    waiting::printable(format!("{} {}", ended.reason, ended.message).trim())
+}
+
+/// What a version of the pod says of the end of one container, if it knows of that.
+fn ending(pod: &k8s_openapi::api::core::v1::Pod, name: &str, container: &str) -> Option<ContainerState> {
+    let seen = view::payload(pod, name).ok()?;
+    let ended = [seen.ended, seen.last].into_iter().flatten().find(|e| e.id == container)?;
+    Some(ContainerState {
+        id: container.to_owned(),
+        running: false,
+        exit_code: Some(i64::from(ended.code)),
+        oom_killed: ended.reason == "OOMKilled",
+        said: said(&ended),
+        pod_ends: view::whole(pod).ends,
+    })
+}
+
+impl Binder for Kubernetes {
+    fn bind(&self, slot: u32, image: &str, progress: &dyn Progress) -> Result<Container, Failure> {
+        self.runtime.block_on(Self::bind(self, slot, image, progress))
+    }
+
+    fn image_id(&self, image: &str) -> Result<String, Failure> {
+        self.remember(|m| m.known(image)).ok_or_else(|| {
+            Failure::retry("ImageUnknown", format!("no container of {image} has run yet, so its content is not known"))
+        })
+    }
+
+    fn state(&self, slot: u32) -> Result<ContainerState, Failure> {
+        let pod = self.runtime.block_on(self.own.get_once())?;
+        state_in(&pod, &view::container_name(slot))
+    }
+
+    fn end_of(&self, slot: u32, container: &str, within: Duration) -> Result<ContainerState, Failure> {
+        self.runtime.block_on(Self::end_of(self, slot, container, within))
+    }
+
+    fn ready(&self) -> Result<(), Failure> {
+        if self.own.was_reachable() {
+            return Ok(());
+        }
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        if asked.is_some_and(|at| at.elapsed() < LOOK_AGAIN) {
+            return Err(Failure::retry("ApiUnavailable", "the API server did not answer"));
+        }
+        *asked = Some(Instant::now());
+        self.runtime.block_on(self.own.get_once()).map(drop)
+    }
+
+    fn check(&self, slots: &[u32]) -> Vec<Line> {
+        self.runtime.block_on(check::lines(&self.own, slots, self.options.end_needs))
+    }
+
+    fn finish(&self, slots: &[u32]) {
+        let _ = slots;
+    }
+}

@@ -1,0 +1,220 @@
+//! A pod as the binder reads it: one payload container's part of its spec and status, found by name.
+
+use k8s_openapi::api::core::v1::{ContainerState as Said, ContainerStateTerminated, ContainerStatus, Pod};
+
+/// Name of the init container that installs glue; its image is the placeholder.
+pub const INSTALL: &str = "install";
+
+/// The name of a slot's payload container: `payload` for slot 0, `payload-N` for the others.
+pub fn container_name(slot: u32) -> String {
+    if slot == 0 { "payload".into() } else { format!("payload-{slot}") }
+}
+
+/// Where a payload container stands in the pod's spec.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// Under `containers`: the paper's shape, on any server.
+    Regular,
+    /// Under `initContainers` with `restartPolicy: Always` (KEP-753, 1.29 and later): the pilot's end is the pod's end.
+    Sidecar,
+}
+
+impl Shape {
+    /// The field of the pod's spec that lists such containers.
+    pub fn field(self) -> &'static str {
+        match self {
+            Self::Regular => "containers",
+            Self::Sidecar => "initContainers",
+        }
+    }
+}
+
+/// How a container's life ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Its ID.
+    pub id: String,
+    /// Its exit code.
+    pub code: i32,
+    /// The kubelet's word: `Completed`, `Error`, `OOMKilled`, `StartError`, ...
+    pub reason: String,
+    /// What else is known.
+    pub message: String,
+}
+
+/// One payload container in one version of the pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Payload {
+    /// Where it stands.
+    pub shape: Shape,
+    /// The image in the spec.
+    pub wanted: String,
+    /// `imagePullPolicy`.
+    pub pull_policy: String,
+    /// The ID of the container that is or was there, without the runtime's prefix.
+    pub id: String,
+    /// The kubelet's ID of its image.
+    pub image_id: String,
+    /// Whether it runs.
+    pub running: bool,
+    /// Why it does not, in the kubelet's words: reason and message.
+    pub waiting: Option<(String, String)>,
+    /// How it ended, if it has.
+    pub ended: Option<Ended>,
+    /// How the one before it ended.
+    pub last: Option<Ended>,
+}
+
+/// What counts of the pod as a whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Whole {
+    /// `metadata.uid`.
+    pub uid: String,
+    /// `metadata.resourceVersion`.
+    pub version: String,
+    /// `metadata.generation`; servers before 1.33 count none for pods.
+    pub generation: Option<i64>,
+    /// The generation that the kubelet's status is about; `None` where the server does not say.
+    pub observed: Option<i64>,
+    /// What ends the pod: a reason of ours, and the words.
+    pub ends: Option<(String, String)>,
+}
+
+/// An ID without the runtime's name before it.
+fn bare(id: &str) -> String {
+    id.split_once("://").map_or(id, |(_, bare)| bare).to_owned()
+}
+
+fn ended(state: Option<&ContainerStateTerminated>) -> Option<Ended> {
+    let state = state?;
+    Some(Ended {
+        id: bare(state.container_id.as_deref().unwrap_or_default()),
+        code: state.exit_code,
+        reason: state.reason.clone().unwrap_or_default(),
+        message: state.message.clone().unwrap_or_default(),
+    })
+}
+
+fn status_of<'a>(pod: &'a Pod, name: &str) -> Option<&'a ContainerStatus> {
+    let status = pod.status.as_ref()?;
+    let lists = [status.container_statuses.as_ref(), status.init_container_statuses.as_ref()];
+    lists.into_iter().flatten().flatten().find(|c| c.name == name)
+}
+
+/// The pod as a whole.
+pub fn whole(pod: &Pod) -> Whole {
+    let status = pod.status.as_ref();
+    let text = |field: Option<&String>| field.cloned().unwrap_or_default();
+    let ends = match status.and_then(|s| s.phase.as_deref()) {
+        Some(phase @ ("Failed" | "Succeeded")) => {
+            let (reason, message) = (status.and_then(|s| s.reason.as_ref()), status.and_then(|s| s.message.as_ref()));
+            // Evicted, DeadlineExceeded, NodeShutdown, ...: the kubelet's own words.
+            let reason = reason.map_or_else(|| "PodEnded".to_owned(), Clone::clone);
+            Some((reason, format!("the pod is {phase}. {}", text(message)).trim_end().to_owned()))
+        }
+        _ => pod.metadata.deletion_timestamp.as_ref().map(|at| {
+            ("PodDeleted".to_owned(), format!("the pod is being deleted; its grace period ends at {}", at.0))
+        }),
+    };
+    Whole {
+        uid: text(pod.metadata.uid.as_ref()),
+        version: text(pod.metadata.resource_version.as_ref()),
+        generation: pod.metadata.generation,
+        observed: status.and_then(|s| s.observed_generation),
+        ends,
+    }
+}
+
+/// The payload container of this name; an error names what is missing.
+pub fn payload(pod: &Pod, name: &str) -> Result<Payload, String> {
+    let spec = pod.spec.as_ref().ok_or("the pod has no spec")?;
+    let regular = spec.containers.iter().find(|c| c.name == name).map(|c| (Shape::Regular, c));
+    let sidecar = || {
+        let found = spec.init_containers.iter().flatten().find(|c| c.name == name);
+        found.map(|c| (Shape::Sidecar, c))
+    };
+    let (shape, container) = regular.or_else(sidecar).ok_or_else(|| format!("the pod has no container {name}"))?;
+    if shape == Shape::Sidecar && container.restart_policy.as_deref() != Some("Always") {
+        return Err(format!(
+            "{name} is an init container without restartPolicy: Always (a server before 1.29 drops that field): there it has to be a regular container"
+        ));
+    }
+    let status = status_of(pod, name);
+    let state = status.and_then(|s| s.state.as_ref());
+    let waiting = state
+        .and_then(|s: &Said| s.waiting.as_ref())
+        .map(|w| (w.reason.clone().unwrap_or_default(), w.message.clone().unwrap_or_default()));
+    Ok(Payload {
+        shape,
+        wanted: container.image.clone().unwrap_or_default(),
+        pull_policy: container.image_pull_policy.clone().unwrap_or_default(),
+        id: status.and_then(|s| s.container_id.as_deref()).map(bare).unwrap_or_default(),
+        image_id: status.map(|s| s.image_id.clone()).unwrap_or_default(),
+        running: state.is_some_and(|s| s.running.is_some()),
+        waiting,
+        ended: ended(state.and_then(|s| s.terminated.as_ref())),
+        last: ended(status.and_then(|s| s.last_state.as_ref()).and_then(|s| s.terminated.as_ref())),
+    })
+}
+
+/// The placeholder: the image of the init container that installs glue, and what the kubelet says its content is.
+pub fn placeholder(pod: &Pod) -> Result<(String, String), String> {
+    let install = pod.spec.iter().flat_map(|s| s.init_containers.iter().flatten()).find(|c| c.name == INSTALL);
+    let image = install.and_then(|c| c.image.clone());
+    let image =
+        image.ok_or_else(|| format!("the pod has no init container {INSTALL}, whose image is the placeholder"))?;
+    let image_id = status_of(pod, INSTALL).map(|s| s.image_id.clone()).unwrap_or_default();
+    Ok((image, image_id))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
+
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn pod(spec: Value, status: Value) -> Pod {
+        serde_json::from_value(
+            json!({"metadata": {"uid": "u", "resourceVersion": "7"}, "spec": spec, "status": status}),
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn a_regular_one_and_a_sidecar_are_found_by_name() {
+        let running = json!({"name": "payload", "image": "x", "imageID": "q@sha256:1", "containerID": "containerd://abc",
+            "ready": true, "restartCount": 1, "state": {"running": {}},
+            "lastState": {"terminated": {"exitCode": 0, "reason": "Completed", "containerID": "containerd://old"}}});
+        let regular = pod(
+            json!({"containers": [{"name": "pilot"}, {"name": "payload", "image": "i"}]}),
+            json!({"containerStatuses": [running]}),
+        );
+        let found = payload(&regular, "payload").unwrap();
+        assert_eq!((found.shape, found.id.as_str(), found.running), (Shape::Regular, "abc", true));
+        assert_eq!((found.wanted.as_str(), found.last.unwrap().id.as_str()), ("i", "old"));
+        let sidecar = pod(
+            json!({"containers": [{"name": "pilot"}],
+                   "initContainers": [{"name": "install", "image": "g"}, {"name": "payload", "image": "i", "restartPolicy": "Always"}]}),
+            json!({"initContainerStatuses": [running]}),
+        );
+        let found = payload(&sidecar, "payload").unwrap();
+        assert_eq!((found.shape, found.id.as_str()), (Shape::Sidecar, "abc"));
+        assert_eq!(placeholder(&sidecar).unwrap(), ("g".to_owned(), String::new()));
+        assert!(payload(&sidecar, "payload-1").unwrap_err().contains("no container payload-1"));
+    }
+
+    #[test]
+    fn an_old_server_drops_what_makes_a_sidecar() {
+        let dropped = pod(json!({"containers": [], "initContainers": [{"name": "payload", "image": "i"}]}), json!({}));
+        assert!(payload(&dropped, "payload").unwrap_err().contains("1.29"));
+    }
+
+    #[test]
+    fn the_pods_end_is_told_in_the_kubelets_words() {
+        let evicted =
+            pod(json!({"containers": []}), json!({"phase": "Failed", "reason": "Evicted", "message": "disk"}));
+        assert_eq!(whole(&evicted).ends, Some(("Evicted".into(), "the pod is Failed. disk".into())));
+        assert_eq!(whole(&pod(json!({"containers": []}), json!({"phase": "Running"}))).ends, None);
+    }
+}
