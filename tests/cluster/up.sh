@@ -1,13 +1,18 @@
 #!/bin/bash
-# up.sh: a real Kubernetes cluster of one node on this machine, on loopback addresses alone, with two image registries: one open, one that wants
+# up.sh [--is-up]: a real Kubernetes cluster of one node on this machine, on loopback addresses alone, with two image registries: one open, one that wants
 # a password. What runs already is left as it is, so it also brings back a single process that has been stopped.
 #
 # All processes share a mount namespace of their own, in which the directories that kubelet and containerd have hard-coded
 # lie in the state directory: nothing else of the machine is touched but some kernel settings, which down.sh puts back.
+# --is-up only says whether a cluster runs, by the exit code.
 set -euo pipefail
 here=$(dirname "$(readlink -f "$0")")
 . "$here/settings.sh"
 need_root
+if [ "${1:-}" = --is-up ]; then
+    alive namespace
+    exit
+fi
 take_turn
 for program in etcd containerd runc ctr docker-registry kubectl catatonit openssl jq curl; do
     command -v "$program" >/dev/null || die "$program is missing: run tests/cluster/install.sh"
