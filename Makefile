@@ -4,7 +4,7 @@
 #   REGISTRY         where `push` takes the images: host[:port][/path]; TAG is their tag, INSECURE=1 leaves TLS out
 #   RECIPE           debian or rustup: how static binaries are made (default: rustup where it has the musl target, else debian)
 
-.PHONY: help build images push archive demo test bench clean
+.PHONY: help build images push archive demo test test-cluster cluster cluster-down bench clean
 
 # Said before anything is built, which takes minutes.
 ifneq ($(filter push,$(MAKECMDGOALS)),)
@@ -20,6 +20,9 @@ help:
 	@echo 'make push     takes the images of pilot and glue to a registry: make push REGISTRY=registry.example.org/me'
 	@echo 'make archive  the same images as files in dist/images, for kind, minikube and ctr'
 	@echo 'make test     format, lints, unit tests, and the integration tests on real containers'
+	@echo 'make test-cluster  the tests on Kubernetes: a cluster of one node on this machine, made and stopped again; or yours, where'
+	@echo '              KUBECONFIG and LATEBIND_REGISTRY are both set'
+	@echo 'make cluster  that cluster with the images in its registry, left running; make cluster-down stops it'
 	@echo 'make bench    what late binding costs, side by side with a shell loop, tini and dumb-init'
 	@echo 'make clean    removes dist/ and target/; says how to remove images, containers and the cache too'
 
@@ -46,12 +49,30 @@ demo:
 	@tests/demo/run.sh
 
 # Storage of their own: tests run in a PID namespace of their own, and podman takes containers of another namespace for ended.
-test: export LATEBIND_STATE := $(or $(LATEBIND_STATE),/var/lib/latebind-test)
+test test-cluster cluster: export LATEBIND_STATE := $(or $(LATEBIND_STATE),/var/lib/latebind-test)
 test:
 	@.ci/setup.sh build images demo test
 	@.ci/build.sh
 	@images/build.sh
 	@.ci/test.sh
+
+test-cluster:
+	@.ci/setup.sh build images test
+	@.ci/build.sh
+	@images/build.sh
+	@.ci/test-cluster.sh
+
+cluster:
+	@.ci/setup.sh build images
+	@.ci/build.sh
+	@images/build.sh
+	@tests/cluster/install.sh
+	@tests/cluster/build.sh
+	@tests/cluster/up.sh
+	@tests/cluster/push.sh
+
+cluster-down:
+	@tests/cluster/down.sh
 
 bench:
 	@.ci/setup.sh build images bench
@@ -62,4 +83,4 @@ bench:
 clean:
 	rm -rf dist target
 	@echo 'still there: $${LATEBIND_STATE:-/var/lib/latebind-host} (images/podman system reset removes its containers and images)'
-	@echo '             and $${XDG_CACHE_HOME:-~/.cache}/latebind (the Debian archive)'
+	@echo '             and $${XDG_CACHE_HOME:-~/.cache}/latebind (the Debian archive), latebind-cluster beside it (make cluster-down first)'

@@ -1,6 +1,6 @@
 #!/bin/sh
-# setup.sh FOR...: installs what `make build|images|demo|test|bench` need on Debian and is not there yet; says first what and
-# how long. Only packages of the distribution; running it again does nothing.
+# setup.sh FOR...: installs what `make build|images|demo|test|bench|cluster` need on Debian and is not there yet; says first what
+# and how long. Only packages of the distribution; running it again does nothing.
 set -eu
 . "$(dirname "$0")/rust.sh"
 
@@ -30,8 +30,10 @@ for purpose; do
         [ -n "$(dev_cargo)" ] || add 30 rustc-web cargo-web rustfmt-web rust-web-clippy
         ;;
     bench) add 5 tini dumb-init strace ;;
+    # Programs for tests/cluster, which takes the rest apart from what is installed.
+    cluster) add 20 golang-go dpkg-dev libseccomp2 openssl jq curl ;;
     *)
-        echo "setup.sh: unknown purpose '$purpose' (build, images, demo, test, bench)" >&2
+        echo "setup.sh: unknown purpose '$purpose' (build, images, demo, test, bench, cluster)" >&2
         exit 2
         ;;
     esac

@@ -1,0 +1,48 @@
+#!/bin/bash
+# down.sh [--wipe]: stops the cluster with all its containers, and puts back what it changed on the machine. Programs, sources, pushed
+# images and the logs stay; --wipe removes images and logs, too.
+set -euo pipefail
+here=$(dirname "$(readlink -f "$0")")
+. "$here/settings.sh"
+need_root
+[ -n "${LATEBIND_TURN_TAKEN:-}" ] || take_turn
+
+# our_groups: the control groups of our pods
+our_groups() {
+    local group
+    for group in /sys/fs/cgroup/*/latebind /sys/fs/cgroup/latebind; do [ ! -d "$group" ] || echo "$group"; done
+}
+# KILL at once: nothing of a cluster outlives it, so there is nothing that a process would have to put in order. Again until nothing is left,
+# since the first round may miss what is just being started.
+for ((i = 0; i < 200; i++)); do
+    # shellcheck disable=SC2046
+    left=$({
+        marked
+        find $(our_groups) /dev/null -name cgroup.procs -exec cat {} + 2>/dev/null
+    } | sort -u)
+    [ -n "$left" ] || break
+    # shellcheck disable=SC2086
+    kill -KILL $left 2>/dev/null || true
+    sleep 0.05
+done
+[ -z "$left" ] || die "these processes can not be ended: ${left//$'\n'/ }"
+
+# From the innermost outwards; a group may be busy for a moment after its last process.
+for ((i = 0; i < 100; i++)); do
+    groups=$(our_groups)
+    [ -n "$groups" ] || break
+    # shellcheck disable=SC2086
+    find $groups -depth -type d -exec rmdir {} + 2>/dev/null || true
+    sleep 0.02
+done
+[ -z "$groups" ] || die "control groups remain: ${groups//$'\n'/ }; look for processes in their cgroup.procs"
+if [ -s "$run/kernel-settings" ]; then
+    while read -r setting value; do echo "$value" >"/proc/sys/$setting"; done <"$run/kernel-settings"
+fi
+if [ -s "$run/made-directories" ]; then
+    while read -r place; do rmdir "$place" 2>/dev/null || true; done <"$run/made-directories"
+fi
+# The mounts beneath went with their namespace.
+rm -rf "$run" "$KUBECONFIG"
+if [ "${1:-}" = --wipe ]; then rm -rf "$registries" "$logs" "$pki"; fi
+done_in "stopped${1:+, images and logs removed}"

@@ -1,0 +1,147 @@
+//! An image registry on this machine that answers every request in the same wrong way, or not at all.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+/// How long a client may take to ask; one that is silent for longer is let go.
+const ASKED_WITHIN: Duration = Duration::from_secs(10);
+
+/// What a faulty registry does.
+#[derive(Clone, Debug)]
+pub enum Fault {
+    /// Answers with this status, and these further header lines.
+    Status(u16, Vec<String>),
+    /// Takes requests, and never answers.
+    Hang,
+}
+
+impl Fault {
+    /// `429 Too Many Requests`, with the seconds after which the client may ask again.
+    pub fn too_many_requests(retry_after: u32) -> Self {
+        Self::Status(429, vec![format!("Retry-After: {retry_after}")])
+    }
+}
+
+#[derive(Default)]
+struct Shared {
+    over: AtomicBool,
+    asked: AtomicUsize,
+    // Of clients that wait for ever; closed at the end.
+    open: Mutex<Vec<TcpStream>>,
+}
+
+/// A registry that does not work.
+pub struct Faulty {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+impl Faulty {
+    /// Starts one on a port of its own.
+    pub fn start(fault: Fault) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (address, shared) = (listener.local_addr().unwrap(), Arc::<Shared>::default());
+        let theirs = shared.clone();
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                if theirs.over.load(Ordering::SeqCst) {
+                    return;
+                }
+                let (fault, shared) = (fault.clone(), theirs.clone());
+                thread::spawn(move || serve(stream, &fault, &shared));
+            }
+        });
+        Self { address, shared }
+    }
+
+    /// The name of an image in it.
+    pub fn image(&self) -> String {
+        format!("{}/x:1", self.address)
+    }
+
+    /// How many requests there have been.
+    pub fn asked(&self) -> usize {
+        self.shared.asked.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Faulty {
+    fn drop(&mut self) {
+        self.shared.over.store(true, Ordering::SeqCst);
+        let _ = TcpStream::connect(self.address);
+        self.shared.open.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+fn serve(stream: TcpStream, fault: &Fault, shared: &Shared) {
+    let _ = stream.set_read_timeout(Some(ASKED_WITHIN));
+    let Ok(reader) = stream.try_clone() else { return };
+    let mut lines = BufReader::new(reader).lines();
+    let mut stream = stream;
+    // One request after the other, as long as the client keeps the connection.
+    while let Some(Ok(_request)) = lines.next() {
+        while lines.next().is_some_and(|line| line.is_ok_and(|l| !l.is_empty())) {}
+        shared.asked.fetch_add(1, Ordering::SeqCst);
+        match fault {
+            Fault::Hang => {
+                let mut open = shared.open.lock().unwrap_or_else(PoisonError::into_inner);
+                if !shared.over.load(Ordering::SeqCst) {
+                    open.push(stream);
+                }
+                return;
+            }
+            Fault::Status(status, headers) => {
+                let headers: String = headers.iter().map(|line| format!("{line}\r\n")).collect();
+                let answer = format!("HTTP/1.1 {status} Faulty\r\nContent-Length: 0\r\n{headers}\r\n");
+                if stream.write_all(answer.as_bytes()).is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    fn ask(faulty: &Faulty, wait: Duration) -> Option<String> {
+        let mut stream = TcpStream::connect(faulty.address).unwrap();
+        stream.set_read_timeout(Some(wait)).unwrap();
+        stream.write_all(b"HEAD /v2/x/manifests/1 HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        let mut answer = [0; 1000];
+        let length = stream.read(&mut answer).ok()?;
+        Some(String::from_utf8_lossy(&answer[..length]).into_owned())
+    }
+
+    #[test]
+    fn every_request_has_the_same_answer() {
+        let faulty = Faulty::start(Fault::too_many_requests(7));
+        for n in 1..3 {
+            let answer = ask(&faulty, Duration::from_secs(10)).unwrap();
+            assert!(answer.starts_with("HTTP/1.1 429 ") && answer.contains("\r\nRetry-After: 7\r\n"), "{answer}");
+            assert_eq!(faulty.asked(), n);
+        }
+    }
+
+    #[test]
+    fn one_that_hangs_keeps_the_connection_until_it_ends() {
+        let faulty = Faulty::start(Fault::Hang);
+        assert_eq!(ask(&faulty, Duration::from_millis(300)), None);
+        assert_eq!(faulty.asked(), 1);
+        let mut stream = TcpStream::connect(faulty.address).unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+        while faulty.asked() < 2 {
+            thread::sleep(Duration::from_millis(1));
+        }
+        drop(faulty);
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        assert_eq!(stream.read(&mut [0; 10]).unwrap(), 0, "the end of the stream");
+    }
+}

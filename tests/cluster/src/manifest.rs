@@ -1,0 +1,152 @@
+//! The manifests of `deploy/` as they are shipped, and the few changes that a test has to make.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use serde_json::{Value, json};
+
+use crate::access::cluster;
+
+/// What a kustomization of the project renders to: `objects("deploy")`.
+///
+/// # Panics
+/// If kubectl does not like it.
+pub fn objects(directory: &str) -> Vec<Value> {
+    static RENDERED: Mutex<Option<HashMap<String, Vec<Value>>>> = Mutex::new(None);
+    let mut rendered = RENDERED.lock().unwrap_or_else(PoisonError::into_inner);
+    let make = || {
+        let yaml = cluster().ask(&["kustomize", directory]);
+        // A client-side dry run prints what it was given, in another form: one document for each object.
+        let json = cluster()
+            .ask_with_input(&["create", "--dry-run=client", "--validate=false", "-o", "json", "-f", "-"], yaml);
+        let documents = serde_json::Deserializer::from_str(&json).into_iter::<Value>();
+        documents.map(|d| d.unwrap_or_else(|e| panic!("{directory}: {e}"))).flat_map(items).collect()
+    };
+    rendered.get_or_insert_default().entry(directory.to_owned()).or_insert_with(make).clone()
+}
+
+fn items(mut document: Value) -> Vec<Value> {
+    match document["items"].take() {
+        Value::Array(items) => items,
+        _ => vec![document],
+    }
+}
+
+/// Moves an object, and the accounts that it names, into a namespace.
+pub fn move_to(object: &mut Value, namespace: &str) {
+    object["metadata"]["namespace"] = json!(namespace);
+    for subject in object["subjects"].as_array_mut().into_iter().flatten() {
+        subject["namespace"] = json!(namespace);
+    }
+}
+
+/// The pod spec in an object: of a pod, or of what makes pods. `None` for other objects.
+pub fn pod_spec(object: &mut Value) -> Option<&mut Value> {
+    let path = match object["kind"].as_str() {
+        Some("Pod") => "/spec",
+        Some("StatefulSet" | "Deployment" | "Job" | "ReplicaSet") => "/spec/template/spec",
+        _ => return None,
+    };
+    object.pointer_mut(path)
+}
+
+/// All containers of a pod spec, init containers first.
+pub fn containers(spec: &mut Value) -> Vec<&mut Value> {
+    let fields = spec.as_object_mut().into_iter().flatten();
+    let mut lists: Vec<_> =
+        fields.filter(|(name, _)| matches!(name.as_str(), "initContainers" | "containers")).collect();
+    lists.sort_by_key(|(name, _)| *name != "initContainers");
+    lists.into_iter().flat_map(|(_, list)| list.as_array_mut().into_iter().flatten()).collect()
+}
+
+/// A container of a pod spec by its name, wherever it is.
+///
+/// # Panics
+/// If there is none.
+#[track_caller]
+pub fn container<'s>(spec: &'s mut Value, name: &str) -> &'s mut Value {
+    let found = containers(spec).into_iter().find(|c| c["name"] == name);
+    found.unwrap_or_else(|| panic!("the pod spec has no container {name}"))
+}
+
+/// Adds an element to a list that need not be there yet.
+pub fn push(list: &mut Value, element: Value) {
+    if list.is_null() {
+        *list = json!([]);
+    }
+    list.as_array_mut().expect("a list").push(element);
+}
+
+/// Sets a variable in a container's environment.
+pub fn set_env(container: &mut Value, name: &str, value: &str) {
+    if let Some(list) = container["env"].as_array_mut() {
+        list.retain(|e| e["name"] != name);
+    }
+    push(&mut container["env"], json!({"name": name, "value": value}));
+}
+
+/// What has to be changed for any cluster: our images are in its registry.
+pub fn use_registry(spec: &mut Value) {
+    for container in containers(spec) {
+        let image = container["image"].as_str().expect("a container has an image");
+        if let Some(name) = image.strip_prefix("localhost/latebind/") {
+            let name = name.split(':').next().unwrap_or_default();
+            container["image"] = json!(cluster().image(name));
+        }
+    }
+}
+
+/// What has to be changed for our own cluster: its API server listens on the node's loopback interface alone, which a pod has only in
+/// the node's network; and its node has two processors, of which the pods of several tests at once want more.
+pub fn fit_own_cluster(spec: &mut Value) {
+    spec["hostNetwork"] = json!(true);
+    for container in containers(spec) {
+        if let Some(cpu) = container.pointer_mut("/resources/requests/cpu") {
+            *cpu = json!("10m");
+        }
+        if container["name"] == "pilot" {
+            set_env(container, "KUBERNETES_SERVICE_HOST", "127.0.0.1");
+            set_env(container, "KUBERNETES_SERVICE_PORT", "7443");
+        }
+    }
+}
+
+/// Gives a spec of one slot more of them: each further one a payload container, volumes and an argument of `install` of its own.
+pub fn set_slots(spec: &mut Value, slots: u32) {
+    let names = |list: &Value, ending: &str| -> Vec<Value> {
+        let all = list.as_array().into_iter().flatten();
+        all.filter(|v| v["name"].as_str().is_some_and(|n| n.ends_with(ending))).cloned().collect()
+    };
+    for slot in 1..slots {
+        let of_slot = |mut value: Value, field: &str| {
+            let text = value[field].as_str().unwrap_or_default();
+            value[field] =
+                json!(text.replace("-0", &format!("-{slot}")).replace("/slot/0/", &format!("/slot/{slot}/")));
+            value
+        };
+        for volume in names(&spec["volumes"], "-0") {
+            push(&mut spec["volumes"], of_slot(volume, "name"));
+        }
+        for name in ["install", "pilot"] {
+            let container = container(spec, name);
+            for mount in names(&container["volumeMounts"], "-0") {
+                push(&mut container["volumeMounts"], of_slot(of_slot(mount, "name"), "mountPath"));
+            }
+        }
+        push(&mut container(spec, "install")["args"], json!("--slot"));
+        push(&mut container(spec, "install")["args"], json!(slot.to_string()));
+        let list = if spec["containers"].as_array().unwrap().iter().any(|c| c["name"] == "payload") {
+            "containers"
+        } else {
+            "initContainers"
+        };
+        let mut payload = container(spec, "payload").clone();
+        payload["name"] = json!(format!("payload-{slot}"));
+        payload["command"] = json!(["/shared/bin/glue", "run", "--slot", slot.to_string()]);
+        let mounts = payload["volumeMounts"].take();
+        let mounts = mounts.as_array().cloned().unwrap_or_default().into_iter();
+        payload["volumeMounts"] = mounts.map(|m| of_slot(of_slot(m, "name"), "mountPath")).collect();
+        push(&mut spec[list], payload);
+    }
+    set_env(container(spec, "pilot"), "LATEBIND_SLOTS", &slots.to_string());
+}

@@ -1,0 +1,144 @@
+//! The node of our own cluster: its processes, and those of containers, seen from this machine.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use latebind_tests::pod::{Ran, Running, eventually, kill};
+
+const SIGKILL: i32 = 9;
+const SIGCONT: i32 = 18;
+const SIGSTOP: i32 = 19;
+/// How long a part of the cluster may take to come back.
+const BACK_WITHIN: Duration = Duration::from_secs(120);
+/// What each process of our own cluster has in its environment; tests/cluster/settings.sh has the same.
+const MARK: &str = "LATEBIND_CLUSTER_PROCESS";
+
+/// The node.
+pub struct Node {
+    state: PathBuf,
+}
+
+impl Node {
+    pub(crate) fn new(state: PathBuf) -> Self {
+        Self { state }
+    }
+
+    /// Process ID of a part of the cluster: `kubelet`, `kube-apiserver`, `containerd`, `registry`, ...
+    ///
+    /// # Panics
+    /// If it does not run.
+    pub fn part(&self, name: &str) -> i32 {
+        self.find(name)
+            .unwrap_or_else(|| panic!("{name} of the cluster does not run: see {}", self.log(name).display()))
+    }
+
+    fn find(&self, name: &str) -> Option<i32> {
+        let pid: i32 =
+            fs::read_to_string(self.state.join("run").join(format!("{name}.pid"))).ok()?.trim().parse().ok()?;
+        let wanted = format!("{MARK}={}:{name}", self.state.display());
+        let environ = fs::read(format!("/proc/{pid}/environ")).ok()?;
+        environ.split(|b| *b == 0).any(|variable| variable == wanted.as_bytes()).then_some(pid)
+    }
+
+    /// Where a part of the cluster logs to.
+    pub fn log(&self, name: &str) -> PathBuf {
+        self.state.join("logs").join(format!("{name}.log"))
+    }
+
+    /// Kills a part of the cluster, which is gone until the outage ends. The test needs the cluster for itself
+    /// ([`Namespace::alone`](crate::namespace::Namespace::alone)).
+    pub fn stop(&self, name: &str) -> Outage<'_> {
+        kill(self.part(name), SIGKILL);
+        eventually(&format!("{name} is gone"), Duration::from_secs(10), || self.find(name).is_none().then_some(()));
+        Outage { node: self, frozen: None }
+    }
+
+    /// The same for a part that hangs: it is there and does not answer.
+    pub fn freeze(&self, name: &str) -> Outage<'_> {
+        let pid = self.part(name);
+        kill(pid, SIGSTOP);
+        Outage { node: self, frozen: Some(pid) }
+    }
+
+    /// Kills a part of the cluster, starts it again, and waits until the node is ready.
+    pub fn restart(&self, name: &str) {
+        self.stop(name).end();
+    }
+
+    fn bring_back(&self) -> Ran {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("up.sh");
+        Running::start(Command::new(script).env("LATEBIND_CLUSTER", &self.state), Vec::new()).finish(BACK_WITHIN)
+    }
+
+    /// Process ID, on this machine, of a container's main process.
+    ///
+    /// # Panics
+    /// If the container does not run.
+    #[track_caller]
+    pub fn main_process(&self, container: &str) -> i32 {
+        let mut ctr = Command::new(self.state.join("debian/usr/bin/ctr"));
+        ctr.arg("--address").arg(self.state.join("run/containerd.sock")).args([
+            "--namespace",
+            "k8s.io",
+            "tasks",
+            "list",
+        ]);
+        let ran = Running::start(&mut ctr, Vec::new()).finish(Duration::from_secs(20));
+        // TASK PID STATUS
+        let listed = ran.out();
+        let line = listed.lines().find(|line| line.starts_with(container));
+        let pid = line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
+        let pid = pid.unwrap_or_else(|| panic!("container {container} does not run:\n{listed}{}", ran.err()));
+        assert!(in_container(pid, container), "process {pid} is not in container {container}");
+        pid
+    }
+
+    /// All processes of a container, on this machine.
+    pub fn processes(&self, container: &str) -> Vec<i32> {
+        let entries = fs::read_dir("/proc").unwrap().flatten();
+        let pids = entries.filter_map(|e| e.file_name().to_str()?.parse().ok());
+        pids.filter(|pid| in_container(*pid, container)).collect()
+    }
+
+    /// Sends a signal to a container's main process, behind the kubelet's back.
+    #[track_caller]
+    pub fn kill(&self, container: &str, signal: i32) {
+        kill(self.main_process(container), signal);
+    }
+
+    /// Where a process's files are, on this machine.
+    pub fn root_of(&self, pid: i32) -> PathBuf {
+        PathBuf::from(format!("/proc/{pid}/root"))
+    }
+}
+
+fn in_container(pid: i32, container: &str) -> bool {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    text.lines().any(|line| line.rsplit('/').next() == Some(container))
+}
+
+/// A part of the cluster is missing, until this value goes.
+pub struct Outage<'n> {
+    node: &'n Node,
+    frozen: Option<i32>,
+}
+
+impl Outage<'_> {
+    /// Ends it, and waits until the node is ready.
+    pub fn end(self) {}
+}
+
+impl Drop for Outage<'_> {
+    fn drop(&mut self) {
+        if let Some(pid) = self.frozen {
+            kill(pid, SIGCONT);
+        }
+        let ran = self.node.bring_back();
+        // A second panic would hide what the test has found.
+        if !std::thread::panicking() {
+            assert_eq!(ran.code, Some(0), "the cluster did not come back: {}{}", ran.out(), ran.err());
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! The whole way: `watcher run` in the pilot binds, runs and reports.
+
+use std::time::Duration;
+
+use latebind_cluster_tests::cluster;
+use latebind_cluster_tests::pilot::Pilot;
+
+#[test]
+fn run_has_the_streams_and_the_code_of_the_job() {
+    let pilot = Pilot::start();
+    let script = "cat; echo to stderr >&2; exit 7";
+    let ran = pilot.run_with_input(&["-i", &cluster().image("busybox"), "--", "sh", "-c", script], b"from stdin\n");
+    assert_eq!((ran.code, ran.out().as_str()), (Some(7), "from stdin\n"), "{}", ran.err());
+    assert!(ran.err().contains("to stderr\n"), "{}", ran.err());
+}
+
+#[test]
+fn one_pod_runs_one_image_after_the_other() {
+    let pilot = Pilot::start();
+    // A shell; a whole distribution; one static program and nothing else.
+    let busybox = pilot.run(&[&cluster().image("busybox"), "--", "/bin/busybox", "echo", "busybox"]);
+    assert_eq!((busybox.code, busybox.out().as_str()), (Some(0), "busybox\n"), "{}", busybox.err());
+    let debian = pilot.run(&[&cluster().image("debian"), "--", "cat", "/etc/debian_version"]);
+    assert!(debian.code == Some(0) && debian.out().starts_with("12."), "{}{}", debian.out(), debian.err());
+    let noshell = pilot.run(&[&cluster().image("noshell"), "--", "/probe", "hello"]);
+    assert!(
+        noshell.code == Some(0) && noshell.out().contains("from a static program"),
+        "{}{}",
+        noshell.out(),
+        noshell.err()
+    );
+    assert_eq!(pilot.status("pilot")["restartCount"], 0);
+}
+
+#[test]
+fn an_image_that_is_not_there_is_said_so_and_the_next_job_runs() {
+    let pilot = Pilot::start();
+    let missing = pilot.run(&[&cluster().missing_image(), "--", "true"]);
+    assert_eq!(missing.code, Some(125), "{}", missing.err());
+    assert!(missing.err().contains("ImageNotFound (hold)"), "{}", missing.err());
+    let next = pilot.spawn(&[&cluster().image("busybox"), "--", "true"]).finish(Duration::from_secs(60));
+    assert_eq!(next.code, Some(0), "{}", next.err());
+}
+
+#[test]
+fn check_finds_nothing_wrong_with_the_pod_as_it_is_shipped() {
+    let pilot = Pilot::start();
+    let ran = pilot.exec("pilot", &["watcher", "check"]);
+    assert_eq!(ran.code, Some(0), "{}{}", ran.out(), ran.err());
+    assert!(!ran.out().contains("BAD") && ran.out().contains("ok "), "{}", ran.out());
+}
