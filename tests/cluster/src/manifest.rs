@@ -106,7 +106,7 @@ pub fn fit_own_cluster(spec: &mut Value) {
         }
         if container["name"] == "pilot" {
             set_env(container, "KUBERNETES_SERVICE_HOST", "127.0.0.1");
-            set_env(container, "KUBERNETES_SERVICE_PORT", "7443");
+            set_env(container, "KUBERNETES_SERVICE_PORT", &cluster().api_port().to_string());
         }
     }
 }
