@@ -1,6 +1,7 @@
 //! The manifests of `deploy/` as they are shipped, and the few changes that a test has to make.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use serde_json::{Value, json};
@@ -85,21 +86,40 @@ pub fn set_env(container: &mut Value, name: &str, value: &str) {
     push(&mut container["env"], json!({"name": name, "value": value}));
 }
 
-/// What has to be changed for any cluster: our images are in its registry.
-pub fn use_registry(spec: &mut Value) {
-    for container in containers(spec) {
-        let image = container["image"].as_str().expect("a container has an image");
-        if let Some(name) = image.strip_prefix("localhost/latebind/") {
-            let name = name.split(':').next().unwrap_or_default();
-            container["image"] = json!(cluster().image(name));
-        }
+/// Whether a pod of this spec has a pilot in it.
+pub fn is_pilots(spec: &mut Value) -> bool {
+    containers(spec).iter().any(|c| c["name"] == "pilot")
+}
+
+/// What has to be changed for any cluster: our images are in its registry, whoever names them.
+pub fn use_registry(value: &mut Value) {
+    match value {
+        Value::String(text) => *text = text.replace("localhost/latebind/", &cluster().image_prefix()),
+        Value::Array(list) => list.iter_mut().for_each(use_registry),
+        Value::Object(fields) => fields.values_mut().for_each(use_registry),
+        _ => {}
     }
+}
+
+/// Puts a directory of this machine at /spool in the pilot, in place of what may be there.
+pub fn mount_spool(spec: &mut Value, directory: &Path) {
+    if let Some(volumes) = spec["volumes"].as_array_mut() {
+        volumes.retain(|v| v["name"] != "spool");
+    }
+    push(&mut spec["volumes"], json!({"name": "spool", "hostPath": {"path": directory, "type": "Directory"}}));
+    let mounts = &mut container(spec, "pilot")["volumeMounts"];
+    if let Some(mounts) = mounts.as_array_mut() {
+        mounts.retain(|m| m["name"] != "spool");
+    }
+    push(mounts, json!({"name": "spool", "mountPath": "/spool"}));
 }
 
 /// What has to be changed for our own cluster: its API server listens on the node's loopback interface alone, which a pod has only in
 /// the node's network; and its node has two processors, of which the pods of several tests at once want more.
 pub fn fit_own_cluster(spec: &mut Value) {
-    spec["hostNetwork"] = json!(true);
+    if is_pilots(spec) {
+        spec["hostNetwork"] = json!(true);
+    }
     for container in containers(spec) {
         if let Some(cpu) = container.pointer_mut("/resources/requests/cpu") {
             *cpu = json!("10m");

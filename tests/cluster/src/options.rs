@@ -2,19 +2,19 @@
 
 use std::path::Path;
 
-use latebind_tests::pod::Scratch;
+use latebind_tests::pod::{Scratch, eventually};
 use serde_json::{Value, json};
 
-use crate::access::cluster;
+use crate::access::{CALL_WITHIN, cluster};
 use crate::manifest;
 use crate::namespace::Namespace;
 use crate::pilot::Pilot;
 
-type Change = Box<dyn FnOnce(&mut Value)>;
+type Change = Box<dyn FnOnce(&Namespace, &mut Value)>;
 
 /// What a test asks of its pilot.
 pub struct Options {
-    manifest: String,
+    manifests: Vec<String>,
     alone: bool,
     as_pod: Option<String>,
     slots: u32,
@@ -39,7 +39,7 @@ impl Options {
     /// `deploy/` as it is: a StatefulSet of one pod with one slot, whose pilot is `watcher serve`.
     pub fn new() -> Self {
         Self {
-            manifest: "deploy".into(),
+            manifests: vec!["deploy".into()],
             alone: false,
             as_pod: None,
             slots: 1,
@@ -53,7 +53,13 @@ impl Options {
 
     /// Another kustomization of the project.
     pub fn manifest(mut self, directory: &str) -> Self {
-        self.manifest = directory.into();
+        self.manifests = vec![directory.into()];
+        self
+    }
+
+    /// A further kustomization, whose objects the first one counts on.
+    pub fn also(mut self, directory: &str) -> Self {
+        self.manifests.push(directory.into());
         self
     }
 
@@ -87,8 +93,8 @@ impl Options {
         self
     }
 
-    /// A spool on this machine at /spool in the pilot, which serves it: `watcher pilot --spool /spool` and these arguments. Of our own
-    /// cluster only. With [`command`](Self::command) it is only mounted.
+    /// A spool on this machine at /spool in the pilot, in place of a claim of the manifest's, which serves it: `watcher pilot
+    /// --spool /spool` and these arguments. Of our own cluster only. With [`command`](Self::command) it is only mounted.
     pub fn spool(mut self, arguments: &[&str]) -> Self {
         let _ = cluster().node();
         self.spool = true;
@@ -103,7 +109,12 @@ impl Options {
     }
 
     /// Any other change to the pod's spec: see [`manifest`].
-    pub fn change(mut self, change: impl FnOnce(&mut Value) + 'static) -> Self {
+    pub fn change(self, change: impl FnOnce(&mut Value) + 'static) -> Self {
+        self.change_last(|_, spec| change(spec))
+    }
+
+    /// The same, when all objects but the pilot's are there: of what has become of them, its address for instance.
+    pub fn change_last(mut self, change: impl FnOnce(&Namespace, &mut Value) + 'static) -> Self {
         self.changes.push(Box::new(change));
         self
     }
@@ -120,8 +131,7 @@ impl Options {
         let namespace = if self.alone { Namespace::alone() } else { Namespace::new() };
         let scratch = self.spool.then(Scratch::new);
         let wait = self.wait;
-        let (objects, pod) = self.objects(namespace.name(), scratch.as_ref().map(Scratch::path));
-        namespace.create(&objects);
+        let pod = self.create(&namespace, scratch.as_ref().map(Scratch::path));
         let pilot = Pilot { namespace, pod, scratch };
         if wait {
             pilot.ready();
@@ -129,54 +139,58 @@ impl Options {
         pilot
     }
 
-    /// The objects, and the name that the pod will have.
-    fn objects(self, namespace: &str, scratch: Option<&Path>) -> (Vec<Value>, String) {
-        let mut objects = manifest::objects(&self.manifest);
-        objects.retain(|o| o["kind"] != "Namespace");
-        let mut changes = Some((self.changes, self.command, self.arguments));
-        let mut pod = None;
+    /// Makes the objects, the pilot's last; returns the name of its pod.
+    fn create(self, namespace: &Namespace, scratch: Option<&Path>) -> String {
+        let mut objects: Vec<Value> = self.manifests.iter().flat_map(|m| manifest::objects(m)).collect();
+        objects.retain(|o| o["kind"] != "Namespace" && !(scratch.is_some() && o["kind"] == "PersistentVolumeClaim"));
         for object in &mut objects {
-            manifest::move_to(object, namespace);
-            let Some(spec) = manifest::pod_spec(object) else { continue };
-            let (changes, command, arguments) = changes.take().expect("one object that makes pods");
-            manifest::use_registry(spec);
-            if cluster().is_own() {
+            manifest::move_to(object, namespace.name());
+            manifest::use_registry(object);
+            if let Some(spec) = manifest::pod_spec(object).filter(|_| cluster().is_own()) {
                 manifest::fit_own_cluster(spec);
             }
-            if self.slots != 1 {
-                manifest::set_slots(spec, self.slots);
-            }
-            if let Some(scratch) = scratch {
-                std::fs::create_dir_all(scratch.join("spool/new")).unwrap();
-                manifest::push(
-                    &mut spec["volumes"],
-                    json!({"name": "spool", "hostPath": {"path": scratch.join("spool"), "type": "Directory"}}),
-                );
-                let pilot = manifest::container(spec, "pilot");
-                manifest::push(&mut pilot["volumeMounts"], json!({"name": "spool", "mountPath": "/spool"}));
-            }
-            let pilot = manifest::container(spec, "pilot");
-            if let Some(arguments) = arguments {
-                pilot["args"] = json!(arguments);
-            }
-            if let Some(command) = command {
-                pilot["command"] = json!(command);
-                // There is no watcher to answer the probe.
-                let pilot = pilot.as_object_mut().unwrap();
-                for field in ["args", "startupProbe", "readinessProbe", "livenessProbe"] {
-                    pilot.remove(field);
-                }
-            }
-            for change in changes {
-                change(spec);
-            }
-            if let Some(restart_policy) = &self.as_pod {
-                spec["restartPolicy"] = json!(restart_policy);
-                *object = bare_pod(object);
-            }
-            pod = Some(pod_name(object));
         }
-        (objects, pod.expect("the manifest has an object that makes pods"))
+        let is_pilots = |o: &mut Value| manifest::pod_spec(o).is_some_and(manifest::is_pilots);
+        let (mut pilots, others): (Vec<Value>, Vec<Value>) =
+            objects.into_iter().partition(|o| is_pilots(&mut o.clone()));
+        assert_eq!(pilots.len(), 1, "objects of {:?} that make pilots", self.manifests);
+        namespace.create(&others);
+        let mut object = pilots.remove(0);
+        let as_pod = self.as_pod.clone();
+        let spec = manifest::pod_spec(&mut object).expect("it makes pods");
+        self.apply(namespace, scratch, spec);
+        if let Some(restart_policy) = as_pod {
+            spec["restartPolicy"] = json!(restart_policy);
+            object = bare_pod(&object);
+        }
+        namespace.create(std::slice::from_ref(&object));
+        pod_name(namespace, &object)
+    }
+
+    /// What is changed in the pilot's pod.
+    fn apply(self, namespace: &Namespace, scratch: Option<&Path>, spec: &mut Value) {
+        if self.slots != 1 {
+            manifest::set_slots(spec, self.slots);
+        }
+        if let Some(scratch) = scratch {
+            std::fs::create_dir_all(scratch.join("spool/new")).unwrap();
+            manifest::mount_spool(spec, &scratch.join("spool"));
+        }
+        let pilot = manifest::container(spec, "pilot");
+        if let Some(arguments) = self.arguments {
+            pilot["args"] = json!(arguments);
+        }
+        if let Some(command) = self.command {
+            pilot["command"] = json!(command);
+            // There is no watcher to answer the probe.
+            let pilot = pilot.as_object_mut().unwrap();
+            for field in ["args", "startupProbe", "readinessProbe", "livenessProbe"] {
+                pilot.remove(field);
+            }
+        }
+        for change in self.changes {
+            change(namespace, spec);
+        }
     }
 }
 
@@ -184,17 +198,23 @@ impl Options {
 fn bare_pod(object: &Value) -> Value {
     let template = &object["spec"]["template"];
     let mut metadata = template["metadata"].clone();
-    metadata["name"] = json!(pod_name(object));
+    let name = object["metadata"]["name"].as_str().expect("an object has a name");
+    metadata["name"] = json!(if object["kind"] == "StatefulSet" { format!("{name}-0") } else { name.to_owned() });
     metadata["namespace"] = object["metadata"]["namespace"].clone();
     json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]})
 }
 
-/// The name of an object's first pod. A Job's pods have names that are made up; theirs is a label's selector.
-fn pod_name(object: &Value) -> String {
+/// The name of an object's first pod.
+fn pod_name(namespace: &Namespace, object: &Value) -> String {
     let name = object["metadata"]["name"].as_str().expect("an object has a name");
     match object["kind"].as_str() {
         Some("StatefulSet") => format!("{name}-0"),
         Some("Pod") => name.to_owned(),
-        kind => panic!("pods of a {kind:?} have no name that is known before: use as_pod"),
+        // Made up by the controller.
+        Some("Job") => eventually(&format!("a pod of the Job {name}"), CALL_WITHIN, || {
+            let pods = namespace.ask_json(&["get", "pods", "-l", &format!("job-name={name}")]);
+            pods["items"][0]["metadata"]["name"].as_str().map(str::to_owned)
+        }),
+        kind => panic!("how pods of a {kind:?} are named is not known here"),
     }
 }
