@@ -2,8 +2,8 @@
 //! failure with the server's words.
 
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
@@ -30,6 +30,9 @@ const WATCH_FOR: Duration = Duration::from_secs(60);
 /// First and longest wait before something is tried again.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
+/// How long a server that was away may refuse what it allows: it answers before it has read its roles.
+const JUST_BACK: Duration = Duration::from_secs(20);
+
 /// The pilot's own pod at the API server.
 #[derive(Clone)]
 pub struct Own {
@@ -41,6 +44,8 @@ pub struct Own {
     /// Its namespace.
     pub namespace: String,
     reachable: Arc<AtomicBool>,
+    // When a request was last not served.
+    away: Arc<Mutex<Option<Instant>>>,
 }
 
 /// A server's refusal, as text.
@@ -67,14 +72,15 @@ fn text(e: &kube::Error) -> String {
     }
 }
 
-/// Whether trying again can help: the server is away or busy, or a token is about to be renewed.
-fn passes(e: &kube::Error) -> bool {
+/// Whether trying again can help: the server is away or busy, or has just come back, or a token is about to be renewed.
+fn passes(e: &kube::Error, just_back: bool) -> bool {
     match e {
         kube::Error::Api(status) => {
             status.code == 429
                 || status.code == 401
                 || status.code >= 500
                 || (status.code == 409 && !is_other_pod(status))
+                || (just_back && is_by_rbac(status))
         }
         kube::Error::SerdeError(_) | kube::Error::BuildRequest(_) => false,
         _ => true,
@@ -86,12 +92,17 @@ fn is_other_pod(status: &Status) -> bool {
     status.code == 409 && status.message.contains("UID")
 }
 
+/// A refusal of whatever is asked, and not of this image.
+fn is_by_rbac(status: &Status) -> bool {
+    status.code == 403 && status.message.contains(" cannot ")
+}
+
 /// What a refused patch or read means. An admission plugin refuses this image; RBAC refuses whatever is asked.
 fn refusal(what: &str, e: &kube::Error) -> Failure {
     let message = format!("{what}: {}", text(e));
     match e {
         kube::Error::Api(status) if status.code == 404 || is_other_pod(status) => Failure::retry("PodLost", message),
-        kube::Error::Api(status) if status.code == 403 && !status.message.contains(" cannot ") => {
+        kube::Error::Api(status) if status.code == 403 && !is_by_rbac(status) => {
             Failure::hold("ImageNotAllowed", message)
         }
         kube::Error::Api(status) if matches!(status.code, 400 | 422) => Failure::hold("PatchRefused", message),
@@ -114,12 +125,23 @@ impl Own {
         // Only the fields that are read here are decoded: see `pod`.
         let kind = ApiResource::erase::<k8s_openapi::api::core::v1::Pod>(&());
         let pods = kube::Api::namespaced_with(client.clone(), &namespace, &kind);
-        Ok(Self { client, pods, name, namespace, reachable: Arc::new(AtomicBool::new(true)) })
+        Ok(Self { client, pods, name, namespace, reachable: Arc::new(AtomicBool::new(true)), away: Arc::default() })
     }
 
     /// Whether the last request was answered.
     pub fn was_reachable(&self) -> bool {
         self.reachable.load(Ordering::Relaxed)
+    }
+
+    /// Notes that a request was not served; returns whether trying again can help.
+    fn was_refused(&self, e: &kube::Error) -> bool {
+        let mut away = self.away.lock().unwrap_or_else(PoisonError::into_inner);
+        let can_help = passes(e, away.is_some_and(|at| at.elapsed() < JUST_BACK));
+        if passes(e, false) {
+            *away = Some(Instant::now());
+        }
+        self.reachable.store(!can_help, Ordering::Relaxed); // else that was an answer
+        can_help
     }
 
     /// One request, again and again while that can help.
@@ -137,12 +159,7 @@ impl Own {
                 Ok(Err(e)) => e,
                 Err(_) => kube::Error::Service(format!("no answer within {ANSWER_WITHIN:?}").into()),
             };
-            if !passes(&error) {
-                self.reachable.store(true, Ordering::Relaxed); // that was an answer
-                return Err(refusal(what, &error));
-            }
-            self.reachable.store(false, Ordering::Relaxed);
-            if Instant::now() + wait >= give_up {
+            if !self.was_refused(&error) || Instant::now() + wait >= give_up {
                 return Err(refusal(what, &error));
             }
             tracing::warn!("{what}: {}; trying again", text(&error));
@@ -258,9 +275,8 @@ impl Follow {
             Ok(Err(e)) => e,
             Err(_) => kube::Error::Service(format!("no answer within {ANSWER_WITHIN:?}").into()),
         };
-        self.own.reachable.store(false, Ordering::Relaxed);
         let since = *self.away_since.get_or_insert_with(Instant::now);
-        if !passes(&error) || since.elapsed() >= PATIENCE {
+        if !self.own.was_refused(&error) || since.elapsed() >= PATIENCE {
             return Err(refusal("the pod can not be watched", &error));
         }
         tracing::warn!("the pod can not be watched: {}; trying again", text(&error));
@@ -282,13 +298,15 @@ mod tests {
     #[test]
     fn what_passes_and_what_does_not() {
         for code in [401, 409, 429, 500, 503, 504] {
-            assert!(passes(&api(code, "x")), "{code}");
+            assert!(passes(&api(code, "x"), false), "{code}");
         }
         for code in [400, 403, 404, 422] {
-            assert!(!passes(&api(code, "x")), "{code}");
+            assert!(!passes(&api(code, "x"), true), "{code}");
         }
-        assert!(!passes(&api(409, "Precondition failed: UID in precondition: 1, UID in object meta: 2")));
-        assert!(passes(&kube::Error::Service("connection refused".into())));
+        assert!(!passes(&api(409, "Precondition failed: UID in precondition: 1, UID in object meta: 2"), false));
+        assert!(passes(&kube::Error::Service("connection refused".into()), false));
+        let rbac = api(403, "pods \"x\" is forbidden: User \"u\" cannot get resource \"pods\"");
+        assert!(passes(&rbac, true) && !passes(&rbac, false));
     }
 
     #[test]
