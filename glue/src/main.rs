@@ -6,7 +6,8 @@ use glue::{install, log, pause, run, stage_two};
 
 const USAGE: &str = "usage:
   glue install --slot N[:UID[:GID]] [--slot ...]   put glue into /shared/bin and set up the slots' volumes
-  glue run --slot N [--kill-uid UID]               first process of slot N's payload container
+  glue run --slot N [--kill-uid UID] [--stop-code CODE]
+                                                   first process of slot N's payload container
   glue pause                                       PID 1 of a pod's namespaces
   glue version
 ";
@@ -29,9 +30,11 @@ fn dispatch(words: &[&str]) -> i32 {
             Some(slots) => ended(install::check_root().and_then(|()| install::install(&slots))),
             None => usage("install: give each slot as --slot N[:UID[:GID]], with numbers that are not root's"),
         },
-        ["run", options @ ..] => match slot_and_kill_uid(options) {
-            Some((slot, kill_uid)) => run::run(slot, kill_uid),
-            None => usage("run: give --slot N and, where it is not the default, --kill-uid UID"),
+        ["run", options @ ..] => match run_options(options) {
+            Some((slot, kill_uid, stop_code)) => run::run(slot, kill_uid, stop_code),
+            None => {
+                usage("run: give --slot N and, where they are not the defaults, --kill-uid UID and --stop-code 0..255")
+            }
         },
         ["pause"] => ended(pause::pause()),
         ["stage-two", slot] => slot.parse().map_or(BAD_USAGE, stage_two::run),
@@ -52,17 +55,18 @@ fn slots(options: &[&str]) -> Option<Vec<install::Slot>> {
     slots.filter(|slots| !slots.is_empty())
 }
 
-fn slot_and_kill_uid(options: &[&str]) -> Option<(u32, u32)> {
-    let (mut slot, mut kill_uid) = (None, None);
+fn run_options(options: &[&str]) -> Option<(u32, u32, i32)> {
+    let (mut slot, mut kill_uid, mut stop_code) = (None, None, None);
     for pair in options.chunks(2) {
         match pair {
             ["--slot", value] if slot.is_none() => slot = Some(value.parse().ok()?),
             ["--kill-uid", value] if kill_uid.is_none() => kill_uid = Some(value.parse().ok()?),
+            ["--stop-code", value] if stop_code.is_none() => stop_code = Some(value.parse::<u8>().ok()?),
             _ => return None,
         }
     }
     let slot = slot.filter(|n| *n <= layout::SLOT_MAX)?;
-    Some((slot, kill_uid.unwrap_or(layout::DEFAULT_KILL_UID + slot)))
+    Some((slot, kill_uid.unwrap_or(layout::DEFAULT_KILL_UID + slot), stop_code.map_or(run::STOPPED, i32::from)))
 }
 
 fn ended(result: std::io::Result<()>) -> i32 {

@@ -27,7 +27,7 @@ use crate::supervise::{self, End, Ended, Slot};
 use crate::sys::{self, Capabilities};
 use crate::volume::{Dir, read_whole};
 
-/// Told to stop, and did.
+/// Told to stop, and did; `--stop-code` puts another in its place.
 pub const STOPPED: i32 = 0;
 /// Mounts, volumes, numbers or privileges are not what they have to be: nothing was run.
 pub const REFUSED: i32 = 3;
@@ -42,18 +42,22 @@ fn kept() -> u64 {
     [CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_SETPCAP].iter().fold(0, |mask, cap| mask | cap.bitmask())
 }
 
-/// Serves slot `number` until told to stop. Returns the exit code.
-pub fn run(number: u32, kill_uid: u32) -> i32 {
+/// Serves slot `number` until told to stop. Returns the exit code; `stop_code` when told to stop while the pod goes on.
+pub fn run(number: u32, kill_uid: u32, stop_code: i32) -> i32 {
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     match Glue::set_up(number, kill_uid) {
         Err(e) => {
             log::line(format_args!("slot {number} refused: {e}"));
             REFUSED
         }
-        Ok(mut glue) => glue.serve().unwrap_or_else(|e| {
-            log::line(format_args!("slot {number} given up: {e}"));
-            LOST
-        }),
+        Ok(mut glue) => match glue.serve() {
+            Ok(STOPPED) if glue.ctl.stat_of(layout::FINISH).is_err() => stop_code,
+            Ok(code) => code,
+            Err(e) => {
+                log::line(format_args!("slot {number} given up: {e}"));
+                LOST
+            }
+        },
     }
 }
 
@@ -294,7 +298,7 @@ fn check_volumes(ctl: &Dir, data: &Dir, kill_uid: u32) -> io::Result<Ids> {
 /// Removes whatever a watcher may have put before this glue lived: none of it can be meant for it.
 fn remove_stale(ctl: &Dir) -> io::Result<()> {
     let stale = |name: &String| {
-        [layout::STARTUP, layout::RECORD, layout::STATUS].contains(&name.as_str())
+        [layout::STARTUP, layout::RECORD, layout::STATUS, layout::FINISH].contains(&name.as_str())
             || name.starts_with(layout::ENV_PREFIX)
             || name.ends_with(layout::TEMPORARY_SUFFIX)
     };

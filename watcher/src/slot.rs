@@ -4,11 +4,15 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use glue::contract::layout::{self, Ids};
 use glue::contract::status::Status;
+use glue::processes::{Pinned, Proc};
 use glue::volume::Dir;
 use nix::fcntl::OFlag;
+
+use crate::bind::proof;
 
 /// Largest status file that is read.
 const STATUS_MAX: u64 = 64 << 10;
@@ -104,6 +108,24 @@ impl Slot {
         let mut bytes = [0; 256];
         let mut chime = File::from(fd);
         while chime.read(&mut bytes).is_ok_and(|n| n == bytes.len()) {}
+    }
+
+    /// Ends the slot's glue for good: the pod is over. Waits until it has gone, at most `within`.
+    pub fn finish(&self, within: Duration) -> io::Result<()> {
+        let Some(status) = self.status()? else { return Ok(()) };
+        let pinned = Pinned::new(status.pid)?;
+        // The number may have passed on since glue wrote it: whoever runs that very program in these mounts is glue.
+        proof::prove_mounts(status.pid, self.number).map_err(io::Error::other)?;
+        self.ctl.replace(layout::FINISH, b"", 0o600)?;
+        pinned.signal(nix::sys::signal::Signal::SIGTERM)?;
+        let give_up = Instant::now() + within;
+        while Proc::open()?.process(status.pid).is_some_and(|p| p.lives()) {
+            if Instant::now() >= give_up {
+                return Err(io::Error::other(format!("glue of slot {} has not ended", self.number)));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
     }
 
     /// The slot's numbers with the kill UID that its glue names.

@@ -15,6 +15,8 @@ pub const STARTUP: &str = "startup.json";
 pub const STATUS: &str = "status.json";
 /// Signed exit record of the last job.
 pub const RECORD: &str = "record.jws";
+/// File within `ctl/`, the watcher's: the pod is over, and a glue that is told to stop now ends with 0 whatever its `--stop-code`.
+pub const FINISH: &str = "finish";
 /// FIFO that the watcher rings after each file that it put.
 pub const BELL: &str = "bell";
 /// FIFO that glue rings after each file that it put.

@@ -18,6 +18,7 @@ use watcher::bind::kubernetes::{self, Kubernetes};
 use watcher::job::life::{Reuse, Settings};
 use watcher::job::{EnvSource, Request};
 use watcher::serve::{self, Core, Parts, Running, protocol, server};
+use watcher::slot::Slot;
 use watcher::{check, helper, keys, pilot, results, run};
 
 /// Seconds that a job may need for its end by default: soft to hard kill, the kill routine, and its results.
@@ -100,6 +101,9 @@ struct CoreArgs {
     /// What a slot without work holds: the placeholder, or still the last job's container.
     #[arg(long, value_enum, default_value_t = Idle::Placeholder)]
     idle: Idle,
+    /// How long a slot is without work before it gets the placeholder, seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 2.0)]
+    idle_after: f64,
     /// Whether a container serves one job or several of one owner.
     #[arg(long, value_enum, default_value_t = Reuse::Never)]
     reuse: Reuse,
@@ -229,8 +233,11 @@ fn main() -> ExitCode {
 
 /// For people on a terminal, JSON otherwise; LATEBIND_LOG sets the level.
 fn start_log(level: &str) {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("LATEBIND_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
+    let wanted = std::env::var("LATEBIND_LOG").unwrap_or_else(|_| level.to_owned());
+    // What the API client has to say comes with our own errors; who wants to see each request names the crate.
+    let quiet =
+        if wanted.contains("kube_client") { "" } else { ",kube_client=off,tower=off,hyper_util=off,rustls=off" };
+    let filter = tracing_subscriber::EnvFilter::new(format!("{wanted}{quiet}"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
     if io::stderr().is_terminal() || level == "warn" {
         log.init();
@@ -298,6 +305,7 @@ fn start_core(args: &CoreArgs, binder: &Arc<dyn Binder>, for_one_job: bool) -> i
             reuse: args.reuse,
             ready_within: seconds(args.ready_within)?,
             placeholder_when_idle: !for_one_job && args.idle == Idle::Placeholder,
+            idle_after: seconds(args.idle_after)?,
             keep_keys: args.keep_keys.clone(),
         },
         // What an earlier watcher left then has no client any more.
@@ -333,8 +341,13 @@ fn serve_spool(args: &PilotArgs) -> io::Result<ExitCode> {
     };
     let over = pilot::run(&settings, &stop)?;
     running.finish();
-    if !stop.load(Ordering::Relaxed) {
-        binder.finish(&(0..args.core.slots).collect::<Vec<_>>());
+    if !stop.load(Ordering::Relaxed) && binder.pod_waits_for_glue() {
+        for number in 0..args.core.slots {
+            let ended = Slot::open(number).and_then(|slot| slot.finish(Duration::from_secs(10)));
+            if let Err(e) = ended {
+                tracing::error!(slot = number, "glue could not be ended, so the pod may not complete: {e}");
+            }
+        }
     }
     tracing::info!(jobs = over, "no more work: the pilot ends");
     Ok(ExitCode::SUCCESS)
@@ -342,7 +355,17 @@ fn serve_spool(args: &PilotArgs) -> io::Result<ExitCode> {
 
 fn serve_clients(args: &CoreArgs) -> io::Result<ExitCode> {
     let stop = stop_flag()?;
-    let running = start_core(args, &binder(args)?, false)?;
+    let binder = binder(args)?;
+    let running = start_core(args, &binder, false)?;
+    // Jobs are taken all the same: who submits one gets the reason as its failure.
+    let slots: Vec<u32> = (0..args.slots).collect();
+    for line in check::all(binder.as_ref(), &slots, &args.private.private) {
+        match line.grade {
+            check::Grade::Good => tracing::debug!("check: {line}"),
+            check::Grade::Warning => tracing::warn!("check: {line}"),
+            check::Grade::Bad => tracing::error!("check: {line}"),
+        }
+    }
     while !stop.load(Ordering::Relaxed) {
         std::thread::sleep(Duration::from_millis(50));
     }

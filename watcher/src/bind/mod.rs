@@ -136,6 +136,8 @@ pub trait Binder: Send + Sync {
     /// What `watcher check` says of the engine and what it lets this pilot do.
     fn check(&self, slots: &[u32]) -> Vec<Line>;
 
-    /// The pilot ends and will not come back: where the pod is to end with it, this makes it end.
-    fn finish(&self, _slots: &[u32]) {}
+    /// Whether the pod ends only once glue has exited with 0 too: then the pilot, which will not come back, ends glue last.
+    fn pod_waits_for_glue(&self) -> bool {
+        false
+    }
 }

@@ -42,6 +42,8 @@ pub struct Settings {
     pub ready_within: Duration,
     /// Whether a slot without work goes back to the placeholder.
     pub placeholder_when_idle: bool,
+    /// How long it is without work before that: a job that comes sooner does not wait for two binds.
+    pub idle_after: Duration,
     /// Where keys are kept, if they are.
     pub keep_keys: Option<std::path::PathBuf>,
 }

@@ -10,9 +10,9 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::bind::{Binder, Failure, Unattended, proof};
+use crate::bind::{Binder, Failure, Progress, Unattended, proof};
 use crate::job::control::Control;
 use crate::job::life::{self, After, Around, Held, Settings};
 use crate::job::relay::Streams;
@@ -256,9 +256,10 @@ impl Core {
         self.restoring.load(Ordering::Relaxed)
     }
 
-    /// The next job's name; `None` when the core ends. While there is none, the slot goes back to the placeholder, unless its
-    /// container may serve a next job of the same owner.
+    /// The next job's name; `None` when the core ends. While there is none, the slot goes back to the placeholder after a while,
+    /// unless its container may serve a next job of the same owner.
     fn take_queued(&self, holds: bool, placeholder: &mut bool, slot: &Slot) -> Option<String> {
+        let (mut idle_since, mut idle_after) = (Instant::now(), self.settings.idle_after);
         let mut shared = self.lock();
         loop {
             if shared.ending {
@@ -267,16 +268,25 @@ impl Core {
             if let Some(name) = shared.queue.pop_front() {
                 return Some(name);
             }
-            if !(*placeholder || holds && self.settings.reuse == life::Reuse::SameOwner) {
-                drop(shared);
-                *placeholder = true;
-                if let Err(e) = self.binder.bind(slot.number, "", &Unattended) {
-                    tracing::warn!(slot = slot.number, "the placeholder can not be bound: {e}");
-                }
-                shared = self.lock();
+            if *placeholder || holds && self.settings.reuse == life::Reuse::SameOwner {
+                shared = self.shared.1.wait(shared).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
-            shared = self.shared.1.wait(shared).unwrap_or_else(PoisonError::into_inner);
+            let left = idle_after.saturating_sub(idle_since.elapsed());
+            if !left.is_zero() {
+                shared =
+                    self.shared.1.wait_timeout(shared, left).map_or_else(|e| e.into_inner().0, |(shared, _)| shared);
+                continue;
+            }
+            drop(shared);
+            match self.binder.bind(slot.number, "", &UntilWork(self)) {
+                Ok(_) => *placeholder = true,
+                Err(e) => {
+                    tracing::info!(slot = slot.number, "the placeholder is not bound: {e}");
+                    (idle_since, idle_after) = (Instant::now(), idle_after.max(RESTORE_AGAIN_AFTER));
+                }
+            }
+            shared = self.lock();
         }
     }
 
@@ -328,6 +338,16 @@ impl Core {
             tracing::error!(job = name, "the job's state can not be kept: {e}");
         }
         self.note(name, &state);
+    }
+}
+
+/// The placeholder of an idle slot is not waited for when there is work again.
+struct UntilWork<'a>(&'a Core);
+
+impl Progress for UntilWork<'_> {
+    fn stop_wanted(&self) -> Option<String> {
+        let shared = self.0.lock();
+        (shared.ending || !shared.queue.is_empty()).then(|| "there is work again".to_owned())
     }
 }
 

@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
-use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Patch, PatchParams, WatchEvent, WatchParams};
+use kube::api::{ApiResource, Patch, PatchParams, WatchEvent, WatchParams};
 use kube::core::Status;
 use kube::{Client, Config};
 use serde_json::Value;
 use tokio::time::{sleep, timeout};
 
+use super::pod::Pod;
 use super::waiting::printable;
 use crate::bind::Failure;
 
@@ -111,7 +111,9 @@ impl Own {
         // Ours: it goes on for longer, and says what it waits for.
         config.default_retry = false;
         let client = Client::try_from(config).map_err(|e| format!("no client for the API server: {}", text(&e)))?;
-        let pods = kube::Api::namespaced(client.clone(), &namespace);
+        // Only the fields that are read here are decoded: see `pod`.
+        let kind = ApiResource::erase::<k8s_openapi::api::core::v1::Pod>(&());
+        let pods = kube::Api::namespaced_with(client.clone(), &namespace, &kind);
         Ok(Self { client, pods, name, namespace, reachable: Arc::new(AtomicBool::new(true)) })
     }
 

@@ -1,9 +1,9 @@
 //! What `watcher check` asks the API server: each right by using it, without changing anything.
 
-use k8s_openapi::api::core::v1::Pod;
 use serde_json::json;
 
 use super::api::Own;
+use super::pod::{Container, Pod};
 use super::view::{self, Shape};
 use crate::bind::Failure;
 use crate::check::{Line, clock};
@@ -54,9 +54,9 @@ async fn of_slot(own: &Own, pod: &Pod, slot: u32) -> Vec<Line> {
 }
 
 fn of_pod(pod: &Pod, end_needs: f64) -> Vec<Line> {
-    let Some(spec) = &pod.spec else { return Vec::new() };
+    let spec = &pod.spec;
     let shared = match spec.share_process_namespace {
-        Some(true) => Ok("shareProcessNamespace".to_owned()),
+        true => Ok("shareProcessNamespace".to_owned()),
         _ => Err("shareProcessNamespace is not set"),
     };
     let grace = spec.termination_grace_period_seconds.unwrap_or(30);
@@ -69,18 +69,24 @@ fn of_pod(pod: &Pod, end_needs: f64) -> Vec<Line> {
     } else {
         Line::good(what, &format!("{grace} s, a job's end may need {end_needs} s"))
     };
-    let restarts = match spec.restart_policy.as_deref() {
-        Some("Never" | "OnFailure") if spec.containers.iter().any(|c| c.name.starts_with("payload")) => {
-            let finding =
-                "a payload container that is a regular one may not come back with restartPolicy Never or OnFailure";
-            Some(Line::bad(
-                "restart policy",
-                finding,
-                "set restartPolicy: Always, or make the payload a native sidecar (1.29 and later)",
-            ))
-        }
+    // What the kubelet takes for done it does not start again, also with another image: measured, docs/kubernetes.md.
+    let is_told = |c: &Container| c.command.iter().chain(&c.args).any(|word| word == "--stop-code");
+    let stays_done = spec.containers.iter().any(|c| view::is_payload(&c.name) && !is_told(c));
+    let regular = spec.containers.iter().any(|c| view::is_payload(&c.name));
+    let restarts = match spec.restart_policy.as_str() {
+        "Never" if regular => Some("with restartPolicy Never a payload container that has exited never comes back"),
+        "OnFailure" if stays_done => Some(
+            "with restartPolicy OnFailure a glue that exits with 0 does not come back after an image that could not be fetched",
+        ),
         _ => None,
     };
+    let restarts = restarts.map(|finding| {
+        Line::bad(
+            "restart policy",
+            finding,
+            "set restartPolicy: Always, or OnFailure with `glue run --stop-code 143`, or make the payload a native sidecar (1.29 and later)",
+        )
+    });
     let token = match spec.automount_service_account_token {
         Some(false) => Line::good("service account token", "not mounted into every container"),
         _ => Line::warning(

@@ -6,6 +6,7 @@
 pub mod api;
 mod check;
 mod memory;
+mod pod;
 pub mod reference;
 pub mod view;
 mod waiting;
@@ -20,6 +21,7 @@ use tokio::runtime::Runtime;
 
 use self::api::Own;
 use self::memory::Memory;
+use self::pod::Pod;
 use self::reference::{Reference, of_image_id};
 use self::view::Payload;
 use self::watching::{Expected, Patched};
@@ -238,7 +240,7 @@ fn accept_rewritten(plan: &Plan, wanted: String) -> Result<String, Failure> {
 }
 
 /// What a version of the pod says of the container now.
-fn state_in(pod: &k8s_openapi::api::core::v1::Pod, name: &str) -> Result<ContainerState, Failure> {
+fn state_in(pod: &Pod, name: &str) -> Result<ContainerState, Failure> {
     let seen = view::payload(pod, name).map_err(|e| Failure::retry("PodUnfit", e))?;
     let ended = seen.ended.as_ref();
     Ok(ContainerState {
@@ -256,7 +258,7 @@ fn said(ended: &view::Ended) -> String {
 }
 
 /// What a version of the pod says of the end of one container, if it knows of that.
-fn ending(pod: &k8s_openapi::api::core::v1::Pod, name: &str, container: &str) -> Option<ContainerState> {
+fn ending(pod: &Pod, name: &str, container: &str) -> Option<ContainerState> {
     let seen = view::payload(pod, name).ok()?;
     let ended = [seen.ended, seen.last].into_iter().flatten().find(|e| e.id == container)?;
     Some(ContainerState {
@@ -305,7 +307,8 @@ impl Binder for Kubernetes {
         self.runtime.block_on(check::lines(&self.own, slots, self.options.end_needs))
     }
 
-    fn finish(&self, slots: &[u32]) {
-        let _ = slots;
+    fn pod_waits_for_glue(&self) -> bool {
+        let pod = self.runtime.block_on(self.own.get());
+        pod.is_ok_and(|pod| view::ends_by_exits(&pod))
     }
 }

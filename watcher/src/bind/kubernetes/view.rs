@@ -1,6 +1,6 @@
 //! A pod as the binder reads it: one payload container's part of its spec and status, found by name.
 
-use k8s_openapi::api::core::v1::{ContainerState as Said, ContainerStateTerminated, ContainerStatus, Pod};
+use super::pod::{ContainerStatus, Pod, Terminated};
 
 /// Name of the init container that installs glue; its image is the placeholder.
 pub const INSTALL: &str = "install";
@@ -85,32 +85,30 @@ fn bare(id: &str) -> String {
     id.split_once("://").map_or(id, |(_, bare)| bare).to_owned()
 }
 
-fn ended(state: Option<&ContainerStateTerminated>) -> Option<Ended> {
+fn ended(state: Option<&Terminated>) -> Option<Ended> {
     let state = state?;
     Some(Ended {
-        id: bare(state.container_id.as_deref().unwrap_or_default()),
+        id: bare(&state.container_id),
         code: state.exit_code,
-        reason: state.reason.clone().unwrap_or_default(),
-        message: state.message.clone().unwrap_or_default(),
+        reason: state.reason.clone(),
+        message: state.message.clone(),
     })
 }
 
 fn status_of<'a>(pod: &'a Pod, name: &str) -> Option<&'a ContainerStatus> {
     let status = pod.status.as_ref()?;
-    let lists = [status.container_statuses.as_ref(), status.init_container_statuses.as_ref()];
-    lists.into_iter().flatten().flatten().find(|c| c.name == name)
+    [&status.container_statuses, &status.init_container_statuses].into_iter().flatten().find(|c| c.name == name)
 }
 
 /// The pod as a whole.
 pub fn whole(pod: &Pod) -> Whole {
     let status = pod.status.as_ref();
     let text = |field: Option<&String>| field.cloned().unwrap_or_default();
-    let ends = match status.and_then(|s| s.phase.as_deref()) {
-        Some(phase @ ("Failed" | "Succeeded")) => {
-            let (reason, message) = (status.and_then(|s| s.reason.as_ref()), status.and_then(|s| s.message.as_ref()));
+    let ends = match status.map(|s| (s, s.phase.as_str())) {
+        Some((status, phase @ ("Failed" | "Succeeded"))) => {
             // Evicted, DeadlineExceeded, NodeShutdown, ...: the kubelet's own words.
-            let reason = reason.map_or_else(|| "PodEnded".to_owned(), Clone::clone);
-            Some((reason, format!("the pod is {phase}. {}", text(message)).trim_end().to_owned()))
+            let reason = if status.reason.is_empty() { "PodEnded" } else { status.reason.as_str() };
+            Some((reason.to_owned(), format!("the pod is {phase}. {}", status.message).trim_end().to_owned()))
         }
         _ => pod.metadata.deletion_timestamp.as_ref().map(|at| {
             ("PodDeleted".to_owned(), format!("the pod is being deleted; its grace period ends at {}", at.0))
@@ -127,40 +125,46 @@ pub fn whole(pod: &Pod) -> Whole {
 
 /// The payload container of this name; an error names what is missing.
 pub fn payload(pod: &Pod, name: &str) -> Result<Payload, String> {
-    let spec = pod.spec.as_ref().ok_or("the pod has no spec")?;
+    let spec = &pod.spec;
     let regular = spec.containers.iter().find(|c| c.name == name).map(|c| (Shape::Regular, c));
-    let sidecar = || {
-        let found = spec.init_containers.iter().flatten().find(|c| c.name == name);
-        found.map(|c| (Shape::Sidecar, c))
-    };
+    let sidecar = || spec.init_containers.iter().find(|c| c.name == name).map(|c| (Shape::Sidecar, c));
     let (shape, container) = regular.or_else(sidecar).ok_or_else(|| format!("the pod has no container {name}"))?;
-    if shape == Shape::Sidecar && container.restart_policy.as_deref() != Some("Always") {
+    if shape == Shape::Sidecar && container.restart_policy != "Always" {
         return Err(format!(
             "{name} is an init container without restartPolicy: Always (a server before 1.29 drops that field): there it has to be a regular container"
         ));
     }
     let status = status_of(pod, name);
-    let state = status.and_then(|s| s.state.as_ref());
-    let waiting = state
-        .and_then(|s: &Said| s.waiting.as_ref())
-        .map(|w| (w.reason.clone().unwrap_or_default(), w.message.clone().unwrap_or_default()));
+    let state = status.map(|s| &s.state);
+    let waiting = state.and_then(|s| s.waiting.as_ref()).map(|w| (w.reason.clone(), w.message.clone()));
     Ok(Payload {
         shape,
-        wanted: container.image.clone().unwrap_or_default(),
-        pull_policy: container.image_pull_policy.clone().unwrap_or_default(),
-        id: status.and_then(|s| s.container_id.as_deref()).map(bare).unwrap_or_default(),
+        wanted: container.image.clone(),
+        pull_policy: container.image_pull_policy.clone(),
+        id: status.map(|s| bare(&s.container_id)).unwrap_or_default(),
         image_id: status.map(|s| s.image_id.clone()).unwrap_or_default(),
         running: state.is_some_and(|s| s.running.is_some()),
         waiting,
         ended: ended(state.and_then(|s| s.terminated.as_ref())),
-        last: ended(status.and_then(|s| s.last_state.as_ref()).and_then(|s| s.terminated.as_ref())),
+        last: ended(status.and_then(|s| s.last_state.terminated.as_ref())),
     })
+}
+
+/// Whether the pod completes once all its containers have exited with 0, payload containers among them.
+pub fn ends_by_exits(pod: &Pod) -> bool {
+    matches!(pod.spec.restart_policy.as_str(), "OnFailure" | "Never")
+        && pod.spec.containers.iter().any(|c| is_payload(&c.name))
+}
+
+/// Whether a container of this name is a payload container.
+pub fn is_payload(name: &str) -> bool {
+    name == "payload" || name.strip_prefix("payload-").is_some_and(|n| n.parse::<u32>().is_ok())
 }
 
 /// The placeholder: the image of the init container that installs glue, and what the kubelet says its content is.
 pub fn placeholder(pod: &Pod) -> Result<(String, String), String> {
-    let install = pod.spec.iter().flat_map(|s| s.init_containers.iter().flatten()).find(|c| c.name == INSTALL);
-    let image = install.and_then(|c| c.image.clone());
+    let install = pod.spec.init_containers.iter().find(|c| c.name == INSTALL);
+    let image = install.map(|c| c.image.clone());
     let image =
         image.ok_or_else(|| format!("the pod has no init container {INSTALL}, whose image is the placeholder"))?;
     let image_id = status_of(pod, INSTALL).map(|s| s.image_id.clone()).unwrap_or_default();

@@ -2,9 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use k8s_openapi::api::core::v1::Pod;
-
 use super::api::Follow;
+use super::pod::Pod;
 use super::reference::{Reference, digest_of};
 use super::view::{self, Ended, Payload};
 use super::waiting::{self, Verdict};
@@ -20,6 +19,8 @@ const OLD_IMAGE_LIVES: Duration = Duration::from_secs(10);
 /// How long a container is watched that came after its forerunner had ended by itself: the kubelet may have started it before it
 /// saw the patch, and then ends it again.
 const CALM: Duration = Duration::from_millis(1500);
+/// How long a back-off lasts that is worth a word.
+const BACK_OFF_IS_REAL: Duration = Duration::from_secs(2);
 /// How long the kubelet may take to end the old container, which glue does at once.
 const END_WITHIN: Duration = Duration::from_secs(90);
 
@@ -106,6 +107,7 @@ impl Patched<'_> {
         let mut old_image_since: Option<Instant> = None;
         let mut candidate: Option<(Found, Instant)> = None;
         let (mut pulling, mut backed_off) = (false, false);
+        let mut back_off: Option<(Instant, String)> = None;
         loop {
             let says = match changes.next(TICK).await? {
                 Some(pod) => self.read(&pod),
@@ -118,10 +120,7 @@ impl Patched<'_> {
                 },
                 Says::Found(found) => return Ok(found),
                 Says::Fails(failure) => return Err(failure),
-                Says::BackOff(message) if !backed_off => {
-                    backed_off = true;
-                    progress.note(&format!("slot {}: the kubelet waits: {message}", self.slot));
-                }
+                Says::BackOff(message) => back_off = Some((Instant::now(), message)),
                 Says::OldImage(image_id) => {
                     candidate = None;
                     let since = *old_image_since.get_or_insert_with(Instant::now);
@@ -129,7 +128,15 @@ impl Patched<'_> {
                         return Err(self.wrong_image(&image_id));
                     }
                 }
-                Says::BackOff(_) | Says::Nothing => {}
+                Says::Nothing => {}
+            }
+            // For a moment the kubelet also says so after a failed pull, and then starts the container all the same.
+            if let Some((since, message)) = &back_off
+                && since.elapsed() >= BACK_OFF_IS_REAL
+                && !backed_off
+            {
+                backed_off = true;
+                progress.note(&format!("slot {}: the kubelet waits: {message}", self.slot));
             }
             if let Some((_, since)) = &candidate
                 && since.elapsed() >= CALM

@@ -1,0 +1,121 @@
+//! The fields of a pod that the binder reads (Kubernetes API reference, core/v1 Pod). What is not named here is not read, so
+//! that a server which says it in another way is no reason to fail.
+
+use kube::core::Object;
+use serde::Deserialize;
+
+/// A pod.
+pub type Pod = Object<Spec, Status>;
+
+/// What was asked for.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Spec {
+    /// Regular containers.
+    pub containers: Vec<Container>,
+    /// Init containers, native sidecars among them.
+    pub init_containers: Vec<Container>,
+    /// `Always`, `OnFailure` or `Never`.
+    pub restart_policy: String,
+    /// Whether all containers have one PID namespace.
+    pub share_process_namespace: bool,
+    /// Seconds from SIGTERM to SIGKILL.
+    pub termination_grace_period_seconds: Option<i64>,
+    /// Whether a token is mounted into each container; the server's default is that it is.
+    pub automount_service_account_token: Option<bool>,
+}
+
+/// A container as it was asked for.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Container {
+    /// Its name.
+    pub name: String,
+    /// Its image.
+    pub image: String,
+    /// `Always`, `IfNotPresent` or `Never`.
+    pub image_pull_policy: String,
+    /// `Always` makes an init container a native sidecar.
+    pub restart_policy: String,
+    /// What takes the place of the image's ENTRYPOINT.
+    pub command: Vec<String>,
+    /// What takes the place of its CMD.
+    pub args: Vec<String>,
+}
+
+/// What the kubelet says.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Status {
+    /// `Pending`, `Running`, `Succeeded`, `Failed` or `Unknown`.
+    pub phase: String,
+    /// Why the pod is in this phase, where there is a reason: `Evicted`, say.
+    pub reason: String,
+    /// The same in words.
+    pub message: String,
+    /// The generation of the spec that this is about; servers from 1.33 on.
+    pub observed_generation: Option<i64>,
+    /// Of regular containers.
+    pub container_statuses: Vec<ContainerStatus>,
+    /// Of init containers.
+    pub init_container_statuses: Vec<ContainerStatus>,
+}
+
+/// What the kubelet says of one container.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ContainerStatus {
+    /// Its name.
+    pub name: String,
+    /// The image's content: `name@sha256:...` where it was pulled.
+    #[serde(rename = "imageID")]
+    pub image_id: String,
+    /// `containerd://...`
+    #[serde(rename = "containerID")]
+    pub container_id: String,
+    /// Now.
+    pub state: State,
+    /// Of the container before it.
+    pub last_state: State,
+}
+
+/// One of three.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct State {
+    /// Not yet running.
+    pub waiting: Option<Waiting>,
+    /// Running.
+    pub running: Option<Running>,
+    /// Over.
+    pub terminated: Option<Terminated>,
+}
+
+/// Running; since when is not read.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct Running {}
+
+/// Why a container does not run yet.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Waiting {
+    /// One word.
+    pub reason: String,
+    /// The story.
+    pub message: String,
+}
+
+/// How a container ended.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Terminated {
+    /// As it exited, or 128 and the signal's number.
+    pub exit_code: i32,
+    /// One word.
+    pub reason: String,
+    /// The story.
+    pub message: String,
+    /// Which one.
+    #[serde(rename = "containerID")]
+    pub container_id: String,
+}
