@@ -369,6 +369,8 @@ fn serve_clients(args: &CoreArgs) -> io::Result<ExitCode> {
     while !stop.load(Ordering::Relaxed) {
         std::thread::sleep(Duration::from_millis(50));
     }
+    // As a pod ends: what is under way has to end within its grace period.
+    running.core().cancel_all("the pilot was told to stop");
     running.finish();
     Ok(ExitCode::SUCCESS)
 }

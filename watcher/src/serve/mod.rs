@@ -12,7 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::bind::{Binder, Failure, Progress, Unattended, proof};
+use crate::bind::{Binder, Failure, Progress, proof};
 use crate::job::control::Control;
 use crate::job::life::{self, After, Around, Held, Settings};
 use crate::job::relay::Streams;
@@ -174,6 +174,12 @@ impl Core {
         self.lock().jobs.get(id).map(|job| job.control.clone())
     }
 
+    /// Wants all jobs under way ended.
+    pub fn cancel_all(&self, why: &str) {
+        let shared = self.lock();
+        shared.jobs.values().filter(|job| job.state.phase != Phase::Done).for_each(|job| job.control.cancel(why));
+    }
+
     /// Name, phase, slot and image of all jobs.
     pub fn jobs(&self) -> Vec<protocol::JobLine> {
         let shared = self.lock();
@@ -207,7 +213,9 @@ impl Core {
     fn serve_slot(&self, slot: &Slot, mut first: Vec<String>) {
         let mut held: Option<Held> = None;
         // A glue that has run no job stands in a container that was bound for none.
-        self.refuse_foreign(slot);
+        if first.is_empty() {
+            self.refuse_foreign(slot);
+        }
         let mut placeholder =
             !self.settings.placeholder_when_idle || slot.status().is_ok_and(|s| s.is_some_and(|s| s.job.is_none()));
         loop {
@@ -228,12 +236,13 @@ impl Core {
         }
     }
 
-    /// What an earlier watcher left in the container may be what it would not have believed either.
+    /// What an earlier watcher left in the container may be what it would not have believed either. A job that is gone on with has
+    /// its own container, which was proven, or is about to be bound again.
     fn refuse_foreign(&self, slot: &Slot) {
-        if let Ok(state) = self.binder.state(slot.number)
-            && let Err(why) = proof::look_at_any(slot.number, &state.id)
-        {
-            tracing::warn!(slot = slot.number, "{why}");
+        let state = self.binder.state(slot.number).map_err(|e| e.to_string());
+        let looked = state.and_then(|s| proof::look_at_any(slot.number, &s.id).map_err(|e| e.to_string()));
+        if let Err(why) = looked {
+            tracing::warn!(slot = slot.number, "what runs in the payload container is not known to be glue: {why}");
             self.restore(slot);
         }
     }
@@ -242,7 +251,7 @@ impl Core {
     fn restore(&self, slot: &Slot) {
         self.restoring.fetch_add(1, Ordering::Relaxed);
         while !self.lock().ending {
-            match self.binder.bind(slot.number, "", &Unattended) {
+            match self.binder.bind(slot.number, "", &UntilTheEnd(self)) {
                 Ok(_) => break,
                 Err(e) => tracing::warn!(slot = slot.number, "no job yet, the placeholder can not be bound: {e}"),
             }
@@ -348,6 +357,15 @@ impl Progress for UntilWork<'_> {
     fn stop_wanted(&self) -> Option<String> {
         let shared = self.0.lock();
         (shared.ending || !shared.queue.is_empty()).then(|| "there is work again".to_owned())
+    }
+}
+
+/// The placeholder that has to come back, unless the watcher ends.
+struct UntilTheEnd<'a>(&'a Core);
+
+impl Progress for UntilTheEnd<'_> {
+    fn stop_wanted(&self) -> Option<String> {
+        self.0.lock().ending.then(|| "the watcher ends".to_owned())
     }
 }
 

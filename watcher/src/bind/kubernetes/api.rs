@@ -138,6 +138,7 @@ impl Own {
                 Err(_) => kube::Error::Service(format!("no answer within {ANSWER_WITHIN:?}").into()),
             };
             if !passes(&error) {
+                self.reachable.store(true, Ordering::Relaxed); // that was an answer
                 return Err(refusal(what, &error));
             }
             self.reachable.store(false, Ordering::Relaxed);

@@ -12,9 +12,11 @@ pub mod view;
 mod waiting;
 mod watching;
 
+use std::pin::pin;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures_util::future::{Either, select};
 use glue::contract::encoding::hex;
 use serde_json::json;
 use tokio::runtime::Runtime;
@@ -215,6 +217,16 @@ impl Kubernetes {
     }
 }
 
+/// Waits until nobody wants the bind any more; returns why.
+async fn until_unwanted(progress: &dyn Progress) -> String {
+    loop {
+        if let Some(why) = progress.stop_wanted() {
+            return why;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
 /// What goes into the spec.
 struct Plan {
     reference: String,
@@ -273,7 +285,13 @@ fn ending(pod: &Pod, name: &str, container: &str) -> Option<ContainerState> {
 
 impl Binder for Kubernetes {
     fn bind(&self, slot: u32, image: &str, progress: &dyn Progress) -> Result<Container, Failure> {
-        self.runtime.block_on(Self::bind(self, slot, image, progress))
+        let bound = pin!(Self::bind(self, slot, image, progress));
+        let unwanted = pin!(until_unwanted(progress));
+        // A patch may be under way when it is dropped: the memory then does not call the slot settled.
+        match self.runtime.block_on(select(bound, unwanted)) {
+            Either::Left((bound, _)) => bound,
+            Either::Right((why, _)) => Err(Failure::retry("Cancelled", format!("{why}, before it had started"))),
+        }
     }
 
     fn image_id(&self, image: &str) -> Result<String, Failure> {
@@ -288,7 +306,10 @@ impl Binder for Kubernetes {
     }
 
     fn end_of(&self, slot: u32, container: &str, within: Duration) -> Result<ContainerState, Failure> {
-        self.runtime.block_on(Self::end_of(self, slot, container, within))
+        let silent = || Failure::retry("ApiUnavailable", "the API server did not answer in time");
+        let end =
+            async { tokio::time::timeout(within + LOOK_AGAIN, Self::end_of(self, slot, container, within)).await };
+        self.runtime.block_on(end).unwrap_or_else(|_| Err(silent()))
     }
 
     fn ready(&self) -> Result<(), Failure> {

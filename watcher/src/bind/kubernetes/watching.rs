@@ -147,9 +147,6 @@ impl Patched<'_> {
             if old_image_since.is_some_and(|since| since.elapsed() >= OLD_IMAGE_LIVES) {
                 return Err(self.wrong_image("one that it may have had before"));
             }
-            if let Some(why) = progress.stop_wanted() {
-                return Err(Failure::retry("Cancelled", format!("{why}, before it had started")));
-            }
             if gone_since.is_none() && is_gone(&self.before.id) {
                 gone_since = Some(Instant::now());
             }
