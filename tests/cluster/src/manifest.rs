@@ -129,7 +129,7 @@ pub fn fit_own_cluster(spec: &mut Value) {
         spec["hostNetwork"] = json!(true);
         let pilot = container(spec, "pilot");
         set_env(pilot, "KUBERNETES_SERVICE_HOST", "127.0.0.1");
-        set_env(pilot, "KUBERNETES_SERVICE_PORT", "7443");
+        set_env(pilot, "KUBERNETES_SERVICE_PORT", &cluster().api_port().to_string());
     }
 }
 
