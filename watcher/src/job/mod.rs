@@ -302,6 +302,9 @@ pub struct State {
     pub since: f64,
     /// The slot that it has.
     pub slot: Option<u32>,
+    /// How many binds were begun for it.
+    #[serde(default)]
+    pub binds: u32,
     /// Where it runs.
     pub bound: Option<Bound>,
     /// What proves its record.
@@ -325,6 +328,7 @@ impl State {
             phase: Phase::Queued,
             since: now(),
             slot: None,
+            binds: 0,
             bound: None,
             secrets: None,
             rung_at: None,
