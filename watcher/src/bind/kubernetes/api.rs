@@ -27,6 +27,9 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(15);
 /// How long the server keeps one watch open; a connection that died without a word is noticed a little later.
 const WATCH_FOR: Duration = Duration::from_secs(60);
 
+/// The reason of a patch that was made for a version of the pod which is not the last one any more.
+pub const CONFLICT: &str = "Conflict";
+
 /// First and longest wait before something is tried again.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
@@ -72,12 +75,7 @@ fn text(e: &kube::Error) -> String {
 /// Whether trying again can help: the server is away or busy, or a token is about to be renewed.
 fn passes(e: &kube::Error) -> bool {
     match e {
-        kube::Error::Api(status) => {
-            status.code == 429
-                || status.code == 401
-                || status.code >= 500
-                || (status.code == 409 && !is_other_pod(status))
-        }
+        kube::Error::Api(status) => status.code == 429 || status.code == 401 || status.code >= 500,
         kube::Error::SerdeError(_) | kube::Error::BuildRequest(_) => false,
         _ => true,
     }
@@ -98,6 +96,7 @@ fn refusal(what: &str, e: &kube::Error) -> Failure {
     let message = format!("{what}: {}", text(e));
     match e {
         kube::Error::Api(status) if status.code == 404 || is_other_pod(status) => Failure::retry("PodLost", message),
+        kube::Error::Api(status) if status.code == 409 => Failure::retry(CONFLICT, message),
         kube::Error::Api(status) if status.code == 403 && !is_rbac(status) => Failure::hold("ImageNotAllowed", message),
         kube::Error::Api(status) if matches!(status.code, 400 | 422) => Failure::hold("PatchRefused", message),
         kube::Error::Api(status) if status.code == 403 => Failure::retry("PatchRefused", message),
@@ -302,10 +301,10 @@ mod tests {
 
     #[test]
     fn what_passes_and_what_does_not() {
-        for code in [401, 409, 429, 500, 503, 504] {
+        for code in [401, 429, 500, 503, 504] {
             assert!(passes(&api(code, "x")), "{code}");
         }
-        for code in [400, 403, 404, 422] {
+        for code in [400, 403, 404, 409, 422] {
             assert!(!passes(&api(code, "x")), "{code}");
         }
         assert!(!passes(&api(409, "Precondition failed: UID in precondition: 1, UID in object meta: 2")));
@@ -324,6 +323,7 @@ mod tests {
         assert_eq!(of(403, "denied: this image cannot be used here"), (Class::Hold, "ImageNotAllowed".into()));
         assert_eq!(of(422, "invalid image"), (Class::Hold, "PatchRefused".into()));
         assert_eq!(of(404, "not found"), (Class::Retry, "PodLost".into()));
+        assert_eq!(of(409, "the object has been modified"), (Class::Retry, CONFLICT.into()));
         assert_eq!(of(503, "away"), (Class::Retry, "ApiUnavailable".into()));
         assert!(refusal("w", &api(422, "the words")).message.contains("the words"));
     }
