@@ -63,8 +63,15 @@ take_turn() {
 mark=LATEBIND_CLUSTER_PROCESS
 # alive NAME: whether the process that launch started under that name is still there
 alive() {
-    local pid
-    pid=$(cat "$run/$1.pid" 2>/dev/null) && [ -n "$pid" ] && grep -qzxF "$mark=$state:$1" "/proc/$pid/environ" 2>/dev/null
+    local pid try
+    pid=$(cat "$run/$1.pid" 2>/dev/null) && [ -n "$pid" ] || return 1
+    # In the middle of an exec a process shows no environment.
+    for try in 1 2 3; do
+        grep -qzxF "$mark=$state:$1" "/proc/$pid/environ" 2>/dev/null && return 0
+        kill -0 "$pid" 2>/dev/null || return 1
+        sleep "0.0$try"
+    done
+    return 1
 }
 # marked: the numbers of all processes of this cluster but the containers' own
 marked() {

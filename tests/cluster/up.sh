@@ -4,7 +4,7 @@
 #
 # All processes share a mount namespace of their own, in which the directories that kubelet and containerd have hard-coded
 # lie in the state directory: nothing else of the machine is touched but some kernel settings, which down.sh puts back.
-# --is-up only says whether a cluster runs, by the exit code.
+# --is-up only says whether a cluster runs, by the exit code. Tried with control groups of version 1 alone.
 set -euo pipefail
 here=$(dirname "$(readlink -f "$0")")
 . "$here/settings.sh"
@@ -24,6 +24,10 @@ done
 # --- a fresh life, unless one is under way ------------------------------------------------------------------------------
 if ! alive namespace; then
     [ ! -e "$run" ] || LATEBIND_TURN_TAKEN=1 "$here/down.sh" # what a crash or a reboot left
+    if (: <>"/dev/tcp/127.0.0.1/$api_port") 2>/dev/null; then
+        other=$(cat /proc/[0-9]*/environ 2>/dev/null | tr '\0' '\n' | sed -n "s/^$mark=\(.*\):namespace\$/\1/p" | head -n 1) || true
+        die "something listens on port $api_port already${other:+, perhaps the cluster of $other}: stop it, or set LATEBIND_CLUSTER_NUMBER for a second one"
+    fi
     mkdir -p "$run"/{hard-coded/{pods,containers,containerd,cni,netns},etcd,containerd,kubelet} "$registries"/{open,closed} "$machine"
     rm -rf "$logs"
     mkdir -p "$logs"

@@ -1,7 +1,6 @@
 //! The manifests of `deploy/` as they are shipped, and the few changes that a test has to make.
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use serde_json::{Value, json};
@@ -33,6 +32,20 @@ fn items(mut document: Value) -> Vec<Value> {
     }
 }
 
+/// The same, changed only so that it runs in this namespace of the cluster under test. Namespaces in it are left out.
+pub fn for_namespace(directory: &str, namespace: &str) -> Vec<Value> {
+    let mut objects = objects(directory);
+    objects.retain(|o| o["kind"] != "Namespace");
+    for object in &mut objects {
+        move_to(object, namespace);
+        use_registry(object);
+        if let Some(spec) = pod_spec(object).filter(|_| cluster().is_own()) {
+            fit_own_cluster(spec);
+        }
+    }
+    objects
+}
+
 /// Moves an object, and the accounts that it names, into a namespace.
 pub fn move_to(object: &mut Value, namespace: &str) {
     object["metadata"]["namespace"] = json!(namespace);
@@ -58,6 +71,11 @@ pub fn containers(spec: &mut Value) -> Vec<&mut Value> {
         fields.filter(|(name, _)| matches!(name.as_str(), "initContainers" | "containers")).collect();
     lists.sort_by_key(|(name, _)| *name != "initContainers");
     lists.into_iter().flat_map(|(_, list)| list.as_array_mut().into_iter().flatten()).collect()
+}
+
+/// Whether a pod spec has a container of this name.
+pub fn has(spec: &mut Value, name: &str) -> bool {
+    containers(spec).iter().any(|c| c["name"] == name)
 }
 
 /// A container of a pod spec by its name, wherever it is.
@@ -86,11 +104,6 @@ pub fn set_env(container: &mut Value, name: &str, value: &str) {
     push(&mut container["env"], json!({"name": name, "value": value}));
 }
 
-/// Whether a pod of this spec has a pilot in it.
-pub fn is_pilots(spec: &mut Value) -> bool {
-    containers(spec).iter().any(|c| c["name"] == "pilot")
-}
-
 /// What has to be changed for any cluster: our images are in its registry, whoever names them.
 pub fn use_registry(value: &mut Value) {
     match value {
@@ -101,33 +114,19 @@ pub fn use_registry(value: &mut Value) {
     }
 }
 
-/// Puts a directory of this machine at /spool in the pilot, in place of what may be there.
-pub fn mount_spool(spec: &mut Value, directory: &Path) {
-    if let Some(volumes) = spec["volumes"].as_array_mut() {
-        volumes.retain(|v| v["name"] != "spool");
-    }
-    push(&mut spec["volumes"], json!({"name": "spool", "hostPath": {"path": directory, "type": "Directory"}}));
-    let mounts = &mut container(spec, "pilot")["volumeMounts"];
-    if let Some(mounts) = mounts.as_array_mut() {
-        mounts.retain(|m| m["name"] != "spool");
-    }
-    push(mounts, json!({"name": "spool", "mountPath": "/spool"}));
-}
-
-/// What has to be changed for our own cluster: its API server listens on the node's loopback interface alone, which a pod has only in
+/// What has to be changed for our own cluster: its API server listens on the node's loopback interface alone, which a pilot has only in
 /// the node's network; and its node has two processors, of which the pods of several tests at once want more.
 pub fn fit_own_cluster(spec: &mut Value) {
-    if is_pilots(spec) {
-        spec["hostNetwork"] = json!(true);
-    }
     for container in containers(spec) {
         if let Some(cpu) = container.pointer_mut("/resources/requests/cpu") {
             *cpu = json!("10m");
         }
-        if container["name"] == "pilot" {
-            set_env(container, "KUBERNETES_SERVICE_HOST", "127.0.0.1");
-            set_env(container, "KUBERNETES_SERVICE_PORT", &cluster().api_port().to_string());
-        }
+    }
+    if has(spec, "pilot") {
+        spec["hostNetwork"] = json!(true);
+        let pilot = container(spec, "pilot");
+        set_env(pilot, "KUBERNETES_SERVICE_HOST", "127.0.0.1");
+        set_env(pilot, "KUBERNETES_SERVICE_PORT", &cluster().api_port().to_string());
     }
 }
 

@@ -5,16 +5,18 @@ use std::path::Path;
 use latebind_tests::pod::{Scratch, eventually};
 use serde_json::{Value, json};
 
-use crate::access::{CALL_WITHIN, cluster};
+use crate::access::cluster;
 use crate::manifest;
 use crate::namespace::Namespace;
-use crate::pilot::Pilot;
+use crate::pilot::{Pilot, START_WITHIN};
 
-type Change = Box<dyn FnOnce(&Namespace, &mut Value)>;
+type Change = Box<dyn FnOnce(&mut Value)>;
+type Keep = Box<dyn Fn(&Value) -> bool>;
 
 /// What a test asks of its pilot.
 pub struct Options {
     manifests: Vec<String>,
+    keep: Keep,
     alone: bool,
     as_pod: Option<String>,
     slots: u32,
@@ -40,6 +42,7 @@ impl Options {
     pub fn new() -> Self {
         Self {
             manifests: vec!["deploy".into()],
+            keep: Box::new(|_| true),
             alone: false,
             as_pod: None,
             slots: 1,
@@ -52,14 +55,19 @@ impl Options {
     }
 
     /// Another kustomization of the project.
-    pub fn manifest(mut self, directory: &str) -> Self {
-        self.manifests = vec![directory.into()];
+    pub fn manifest(self, directory: &str) -> Self {
+        self.manifests(&[directory])
+    }
+
+    /// Other kustomizations of the project: `&["deploy/base", "deploy/examples/fixed-sequence"]`. One of their objects makes the pilot.
+    pub fn manifests(mut self, directories: &[&str]) -> Self {
+        self.manifests = owned(directories);
         self
     }
 
-    /// A further kustomization, whose objects the first one counts on.
-    pub fn also(mut self, directory: &str) -> Self {
-        self.manifests.push(directory.into());
+    /// Only these of their objects.
+    pub fn keep(mut self, keep: impl Fn(&Value) -> bool + 'static) -> Self {
+        self.keep = Box::new(keep);
         self
     }
 
@@ -93,12 +101,16 @@ impl Options {
         self
     }
 
-    /// A spool on this machine at /spool in the pilot, in place of a claim of the manifest's, which serves it: `watcher pilot
-    /// --spool /spool` and these arguments. Of our own cluster only. With [`command`](Self::command) it is only mounted.
-    pub fn spool(mut self, arguments: &[&str]) -> Self {
+    /// A spool on this machine at /spool in the pilot, which serves it: `watcher pilot --spool /spool` and these arguments. Of our own
+    /// cluster only.
+    pub fn spool(self, arguments: &[&str]) -> Self {
+        self.pilot(&[&["pilot", "--spool", "/spool"], arguments].concat()).spool_volume()
+    }
+
+    /// The same, but the pilot is what the manifest or [`command`](Self::command) says. Replaces a volume `spool` of the manifest.
+    pub fn spool_volume(mut self) -> Self {
         let _ = cluster().node();
         self.spool = true;
-        self.arguments = Some(owned(&[&["pilot", "--spool", "/spool"], arguments].concat()));
         self
     }
 
@@ -109,12 +121,7 @@ impl Options {
     }
 
     /// Any other change to the pod's spec: see [`manifest`].
-    pub fn change(self, change: impl FnOnce(&mut Value) + 'static) -> Self {
-        self.change_last(|_, spec| change(spec))
-    }
-
-    /// The same, when all objects but the pilot's are there: of what has become of them, its address for instance.
-    pub fn change_last(mut self, change: impl FnOnce(&Namespace, &mut Value) + 'static) -> Self {
+    pub fn change(mut self, change: impl FnOnce(&mut Value) + 'static) -> Self {
         self.changes.push(Box::new(change));
         self
     }
@@ -125,13 +132,34 @@ impl Options {
         self
     }
 
-    /// Makes the objects and waits until the pod is ready.
+    /// Makes the objects, in a namespace of their own, and waits until the pod is ready.
     #[track_caller]
     pub fn start(self) -> Pilot {
         let namespace = if self.alone { Namespace::alone() } else { Namespace::new() };
+        self.start_in(namespace)
+    }
+
+    /// The same in a namespace that has something in it already.
+    #[track_caller]
+    pub fn start_in(mut self, namespace: Namespace) -> Pilot {
         let scratch = self.spool.then(Scratch::new);
         let wait = self.wait;
-        let pod = self.create(&namespace, scratch.as_ref().map(Scratch::path));
+        let mut objects: Vec<Value> =
+            self.manifests.iter().flat_map(|d| manifest::for_namespace(d, namespace.name())).collect();
+        objects.retain(&self.keep);
+        let is_pilot = |o: &mut Value| manifest::pod_spec(o).is_some_and(|spec| manifest::has(spec, "pilot"));
+        let maker = objects.iter_mut().position(is_pilot).expect("one of the objects makes a pod with a pilot");
+        let maker = &mut objects[maker];
+        self.change_all(manifest::pod_spec(maker).expect("it makes pods"), scratch.as_ref().map(Scratch::path));
+        if self.as_pod.is_some() {
+            *maker = bare_pod(maker);
+        }
+        let maker = maker.clone();
+        if scratch.is_some() {
+            objects.retain(|o| o["kind"] != "PersistentVolumeClaim");
+        }
+        namespace.create(&objects);
+        let pod = pod_name(&namespace, &maker);
         let pilot = Pilot { namespace, pod, scratch };
         if wait {
             pilot.ready();
@@ -139,48 +167,19 @@ impl Options {
         pilot
     }
 
-    /// Makes the objects, the pilot's last; returns the name of its pod.
-    fn create(self, namespace: &Namespace, scratch: Option<&Path>) -> String {
-        let mut objects: Vec<Value> = self.manifests.iter().flat_map(|m| manifest::objects(m)).collect();
-        objects.retain(|o| o["kind"] != "Namespace" && !(scratch.is_some() && o["kind"] == "PersistentVolumeClaim"));
-        for object in &mut objects {
-            manifest::move_to(object, namespace.name());
-            manifest::use_registry(object);
-            if let Some(spec) = manifest::pod_spec(object).filter(|_| cluster().is_own()) {
-                manifest::fit_own_cluster(spec);
-            }
-        }
-        let is_pilots = |o: &mut Value| manifest::pod_spec(o).is_some_and(manifest::is_pilots);
-        let (mut pilots, others): (Vec<Value>, Vec<Value>) =
-            objects.into_iter().partition(|o| is_pilots(&mut o.clone()));
-        assert_eq!(pilots.len(), 1, "objects of {:?} that make pilots", self.manifests);
-        namespace.create(&others);
-        let mut object = pilots.remove(0);
-        let as_pod = self.as_pod.clone();
-        let spec = manifest::pod_spec(&mut object).expect("it makes pods");
-        self.apply(namespace, scratch, spec);
-        if let Some(restart_policy) = as_pod {
-            spec["restartPolicy"] = json!(restart_policy);
-            object = bare_pod(&object);
-        }
-        namespace.create(std::slice::from_ref(&object));
-        pod_name(namespace, &object)
-    }
-
-    /// What is changed in the pilot's pod.
-    fn apply(self, namespace: &Namespace, scratch: Option<&Path>, spec: &mut Value) {
+    fn change_all(&mut self, spec: &mut Value, scratch: Option<&Path>) {
         if self.slots != 1 {
             manifest::set_slots(spec, self.slots);
         }
         if let Some(scratch) = scratch {
             std::fs::create_dir_all(scratch.join("spool/new")).unwrap();
-            manifest::mount_spool(spec, &scratch.join("spool"));
+            mount_spool(spec, &scratch.join("spool"));
         }
         let pilot = manifest::container(spec, "pilot");
-        if let Some(arguments) = self.arguments {
+        if let Some(arguments) = self.arguments.take() {
             pilot["args"] = json!(arguments);
         }
-        if let Some(command) = self.command {
+        if let Some(command) = self.command.take() {
             pilot["command"] = json!(command);
             // There is no watcher to answer the probe.
             let pilot = pilot.as_object_mut().unwrap();
@@ -188,18 +187,36 @@ impl Options {
                 pilot.remove(field);
             }
         }
-        for change in self.changes {
-            change(namespace, spec);
+        if let Some(restart_policy) = &self.as_pod {
+            spec["restartPolicy"] = json!(restart_policy);
+        }
+        for change in std::mem::take(&mut self.changes) {
+            change(spec);
         }
     }
+}
+
+fn mount_spool(spec: &mut Value, directory: &Path) {
+    if let Some(volumes) = spec["volumes"].as_array_mut() {
+        volumes.retain(|v| v["name"] != "spool");
+    }
+    manifest::push(
+        &mut spec["volumes"],
+        json!({"name": "spool", "hostPath": {"path": directory, "type": "Directory"}}),
+    );
+    let pilot = manifest::container(spec, "pilot");
+    if let Some(mounts) = pilot["volumeMounts"].as_array_mut() {
+        mounts.retain(|m| m["name"] != "spool");
+    }
+    manifest::push(&mut pilot["volumeMounts"], json!({"name": "spool", "mountPath": "/spool"}));
 }
 
 /// The pod that an object would make.
 fn bare_pod(object: &Value) -> Value {
     let template = &object["spec"]["template"];
     let mut metadata = template["metadata"].clone();
-    let name = object["metadata"]["name"].as_str().expect("an object has a name");
-    metadata["name"] = json!(if object["kind"] == "StatefulSet" { format!("{name}-0") } else { name.to_owned() });
+    // As the first pod of a StatefulSet is called: that is the name which the Role has.
+    metadata["name"] = json!(format!("{}-0", object["metadata"]["name"].as_str().unwrap_or_default()));
     metadata["namespace"] = object["metadata"]["namespace"].clone();
     json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]})
 }
@@ -210,11 +227,10 @@ fn pod_name(namespace: &Namespace, object: &Value) -> String {
     match object["kind"].as_str() {
         Some("StatefulSet") => format!("{name}-0"),
         Some("Pod") => name.to_owned(),
-        // Made up by the controller.
-        Some("Job") => eventually(&format!("a pod of the Job {name}"), CALL_WITHIN, || {
+        Some("Job") => eventually(&format!("a pod of the Job {name}"), START_WITHIN, || {
             let pods = namespace.ask_json(&["get", "pods", "-l", &format!("job-name={name}")]);
-            pods["items"][0]["metadata"]["name"].as_str().map(str::to_owned)
+            Some(pods["items"][0]["metadata"]["name"].as_str()?.to_owned())
         }),
-        kind => panic!("how pods of a {kind:?} are named is not known here"),
+        kind => panic!("which pods a {kind:?} makes is not known here: use as_pod"),
     }
 }

@@ -1,5 +1,5 @@
-//! The further manifests of `deploy/` do what they say: a Job that completes, the two examples, a second slot. Our own cluster only,
-//! for their spools and addresses.
+//! The other manifests of `deploy/`, as they are shipped. Their jobs name images of this project without a registry, and their servers
+//! are pods that only this node reaches: our own cluster only.
 
 use std::path::Path;
 use std::time::Duration;
@@ -46,7 +46,7 @@ fn a_job_before_1_29_completes_with_its_work() {
 #[test]
 fn a_fixed_sequence_of_images_runs_to_its_end() {
     // Ready: the sequence is over.
-    let pilot = Options::new().manifest("deploy/examples/fixed-sequence").also("deploy/base").start();
+    let pilot = Options::new().manifests(&["deploy/base", "deploy/examples/fixed-sequence"]).start();
     let log = pilot.log("pilot");
     assert_eq!(pilot.shell("cat /results/over").trim(), "0", "{log}");
     assert!(log.contains("2 late") && log.contains("1 binding"), "{log}");
@@ -58,23 +58,25 @@ fn a_fixed_sequence_of_images_runs_to_its_end() {
     }
 }
 
-/// Where the job server is, once it serves. Our cluster has no Services, which need a proxy on each node.
-fn job_server(namespace: &Namespace) -> String {
-    let secret = ["create", "secret", "generic", "latebind-jobs", "--from-literal=password=0123456789abcdef"];
-    namespace.ask(&secret);
-    eventually("the job server serves", LIMIT, || {
+#[test]
+fn jobs_of_a_server_are_fetched_run_and_sent_back() {
+    let (namespace, directory) = (Namespace::new(), "deploy/examples/dynamic");
+    let is_pilot = |o: &Value| o["metadata"]["name"] == "latebind-dynamic" && o["kind"] == "Pod";
+    let mut objects = manifest::for_namespace(directory, namespace.name());
+    objects.retain(|o| !is_pilot(o));
+    namespace.ask(&["create", "secret", "generic", "latebind-jobs", "--from-literal=password=0123456789abcdef"]);
+    // The server first: there is no name service in our cluster, so the pilot is told its address.
+    namespace.create(&objects);
+    let address = eventually("the job server serves", LIMIT, || {
         let pod = namespace.pod("latebind-jobs")?;
         let ready = pod["status"]["containerStatuses"][0]["ready"] == true;
         pod["status"]["podIP"].as_str().filter(|_| ready).map(|address| format!("{address}:8080"))
-    })
-}
-
-#[test]
-fn jobs_of_a_server_are_fetched_run_and_sent_back() {
-    let to_server = |namespace: &Namespace, spec: &mut Value| {
-        manifest::set_env(manifest::container(spec, "pilot"), "JOB_SERVER", &job_server(namespace));
-    };
-    let pilot = Options::new().manifest("deploy/examples/dynamic").also("deploy/base").change_last(to_server).start();
+    });
+    let pilot = Options::new()
+        .manifests(&["deploy/base", directory])
+        .keep(move |o| is_pilot(o) || ["ServiceAccount", "Role", "RoleBinding"].iter().any(|kind| o["kind"] == *kind))
+        .env("JOB_SERVER", &address)
+        .start_in(namespace);
     let on_server = |script: &str| {
         let ran = pilot.namespace.call(&["exec", "latebind-jobs", "--", "/bin/sh", "-c", script]);
         assert_eq!(ran.code, Some(0), "{script}: {}", ran.err());
