@@ -23,11 +23,13 @@
 
 pub mod access;
 pub mod faulty;
+pub mod inside;
 pub mod manifest;
 pub mod namespace;
 pub mod node;
 mod options;
 pub mod pilot;
+pub mod relay;
 mod turn;
 
 pub use access::{Cluster, cluster};
