@@ -82,7 +82,12 @@ impl Cluster {
 
     /// An image of `images/`, by its tag.
     pub fn image(&self, name: &str) -> String {
-        format!("{}/{name}:1", self.registry)
+        format!("{}{name}:1", self.image_prefix())
+    }
+
+    /// What the names of the images there begin with.
+    pub fn image_prefix(&self) -> String {
+        format!("{}/", self.registry)
     }
 
     /// The digest, `sha256:...`, that the registry has an image of `images/` under.

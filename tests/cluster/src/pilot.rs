@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use latebind_tests::pod::{Outcome, Ran, Running, Scratch, look_into, put_into, unique};
 use serde_json::{Value, json};
+use watcher::job::Report;
 
 use crate::access::cluster;
 use crate::namespace::Namespace;
@@ -220,6 +221,32 @@ impl Pilot {
         self.put(name, job);
         self.result(name)
     }
+}
+
+impl Pilot {
+    /// The report of an attempt at a job of the spool that another one is to follow.
+    #[track_caller]
+    pub fn attempt(&self, name: &str, number: u32) -> Report {
+        self.attempt_within(name, number, JOB_WITHIN)
+    }
+
+    /// The same with another limit.
+    #[track_caller]
+    pub fn attempt_within(&self, name: &str, number: u32, limit: Duration) -> Report {
+        let spool = self.spool();
+        latebind_tests::pod::eventually(&format!("attempt {number} of {name}"), limit, || {
+            let claimed = std::fs::read_dir(spool.join("claimed")).into_iter().flatten().flatten().map(|e| e.path());
+            let mut places = ["new", "done", "held"].into_iter().map(|place| spool.join(place)).chain(claimed);
+            let file = format!("{name}/result.{number}/report.json");
+            let bytes = places.find_map(|place| std::fs::read(place.join(&file)).ok())?;
+            Some(serde_json::from_slice(&bytes).unwrap())
+        })
+    }
+}
+
+/// A job that runs this in Debian's shell.
+pub fn debian(script: &str) -> Value {
+    json!({"image": cluster().image("debian"), "argv": ["/bin/sh", "-c", script]})
 }
 
 /// A job that runs this in busybox's shell.

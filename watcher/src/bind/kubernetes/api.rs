@@ -3,7 +3,7 @@
 
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
@@ -27,8 +27,14 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(15);
 /// How long the server keeps one watch open; a connection that died without a word is noticed a little later.
 const WATCH_FOR: Duration = Duration::from_secs(60);
 
+/// The reason of a patch that was made for a version of the pod which is not the last one any more.
+pub const CONFLICT: &str = "Conflict";
+
 /// First and longest wait before something is tried again.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+
+/// How long a server that was away may refuse what it allows: it answers before it has read its roles.
+const JUST_BACK: Duration = Duration::from_secs(20);
 
 /// The pilot's own pod at the API server.
 #[derive(Clone)]
@@ -43,6 +49,8 @@ pub struct Own {
     /// The pod's UID, from its own environment or else from the first answer: another pod may get the name.
     uid: Arc<OnceLock<String>>,
     reachable: Arc<AtomicBool>,
+    // When a request was last not served.
+    away: Arc<Mutex<Option<Instant>>>,
 }
 
 /// A server's refusal, as text.
@@ -69,14 +77,11 @@ fn text(e: &kube::Error) -> String {
     }
 }
 
-/// Whether trying again can help: the server is away or busy, or a token is about to be renewed.
-fn passes(e: &kube::Error) -> bool {
+/// Whether trying again can help: the server is away or busy, or has just come back, or a token is about to be renewed.
+fn passes(e: &kube::Error, just_back: bool) -> bool {
     match e {
         kube::Error::Api(status) => {
-            status.code == 429
-                || status.code == 401
-                || status.code >= 500
-                || (status.code == 409 && !is_other_pod(status))
+            matches!(status.code, 401 | 429) || status.code >= 500 || (just_back && is_rbac(status))
         }
         kube::Error::SerdeError(_) | kube::Error::BuildRequest(_) => false,
         _ => true,
@@ -98,6 +103,7 @@ fn refusal(what: &str, e: &kube::Error) -> Failure {
     let message = format!("{what}: {}", text(e));
     match e {
         kube::Error::Api(status) if status.code == 404 || is_other_pod(status) => Failure::retry("PodLost", message),
+        kube::Error::Api(status) if status.code == 409 => Failure::retry(CONFLICT, message),
         kube::Error::Api(status) if status.code == 403 && !is_rbac(status) => Failure::hold("ImageNotAllowed", message),
         kube::Error::Api(status) if matches!(status.code, 400 | 422) => Failure::hold("PatchRefused", message),
         kube::Error::Api(status) if status.code == 403 => Failure::retry("PatchRefused", message),
@@ -121,12 +127,31 @@ impl Own {
         let kind = ApiResource::erase::<k8s_openapi::api::core::v1::Pod>(&());
         let pods = kube::Api::namespaced_with(client.clone(), &namespace, &kind);
         let uid = Arc::new(uid.map_or_else(OnceLock::new, OnceLock::from));
-        Ok(Self { client, pods, name, namespace, uid, reachable: Arc::new(AtomicBool::new(true)) })
+        Ok(Self {
+            client,
+            pods,
+            name,
+            namespace,
+            uid,
+            reachable: Arc::new(AtomicBool::new(true)),
+            away: Arc::default(),
+        })
     }
 
     /// Whether the last request was answered.
     pub fn was_reachable(&self) -> bool {
         self.reachable.load(Ordering::Relaxed)
+    }
+
+    /// Notes that a request was not served; returns whether trying again can help.
+    fn was_refused(&self, e: &kube::Error) -> bool {
+        let mut away = self.away.lock().unwrap_or_else(PoisonError::into_inner);
+        let can_help = passes(e, away.is_some_and(|at| at.elapsed() < JUST_BACK));
+        if passes(e, false) {
+            *away = Some(Instant::now());
+        }
+        self.reachable.store(!can_help, Ordering::Relaxed); // else that was an answer
+        can_help
     }
 
     /// One request, again and again while that can help.
@@ -144,12 +169,7 @@ impl Own {
                 Ok(Err(e)) => e,
                 Err(_) => kube::Error::Service(format!("no answer within {ANSWER_WITHIN:?}").into()),
             };
-            if !passes(&error) {
-                self.reachable.store(true, Ordering::Relaxed); // that was an answer
-                return Err(refusal(what, &error));
-            }
-            self.reachable.store(false, Ordering::Relaxed);
-            if Instant::now() + wait >= give_up {
+            if !self.was_refused(&error) || Instant::now() + wait >= give_up {
                 return Err(refusal(what, &error));
             }
             tracing::warn!("{what}: {}; trying again", text(&error));
@@ -279,9 +299,8 @@ impl Follow {
             Ok(Err(e)) => e,
             Err(_) => kube::Error::Service(format!("no answer within {ANSWER_WITHIN:?}").into()),
         };
-        self.own.reachable.store(false, Ordering::Relaxed);
         let since = *self.away_since.get_or_insert_with(Instant::now);
-        if !passes(&error) || since.elapsed() >= PATIENCE {
+        if !self.own.was_refused(&error) || since.elapsed() >= PATIENCE {
             return Err(refusal("the pod can not be watched", &error));
         }
         tracing::warn!("the pod can not be watched: {}; trying again", text(&error));
@@ -302,14 +321,16 @@ mod tests {
 
     #[test]
     fn what_passes_and_what_does_not() {
-        for code in [401, 409, 429, 500, 503, 504] {
-            assert!(passes(&api(code, "x")), "{code}");
+        for code in [401, 429, 500, 503, 504] {
+            assert!(passes(&api(code, "x"), false), "{code}");
         }
-        for code in [400, 403, 404, 422] {
-            assert!(!passes(&api(code, "x")), "{code}");
+        for code in [400, 403, 404, 409, 422] {
+            assert!(!passes(&api(code, "x"), true), "{code}");
         }
-        assert!(!passes(&api(409, "Precondition failed: UID in precondition: 1, UID in object meta: 2")));
-        assert!(passes(&kube::Error::Service("connection refused".into())));
+        assert!(!passes(&api(409, "Precondition failed: UID in precondition: 1, UID in object meta: 2"), false));
+        assert!(passes(&kube::Error::Service("connection refused".into()), false));
+        let rbac = api(403, "pods \"x\" is forbidden: User \"u\" cannot get resource \"pods\"");
+        assert!(passes(&rbac, true) && !passes(&rbac, false));
     }
 
     #[test]
@@ -324,6 +345,7 @@ mod tests {
         assert_eq!(of(403, "denied: this image cannot be used here"), (Class::Hold, "ImageNotAllowed".into()));
         assert_eq!(of(422, "invalid image"), (Class::Hold, "PatchRefused".into()));
         assert_eq!(of(404, "not found"), (Class::Retry, "PodLost".into()));
+        assert_eq!(of(409, "the object has been modified"), (Class::Retry, CONFLICT.into()));
         assert_eq!(of(503, "away"), (Class::Retry, "ApiUnavailable".into()));
         assert!(refusal("w", &api(422, "the words")).message.contains("the words"));
     }

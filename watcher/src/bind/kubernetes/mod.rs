@@ -21,7 +21,7 @@ use glue::contract::encoding::hex;
 use serde_json::json;
 use tokio::runtime::Runtime;
 
-use self::api::Own;
+use self::api::{CONFLICT, Own};
 use self::memory::Memory;
 use self::pod::Pod;
 use self::reference::{Reference, of_image_id};
@@ -32,6 +32,9 @@ use crate::check::Line;
 
 /// How often the API server is asked whether it is back.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
+
+/// How often a bind starts over because the pod changed meanwhile; the kubelet's word on a container comes in two or three steps.
+const CONFLICTS_MAX: u32 = 10;
 
 /// How the binder is set up.
 #[derive(Clone, Debug)]
@@ -78,7 +81,19 @@ impl Kubernetes {
         with(&mut self.memory.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Binds; again where the pod has changed between reading and patching.
     async fn bind(&self, slot: u32, image: &str, progress: &dyn Progress) -> Result<Container, Failure> {
+        for _ in 0..CONFLICTS_MAX {
+            match self.bind_as_read(slot, image, progress).await {
+                Err(failure) if failure.reason == CONFLICT => tracing::debug!(slot, "{failure}; reading the pod again"),
+                bound => return bound,
+            }
+        }
+        let message = format!("the pod changed {CONFLICTS_MAX} times between being read and being patched");
+        Err(Failure::retry("ApiUnavailable", message))
+    }
+
+    async fn bind_as_read(&self, slot: u32, image: &str, progress: &dyn Progress) -> Result<Container, Failure> {
         let name = view::container_name(slot);
         let wrong_pod = |why: String| Failure::retry("PodUnfit", why);
         let mut pod = self.own.get().await?;
@@ -143,17 +158,26 @@ impl Kubernetes {
         if let Some(note) = self.remember(|m| m.back_off(slot, &plan.reference, plan.why_not_fresh)) {
             progress.note(&note);
         }
+        let was_settled = self.remember(|m| m.is_settled(slot, &before.wanted));
         self.remember(|m| m.patched(slot, &plan.reference));
         // A container whose image can not be fetched will not come back in between.
         let stuck = before.waiting.as_ref().is_some_and(|(reason, _)| waiting::is_about_pulling(reason));
         let old_is_gone = !stuck && (!before.running || watching::is_gone(&before.id));
         // The UID makes it a patch of this very pod, never of a successor that has its name.
-        let patch = json!({
+        let mut patch = json!({
             "metadata": {"uid": whole.uid},
             "spec": {before.shape.field(): [{"name": name, "image": plan.reference}]},
         });
+        // Where nothing but the difference from the old image tells the new one, nobody may have put another in between.
+        if plan.expected.digest.is_none() && plan.expected.image_id.is_none() {
+            patch["metadata"]["resourceVersion"] = json!(whole.version);
+        }
         let patched_at = Instant::now();
-        let pod = self.own.patch(&patch, false).await?;
+        let pod = self.own.patch(&patch, false).await.inspect_err(|failure| {
+            if failure.reason == CONFLICT && was_settled {
+                self.remember(|m| m.settle(slot, &before.wanted)); // nothing was changed
+            }
+        })?;
         let after = view::payload(&pod, &name).map_err(|e| Failure::retry("PodUnfit", e))?;
         let mut reference = plan.reference.clone();
         if after.wanted != reference {
