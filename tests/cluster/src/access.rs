@@ -108,6 +108,12 @@ impl Cluster {
         self.image("no-such-image")
     }
 
+    /// The port of the registry. Of our own cluster only.
+    pub fn registry_port(&self) -> u16 {
+        let _ = self.node();
+        port(7500)
+    }
+
     /// An image that is there, in a registry which wants a password for it. Of our own cluster only.
     pub fn denied_image(&self) -> String {
         let _ = self.node();
