@@ -22,7 +22,9 @@
 )]
 
 pub mod access;
+pub mod audit;
 pub mod faulty;
+pub mod history;
 pub mod inside;
 pub mod manifest;
 pub mod namespace;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use latebind_tests::pod::{Ran, Running, eventually, kill};
+use latebind_tests::pod::{Ran, Running, Scratch, eventually, kill, program, unique};
 
 const SIGKILL: i32 = 9;
 const SIGCONT: i32 = 18;
@@ -78,14 +78,7 @@ impl Node {
     /// If the container does not run.
     #[track_caller]
     pub fn main_process(&self, container: &str) -> i32 {
-        let mut ctr = Command::new(self.state.join("debian/usr/bin/ctr"));
-        ctr.arg("--address").arg(self.state.join("run/containerd.sock")).args([
-            "--namespace",
-            "k8s.io",
-            "tasks",
-            "list",
-        ]);
-        let ran = Running::start(&mut ctr, Vec::new()).finish(Duration::from_secs(20));
+        let ran = self.ctr(&["tasks", "list"]);
         // TASK PID STATUS
         let listed = ran.out();
         let line = listed.lines().find(|line| line.starts_with(container));
@@ -93,6 +86,29 @@ impl Node {
         let pid = pid.unwrap_or_else(|| panic!("container {container} does not run:\n{listed}{}", ran.err()));
         assert!(in_container(pid, container), "process {pid} is not in container {container}");
         pid
+    }
+
+    /// The engine's own client.
+    fn ctr(&self, arguments: &[&str]) -> Ran {
+        let mut ctr = Command::new(self.state.join("debian/usr/bin/ctr"));
+        ctr.arg("--address").arg(self.state.join("run/containerd.sock")).args(["--namespace", "k8s.io"]);
+        Running::start(ctr.args(arguments), Vec::new()).finish(Duration::from_secs(60))
+    }
+
+    /// Gives the node an image of the probe, /program, as a file: no registry has it, and it has no digest.
+    #[track_caller]
+    pub fn import(&self) -> Imported<'_> {
+        let (scratch, name) = (Scratch::new(), format!("localhost/{}:1", unique("imported")));
+        let archive = scratch.path().join("image.tar");
+        let mut script = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("one-program-image.sh"));
+        script.arg(&archive).arg(&name).arg(program("probe"));
+        for ran in [
+            Running::start(&mut script, Vec::new()).finish(Duration::from_secs(20)),
+            self.ctr(&["images", "import", &archive.to_string_lossy()]),
+        ] {
+            assert_eq!(ran.code, Some(0), "{name}: {}", ran.err());
+        }
+        Imported { node: self, name }
     }
 
     /// All processes of a container, on this machine.
@@ -144,6 +160,19 @@ impl Node {
 fn in_container(pid: i32, container: &str) -> bool {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
     text.lines().any(|line| line.rsplit('/').next() == Some(container))
+}
+
+/// An image that the node has until this value goes.
+pub struct Imported<'n> {
+    node: &'n Node,
+    /// Its name.
+    pub name: String,
+}
+
+impl Drop for Imported<'_> {
+    fn drop(&mut self) {
+        let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.node.ctr(&["images", "rm", &self.name])));
+    }
 }
 
 /// A part of the cluster is missing, until this value goes.
