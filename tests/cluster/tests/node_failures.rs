@@ -54,6 +54,8 @@ fn images_that_can_not_be_had() {
     fails(&pilot, "no-tag", &here.missing_image(), "hold", "ImageNotFound", &["not found"]);
     let nothing = format!("{}@sha256:{}", here.image("busybox"), "0".repeat(64));
     fails(&pilot, "no-digest", &nothing, "hold", "ImageNotFound", &["not found"]);
+    // The kubelet knows the text of a bind by digest no second time, so it does not wait.
+    fails(&pilot, "no-digest-again", &nothing, "hold", "ImageNotFound", &["not found"]);
     let denied = ["401 Unauthorized", "no basic auth credentials"];
     fails(&pilot, "denied", &here.denied_image(), "hold", "ImageAccessDenied", &denied);
     let busy = Faulty::start(Fault::too_many_requests(1));
@@ -154,14 +156,15 @@ fn a_job_that_fills_its_volume_costs_the_pod() {
     pilot.until("another pod has the name", Duration::from_secs(120), |pod| {
         (pod["metadata"]["uid"] != uid).then_some(())
     });
-    // Whichever of the two pilots it is that says so, it is not the job's result.
+    // The kubelet leaves the pilot no time for a word, so it is the next one's, which finds the job claimed. In no case is that the
+    // job's result.
     let outcome = pilot.result("big");
-    assert_eq!((outcome.place, outcome.class().0.as_str()), ("held", "retry"), "{:#?}", outcome.report);
-    assert!(!outcome.report.verified || outcome.report.reason == "Stopped", "{:#?}", outcome.report);
+    let (class, reason) = outcome.class();
+    assert!(class == "retry" && ["PilotLost", "Evicted", "Stopped"].contains(&reason), "{:#?}", outcome.report);
+    assert_eq!((outcome.place, outcome.report.exit_code), ("held", None), "{:#?}", outcome.report);
     let evicted = pilot.namespace.events().into_iter().find(|(reason, _)| reason == "Evicted");
     let (_, words) = evicted.expect("an event of the eviction");
     assert!(words.contains("data-0"), "{words}");
     the_next_job_runs(&pilot, "big");
     assert!(fs::read_dir(pilot.spool().join("claimed/same")).unwrap().next().is_none());
-    panic!("{:#?}", outcome.report);
 }

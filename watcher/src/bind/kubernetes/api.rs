@@ -55,7 +55,8 @@ pub struct Own {
 
 /// A server's refusal, as text.
 fn said(status: &Status) -> String {
-    format!("{} (HTTP {} {})", printable(&status.message), status.code, printable(&status.reason))
+    let code = format!("HTTP {} {}", status.code, printable(&status.reason));
+    format!("{} ({})", printable(&status.message), code.trim_end())
 }
 
 fn text(e: &kube::Error) -> String {
@@ -81,7 +82,8 @@ fn text(e: &kube::Error) -> String {
 fn passes(e: &kube::Error, just_back: bool) -> bool {
     match e {
         kube::Error::Api(status) => {
-            matches!(status.code, 401 | 429) || status.code >= 500 || (just_back && is_rbac(status))
+            let busy = matches!(status.code, 401 | 429) || status.code >= 500;
+            busy && !is_denied(status) || (just_back && is_rbac(status))
         }
         kube::Error::SerdeError(_) | kube::Error::BuildRequest(_) => false,
         _ => true,
@@ -93,6 +95,13 @@ fn is_other_pod(status: &Status) -> bool {
     status.code == 409 && status.message.contains("UID")
 }
 
+/// An admission plugin's refusal of this very patch, whatever code it came with: a webhook chooses one, or 400 is taken for it
+/// (apiserver/pkg/admission/plugin/webhook/errors); a ValidatingAdmissionPolicy says 422.
+fn is_denied(status: &Status) -> bool {
+    let by_policy = status.message.contains("ValidatingAdmissionPolicy ") && status.message.contains(" denied request");
+    by_policy || status.message.contains("admission webhook ") && status.message.contains(" denied the request")
+}
+
 /// RBAC's own words: `User "u" cannot patch resource "pods" in API group`; a webhook may say that something cannot be, too.
 fn is_rbac(status: &Status) -> bool {
     status.message.split_once(" cannot ").is_some_and(|(_, rest)| rest.contains(" resource \""))
@@ -102,6 +111,7 @@ fn is_rbac(status: &Status) -> bool {
 fn refusal(what: &str, e: &kube::Error) -> Failure {
     let message = format!("{what}: {}", text(e));
     match e {
+        kube::Error::Api(status) if is_denied(status) => Failure::hold("ImageNotAllowed", message),
         kube::Error::Api(status) if status.code == 404 || is_other_pod(status) => Failure::retry("PodLost", message),
         kube::Error::Api(status) if status.code == 409 => Failure::retry(CONFLICT, message),
         kube::Error::Api(status) if status.code == 403 && !is_rbac(status) => Failure::hold("ImageNotAllowed", message),
@@ -343,6 +353,13 @@ mod tests {
         assert_eq!(of(403, rbac), (Class::Retry, "PatchRefused".into()));
         assert_eq!(of(403, "admission webhook \"w\" denied the request: no"), (Class::Hold, "ImageNotAllowed".into()));
         assert_eq!(of(403, "denied: this image cannot be used here"), (Class::Hold, "ImageNotAllowed".into()));
+        for code in [400, 403, 422, 500] {
+            let webhook = "admission webhook \"w.x\" denied the request: images of x only";
+            assert_eq!(of(code, webhook), (Class::Hold, "ImageNotAllowed".into()), "{code}");
+            assert!(!passes(&api(code, webhook), false), "{code}");
+        }
+        let policy = "pods \"p\" is forbidden: ValidatingAdmissionPolicy 'x' with binding 'y' denied request: no";
+        assert_eq!(of(422, policy), (Class::Hold, "ImageNotAllowed".into()));
         assert_eq!(of(422, "invalid image"), (Class::Hold, "PatchRefused".into()));
         assert_eq!(of(404, "not found"), (Class::Retry, "PodLost".into()));
         assert_eq!(of(409, "the object has been modified"), (Class::Retry, CONFLICT.into()));
