@@ -145,7 +145,7 @@ done
 wait_for 20 containerd "the container engine" containers version
 if ! containers images ls -q 2>/dev/null | grep -qx "$pause"; then
     # Waits and reaps: what the first container of a pod is for.
-    "$here/one-program-image.sh" "$run/pause.tar" "$pause" "$(command -v catatonit)" -P
+    "$here/one-program-image.sh" "$run/pause.tar" "$pause" "$(command -v catatonit)" /pause -P
     containers images import "$run/pause.tar" >>"$logs/import.log" 2>&1 || die "the pause image was not imported: see $logs/import.log"
 fi
 done_in "registries on $registry (open) and $closed_registry (user $closed_user, password $closed_password), container engine"

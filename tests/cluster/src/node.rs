@@ -101,7 +101,7 @@ impl Node {
         let (scratch, name) = (Scratch::new(), format!("localhost/{}:1", unique("imported")));
         let archive = scratch.path().join("image.tar");
         let mut script = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("one-program-image.sh"));
-        script.arg(&archive).arg(&name).arg(program("probe"));
+        script.arg(&archive).arg(&name).arg(program("probe")).arg("/program");
         for ran in [
             Running::start(&mut script, Vec::new()).finish(Duration::from_secs(20)),
             self.ctr(&["images", "import", &archive.to_string_lossy()]),
