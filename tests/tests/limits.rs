@@ -97,8 +97,8 @@ fn the_pilots_maxima_hold_for_every_job() {
 #[test]
 fn the_containers_memory_is_not_used_up_before_the_watcher_acts() {
     let pod = Options::new().host(&["--memory", "256m"]).start();
-    // Grows by 4 MiB each 0.1 s, and ignores TERM: without the watcher, the kernel would choose what it ends.
-    let script = "trap '' TERM; while :; do /probe memory 4 60 & sleep 0.1; done";
+    // Grows by 4 MiB each 0.2 s, and ignores TERM: without the watcher, the kernel would choose what it ends.
+    let script = "trap '' TERM; while :; do /probe memory 4 60 & sleep 0.2; done";
     let outcome = pod.job("grows", &with(shell(script), "grace_s", json!(30)));
     if outcome.report.limits.memory.is_none() {
         panic!("the container's memory limit could not be read: {:#?}", outcome.report);
@@ -130,7 +130,7 @@ fn a_report_says_what_the_job_used() {
     let report = &outcome.is_good().report;
     let usage = report.usage.as_ref().unwrap_or_else(|| panic!("no usage in {report:#?}"));
     let peak = usage.peak;
-    assert!((1.5..6.0).contains(&peak.cpu_s), "{peak:?}");
+    assert!((0.3..6.0).contains(&peak.cpu_s), "{peak:?}");
     assert!((50 << 20..400 << 20).contains(&peak.rss), "{peak:?}");
     assert!(peak.memory() > 50 << 20 && peak.pss.is_some_and(|pss| pss > 50 << 20 && pss <= peak.rss), "{peak:?}");
     assert!(peak.processes >= 3 && peak.threads >= peak.processes, "{peak:?}");

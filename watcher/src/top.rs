@@ -97,25 +97,21 @@ fn table(slots: &[SlotLine], cpus: &[Option<f64>], queued: usize) -> String {
     let busy = slots.iter().filter(|line| line.job.is_some()).count();
     let mut text =
         format!("latebind {}  slots {}, busy {busy}, jobs that wait {queued}\n", rfc3339_short(), slots.len());
-    text.push_str("SLOT JOB            IMAGE             PHASE     PROC   CPU   CPU s   MEM  DISK LEFT\n");
+    text.push_str("SLOT JOB           IMAGE           PHASE     PROC   CPU   CPU s   MEM  DISK LEFT\n");
     for (line, cpu) in slots.iter().zip(cpus) {
         let stopped = line.live.is_some_and(|live| live.stopped);
         let phase = line.phase.map_or_else(|| "idle".into(), |phase| format!("{phase:?}").to_lowercase());
         let usage = line.live.map(|live| live.usage);
         let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".into());
         let row = format!(
-            "{:>4} {:<14} {:<17} {:<9} {:>4} {:>5} {:>7} {:>5} {:>5} {:>4}",
+            "{:>4} {:<13} {:<15} {:<9} {:>4} {:>5} {:>7} {:>5} {:>5} {:>4}",
             line.slot,
-            start_of(line.job.as_deref().unwrap_or("-"), 14),
-            end_of(line.image.as_deref().unwrap_or("-"), 17),
+            start_of(line.job.as_deref().unwrap_or("-"), 13),
+            end_of(line.image.as_deref().unwrap_or("-"), 15),
             if stopped { "stopped" } else { phase.get(..9).unwrap_or(&phase) },
             or_dash(usage.map(|u| short(u.processes))),
             or_dash(cpu.map(|c| format!("{c:.2}"))),
-            or_dash(usage.map(|u| if u.cpu_s < 99_999.0 {
-                format!("{:.1}", u.cpu_s)
-            } else {
-                format!("{:.0}", u.cpu_s)
-            })),
+            or_dash(usage.map(|u| cpu_time(u.cpu_s))),
             or_dash(usage.map(|u| bytes(u.memory()))),
             or_dash(usage.and_then(|u| u.disk).map(bytes)),
             or_dash(line.left_s.map(time)),
@@ -131,7 +127,16 @@ fn rfc3339_short() -> String {
 }
 
 fn short(n: u64) -> String {
-    if n < 10_000 { n.to_string() } else { format!("{}k", n / 1000) }
+    match n {
+        n if n < 10_000 => n.to_string(),
+        n if n < 1_000_000 => format!("{}k", n / 1_000),
+        n => format!("{}M", n / 1_000_000),
+    }
+}
+
+/// Seconds of CPU time in 7 characters.
+fn cpu_time(seconds: f64) -> String {
+    if seconds < 99_999.0 { format!("{seconds:.1}") } else { format!("{:.0}k", seconds / 1e3) }
 }
 
 /// A length of time in 4 characters.

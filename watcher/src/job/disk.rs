@@ -127,7 +127,8 @@ mod tests {
 
     #[test]
     fn files_are_counted_once_and_links_are_not_followed() {
-        let top = std::env::temp_dir().join(format!("latebind-disk-{}", std::process::id()));
+        // Not below /tmp: a volume that others could exchange is refused.
+        let top = std::path::PathBuf::from(format!("/run/latebind-disk-{}", std::process::id()));
         std::fs::create_dir_all(top.join("a/b")).unwrap();
         std::fs::write(top.join("a/b/one"), vec![1; 1 << 20]).unwrap();
         std::fs::hard_link(top.join("a/b/one"), top.join("again")).unwrap();

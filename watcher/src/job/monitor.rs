@@ -28,7 +28,7 @@ const PERIOD: Duration = Duration::from_secs(2);
 /// When a job has just started: short jobs are seen too.
 const FIRST: Duration = Duration::from_millis(250);
 /// While a job uses more than half of the memory it may have: only its container's count, which costs next to nothing.
-const CLOSE_PERIOD: Duration = Duration::from_millis(50);
+const CLOSE_PERIOD: Duration = Duration::from_millis(25);
 /// How often is asked for what only the payload's own UID may read.
 const DETAIL_PERIOD: Duration = Duration::from_secs(10);
 /// The part of a processor that looking may take.
@@ -36,7 +36,7 @@ const SHARE: f64 = 0.02;
 /// Most processes that are asked for details at once.
 const DETAIL_MAX: usize = 4096;
 /// From here on, of the container's whole memory, nobody has time for a grace period.
-const NO_GRACE: f64 = 0.985;
+const NO_GRACE: f64 = 0.97;
 
 /// What a monitor is to watch.
 pub struct Watched {
