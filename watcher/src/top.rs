@@ -110,7 +110,7 @@ fn table(slots: &[SlotLine], cpus: &[Option<f64>], queued: usize) -> String {
             end_of(line.image.as_deref().unwrap_or("-"), 15),
             if stopped { "stopped" } else { phase.get(..9).unwrap_or(&phase) },
             or_dash(usage.map(|u| short(u.processes))),
-            or_dash(cpu.map(|c| format!("{c:.2}"))),
+            or_dash(cpu.map(|c| if c < 99.9 { format!("{c:.2}") } else { format!("{c:.0}") })),
             or_dash(usage.map(|u| cpu_time(u.cpu_s))),
             or_dash(usage.map(|u| bytes(u.memory()))),
             or_dash(usage.and_then(|u| u.disk).map(bytes)),

@@ -141,6 +141,9 @@ struct CoreArgs {
     /// Its namespace; the service account's where none is given.
     #[arg(long, value_name = "NAME", env = "LATEBIND_POD_NAMESPACE", hide_env_values = true)]
     namespace: Option<String>,
+    /// Its UID: a later pod may get its name, and is left alone.
+    #[arg(long, value_name = "UID", env = "LATEBIND_POD_UID", hide_env_values = true)]
+    pod_uid: Option<String>,
     /// A proxy to the API server; HTTPS_PROXY and its like are not looked at.
     #[arg(long, value_name = "URL", env = "LATEBIND_API_PROXY")]
     api_proxy: Option<http::Uri>,
@@ -380,6 +383,7 @@ fn binder(args: &CoreArgs) -> io::Result<Arc<dyn Binder>> {
         namespace: given(&args.namespace)
             .or_else(of_account)
             .ok_or_else(|| missing("namespace (LATEBIND_POD_NAMESPACE)"))?,
+        uid: given(&args.pod_uid),
         proxy: args.api_proxy.clone(),
         pull_timeout: seconds(args.pull_timeout)?,
         end_needs: END_NEEDS,

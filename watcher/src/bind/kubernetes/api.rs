@@ -2,8 +2,8 @@
 //! failure with the server's words.
 
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
@@ -27,6 +27,9 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(15);
 /// How long the server keeps one watch open; a connection that died without a word is noticed a little later.
 const WATCH_FOR: Duration = Duration::from_secs(60);
 
+/// The reason of a patch that was made for a version of the pod which is not the last one any more.
+pub const CONFLICT: &str = "Conflict";
+
 /// First and longest wait before something is tried again.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
@@ -40,6 +43,8 @@ pub struct Own {
     pub name: String,
     /// Its namespace.
     pub namespace: String,
+    /// The pod's UID, from its own environment or else from the first answer: another pod may get the name.
+    uid: Arc<OnceLock<String>>,
     reachable: Arc<AtomicBool>,
 }
 
@@ -70,12 +75,7 @@ fn text(e: &kube::Error) -> String {
 /// Whether trying again can help: the server is away or busy, or a token is about to be renewed.
 fn passes(e: &kube::Error) -> bool {
     match e {
-        kube::Error::Api(status) => {
-            status.code == 429
-                || status.code == 401
-                || status.code >= 500
-                || (status.code == 409 && !is_other_pod(status))
-        }
+        kube::Error::Api(status) => status.code == 429 || status.code == 401 || status.code >= 500,
         kube::Error::SerdeError(_) | kube::Error::BuildRequest(_) => false,
         _ => true,
     }
@@ -86,14 +86,18 @@ fn is_other_pod(status: &Status) -> bool {
     status.code == 409 && status.message.contains("UID")
 }
 
+/// RBAC's own words: `User "u" cannot patch resource "pods" in API group`; a webhook may say that something cannot be, too.
+fn is_rbac(status: &Status) -> bool {
+    status.message.split_once(" cannot ").is_some_and(|(_, rest)| rest.contains(" resource \""))
+}
+
 /// What a refused patch or read means. An admission plugin refuses this image; RBAC refuses whatever is asked.
 fn refusal(what: &str, e: &kube::Error) -> Failure {
     let message = format!("{what}: {}", text(e));
     match e {
         kube::Error::Api(status) if status.code == 404 || is_other_pod(status) => Failure::retry("PodLost", message),
-        kube::Error::Api(status) if status.code == 403 && !status.message.contains(" cannot ") => {
-            Failure::hold("ImageNotAllowed", message)
-        }
+        kube::Error::Api(status) if status.code == 409 => Failure::retry(CONFLICT, message),
+        kube::Error::Api(status) if status.code == 403 && !is_rbac(status) => Failure::hold("ImageNotAllowed", message),
         kube::Error::Api(status) if matches!(status.code, 400 | 422) => Failure::hold("PatchRefused", message),
         kube::Error::Api(status) if status.code == 403 => Failure::retry("PatchRefused", message),
         _ => Failure::retry("ApiUnavailable", message),
@@ -101,8 +105,9 @@ fn refusal(what: &str, e: &kube::Error) -> Failure {
 }
 
 impl Own {
-    /// The pod `name`, through the service account's token and the server of the environment; a proxy only where one is given.
-    pub fn new(namespace: String, name: String, proxy: Option<http::Uri>) -> Result<Self, String> {
+    /// The pod `name` (with this UID, where it is known), through the service account's token and the server of the environment;
+    /// a proxy only where one is given.
+    pub fn new(namespace: String, name: String, uid: Option<String>, proxy: Option<http::Uri>) -> Result<Self, String> {
         let mut config = Config::incluster().map_err(|e| {
             format!("no access to the API server: {e}; the pod needs the service account's token at /var/run/secrets/kubernetes.io/serviceaccount, for the pilot container")
         })?;
@@ -114,7 +119,8 @@ impl Own {
         // Only the fields that are read here are decoded: see `pod`.
         let kind = ApiResource::erase::<k8s_openapi::api::core::v1::Pod>(&());
         let pods = kube::Api::namespaced_with(client.clone(), &namespace, &kind);
-        Ok(Self { client, pods, name, namespace, reachable: Arc::new(AtomicBool::new(true)) })
+        let uid = Arc::new(uid.map_or_else(OnceLock::new, OnceLock::from));
+        Ok(Self { client, pods, name, namespace, uid, reachable: Arc::new(AtomicBool::new(true)) })
     }
 
     /// Whether the last request was answered.
@@ -153,12 +159,25 @@ impl Own {
 
     /// The pod now.
     pub async fn get(&self) -> Result<Pod, Failure> {
-        self.ask("the pod can not be read", PATIENCE, || self.pods.get(&self.name)).await
+        self.own_one(self.ask("the pod can not be read", PATIENCE, || self.pods.get(&self.name)).await?)
     }
 
     /// The pod now, or the reason why not, asked once.
     pub async fn get_once(&self) -> Result<Pod, Failure> {
-        self.ask("the pod can not be read", Duration::ZERO, || self.pods.get(&self.name)).await
+        self.own_one(self.ask("the pod can not be read", Duration::ZERO, || self.pods.get(&self.name)).await?)
+    }
+
+    /// Only ever the pod that this process is in. A pilot that was cut off may find its successor under its name, and must
+    /// leave that alone.
+    fn own_one(&self, pod: Pod) -> Result<Pod, Failure> {
+        let found = pod.metadata.uid.as_deref().unwrap_or_default();
+        let ours = self.uid.get_or_init(|| found.to_owned());
+        if ours == found {
+            return Ok(pod);
+        }
+        let message =
+            format!("the name {} belongs to another pod now: its UID is {found}, this one's was {ours}", self.name);
+        Err(Failure::retry("PodLost", message))
     }
 
     /// Changes the pod; returns it as the server then has it.
@@ -221,6 +240,7 @@ impl Follow {
             Ok(Some(Ok(WatchEvent::Error(status)))) => {
                 // Most often 410: what happened since is not known any more, so the whole pod is read again.
                 tracing::debug!("watch: {}", said(&status));
+                self.ended().await?;
                 self.read_anew().await
             }
             Ok(Some(Err(e))) => {
@@ -281,10 +301,10 @@ mod tests {
 
     #[test]
     fn what_passes_and_what_does_not() {
-        for code in [401, 409, 429, 500, 503, 504] {
+        for code in [401, 429, 500, 503, 504] {
             assert!(passes(&api(code, "x")), "{code}");
         }
-        for code in [400, 403, 404, 422] {
+        for code in [400, 403, 404, 409, 422] {
             assert!(!passes(&api(code, "x")), "{code}");
         }
         assert!(!passes(&api(409, "Precondition failed: UID in precondition: 1, UID in object meta: 2")));
@@ -300,8 +320,10 @@ mod tests {
         let rbac = "pods \"x\" is forbidden: User \"u\" cannot patch resource \"pods\" in API group \"\"";
         assert_eq!(of(403, rbac), (Class::Retry, "PatchRefused".into()));
         assert_eq!(of(403, "admission webhook \"w\" denied the request: no"), (Class::Hold, "ImageNotAllowed".into()));
+        assert_eq!(of(403, "denied: this image cannot be used here"), (Class::Hold, "ImageNotAllowed".into()));
         assert_eq!(of(422, "invalid image"), (Class::Hold, "PatchRefused".into()));
         assert_eq!(of(404, "not found"), (Class::Retry, "PodLost".into()));
+        assert_eq!(of(409, "the object has been modified"), (Class::Retry, CONFLICT.into()));
         assert_eq!(of(503, "away"), (Class::Retry, "ApiUnavailable".into()));
         assert!(refusal("w", &api(422, "the words")).message.contains("the words"));
     }

@@ -180,7 +180,12 @@ impl Patched<'_> {
             "the container that came after the patch to {} has image {image_id}, which can not be told from that of the one before: ask for the image by digest",
             self.reference
         );
-        Failure::hold("ImageNotProven", message)
+        // Else the slot goes to the placeholder first, and the next try starts from what is known.
+        if self.expected.or_another {
+            Failure::hold("ImageNotProven", message)
+        } else {
+            Failure::retry("ImageNotProven", message)
+        }
     }
 
     fn read(&self, pod: &Pod) -> Says {
