@@ -124,6 +124,7 @@ pub fn live(around: &Around<'_>, state: &mut State, streams: Option<Streams>, he
         let next = step.unwrap_or_else(|failure| life.failed(failure));
         life.enter(next);
     }
+    while around.control.next_steer().is_some() {} // who still waits for an answer learns that it is over
     After { held: life.held, needs_placeholder: life.needs_placeholder }
 }
 
