@@ -147,9 +147,11 @@ impl Limits {
         self
     }
 
-    /// The wall limit of a job that asks for `timeout_s`, where 0 is none.
+    /// The wall limit of a job that asks for `timeout_s`, where 0 is none. What is no length of time stays what it is: glue
+    /// refuses it.
     pub fn wall(&self, timeout_s: f64) -> f64 {
-        least(Some(timeout_s).filter(|t| *t > 0.0), self.wall_s.filter(|t| *t > 0.0)).unwrap_or(0.0)
+        let own = Some(timeout_s).filter(|t| *t != 0.0);
+        least(own, self.wall_s.filter(|t| *t > 0.0)).unwrap_or(0.0)
     }
 
     /// Whether they make sense.
@@ -213,6 +215,7 @@ mod tests {
         assert_eq!(both.for_container(Some(40), Some(1000)).memory, Some(Bytes(38)));
         assert_eq!(both.for_container(Some(1 << 30), Some(1000)).disk, Some(Bytes(900)));
         let wall = Limits { wall_s: Some(60.0), ..Limits::default() };
+        assert_eq!(wall.wall(-1.0), -1.0, "left for glue to refuse");
         assert_eq!(
             [wall.wall(0.0), wall.wall(10.0), wall.wall(100.0), Limits::default().wall(7.0)],
             [60.0, 10.0, 60.0, 7.0]
