@@ -116,12 +116,23 @@ cat >"$run/cni/10-latebind.conflist" <<J
 J
 launch containerd containerd --config "$run/containerd.toml"
 
+# Each request of a pod's service account, as it comes in: tests count them.
+cat >"$run/audit-policy.yaml" <<Y
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [ResponseStarted, ResponseComplete]
+rules:
+- {level: None, userGroups: ["system:serviceaccounts:kube-system"]}
+- {level: Metadata, userGroups: ["system:serviceaccounts"]}
+- {level: None}
+Y
 launch kube-apiserver "$programs/kube-apiserver" \
     --etcd-servers="http://127.0.0.1:$etcd_port" --storage-media-type=application/json \
     --bind-address=127.0.0.1 --secure-port="$api_port" --insecure-port=0 --advertise-address=127.0.0.1 --endpoint-reconciler-type=none \
     --service-cluster-ip-range=10.0.0.0/24 --cert-dir="$run" --client-ca-file="$pki/ca.crt" \
     --tls-cert-file="$pki/apiserver.crt" --tls-private-key-file="$pki/apiserver.key" \
     --authorization-mode=Node,RBAC --enable-admission-plugins=NodeRestriction \
+    --audit-policy-file="$run/audit-policy.yaml" --audit-log-path="$logs/audit.log" \
     --service-account-issuer=https://kubernetes.default.svc \
     --service-account-signing-key-file="$pki/accounts.key" --service-account-key-file="$pki/accounts.pub" \
     --kubelet-client-certificate="$pki/admin.crt" --kubelet-client-key="$pki/admin.key" --kubelet-preferred-address-types=InternalIP
@@ -133,7 +144,8 @@ for name in registry closed-registry; do
 done
 wait_for 20 containerd "the container engine" containers version
 if ! containers images ls -q 2>/dev/null | grep -qx "$pause"; then
-    "$here/pause-image.sh" "$run/pause.tar" "$pause"
+    # Waits and reaps: what the first container of a pod is for.
+    "$here/one-program-image.sh" "$run/pause.tar" "$pause" "$(command -v catatonit)" -P
     containers images import "$run/pause.tar" >>"$logs/import.log" 2>&1 || die "the pause image was not imported: see $logs/import.log"
 fi
 done_in "registries on $registry (open) and $closed_registry (user $closed_user, password $closed_password), container engine"
@@ -192,6 +204,8 @@ serializeImagePulls: false
 imageGCHighThresholdPercent: 100
 evictionHard: {memory.available: 50Mi, nodefs.available: 1%, imagefs.available: 1%}
 nodeStatusUpdateFrequency: 1s
+# How often a volume's use is measured: no test waits a minute for the eviction of a pod that fills one.
+volumeStatsAggPeriod: 5s
 featureGates: {DevicePlugins: false}
 Y
 fresh=0

@@ -82,7 +82,12 @@ impl Cluster {
 
     /// An image of `images/`, by its tag.
     pub fn image(&self, name: &str) -> String {
-        format!("{}/{name}:1", self.registry)
+        format!("{}{name}:1", self.image_prefix())
+    }
+
+    /// What the names of the images there begin with.
+    pub fn image_prefix(&self) -> String {
+        format!("{}/", self.registry)
     }
 
     /// The digest, `sha256:...`, that the registry has an image of `images/` under.
@@ -101,6 +106,12 @@ impl Cluster {
     /// An image that the registry does not have.
     pub fn missing_image(&self) -> String {
         self.image("no-such-image")
+    }
+
+    /// The port of the registry. Of our own cluster only.
+    pub fn registry_port(&self) -> u16 {
+        let _ = self.node();
+        port(7500)
     }
 
     /// An image that is there, in a registry which wants a password for it. Of our own cluster only.

@@ -38,11 +38,9 @@ pub fn for_namespace(directory: &str, namespace: &str) -> Vec<Value> {
     objects.retain(|o| o["kind"] != "Namespace");
     for object in &mut objects {
         move_to(object, namespace);
-        if let Some(spec) = pod_spec(object) {
-            use_registry(spec);
-            if cluster().is_own() {
-                fit_own_cluster(spec);
-            }
+        use_registry(object);
+        if let Some(spec) = pod_spec(object).filter(|_| cluster().is_own()) {
+            fit_own_cluster(spec);
         }
     }
     objects
@@ -106,14 +104,13 @@ pub fn set_env(container: &mut Value, name: &str, value: &str) {
     push(&mut container["env"], json!({"name": name, "value": value}));
 }
 
-/// What has to be changed for any cluster: our images are in its registry.
-pub fn use_registry(spec: &mut Value) {
-    for container in containers(spec) {
-        let image = container["image"].as_str().expect("a container has an image");
-        if let Some(name) = image.strip_prefix("localhost/latebind/") {
-            let name = name.split(':').next().unwrap_or_default();
-            container["image"] = json!(cluster().image(name));
-        }
+/// What has to be changed for any cluster: our images are in its registry, whoever names them.
+pub fn use_registry(value: &mut Value) {
+    match value {
+        Value::String(text) => *text = text.replace("localhost/latebind/", &cluster().image_prefix()),
+        Value::Array(list) => list.iter_mut().for_each(use_registry),
+        Value::Object(fields) => fields.values_mut().for_each(use_registry),
+        _ => {}
     }
 }
 

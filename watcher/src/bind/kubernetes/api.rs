@@ -3,7 +3,7 @@
 
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
@@ -33,6 +33,9 @@ pub const CONFLICT: &str = "Conflict";
 /// First and longest wait before something is tried again.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
+/// How long a server that was away may refuse what it allows: it answers before it has read its roles.
+const JUST_BACK: Duration = Duration::from_secs(20);
+
 /// The pilot's own pod at the API server.
 #[derive(Clone)]
 pub struct Own {
@@ -46,11 +49,14 @@ pub struct Own {
     /// The pod's UID, from its own environment or else from the first answer: another pod may get the name.
     uid: Arc<OnceLock<String>>,
     reachable: Arc<AtomicBool>,
+    // When a request was last not served.
+    away: Arc<Mutex<Option<Instant>>>,
 }
 
 /// A server's refusal, as text.
 fn said(status: &Status) -> String {
-    format!("{} (HTTP {} {})", printable(&status.message), status.code, printable(&status.reason))
+    let code = format!("HTTP {} {}", status.code, printable(&status.reason));
+    format!("{} ({})", printable(&status.message), code.trim_end())
 }
 
 fn text(e: &kube::Error) -> String {
@@ -72,10 +78,13 @@ fn text(e: &kube::Error) -> String {
     }
 }
 
-/// Whether trying again can help: the server is away or busy, or a token is about to be renewed.
-fn passes(e: &kube::Error) -> bool {
+/// Whether trying again can help: the server is away or busy, or has just come back, or a token is about to be renewed.
+fn passes(e: &kube::Error, just_back: bool) -> bool {
     match e {
-        kube::Error::Api(status) => status.code == 429 || status.code == 401 || status.code >= 500,
+        kube::Error::Api(status) => {
+            let busy = matches!(status.code, 401 | 429) || status.code >= 500;
+            busy && !is_denied(status) || (just_back && is_rbac(status))
+        }
         kube::Error::SerdeError(_) | kube::Error::BuildRequest(_) => false,
         _ => true,
     }
@@ -84,6 +93,13 @@ fn passes(e: &kube::Error) -> bool {
 /// A conflict that says: the pod of this name is another one.
 fn is_other_pod(status: &Status) -> bool {
     status.code == 409 && status.message.contains("UID")
+}
+
+/// An admission plugin's refusal of this very patch, whatever code it came with: a webhook chooses one, or 400 is taken for it
+/// (apiserver/pkg/admission/plugin/webhook/errors); a ValidatingAdmissionPolicy says 422.
+fn is_denied(status: &Status) -> bool {
+    let by_policy = status.message.contains("ValidatingAdmissionPolicy ") && status.message.contains(" denied request");
+    by_policy || status.message.contains("admission webhook ") && status.message.contains(" denied the request")
 }
 
 /// RBAC's own words: `User "u" cannot patch resource "pods" in API group`; a webhook may say that something cannot be, too.
@@ -95,6 +111,7 @@ fn is_rbac(status: &Status) -> bool {
 fn refusal(what: &str, e: &kube::Error) -> Failure {
     let message = format!("{what}: {}", text(e));
     match e {
+        kube::Error::Api(status) if is_denied(status) => Failure::hold("ImageNotAllowed", message),
         kube::Error::Api(status) if status.code == 404 || is_other_pod(status) => Failure::retry("PodLost", message),
         kube::Error::Api(status) if status.code == 409 => Failure::retry(CONFLICT, message),
         kube::Error::Api(status) if status.code == 403 && !is_rbac(status) => Failure::hold("ImageNotAllowed", message),
@@ -120,12 +137,31 @@ impl Own {
         let kind = ApiResource::erase::<k8s_openapi::api::core::v1::Pod>(&());
         let pods = kube::Api::namespaced_with(client.clone(), &namespace, &kind);
         let uid = Arc::new(uid.map_or_else(OnceLock::new, OnceLock::from));
-        Ok(Self { client, pods, name, namespace, uid, reachable: Arc::new(AtomicBool::new(true)) })
+        Ok(Self {
+            client,
+            pods,
+            name,
+            namespace,
+            uid,
+            reachable: Arc::new(AtomicBool::new(true)),
+            away: Arc::default(),
+        })
     }
 
     /// Whether the last request was answered.
     pub fn was_reachable(&self) -> bool {
         self.reachable.load(Ordering::Relaxed)
+    }
+
+    /// Notes that a request was not served; returns whether trying again can help.
+    fn was_refused(&self, e: &kube::Error) -> bool {
+        let mut away = self.away.lock().unwrap_or_else(PoisonError::into_inner);
+        let can_help = passes(e, away.is_some_and(|at| at.elapsed() < JUST_BACK));
+        if passes(e, false) {
+            *away = Some(Instant::now());
+        }
+        self.reachable.store(!can_help, Ordering::Relaxed); // else that was an answer
+        can_help
     }
 
     /// One request, again and again while that can help.
@@ -143,12 +179,7 @@ impl Own {
                 Ok(Err(e)) => e,
                 Err(_) => kube::Error::Service(format!("no answer within {ANSWER_WITHIN:?}").into()),
             };
-            if !passes(&error) {
-                self.reachable.store(true, Ordering::Relaxed); // that was an answer
-                return Err(refusal(what, &error));
-            }
-            self.reachable.store(false, Ordering::Relaxed);
-            if Instant::now() + wait >= give_up {
+            if !self.was_refused(&error) || Instant::now() + wait >= give_up {
                 return Err(refusal(what, &error));
             }
             tracing::warn!("{what}: {}; trying again", text(&error));
@@ -278,9 +309,8 @@ impl Follow {
             Ok(Err(e)) => e,
             Err(_) => kube::Error::Service(format!("no answer within {ANSWER_WITHIN:?}").into()),
         };
-        self.own.reachable.store(false, Ordering::Relaxed);
         let since = *self.away_since.get_or_insert_with(Instant::now);
-        if !passes(&error) || since.elapsed() >= PATIENCE {
+        if !self.own.was_refused(&error) || since.elapsed() >= PATIENCE {
             return Err(refusal("the pod can not be watched", &error));
         }
         tracing::warn!("the pod can not be watched: {}; trying again", text(&error));
@@ -302,13 +332,15 @@ mod tests {
     #[test]
     fn what_passes_and_what_does_not() {
         for code in [401, 429, 500, 503, 504] {
-            assert!(passes(&api(code, "x")), "{code}");
+            assert!(passes(&api(code, "x"), false), "{code}");
         }
         for code in [400, 403, 404, 409, 422] {
-            assert!(!passes(&api(code, "x")), "{code}");
+            assert!(!passes(&api(code, "x"), true), "{code}");
         }
-        assert!(!passes(&api(409, "Precondition failed: UID in precondition: 1, UID in object meta: 2")));
-        assert!(passes(&kube::Error::Service("connection refused".into())));
+        assert!(!passes(&api(409, "Precondition failed: UID in precondition: 1, UID in object meta: 2"), false));
+        assert!(passes(&kube::Error::Service("connection refused".into()), false));
+        let rbac = api(403, "pods \"x\" is forbidden: User \"u\" cannot get resource \"pods\"");
+        assert!(passes(&rbac, true) && !passes(&rbac, false));
     }
 
     #[test]
@@ -321,6 +353,13 @@ mod tests {
         assert_eq!(of(403, rbac), (Class::Retry, "PatchRefused".into()));
         assert_eq!(of(403, "admission webhook \"w\" denied the request: no"), (Class::Hold, "ImageNotAllowed".into()));
         assert_eq!(of(403, "denied: this image cannot be used here"), (Class::Hold, "ImageNotAllowed".into()));
+        for code in [400, 403, 422, 500] {
+            let webhook = "admission webhook \"w.x\" denied the request: images of x only";
+            assert_eq!(of(code, webhook), (Class::Hold, "ImageNotAllowed".into()), "{code}");
+            assert!(!passes(&api(code, webhook), false), "{code}");
+        }
+        let policy = "pods \"p\" is forbidden: ValidatingAdmissionPolicy 'x' with binding 'y' denied request: no";
+        assert_eq!(of(422, policy), (Class::Hold, "ImageNotAllowed".into()));
         assert_eq!(of(422, "invalid image"), (Class::Hold, "PatchRefused".into()));
         assert_eq!(of(404, "not found"), (Class::Retry, "PodLost".into()));
         assert_eq!(of(409, "the object has been modified"), (Class::Retry, CONFLICT.into()));
