@@ -3,13 +3,18 @@
 
 use glue::contract::record::{Outcome, Record, Stage};
 
+use super::limits::Crossed;
 use crate::bind::{Class, ContainerState, Failure};
+
+/// The reason of a job that was ended because it used too much.
+pub const LIMIT_EXCEEDED: &str = "LimitExceeded";
 
 /// SIGKILL, the signal with which the kernel ends a process for memory.
 const SIGKILL: i32 = 9;
 
-/// Class, reason and message of a verified record. `cancelled` is why the watcher itself ended the job, if it did.
-pub fn of_record(record: &Record, cancelled: Option<&str>) -> (Class, &'static str, String) {
+/// Class, reason and message of a verified record. `cancelled` is why the watcher itself ended the job, if it did, `limit` the
+/// limit for which it did.
+pub fn of_record(record: &Record, cancelled: Option<&str>, limit: Option<&Crossed>) -> (Class, &'static str, String) {
     let code = record.exit_code;
     match record.outcome {
         Outcome::TimedOut => (Class::Final, "TimedOut", "the job's wall limit passed".into()),
@@ -19,6 +24,9 @@ pub fn of_record(record: &Record, cancelled: Option<&str>) -> (Class, &'static s
         Outcome::NotStarted => of_failure(record),
         Outcome::Signaled | Outcome::Exited if cancelled.is_some() => {
             (Class::Retry, "Cancelled", cancelled.unwrap_or_default().to_owned())
+        }
+        Outcome::Signaled | Outcome::Exited if limit.is_some() => {
+            (Class::Final, LIMIT_EXCEEDED, limit.map(|l| format!("the job was ended: {l}")).unwrap_or_default())
         }
         Outcome::Signaled => {
             let signal = record.signal.unwrap_or(0);
@@ -93,11 +101,11 @@ pub fn of_end_before_ready(state: &ContainerState) -> Failure {
 }
 
 /// Exit code of `watcher run` for a job's report, as docker-run(1) has them: the job's own code, 128+n for a signal, 124 for
-/// the wall limit (timeout(1)), 126 not executable, 127 not found, 125 for every failure of ours.
+/// a limit that it crossed (timeout(1) for the wall limit), 126 not executable, 127 not found, 125 for every failure of ours.
 pub fn exit_code(report: &super::Report) -> i32 {
     let outcome = report.record.as_ref().filter(|_| report.verified).map(|r| r.outcome);
     match (outcome, report.reason.as_str()) {
-        (Some(Outcome::TimedOut), _) => 124,
+        (Some(Outcome::TimedOut), _) | (Some(_), LIMIT_EXCEEDED) => 124,
         (Some(Outcome::NotStarted), "CommandNotFound") => 127,
         (Some(Outcome::NotStarted), "CommandNotExecutable") => 126,
         (Some(Outcome::Exited | Outcome::Signaled), _) => {

@@ -3,6 +3,7 @@
 pub mod client;
 pub mod protocol;
 pub mod server;
+mod steering;
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -17,6 +18,7 @@ use crate::job::control::Control;
 use crate::job::life::{self, After, Around, Held, Settings};
 use crate::job::relay::Streams;
 use crate::job::{Phase, Report, Request, State, now};
+use crate::metrics::Metrics;
 use crate::slot::Slot;
 use crate::store::Store;
 
@@ -58,6 +60,8 @@ pub struct Core {
     settings: Arc<Settings>,
     binder: Arc<dyn Binder>,
     restoring: Arc<AtomicUsize>,
+    slots: Vec<u32>,
+    metrics: Arc<Metrics>,
 }
 
 /// The threads of a running core.
@@ -89,6 +93,8 @@ impl Core {
             settings: Arc::new(parts.settings),
             binder: parts.binder,
             restoring: Arc::default(),
+            slots: parts.slots.clone(),
+            metrics: Arc::default(),
         };
         let mut resumed: HashMap<u32, Vec<String>> = HashMap::new();
         for name in core.states.names()? {
@@ -355,6 +361,8 @@ impl Core {
             control: &control,
             on_phase: &on_phase,
         };
+        // Whatever is said while the job has the slot says whose it is.
+        let _named = tracing::error_span!("job", job = name, slot = slot.number).entered();
         life::live(&around, &mut state, streams, held)
     }
 
@@ -367,6 +375,7 @@ impl Core {
             Phase::Done => {
                 let report = &state.report;
                 tracing::info!(job = name, slot = state.slot, class = ?report.class, reason = %report.reason, "over");
+                self.metrics.over(report);
                 News::Over(Box::new(report.clone()))
             }
             phase => {

@@ -130,6 +130,14 @@ fn obey(core: &Core, ask: Ask, answers: &Shared, fds: &mut Vec<OwnedFd>) -> Opti
                 None
             }
         },
+        Ask::Steer { job, signal } => Some(match core.steer(&job, signal) {
+            Ok(processes) => Tell::Sent { processes },
+            Err(message) => Tell::Error { message },
+        }),
+        Ask::Top => {
+            let (slots, queued) = core.top();
+            Some(Tell::Top { slots, queued })
+        }
         Ask::Jobs => Some(Tell::Jobs { jobs: core.jobs() }),
         Ask::Forget { job } => Some(match core.forget(&job) {
             Ok(()) => Tell::Done,

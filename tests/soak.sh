@@ -1,0 +1,19 @@
+#!/bin/bash
+# soak.sh SECONDS: parts of pods are killed at random moments for so long; the counts come last. Expects dist/ and the images
+# (make soak makes them). LATEBIND_FAULT_SEED repeats a run.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. .ci/rust.sh
+cargo=$(dev_cargo)
+[ -n "$cargo" ] || {
+    echo "soak.sh: no cargo of version 1.85 or later: run .ci/setup.sh test" >&2
+    exit 1
+}
+export LATEBIND_SOAK_SECONDS=${1:-600}
+case $LATEBIND_SOAK_SECONDS in
+*[!0-9]* | '')
+    echo "soak.sh: '$1' is no number of seconds: make soak DURATION=600" >&2
+    exit 2
+    ;;
+esac
+exec "$cargo" test --quiet --locked -p latebind-tests --test faults -- --nocapture
