@@ -150,7 +150,7 @@ fn say(text: &str) {
 fn no_job_is_lost_and_none_reported_twice() {
     let number = |name: &str| std::env::var(name).ok().and_then(|s| s.parse::<u64>().ok());
     let soak = number("LATEBIND_SOAK_SECONDS").map(Duration::from_secs);
-    let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let clock = glue::contract::time::wall().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
     let seed = number("LATEBIND_FAULT_SEED").unwrap_or(if soak.is_some() { clock } else { 1 });
     let began = Instant::now();
     let counts = run(seed, |jobs| soak.map_or(jobs < 12, |time| began.elapsed() < time));

@@ -1,8 +1,10 @@
 //! The core: owns the slots, takes jobs, and keeps every state where a restart finds it again.
 
 pub mod client;
+mod marks;
 pub mod protocol;
 pub mod server;
+pub mod service;
 mod steering;
 
 use std::collections::{HashMap, VecDeque};
@@ -17,7 +19,7 @@ use crate::bind::{Binder, Failure, Progress, proof};
 use crate::job::control::Control;
 use crate::job::life::{self, After, Around, Held, Settings};
 use crate::job::relay::Streams;
-use crate::job::{Phase, Report, Request, State, now};
+use crate::job::{Phase, Report, Request, State, now, uptime};
 use crate::metrics::Metrics;
 use crate::slot::Slot;
 use crate::store::Store;
@@ -49,6 +51,7 @@ struct Job {
 struct Shared {
     jobs: HashMap<String, Job>,
     queue: VecDeque<String>,
+    services: service::Services,
     ending: bool,
 }
 
@@ -62,6 +65,7 @@ pub struct Core {
     restoring: Arc<AtomicUsize>,
     slots: Vec<u32>,
     metrics: Arc<Metrics>,
+    marks: Arc<marks::Marks>,
 }
 
 /// The threads of a running core.
@@ -87,7 +91,9 @@ pub struct Parts {
 impl Core {
     /// Opens slots and states, takes up what an earlier watcher left, and starts a thread for each slot.
     pub fn start(parts: Parts) -> io::Result<Running> {
+        let marks = marks::Marks::start(parts.binder.clone())?;
         let core = Self {
+            marks,
             shared: Arc::default(),
             states: Store::open(parts.private.join("jobs"))?,
             settings: Arc::new(parts.settings),
@@ -272,6 +278,7 @@ impl Core {
                 }
                 placeholder = true;
             }
+            self.keep_in_service(slot.number, after.start);
         }
     }
 
@@ -371,6 +378,9 @@ impl Core {
         let mut shared = self.lock();
         let Some(job) = shared.jobs.get_mut(name) else { return };
         job.state = state.clone();
+        let has_slot = |job: &Job| !matches!(job.state.phase, Phase::Queued | Phase::Done);
+        self.marks.set(shared.jobs.values().any(has_slot));
+        let Some(job) = shared.jobs.get_mut(name) else { return };
         let news = match state.phase {
             Phase::Done => {
                 let report = &state.report;
@@ -392,7 +402,7 @@ impl Core {
     /// Ends a job that no slot can go on with.
     fn give_up(&self, name: &str, failure: Failure) {
         let Some(mut state) = self.lock().jobs.get(name).map(|job| job.state.clone()) else { return };
-        (state.phase, state.since, state.secrets) = (Phase::Done, now(), None);
+        (state.phase, state.since, state.since_up, state.secrets) = (Phase::Done, now(), uptime(), None);
         let report = &mut state.report;
         (report.class, report.reason, report.message) = (failure.class, failure.reason, failure.message);
         if let Err(e) = self.states.put(name, &state) {
