@@ -1,10 +1,12 @@
 //! The core: owns the slots, takes jobs, and keeps every state where a restart finds it again.
 
 pub mod client;
+pub mod clients;
+mod holds;
 pub mod protocol;
 pub mod server;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -48,6 +50,15 @@ struct Shared {
     jobs: HashMap<String, Job>,
     queue: VecDeque<String>,
     ending: bool,
+    holds: holds::Holds,
+}
+
+impl Shared {
+    /// Where in the queue the next job stands that this slot may have.
+    fn next_for(&self, slot: u32) -> Option<usize> {
+        let fits = |job: &Job| job.state.request.slot.is_none_or(|wanted| wanted == slot);
+        self.queue.iter().position(|name| self.jobs.get(name).is_none_or(fits))
+    }
 }
 
 /// The core. Cheap to clone; all clones are one.
@@ -58,6 +69,8 @@ pub struct Core {
     settings: Arc<Settings>,
     binder: Arc<dyn Binder>,
     restoring: Arc<AtomicUsize>,
+    /// Payload UIDs of the slots.
+    uids: Arc<BTreeMap<u32, u32>>,
 }
 
 /// The threads of a running core.
@@ -83,13 +96,24 @@ pub struct Parts {
 impl Core {
     /// Opens slots and states, takes up what an earlier watcher left, and starts a thread for each slot.
     pub fn start(parts: Parts) -> io::Result<Running> {
+        let open = |number: &u32| {
+            let slot = Slot::open(*number);
+            slot.map_err(|e| io::Error::new(e.kind(), format!("slot {number}: {e}")))
+        };
+        let slots: Vec<Slot> = parts.slots.iter().map(open).collect::<io::Result<_>>()?;
         let core = Self {
             shared: Arc::default(),
             states: Store::open(parts.private.join("jobs"))?,
             settings: Arc::new(parts.settings),
             binder: parts.binder,
             restoring: Arc::default(),
+            uids: Arc::new(slots.iter().map(|slot| (slot.uid, slot.number)).collect()),
         };
+        if core.uids.len() < slots.len() {
+            return Err(io::Error::other(
+                "two slots have the same payload UID: `glue install` has to give each its own",
+            ));
+        }
         let mut resumed: HashMap<u32, Vec<String>> = HashMap::new();
         for name in core.states.names()? {
             let mut state: State = match core.states.get(&name) {
@@ -102,10 +126,16 @@ impl Core {
                     continue;
                 }
             };
+            if state.phase == Phase::Done && state.request.tied {
+                core.states.remove(&name)?; // whom it was for has gone
+                continue;
+            }
             let control = Arc::new(Control::new()?);
             if state.phase != Phase::Done {
                 tracing::info!(job = %name, phase = ?state.phase, slot = state.slot, "taken up again after a restart");
-                if parts.drop_unfinished {
+                if state.request.tied {
+                    control.abandon("the watcher was started again");
+                } else if parts.drop_unfinished {
                     control.cancel("its client is gone");
                 }
             }
@@ -122,8 +152,8 @@ impl Core {
             core.lock().jobs.insert(name, Job { state, control, streams: None, listeners: Vec::new() });
         }
         let mut threads = Vec::new();
-        for number in parts.slots {
-            let slot = Slot::open(number).map_err(|e| io::Error::new(e.kind(), format!("slot {number}: {e}")))?;
+        for slot in slots {
+            let number = slot.number;
             let (core, first) = (core.clone(), resumed.remove(&number).unwrap_or_default());
             let thread = std::thread::Builder::new().name(format!("slot-{number}"));
             threads.push(thread.spawn(move || core.serve_slot(&slot, first))?);
@@ -146,6 +176,9 @@ impl Core {
         streams: Option<Streams>,
     ) -> Result<std::sync::mpsc::Receiver<News>, String> {
         request.check()?;
+        if let Some(number) = request.slot.filter(|n| self.uids.values().all(|known| known != n)) {
+            return Err(format!("there is no slot {number}"));
+        }
         let (tell, news) = std::sync::mpsc::channel();
         let mut shared = self.lock();
         if let Some(job) = shared.jobs.get_mut(&request.id) {
@@ -165,7 +198,7 @@ impl Core {
         shared.jobs.insert(id.clone(), Job { state, control, streams, listeners: vec![tell] });
         shared.queue.push_back(id);
         drop(shared);
-        self.shared.1.notify_one();
+        self.shared.1.notify_all(); // it may be for one slot alone
         Ok(news)
     }
 
@@ -265,7 +298,7 @@ impl Core {
             if shared.ending {
                 return None;
             }
-            if let Some(name) = shared.queue.pop_front() {
+            if let Some(name) = shared.next_for(slot.number).and_then(|at| shared.queue.remove(at)) {
                 return Some(name);
             }
             if *placeholder || holds && self.settings.reuse == life::Reuse::SameOwner {
@@ -279,7 +312,7 @@ impl Core {
                 continue;
             }
             drop(shared);
-            match self.binder.bind(slot.number, "", &UntilWork(self)) {
+            match self.binder.bind(slot.number, "", &UntilWork(self, slot.number)) {
                 Ok(_) => *placeholder = true,
                 Err(e) => {
                     tracing::info!(slot = slot.number, "the placeholder is not bound: {e}");
@@ -342,12 +375,12 @@ impl Core {
 }
 
 /// The placeholder of an idle slot is not waited for when there is work again.
-struct UntilWork<'a>(&'a Core);
+struct UntilWork<'a>(&'a Core, u32);
 
 impl Progress for UntilWork<'_> {
     fn stop_wanted(&self) -> Option<String> {
         let shared = self.0.lock();
-        (shared.ending || !shared.queue.is_empty()).then(|| "there is work again".to_owned())
+        (shared.ending || shared.next_for(self.1).is_some()).then(|| "there is work again".to_owned())
     }
 }
 

@@ -4,6 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::job::{Phase, Report, Request};
 
+/// Where clients that are not root connect to, in the pilot container's own file system.
+pub const CLIENTS: &str = "/run/latebind/clients.sock";
+
 /// Name of the socket within the private volume.
 pub const SOCKET: &str = "serve.sock";
 
@@ -36,6 +39,13 @@ pub enum Ask {
     },
     /// List all jobs. Answered by [`Tell::Jobs`].
     Jobs,
+    /// On the clients' socket: hold this client's slot back, with a reason of its own, until its connection ends.
+    Hold {
+        /// Why, in words for a user.
+        hold: Hold,
+    },
+    /// On the clients' socket: follow what jobs are held for. Answered by a [`Tell::Hold`] for each slot, and for each change.
+    Holds,
     /// Forget a job that is over. Answered by [`Tell::Done`].
     Forget {
         /// The job.
@@ -58,6 +68,16 @@ pub enum Tell {
     Result {
         /// What came of it.
         report: Box<Report>,
+        /// How long to wait before it is tried again, seconds: grows with each failure in a row.
+        #[serde(default)]
+        back_off_s: f64,
+    },
+    /// A slot's last job is to be held, or (`None`) that is over.
+    Hold {
+        /// The slot.
+        slot: u32,
+        /// Why.
+        hold: Option<Hold>,
     },
     /// All jobs.
     Jobs {
@@ -71,6 +91,15 @@ pub enum Tell {
         /// Why not.
         message: String,
     },
+}
+
+/// Why a job is to be held.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hold {
+    /// One word, as in a report.
+    pub reason: String,
+    /// In words for the job's user.
+    pub message: String,
 }
 
 /// One job in a list.

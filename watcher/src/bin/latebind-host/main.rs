@@ -100,6 +100,7 @@ fn run_one(engine: Engine, run: RunArguments) -> Result<u8, Failure> {
     mounts.extend(host_mounts(&run.common)?);
     let plan = Plan {
         pilot: PilotShape {
+            program: container::WATCHER.to_owned(),
             arguments: one.arguments,
             mounts,
             private: private(&shape, &run.common)?,
@@ -132,6 +133,7 @@ fn pod_plan(engine: &Engine, pod: PodArguments) -> Result<Plan, Failure> {
     };
     Ok(Plan {
         pilot: PilotShape {
+            program: pod.pilot_program.clone(),
             arguments,
             mounts,
             private: private(&shape, common)?,
