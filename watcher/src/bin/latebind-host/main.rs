@@ -129,6 +129,7 @@ fn pod_plan(engine: &Engine, pod: PodArguments) -> Result<Plan, Failure> {
     let arguments = match (pod.arguments.is_empty(), &pod.spool) {
         (false, _) => pod.arguments,
         (true, Some(_)) => ["pilot", "--spool", SPOOL_IN_PILOT].map(str::to_owned).to_vec(),
+        (true, None) if pod.pilot_program != container::WATCHER => Vec::new(),
         (true, None) => return Err(failure("no jobs to run: give --spool DIR, or the watcher's arguments after --")),
     };
     Ok(Plan {
