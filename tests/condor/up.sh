@@ -28,7 +28,8 @@ echo '/cvmfs/pool.test/ localhost/latebind/' >"$dir/etc/images"
 
 settings=()
 while read -r line; do [ -z "$line" ] || settings+=(--pilot-env "$line"); done <<<"${LATEBIND_PILOT_ENV:-}"
-dist/latebind-host pod --name "$name" --slots "$slots" --memory "$memory" --cpus 1 --pull never \
+{
+    dist/latebind-host pod --name "$name" --slots "$slots" --memory "$memory" --cpus 1 --pull never \
     --pilot-image "$image" --pilot-program /usr/sbin/latebind-htcondor \
     --mount "$dir/etc/hosts:/etc/hosts:ro" \
     --mount "$dir/secret/tokens:/etc/condor/tokens.d:ro" --mount "$dir/etc/images:/etc/latebind/images:ro" \
@@ -37,13 +38,17 @@ dist/latebind-host pod --name "$name" --slots "$slots" --memory "$memory" --cpus
     --pilot-env LATEBIND_DEFAULT_IMAGE=docker://localhost/latebind/debian:1 \
     --pilot-env 'LATEBIND_CONDOR_CONFIG=include : /etc/latebind-tests/pilot.conf' \
     --mount "$PWD/tests/condor/pilot.conf:/etc/latebind-tests/pilot.conf:ro" \
-    "${settings[@]}" --restarts 0 --stop-timeout 60 >"$dir/log" 2>&1 </dev/null &
-echo $! >"$dir/pid"
+    ${settings[@]+"${settings[@]}"} --restarts 0 --stop-timeout 60 &
+    echo $! >"$dir/pid"
+    code=0
+    wait $! || code=$?
+    echo "$code" >"$dir/code"
+} >"$dir/log" 2>&1 </dev/null &
 disown
 pause=latebind-$name-pause
 for ((n = 0; n < 600; n++)); do
     [ "$(podman container inspect --format '{{.State.Status}}' "$pause" 2>/dev/null)" != running ] || break
-    kill -0 "$(cat "$dir/pid")" 2>/dev/null || die "latebind-host has ended"
+    [ ! -e "$dir/code" ] || die "latebind-host has ended"
     sleep 0.1
 done
 podman run --detach --name "pool-$name" --hostname pool --network="container:$pause" --cap-drop=all \
@@ -53,7 +58,7 @@ podman run --detach --name "pool-$name" --hostname pool --network="container:$pa
 for ((n = 0; n < 120; n++)); do
     there=$(podman exec "pool-$name" condor_status -af Name 2>/dev/null | grep -c slot || :)
     [ "$there" != "$slots" ] || exit 0
-    kill -0 "$(cat "$dir/pid")" 2>/dev/null || die "latebind-host has ended"
+    [ ! -e "$dir/code" ] || die "latebind-host has ended"
     sleep 1
 done
 die "no slot after two minutes"

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use latebind_tests::pod::unique;
+use latebind_tests::pod::{eventually, unique};
 use serde_json::Value;
 
 /// How long a short job may take, from its submission to its end: a machine of two cores may have other things to do.
@@ -123,6 +123,32 @@ impl Pool {
             "universe = container\ncontainer_image = docker://localhost/latebind/busybox:1\nexecutable = job.sh\n{lines}"
         );
         self.submit(&all, &[("job.sh", &format!("#!/bin/sh\n{script}\n"))])
+    }
+
+    /// Sends latebind-host SIGTERM, and waits for its exit code.
+    #[track_caller]
+    pub fn stop(&self) -> String {
+        let pid = fs::read_to_string(self.dir().join("pid")).unwrap();
+        assert!(Command::new("kill").arg(pid.trim()).status().unwrap().success());
+        self.exit_code(Duration::from_secs(90))
+    }
+
+    /// Waits for the end of latebind-host, whose exit code is the pilot's.
+    #[track_caller]
+    pub fn exit_code(&self, within: Duration) -> String {
+        let path = self.dir().join("code");
+        let read = || fs::read_to_string(&path).ok().filter(|code| code.ends_with('\n'));
+        eventually(&format!("the pilot's end; it said:\n{}", self.said()), within, read).trim().to_owned()
+    }
+
+    /// Name of the newest payload container of a slot.
+    #[track_caller]
+    pub fn payload(&self, slot: u32) -> String {
+        let prefix = format!("slot-{slot}-");
+        let dir = latebind_tests::pod::state().join("pods").join(&self.name).join("pid");
+        let lives = fs::read_dir(dir).unwrap().flatten();
+        let lives = lives.filter_map(|e| e.file_name().to_str()?.strip_prefix(&prefix)?.parse::<u64>().ok());
+        self.container(&format!("{prefix}{}", lives.max().unwrap()))
     }
 
     /// What HTCondor's daemons in the pilot have written.

@@ -136,7 +136,7 @@ fn what_no_run_can_mend_is_held_with_the_reason() {
     let ad = missing.is_held("CommandNotFound");
     assert_eq!(ad["HoldReasonCode"], 21);
     // Mended and released, it runs.
-    missing.tool(&["condor_qedit", "-constraint", "True", "Cmd", "\"/bin/true\""]);
+    pool.ask("pool", "alice", &["condor_qedit", &missing.id, "Cmd", "\"/bin/true\""]);
     missing.tool(&["condor_release"]);
     missing.ends_with(0);
 }
