@@ -19,6 +19,6 @@ trap 'rm -f "$log"; tests/condor/down.sh "$LATEBIND_POOL"' EXIT
     echo "0 passed, 0 failed"
     exit 1
 }
-# Two at a time: most of them wait, and share one slot.
-step "tests on an HTCondor pool" "$cargo" test --locked --no-fail-fast -p latebind-condor-tests -- --test-threads=2
+# One at a time: they share one slot.
+step "tests on an HTCondor pool" "$cargo" test --locked --no-fail-fast -p latebind-condor-tests -- --test-threads=1
 conclude

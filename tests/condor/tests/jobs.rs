@@ -140,3 +140,32 @@ fn what_no_run_can_mend_is_held_with_the_reason() {
     missing.tool(&["condor_release"]);
     missing.ends_with(0);
 }
+
+#[test]
+fn twenty_jobs_in_four_images_go_through_one_slot() {
+    let pool = Pool::shared();
+    let in_image =
+        |image: &str| format!("universe = container\ncontainer_image = docker://localhost/latebind/{image}:1\n");
+    let jobs: Vec<_> = (0..20)
+        .map(|n| {
+            let script = format!("#!/bin/sh\necho job {n}\nexit {n}\n");
+            match n % 4 {
+                // No shell, no library: nothing but the one program.
+                0 => {
+                    let lines = "executable = /probe\ntransfer_executable = False\narguments = exit ";
+                    pool.submit(&format!("{}{lines}{n}\n", in_image("noshell")), &[])
+                }
+                other => {
+                    let image = ["", "busybox", "debian", "passwd-link"][other];
+                    pool.submit(&format!("{}executable = job.sh\n", in_image(image)), &[("job.sh", &script)])
+                }
+            }
+        })
+        .collect();
+    for (n, job) in jobs.iter().enumerate() {
+        job.ends_with(n as i64);
+        if n % 4 != 0 {
+            assert_eq!(job.text("out"), format!("job {n}\n"));
+        }
+    }
+}

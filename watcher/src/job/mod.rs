@@ -394,7 +394,37 @@ pub fn seconds_of(text: &str) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::{is_id, seconds_of};
+    use super::{Request, is_id, seconds_of};
+
+    fn request(field: &str, value: serde_json::Value) -> Request {
+        let mut job = serde_json::json!({"id": "a", "image": "i", "argv": ["x"], "relay": true});
+        job[field] = value;
+        serde_json::from_value(job).unwrap()
+    }
+
+    #[test]
+    fn who_is_not_root_gets_no_file_read_or_written_by_root() {
+        assert_eq!(request("sandbox", "execute/dir_1".into()).check_unprivileged(), Ok(()));
+        for (field, value) in [
+            ("inputs", "/etc".into()),
+            ("stdin", "/etc/shadow".into()),
+            ("results", "/root".into()),
+            ("env_files", serde_json::json!([{"path": "/etc/shadow", "format": "sh"}])),
+            ("outputs", serde_json::json!(["x"])),
+            ("owner", "another".into()),
+            ("relay", false.into()),
+        ] {
+            assert!(request(field, value).check_unprivileged().is_err(), "{field}");
+        }
+    }
+
+    #[test]
+    fn a_sandbox_is_the_clients_own_place_beneath_data() {
+        assert_eq!(request("sandbox", "execute/dir_1".into()).check(), Ok(()));
+        for bad in ["", "/etc", "..", "a/../b", "work", "work/x", "io", "a//b"] {
+            assert!(request("sandbox", bad.into()).check().is_err(), "{bad:?}");
+        }
+    }
 
     #[test]
     fn names() {
