@@ -7,10 +7,16 @@ here=$(dirname "$(readlink -f "$0")")
 need_root
 [ -n "${LATEBIND_TURN_TAKEN:-}" ] || take_turn
 
+if [ ! -e "$run" ]; then
+    if [ "${1:-}" = --wipe ]; then rm -rf "$registries" "$logs" "$pki"; fi
+    say "no cluster runs, in $state"
+    exit 0
+fi
+
 # our_groups: the control groups of our pods
 our_groups() {
-    local group
-    for group in /sys/fs/cgroup/*/latebind /sys/fs/cgroup/latebind; do [ ! -d "$group" ] || echo "$group"; done
+    local place
+    for place in /sys/fs/cgroup/*/"$group" /sys/fs/cgroup/"$group"; do [ ! -d "$place" ] || echo "$place"; done
 }
 # KILL at once: nothing of a cluster outlives it, so there is nothing that a process would have to put in order. Again until nothing is left,
 # since the first round may miss what is just being started.
@@ -19,7 +25,7 @@ for ((i = 0; i < 200; i++)); do
     left=$({
         marked
         find $(our_groups) /dev/null -name cgroup.procs -exec cat {} + 2>/dev/null
-    } | sort -u)
+    } | grep -vx 0 | sort -u) || true # 0: a process of another PID namespace, and to kill(1) ourselves
     [ -n "$left" ] || break
     # shellcheck disable=SC2086
     kill -KILL $left 2>/dev/null || true
@@ -36,11 +42,15 @@ for ((i = 0; i < 100; i++)); do
     sleep 0.02
 done
 [ -z "$groups" ] || die "control groups remain: ${groups//$'\n'/ }; look for processes in their cgroup.procs"
-if [ -s "$run/kernel-settings" ]; then
-    while read -r setting value; do echo "$value" >"/proc/sys/$setting"; done <"$run/kernel-settings"
-fi
-if [ -s "$run/made-directories" ]; then
-    while read -r place; do rmdir "$place" 2>/dev/null || true; done <"$run/made-directories"
+# As long as another cluster runs it needs both, and the directories are where its mounts are.
+if ! grep -qszE "^$mark=" /proc/[0-9]*/environ; then
+    if [ -s "$machine/kernel-settings" ]; then
+        while read -r setting value; do echo "$value" >"/proc/sys/$setting"; done <"$machine/kernel-settings"
+    fi
+    if [ -s "$machine/made-directories" ]; then
+        while read -r place; do rmdir "$place" 2>/dev/null || true; done <"$machine/made-directories"
+    fi
+    rm -rf "$machine"
 fi
 # The mounts beneath went with their namespace.
 rm -rf "$run" "$KUBECONFIG"

@@ -2,7 +2,8 @@
 # Sourced by the other scripts: where everything is kept, which ports are used, and how the cluster's processes are started and
 # found again.
 #
-#   LATEBIND_CLUSTER   where sources, programs and state are kept (default ${XDG_CACHE_HOME:-~/.cache}/latebind-cluster)
+#   LATEBIND_CLUSTER         where sources, programs and state are kept (default ${XDG_CACHE_HOME:-~/.cache}/latebind-cluster)
+#   LATEBIND_CLUSTER_NUMBER  0 to 9, default 0: a second cluster beside the first needs another number and another LATEBIND_CLUSTER
 
 state=${LATEBIND_CLUSTER:-${XDG_CACHE_HOME:-$HOME/.cache}/latebind-cluster}
 programs=$state/bin            # of Kubernetes, as build.sh makes them
@@ -17,15 +18,23 @@ export KUBECONFIG=$state/kubeconfig
 
 # The node is named after its address: so the kubelet takes an address of the loopback interface, which it refuses otherwise.
 node=127.0.0.1
-api_port=7443
-etcd_port=23790
-etcd_peer_port=23800
-kubelet_port=11250
-kubelet_health_port=11248
-controller_port=7457
-scheduler_port=7459
-registry=127.0.0.1:7500        # open to everybody
-closed_registry=127.0.0.1:7501 # wants a user and a password
+number=${LATEBIND_CLUSTER_NUMBER:-0}
+case $number in [0-9]) ;; *) echo "LATEBIND_CLUSTER_NUMBER is $number: set it to one digit" >&2 && exit 1 ;; esac
+# In no two of them the same, whatever the numbers. src/access.rs has those that tests need.
+api_port=$((7443 + 100 * number))
+etcd_port=$((23790 + 100 * number))
+etcd_peer_port=$((23800 + 100 * number))
+kubelet_port=$((11250 + 100 * number))
+kubelet_health_port=$((11248 + 100 * number))
+controller_port=$((7457 + 100 * number))
+scheduler_port=$((7459 + 100 * number))
+registry=127.0.0.1:$((7500 + 100 * number))        # open to everybody
+closed_registry=127.0.0.1:$((7501 + 100 * number)) # wants a user and a password
+pod_network=10.$((120 + number)).0.0/24
+group=latebind # the control group of the pods
+[ "$number" = 0 ] || group=latebind-$number
+# What clusters have changed on the machine; the last one puts it back.
+machine=/var/lib/latebind-clusters
 closed_user=latebind
 closed_password=latebind
 
@@ -54,8 +63,15 @@ take_turn() {
 mark=LATEBIND_CLUSTER_PROCESS
 # alive NAME: whether the process that launch started under that name is still there
 alive() {
-    local pid
-    pid=$(cat "$run/$1.pid" 2>/dev/null) && [ -n "$pid" ] && grep -qzxF "$mark=$state:$1" "/proc/$pid/environ" 2>/dev/null
+    local pid try
+    pid=$(cat "$run/$1.pid" 2>/dev/null) && [ -n "$pid" ] || return 1
+    # In the middle of an exec a process shows no environment.
+    for try in 1 2 3; do
+        grep -qzxF "$mark=$state:$1" "/proc/$pid/environ" 2>/dev/null && return 0
+        kill -0 "$pid" 2>/dev/null || return 1
+        sleep "0.0$try"
+    done
+    return 1
 }
 # marked: the numbers of all processes of this cluster but the containers' own
 marked() {

@@ -4,7 +4,7 @@
 #
 # All processes share a mount namespace of their own, in which the directories that kubelet and containerd have hard-coded
 # lie in the state directory: nothing else of the machine is touched but some kernel settings, which down.sh puts back.
-# --is-up only says whether a cluster runs, by the exit code.
+# --is-up only says whether a cluster runs, by the exit code. Tried with control groups of version 1 alone.
 set -euo pipefail
 here=$(dirname "$(readlink -f "$0")")
 . "$here/settings.sh"
@@ -24,14 +24,18 @@ done
 # --- a fresh life, unless one is under way ------------------------------------------------------------------------------
 if ! alive namespace; then
     [ ! -e "$run" ] || LATEBIND_TURN_TAKEN=1 "$here/down.sh" # what a crash or a reboot left
-    mkdir -p "$run"/{hard-coded/{pods,containers,containerd,cni,netns},etcd,containerd,kubelet} "$registries"/{open,closed}
+    if (: <>"/dev/tcp/127.0.0.1/$api_port") 2>/dev/null; then
+        other=$(cat /proc/[0-9]*/environ 2>/dev/null | tr '\0' '\n' | sed -n "s/^$mark=\(.*\):namespace\$/\1/p" | head -n 1) || true
+        die "something listens on port $api_port already${other:+, perhaps the cluster of $other}: stop it, or set LATEBIND_CLUSTER_NUMBER for a second one"
+    fi
+    mkdir -p "$run"/{hard-coded/{pods,containers,containerd,cni,netns},etcd,containerd,kubelet} "$registries"/{open,closed} "$machine"
     rm -rf "$logs"
     mkdir -p "$logs"
     # Directories of these names are made on the machine where they are missing, and removed by down.sh.
     declare -A hard_coded=([/var/log/pods]=pods [/var/log/containers]=containers [/run/containerd]=containerd [/var/lib/cni]=cni
         [/run/netns]=netns)
     for place in "${!hard_coded[@]}"; do
-        [ -d "$place" ] || { mkdir -p "$place" && echo "$place" >>"$run/made-directories"; }
+        [ -d "$place" ] || { mkdir -p "$place" && echo "$place" >>"$machine/made-directories"; }
     done
     binds=$(for place in "${!hard_coded[@]}"; do echo "mount --bind '$run/hard-coded/${hard_coded[$place]}' $place"; done)
     # slave: mounts made on the machine later are seen here as well, and none of ours is seen there.
@@ -108,16 +112,27 @@ T
 mkdir -p "$run/cni"
 cat >"$run/cni/10-latebind.conflist" <<J
 {"cniVersion": "0.4.0", "name": "latebind", "plugins": [{"type": "ptp",
- "ipam": {"type": "host-local", "dataDir": "$run/addresses", "subnet": "10.120.0.0/24"}}]}
+ "ipam": {"type": "host-local", "dataDir": "$run/addresses", "subnet": "$pod_network"}}]}
 J
 launch containerd containerd --config "$run/containerd.toml"
 
+# Each request of a pod's service account, as it comes in: tests count them.
+cat >"$run/audit-policy.yaml" <<Y
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [ResponseStarted, ResponseComplete]
+rules:
+- {level: None, userGroups: ["system:serviceaccounts:kube-system"]}
+- {level: Metadata, userGroups: ["system:serviceaccounts"]}
+- {level: None}
+Y
 launch kube-apiserver "$programs/kube-apiserver" \
     --etcd-servers="http://127.0.0.1:$etcd_port" --storage-media-type=application/json \
     --bind-address=127.0.0.1 --secure-port="$api_port" --insecure-port=0 --advertise-address=127.0.0.1 --endpoint-reconciler-type=none \
     --service-cluster-ip-range=10.0.0.0/24 --cert-dir="$run" --client-ca-file="$pki/ca.crt" \
     --tls-cert-file="$pki/apiserver.crt" --tls-private-key-file="$pki/apiserver.key" \
     --authorization-mode=Node,RBAC --enable-admission-plugins=NodeRestriction \
+    --audit-policy-file="$run/audit-policy.yaml" --audit-log-path="$logs/audit.log" \
     --service-account-issuer=https://kubernetes.default.svc \
     --service-account-signing-key-file="$pki/accounts.key" --service-account-key-file="$pki/accounts.pub" \
     --kubelet-client-certificate="$pki/admin.crt" --kubelet-client-key="$pki/admin.key" --kubelet-preferred-address-types=InternalIP
@@ -129,7 +144,8 @@ for name in registry closed-registry; do
 done
 wait_for 20 containerd "the container engine" containers version
 if ! containers images ls -q 2>/dev/null | grep -qx "$pause"; then
-    "$here/pause-image.sh" "$run/pause.tar" "$pause"
+    # Waits and reaps: what the first container of a pod is for.
+    "$here/one-program-image.sh" "$run/pause.tar" "$pause" "$(command -v catatonit)" /pause -P
     containers images import "$run/pause.tar" >>"$logs/import.log" 2>&1 || die "the pause image was not imported: see $logs/import.log"
 fi
 done_in "registries on $registry (open) and $closed_registry (user $closed_user, password $closed_password), container engine"
@@ -147,18 +163,18 @@ launch kube-scheduler "$programs/kube-scheduler" --kubeconfig="$run/scheduler.ku
     --bind-address=127.0.0.1 --secure-port="$scheduler_port" --port=0 --cert-dir="$run" --leader-elect=false
 
 # Settings of the kernel that the kubelet and the network plugin change.
-if [ ! -s "$run/kernel-settings" ]; then
+if [ ! -s "$machine/kernel-settings" ]; then
     for setting in vm/overcommit_memory vm/panic_on_oom kernel/panic kernel/panic_on_oops kernel/keys/root_maxkeys \
         kernel/keys/root_maxbytes net/ipv4/ip_forward; do
         echo "$setting $(cat "/proc/sys/$setting")"
-    done >"$run/kernel-settings"
+    done >"$machine/kernel-settings"
 fi
 # The pods' control groups are below one of our own, which must be there in each hierarchy, with processors to hand out.
 for hierarchy in /sys/fs/cgroup/*/ /sys/fs/cgroup/; do
     [ -e "$hierarchy/cgroup.procs" ] || continue
-    mkdir -p "$hierarchy/latebind"
+    mkdir -p "$hierarchy/$group"
     for file in cpuset.cpus cpuset.mems; do
-        [ ! -e "$hierarchy/latebind/$file" ] || cat "$hierarchy/$file" >"$hierarchy/latebind/$file" 2>/dev/null || true
+        [ ! -e "$hierarchy/$group/$file" ] || cat "$hierarchy/$file" >"$hierarchy/$group/$file" 2>/dev/null || true
     done
 done
 cat >"$run/kubelet.yaml" <<Y
@@ -174,7 +190,7 @@ authentication: {anonymous: {enabled: false}, webhook: {enabled: false}, x509: {
 authorization: {mode: AlwaysAllow}
 registerNode: true
 cgroupDriver: cgroupfs
-cgroupRoot: /latebind
+cgroupRoot: /$group
 enforceNodeAllocatable: []
 failSwapOn: false
 makeIPTablesUtilChains: false
@@ -188,6 +204,8 @@ serializeImagePulls: false
 imageGCHighThresholdPercent: 100
 evictionHard: {memory.available: 50Mi, nodefs.available: 1%, imagefs.available: 1%}
 nodeStatusUpdateFrequency: 1s
+# How often a volume's use is measured: no test waits a minute for the eviction of a pod that fills one.
+volumeStatsAggPeriod: 5s
 featureGates: {DevicePlugins: false}
 Y
 fresh=0

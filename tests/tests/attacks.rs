@@ -225,6 +225,7 @@ fn the_mount_proof_refuses_an_image_that_shadows_glue() {
         .map(|e| fs::read_to_string(e.path()).unwrap_or_default());
     assert!(!said.contains("stolen_key_of") && !log.collect::<String>().contains("stolen_key_of"), "it got a key");
     pod.job("next", &probe(&["hello"])).is_good();
+    assert!(!pod.ctl(0).join("pwned").exists(), "what the foreign root left was not removed");
 }
 
 #[test]

@@ -64,11 +64,7 @@ fn in_phase(phase: &str) {
     pod.job("next", &probe(&["hello"])).is_good();
 }
 
-#[test]
-fn killed_while_staging() {
-    in_phase("staging");
-}
-
+/// The inputs are staged meanwhile.
 #[test]
 fn killed_while_binding() {
     in_phase("binding");

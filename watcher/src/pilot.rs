@@ -71,7 +71,7 @@ fn own_name(private: &Path, given: Option<&str>) -> io::Result<String> {
 pub fn run(settings: &Loop, stop: &Arc<AtomicBool>) -> io::Result<usize> {
     let name = own_name(&settings.private, settings.name.as_deref())?;
     let spool = Spool::open(&settings.spool, &name)?;
-    let mut unfinished = spool.unfinished()?;
+    let mut unfinished = give_back_lost(&settings.private, &spool, settings.max_attempts)?;
     tracing::info!(pilot = %name, spool = %settings.spool.display(), unfinished = unfinished.len(), "serving");
     forget_delivered(settings, &unfinished)?;
     let (busy, over) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
@@ -170,6 +170,22 @@ impl Gate {
     }
 }
 
+/// What an earlier life of this pod has left unfinished. What another pod of this name had claimed is lost with that pod: it goes back
+/// as an attempt that was made, else a job that ends its pilots would be every next one's first.
+fn give_back_lost(private: &Path, spool: &Spool, most: u32) -> io::Result<Vec<Claimed>> {
+    let (mark, mut unfinished) = (private.join("serves"), spool.unfinished()?);
+    if mark.exists() {
+        return Ok(unfinished);
+    }
+    for claimed in unfinished.drain(..) {
+        let lost = Failure::retry("PilotLost", "the pod in which this attempt was made is gone, and its word with it");
+        let to = spool.deliver(&claimed, &refused(&claimed, &lost), most)?;
+        tracing::warn!(job = %claimed.name, attempt = claimed.attempt, to, "claimed by an earlier pod of this name");
+    }
+    crate::store::put_file(&mark, b"", 0o600)?;
+    Ok(unfinished)
+}
+
 /// Reports that were delivered before the core could be told so.
 fn forget_delivered(settings: &Loop, unfinished: &[Claimed]) -> io::Result<()> {
     let client = Client::connect(&settings.socket)?;
@@ -225,4 +241,35 @@ fn refused(claimed: &Claimed, failure: &Failure) -> Report {
     (report.class, report.reason, report.message) = (failure.class, failure.reason.clone(), failure.message.clone());
     report.finished_at = rfc3339(now());
     report
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
+
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn what_a_lost_pod_had_claimed_is_an_attempt() {
+        let top = std::env::temp_dir().join(format!("latebind-pilot-{}", std::process::id()));
+        let job = top.join("spool/new/a");
+        fs::create_dir_all(&job).unwrap();
+        fs::write(job.join("job.json"), r#"{"image":"i","argv":["x"]}"#).unwrap();
+        let spool = Spool::open(&top.join("spool"), "p").unwrap();
+        let begin = |pod: &str| {
+            fs::create_dir_all(top.join(pod)).unwrap();
+            give_back_lost(&top.join(pod), &spool, 2).unwrap().len()
+        };
+        assert_eq!(begin("first"), 0);
+        assert!(spool.claim().unwrap().is_some());
+        assert_eq!(begin("first"), 1, "the same pod goes on with it");
+        assert_eq!(begin("second"), 0);
+        assert!(job.join("result.1/report.json").is_file(), "it waits for its next attempt");
+        fs::remove_file(job.join("not-before")).unwrap();
+        assert_eq!(spool.claim().unwrap().unwrap().attempt, 2);
+        assert_eq!(begin("third"), 0);
+        assert!(top.join("spool/held/a/result/report.json").is_file(), "after the last one it is held");
+        fs::remove_dir_all(top).unwrap();
+    }
 }

@@ -11,8 +11,11 @@ use glue::contract::status::Status;
 use glue::processes::{Pinned, Proc};
 use glue::volume::Dir;
 use nix::fcntl::OFlag;
+use nix::sys::stat::{Mode, SFlag, fchmod, mkdirat};
+use nix::unistd::{Gid, Uid, fchown};
 
 use crate::bind::proof;
+use crate::tree;
 
 /// Largest status file that is read.
 const STATUS_MAX: u64 = 64 << 10;
@@ -64,6 +67,14 @@ impl Slot {
         Ok(Self { number, ctl, data, uid: work.st_uid, gid: work.st_gid, scratch: scratch(number)?, chime })
     }
 
+    /// Makes the slot's volumes again what `glue install` has made of them, and opens them. Root of an image that was not proven may
+    /// have left anything there, and no later glue would work on it. For when only the placeholder's glue can be there.
+    pub fn mend(number: u32, uid: u32, gid: u32) -> io::Result<Self> {
+        let (ctl, data) = (Dir::open(&layout::ctl(number))?, Dir::open(&layout::data(number))?);
+        mend_volumes(ctl.as_fd(), data.as_fd(), uid, gid)?;
+        Self::open(number)
+    }
+
     /// What glue says now; `None` where no glue has said anything yet. Only for who has the mount proof: an image's own root
     /// could have written it.
     pub fn status(&self) -> io::Result<Option<Status>> {
@@ -110,22 +121,35 @@ impl Slot {
         while chime.read(&mut bytes).is_ok_and(|n| n == bytes.len()) {}
     }
 
-    /// Ends the slot's glue for good: the pod is over. Waits until it has gone, at most `within`.
+    /// Ends the slot's glue for good: the pod is over. Waits until it has gone, at most `within`. Where its container is just being
+    /// exchanged, the next glue is the one to end.
     pub fn finish(&self, within: Duration) -> io::Result<()> {
-        let Some(status) = self.status()? else { return Ok(()) };
-        let pinned = Pinned::new(status.pid)?;
-        // The number may have passed on since glue wrote it: whoever runs that very program in these mounts is glue.
-        proof::prove_mounts(status.pid, self.number).map_err(io::Error::other)?;
+        let give_up = Instant::now() + within;
+        let (pinned, pid) = loop {
+            match self.pin_glue() {
+                Ok(found) => break found,
+                Err(e) if Instant::now() >= give_up => return Err(e),
+                Err(_) => std::thread::sleep(Duration::from_millis(50)),
+            }
+        };
         self.ctl.replace(layout::FINISH, b"", 0o600)?;
         pinned.signal(nix::sys::signal::Signal::SIGTERM)?;
-        let give_up = Instant::now() + within;
-        while Proc::open()?.process(status.pid).is_some_and(|p| p.lives()) {
+        while Proc::open()?.process(pid).is_some_and(|p| p.lives()) {
             if Instant::now() >= give_up {
                 return Err(io::Error::other(format!("glue of slot {} has not ended", self.number)));
             }
             std::thread::sleep(Duration::from_millis(10));
         }
         Ok(())
+    }
+
+    fn pin_glue(&self) -> io::Result<(Pinned, i32)> {
+        let status = self.status()?;
+        let status = status.ok_or_else(|| io::Error::other(format!("slot {} has no glue", self.number)))?;
+        let pinned = Pinned::new(status.pid)?;
+        // The number may have passed on since glue wrote it: whoever runs that very program in these mounts is glue.
+        proof::prove_mounts(status.pid, self.number).map_err(io::Error::other)?;
+        Ok((pinned, status.pid))
     }
 
     /// The slot's numbers with the kill UID that its glue names.
@@ -136,5 +160,81 @@ impl Slot {
     /// `data/` as a path; for when no payload lives.
     pub fn data_path(&self) -> PathBuf {
         PathBuf::from(layout::data(self.number))
+    }
+}
+
+fn mend_volumes(ctl: BorrowedFd<'_>, data: BorrowedFd<'_>, uid: u32, gid: u32) -> io::Result<()> {
+    let own = |fd: BorrowedFd<'_>, uid: u32, gid: u32, mode: u32| -> io::Result<()> {
+        fchown(fd, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
+        Ok(fchmod(fd, Mode::from_bits_truncate(mode))?)
+    };
+    own(ctl, 0, 0, 0o700)?;
+    own(data, 0, 0, 0o755)?;
+    // The placeholder's glue may be there by now, and these are its own then.
+    tree::remove_others(ctl, |name, stat| {
+        let kind = match name.strip_suffix(layout::TEMPORARY_SUFFIX).unwrap_or(name) {
+            layout::STATUS => SFlag::S_IFREG,
+            layout::BELL | layout::CHIME => SFlag::S_IFIFO,
+            _ => return false,
+        };
+        tree::is(stat, kind) && stat.st_uid == 0 && stat.st_mode & 0o022 == 0
+    })?;
+    tree::remove_others(data, |name, stat| name == layout::WORK && tree::is(stat, SFlag::S_IFDIR))?;
+    match mkdirat(data, layout::WORK, Mode::from_bits_truncate(0o700)) {
+        Ok(()) | Err(nix::errno::Errno::EEXIST) => {}
+        Err(e) => return Err(e.into()),
+    }
+    let work = glue::volume::open_beneath(data, layout::WORK, OFlag::O_RDONLY | OFlag::O_DIRECTORY, 0)?;
+    own(work.as_fd(), uid, gid, 0o700)?;
+    tree::remove_content(work.as_fd())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
+
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+    #[test]
+    fn what_an_images_root_left_is_mended() {
+        let top = std::env::temp_dir().join(format!("latebind-slot-{}", std::process::id()));
+        let (ctl, data) = (top.join("ctl"), top.join("data"));
+        fs::create_dir_all(&ctl).unwrap();
+        fs::create_dir_all(&data).unwrap();
+        let mend = || {
+            let (ctl, data) = (tree::open_dir(&ctl).unwrap(), tree::open_dir(&data).unwrap());
+            mend_volumes(ctl.as_fd(), data.as_fd(), 20_000, 20_001).unwrap();
+        };
+        let entries = |dir: &PathBuf| {
+            let mut names: Vec<String> =
+                fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+            names.sort();
+            names
+        };
+        // Whatever keeps the next glue from working: full of files, open to the payload, our names taken by something else.
+        fs::create_dir_all(ctl.join("status.json/x")).unwrap();
+        fs::create_dir_all(ctl.join("env.0/x")).unwrap();
+        fs::write(ctl.join("chime"), "no FIFO").unwrap();
+        fs::write(ctl.join("junk"), "").unwrap();
+        symlink("/etc", data.join("work")).unwrap();
+        fs::create_dir_all(data.join("io/deep/work")).unwrap();
+        fs::set_permissions(&ctl, fs::Permissions::from_mode(0o777)).unwrap();
+        fs::set_permissions(&data, fs::Permissions::from_mode(0o1777)).unwrap();
+        mend();
+        let what = |path: &PathBuf| fs::symlink_metadata(path).map(|m| (m.uid(), m.gid(), m.mode())).unwrap();
+        assert_eq!((entries(&ctl), entries(&data)), (vec![], vec!["work".to_owned()]));
+        assert_eq!((what(&ctl), what(&data)), ((0, 0, 0o40_700), (0, 0, 0o40_755)));
+        assert_eq!(what(&data.join("work")), (20_000, 20_001, 0o40_700));
+        // What the placeholder's glue made meanwhile stays; a job's directory that is another's, or full, becomes the slot's.
+        fs::write(ctl.join("status.json"), "{}").unwrap();
+        nix::unistd::mkfifo(&ctl.join("chime"), Mode::from_bits_truncate(0o600)).unwrap();
+        fs::write(data.join("work/left"), "").unwrap();
+        std::os::unix::fs::chown(data.join("work"), Some(20_005), Some(0)).unwrap();
+        mend();
+        assert_eq!(entries(&ctl), ["chime", "status.json"]);
+        assert_eq!((what(&data.join("work")), entries(&data.join("work")).len()), ((20_000, 20_001, 0o40_700), 0));
+        fs::remove_dir_all(top).unwrap();
     }
 }

@@ -46,18 +46,28 @@ fn names(dir: BorrowedFd<'_>) -> io::Result<Vec<std::ffi::CString>> {
 }
 
 /// Removes everything in `top`, but not `top` itself.
+pub fn remove_content(top: BorrowedFd<'_>) -> io::Result<()> {
+    remove_others(top, |_, _| false)
+}
+
+/// Removes everything in `top` but the entries that are to be kept, by name and kind.
 ///
 /// A payload can nest directories deeper than there are descriptors or stack to recurse with. So nothing recurses: the
 /// directories in a directory are moved up to the top, until there is nothing left; each is moved once.
-pub fn remove_content(top: BorrowedFd<'_>) -> io::Result<()> {
+pub fn remove_others(top: BorrowedFd<'_>, keep: impl Fn(&str, &FileStat) -> bool) -> io::Result<()> {
     let mut moved: u64 = 0;
     loop {
-        let entries = names(top)?;
+        let mut entries = Vec::new();
+        for name in names(top)? {
+            let stat = fstatat(top, name.as_c_str(), AtFlags::AT_SYMLINK_NOFOLLOW)?;
+            if !name.to_str().is_ok_and(|name| keep(name, &stat)) {
+                entries.push((name, stat));
+            }
+        }
         if entries.is_empty() {
             return Ok(());
         }
-        for name in entries {
-            let stat = fstatat(top, name.as_c_str(), AtFlags::AT_SYMLINK_NOFOLLOW)?;
+        for (name, stat) in entries {
             if !is(&stat, SFlag::S_IFDIR) {
                 unlinkat(top, name.as_c_str(), UnlinkatFlags::NoRemoveDir)?;
                 continue;

@@ -42,6 +42,12 @@ fn state() -> PathBuf {
     })
 }
 
+/// A port of our own cluster; tests/cluster/settings.sh has the same.
+fn port(of_the_first: u16) -> u16 {
+    let number = std::env::var("LATEBIND_CLUSTER_NUMBER").ok().filter(|n| !n.is_empty());
+    of_the_first + 100 * number.map_or(0, |n| n.parse::<u16>().expect("LATEBIND_CLUSTER_NUMBER is one digit"))
+}
+
 impl Cluster {
     fn find() -> Self {
         let set = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
@@ -63,7 +69,7 @@ impl Cluster {
             kubeconfig.exists(),
             "no cluster runs here: make cluster, or set KUBECONFIG and LATEBIND_REGISTRY to one of yours"
         );
-        let registry = "127.0.0.1:7500/latebind".to_owned();
+        let registry = format!("127.0.0.1:{}/latebind", port(7500));
         Self {
             kubectl: state.join("debian/usr/bin/kubectl"),
             kubeconfig,
@@ -76,7 +82,12 @@ impl Cluster {
 
     /// An image of `images/`, by its tag.
     pub fn image(&self, name: &str) -> String {
-        format!("{}/{name}:1", self.registry)
+        format!("{}{name}:1", self.image_prefix())
+    }
+
+    /// What the names of the images there begin with.
+    pub fn image_prefix(&self) -> String {
+        format!("{}/", self.registry)
     }
 
     /// The digest, `sha256:...`, that the registry has an image of `images/` under.
@@ -97,10 +108,22 @@ impl Cluster {
         self.image("no-such-image")
     }
 
+    /// The port of the registry. Of our own cluster only.
+    pub fn registry_port(&self) -> u16 {
+        let _ = self.node();
+        port(7500)
+    }
+
     /// An image that is there, in a registry which wants a password for it. Of our own cluster only.
     pub fn denied_image(&self) -> String {
         let _ = self.node();
-        "127.0.0.1:7501/latebind/busybox:1".to_owned()
+        format!("127.0.0.1:{}/latebind/busybox:1", port(7501))
+    }
+
+    /// The port on loopback of our own cluster's API server.
+    pub fn api_port(&self) -> u16 {
+        let _ = self.node();
+        port(7443)
     }
 
     /// Whether this is our own cluster.

@@ -1,7 +1,7 @@
 //! An image registry on this machine that answers every request in the same wrong way, or not at all.
 
-use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io::{self, BufRead, BufReader, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -17,6 +17,8 @@ pub enum Fault {
     Status(u16, Vec<String>),
     /// Takes requests, and never answers.
     Hang,
+    /// Takes requests, and passes them on to the registry on this port once it is [released](Faulty::release).
+    Late(u16),
 }
 
 impl Fault {
@@ -30,6 +32,7 @@ impl Fault {
 struct Shared {
     over: AtomicBool,
     asked: AtomicUsize,
+    released: AtomicBool,
     // Of clients that wait for ever; closed at the end.
     open: Mutex<Vec<TcpStream>>,
 }
@@ -63,7 +66,17 @@ impl Faulty {
         format!("{}/x:1", self.address)
     }
 
-    /// How many requests there have been.
+    /// The name there of an image of `images/`, for a registry that is [late](Fault::Late).
+    pub fn image_of(&self, name: &str) -> String {
+        format!("{}/latebind/{name}:1", self.address)
+    }
+
+    /// Lets requests through from now on, those that wait too.
+    pub fn release(&self) {
+        self.shared.released.store(true, Ordering::SeqCst);
+    }
+
+    /// How many requests there have been; of a registry that is late, connections.
     pub fn asked(&self) -> usize {
         self.shared.asked.load(Ordering::SeqCst)
     }
@@ -77,7 +90,31 @@ impl Drop for Faulty {
     }
 }
 
+/// Connects a client with the registry on this port, when it is let.
+fn pass_on(client: &TcpStream, port: u16, shared: &Shared) -> io::Result<()> {
+    shared.asked.fetch_add(1, Ordering::SeqCst);
+    while !shared.released.load(Ordering::SeqCst) {
+        if shared.over.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    let server = TcpStream::connect(("127.0.0.1", port))?;
+    let (mut from, mut to) = (client.try_clone()?, server.try_clone()?);
+    thread::spawn(move || {
+        let _ = io::copy(&mut from, &mut to);
+        to.shutdown(Shutdown::Both)
+    });
+    io::copy(&mut &server, &mut &*client)?;
+    client.shutdown(Shutdown::Both)
+}
+
 fn serve(stream: TcpStream, fault: &Fault, shared: &Shared) {
+    if let Fault::Late(port) = fault {
+        // A connection that breaks is the client's to notice.
+        let _ = pass_on(&stream, *port, shared);
+        return;
+    }
     let _ = stream.set_read_timeout(Some(ASKED_WITHIN));
     let Ok(reader) = stream.try_clone() else { return };
     let mut lines = BufReader::new(reader).lines();
@@ -94,6 +131,7 @@ fn serve(stream: TcpStream, fault: &Fault, shared: &Shared) {
                 }
                 return;
             }
+            Fault::Late(_) => return,
             Fault::Status(status, headers) => {
                 let headers: String = headers.iter().map(|line| format!("{line}\r\n")).collect();
                 let answer = format!("HTTP/1.1 {status} Faulty\r\nContent-Length: 0\r\n{headers}\r\n");
@@ -108,6 +146,8 @@ fn serve(stream: TcpStream, fault: &Fault, shared: &Shared) {
 #[cfg(test)]
 mod tests {
     use std::io::Read;
+
+    use latebind_tests::pod::eventually;
 
     use super::*;
 
@@ -143,5 +183,17 @@ mod tests {
         drop(faulty);
         stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         assert_eq!(stream.read(&mut [0; 10]).unwrap(), 0, "the end of the stream");
+    }
+
+    #[test]
+    fn one_that_is_late_passes_everything_on() {
+        let registry = Faulty::start(Fault::Status(404, vec![]));
+        let late = Faulty::start(Fault::Late(registry.address.port()));
+        assert_eq!(ask(&late, Duration::from_millis(300)), None);
+        late.release();
+        assert!(ask(&late, Duration::from_secs(10)).unwrap().starts_with("HTTP/1.1 404 "));
+        // The request that had waited, too.
+        eventually("both are passed on", Duration::from_secs(10), || (registry.asked() == 2).then_some(()));
+        assert_eq!(late.asked(), 2);
     }
 }

@@ -22,12 +22,17 @@
 )]
 
 pub mod access;
+pub mod admission;
+pub mod audit;
 pub mod faulty;
+pub mod history;
+pub mod inside;
 pub mod manifest;
 pub mod namespace;
 pub mod node;
 mod options;
 pub mod pilot;
+pub mod relay;
 mod turn;
 
 pub use access::{Cluster, cluster};

@@ -32,6 +32,20 @@ fn items(mut document: Value) -> Vec<Value> {
     }
 }
 
+/// The same, changed only so that it runs in this namespace of the cluster under test. Namespaces in it are left out.
+pub fn for_namespace(directory: &str, namespace: &str) -> Vec<Value> {
+    let mut objects = objects(directory);
+    objects.retain(|o| o["kind"] != "Namespace");
+    for object in &mut objects {
+        move_to(object, namespace);
+        use_registry(object);
+        if let Some(spec) = pod_spec(object).filter(|_| cluster().is_own()) {
+            fit_own_cluster(spec);
+        }
+    }
+    objects
+}
+
 /// Moves an object, and the accounts that it names, into a namespace.
 pub fn move_to(object: &mut Value, namespace: &str) {
     object["metadata"]["namespace"] = json!(namespace);
@@ -57,6 +71,11 @@ pub fn containers(spec: &mut Value) -> Vec<&mut Value> {
         fields.filter(|(name, _)| matches!(name.as_str(), "initContainers" | "containers")).collect();
     lists.sort_by_key(|(name, _)| *name != "initContainers");
     lists.into_iter().flat_map(|(_, list)| list.as_array_mut().into_iter().flatten()).collect()
+}
+
+/// Whether a pod spec has a container of this name.
+pub fn has(spec: &mut Value, name: &str) -> bool {
+    containers(spec).iter().any(|c| c["name"] == name)
 }
 
 /// A container of a pod spec by its name, wherever it is.
@@ -85,29 +104,29 @@ pub fn set_env(container: &mut Value, name: &str, value: &str) {
     push(&mut container["env"], json!({"name": name, "value": value}));
 }
 
-/// What has to be changed for any cluster: our images are in its registry.
-pub fn use_registry(spec: &mut Value) {
-    for container in containers(spec) {
-        let image = container["image"].as_str().expect("a container has an image");
-        if let Some(name) = image.strip_prefix("localhost/latebind/") {
-            let name = name.split(':').next().unwrap_or_default();
-            container["image"] = json!(cluster().image(name));
-        }
+/// What has to be changed for any cluster: our images are in its registry, whoever names them.
+pub fn use_registry(value: &mut Value) {
+    match value {
+        Value::String(text) => *text = text.replace("localhost/latebind/", &cluster().image_prefix()),
+        Value::Array(list) => list.iter_mut().for_each(use_registry),
+        Value::Object(fields) => fields.values_mut().for_each(use_registry),
+        _ => {}
     }
 }
 
-/// What has to be changed for our own cluster: its API server listens on the node's loopback interface alone, which a pod has only in
+/// What has to be changed for our own cluster: its API server listens on the node's loopback interface alone, which a pilot has only in
 /// the node's network; and its node has two processors, of which the pods of several tests at once want more.
 pub fn fit_own_cluster(spec: &mut Value) {
-    spec["hostNetwork"] = json!(true);
     for container in containers(spec) {
         if let Some(cpu) = container.pointer_mut("/resources/requests/cpu") {
             *cpu = json!("10m");
         }
-        if container["name"] == "pilot" {
-            set_env(container, "KUBERNETES_SERVICE_HOST", "127.0.0.1");
-            set_env(container, "KUBERNETES_SERVICE_PORT", "7443");
-        }
+    }
+    if has(spec, "pilot") {
+        spec["hostNetwork"] = json!(true);
+        let pilot = container(spec, "pilot");
+        set_env(pilot, "KUBERNETES_SERVICE_HOST", "127.0.0.1");
+        set_env(pilot, "KUBERNETES_SERVICE_PORT", &cluster().api_port().to_string());
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use latebind_tests::pod::{Ran, Running, eventually, kill};
+use latebind_tests::pod::{Ran, Running, Scratch, eventually, kill, program, unique};
 
 const SIGKILL: i32 = 9;
 const SIGCONT: i32 = 18;
@@ -78,14 +78,7 @@ impl Node {
     /// If the container does not run.
     #[track_caller]
     pub fn main_process(&self, container: &str) -> i32 {
-        let mut ctr = Command::new(self.state.join("debian/usr/bin/ctr"));
-        ctr.arg("--address").arg(self.state.join("run/containerd.sock")).args([
-            "--namespace",
-            "k8s.io",
-            "tasks",
-            "list",
-        ]);
-        let ran = Running::start(&mut ctr, Vec::new()).finish(Duration::from_secs(20));
+        let ran = self.ctr(&["tasks", "list"]);
         // TASK PID STATUS
         let listed = ran.out();
         let line = listed.lines().find(|line| line.starts_with(container));
@@ -93,6 +86,29 @@ impl Node {
         let pid = pid.unwrap_or_else(|| panic!("container {container} does not run:\n{listed}{}", ran.err()));
         assert!(in_container(pid, container), "process {pid} is not in container {container}");
         pid
+    }
+
+    /// The engine's own client.
+    fn ctr(&self, arguments: &[&str]) -> Ran {
+        let mut ctr = Command::new(self.state.join("debian/usr/bin/ctr"));
+        ctr.arg("--address").arg(self.state.join("run/containerd.sock")).args(["--namespace", "k8s.io"]);
+        Running::start(ctr.args(arguments), Vec::new()).finish(Duration::from_secs(60))
+    }
+
+    /// Gives the node an image of the probe, /program, as a file: no registry has it, and it has no digest.
+    #[track_caller]
+    pub fn import(&self) -> Imported<'_> {
+        let (scratch, name) = (Scratch::new(), format!("localhost/{}:1", unique("imported")));
+        let archive = scratch.path().join("image.tar");
+        let mut script = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("one-program-image.sh"));
+        script.arg(&archive).arg(&name).arg(program("probe")).arg("/program");
+        for ran in [
+            Running::start(&mut script, Vec::new()).finish(Duration::from_secs(20)),
+            self.ctr(&["images", "import", &archive.to_string_lossy()]),
+        ] {
+            assert_eq!(ran.code, Some(0), "{name}: {}", ran.err());
+        }
+        Imported { node: self, name }
     }
 
     /// All processes of a container, on this machine.
@@ -108,6 +124,33 @@ impl Node {
         kill(self.main_process(container), signal);
     }
 
+    /// Sends a signal to all processes of a container, as the engine does when it ends one.
+    pub fn kill_all(&self, container: &str, signal: i32) {
+        self.processes(container).into_iter().for_each(|pid| kill(pid, signal));
+    }
+
+    /// Where the kubelet keeps the pods' volumes, seen from this machine: they are mounted in the cluster's mount namespace.
+    pub fn pods(&self) -> PathBuf {
+        let kubelet = self.state.join("run/kubelet/pods");
+        self.root_of(self.part("namespace")).join(kubelet.strip_prefix("/").unwrap_or(&kubelet))
+    }
+
+    /// Changes an object by one request, which takes a few milliseconds; kubectl takes a hundred.
+    ///
+    /// # Panics
+    /// With what the server said, if it refused.
+    #[track_caller]
+    pub fn patch(&self, path: &str, patch: &serde_json::Value) {
+        let pki = |name: &str| self.state.join("pki").join(name);
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--show-error", "--fail-with-body", "--max-time", "20", "--noproxy", "*"]);
+        curl.arg("--cacert").arg(pki("ca.crt")).arg("--cert").arg(pki("admin.crt")).arg("--key").arg(pki("admin.key"));
+        curl.args(["-X", "PATCH", "-H", "Content-Type: application/strategic-merge-patch+json", "-d"]);
+        curl.arg(patch.to_string()).arg(format!("https://127.0.0.1:{}{path}", crate::cluster().api_port()));
+        let ran = Running::start(&mut curl, Vec::new()).finish(Duration::from_secs(30));
+        assert_eq!(ran.code, Some(0), "PATCH {path}: {}{}", ran.out(), ran.err());
+    }
+
     /// Where a process's files are, on this machine.
     pub fn root_of(&self, pid: i32) -> PathBuf {
         PathBuf::from(format!("/proc/{pid}/root"))
@@ -117,6 +160,19 @@ impl Node {
 fn in_container(pid: i32, container: &str) -> bool {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
     text.lines().any(|line| line.rsplit('/').next() == Some(container))
+}
+
+/// An image that the node has until this value goes.
+pub struct Imported<'n> {
+    node: &'n Node,
+    /// Its name.
+    pub name: String,
+}
+
+impl Drop for Imported<'_> {
+    fn drop(&mut self) {
+        let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.node.ctr(&["images", "rm", &self.name])));
+    }
 }
 
 /// A part of the cluster is missing, until this value goes.

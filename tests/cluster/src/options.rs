@@ -2,19 +2,21 @@
 
 use std::path::Path;
 
-use latebind_tests::pod::Scratch;
+use latebind_tests::pod::{Scratch, eventually};
 use serde_json::{Value, json};
 
 use crate::access::cluster;
 use crate::manifest;
 use crate::namespace::Namespace;
-use crate::pilot::Pilot;
+use crate::pilot::{Pilot, START_WITHIN};
 
 type Change = Box<dyn FnOnce(&mut Value)>;
+type Keep = Box<dyn Fn(&Value) -> bool>;
 
 /// What a test asks of its pilot.
 pub struct Options {
-    manifest: String,
+    manifests: Vec<String>,
+    keep: Keep,
     alone: bool,
     as_pod: Option<String>,
     slots: u32,
@@ -39,7 +41,8 @@ impl Options {
     /// `deploy/` as it is: a StatefulSet of one pod with one slot, whose pilot is `watcher serve`.
     pub fn new() -> Self {
         Self {
-            manifest: "deploy".into(),
+            manifests: vec!["deploy".into()],
+            keep: Box::new(|_| true),
             alone: false,
             as_pod: None,
             slots: 1,
@@ -52,8 +55,19 @@ impl Options {
     }
 
     /// Another kustomization of the project.
-    pub fn manifest(mut self, directory: &str) -> Self {
-        self.manifest = directory.into();
+    pub fn manifest(self, directory: &str) -> Self {
+        self.manifests(&[directory])
+    }
+
+    /// Other kustomizations of the project: `&["deploy/base", "deploy/examples/fixed-sequence"]`. One of their objects makes the pilot.
+    pub fn manifests(mut self, directories: &[&str]) -> Self {
+        self.manifests = owned(directories);
+        self
+    }
+
+    /// Only these of their objects.
+    pub fn keep(mut self, keep: impl Fn(&Value) -> bool + 'static) -> Self {
+        self.keep = Box::new(keep);
         self
     }
 
@@ -88,11 +102,15 @@ impl Options {
     }
 
     /// A spool on this machine at /spool in the pilot, which serves it: `watcher pilot --spool /spool` and these arguments. Of our own
-    /// cluster only. With [`command`](Self::command) it is only mounted.
-    pub fn spool(mut self, arguments: &[&str]) -> Self {
+    /// cluster only.
+    pub fn spool(self, arguments: &[&str]) -> Self {
+        self.pilot(&[&["pilot", "--spool", "/spool"], arguments].concat()).spool_volume()
+    }
+
+    /// The same, but the pilot is what the manifest or [`command`](Self::command) says. Replaces a volume `spool` of the manifest.
+    pub fn spool_volume(mut self) -> Self {
         let _ = cluster().node();
         self.spool = true;
-        self.arguments = Some(owned(&[&["pilot", "--spool", "/spool"], arguments].concat()));
         self
     }
 
@@ -114,14 +132,34 @@ impl Options {
         self
     }
 
-    /// Makes the objects and waits until the pod is ready.
+    /// Makes the objects, in a namespace of their own, and waits until the pod is ready.
     #[track_caller]
     pub fn start(self) -> Pilot {
         let namespace = if self.alone { Namespace::alone() } else { Namespace::new() };
+        self.start_in(namespace)
+    }
+
+    /// The same in a namespace that has something in it already.
+    #[track_caller]
+    pub fn start_in(mut self, namespace: Namespace) -> Pilot {
         let scratch = self.spool.then(Scratch::new);
         let wait = self.wait;
-        let (objects, pod) = self.objects(namespace.name(), scratch.as_ref().map(Scratch::path));
+        let mut objects: Vec<Value> =
+            self.manifests.iter().flat_map(|d| manifest::for_namespace(d, namespace.name())).collect();
+        objects.retain(&self.keep);
+        let is_pilot = |o: &mut Value| manifest::pod_spec(o).is_some_and(|spec| manifest::has(spec, "pilot"));
+        let maker = objects.iter_mut().position(is_pilot).expect("one of the objects makes a pod with a pilot");
+        let maker = &mut objects[maker];
+        self.change_all(manifest::pod_spec(maker).expect("it makes pods"), scratch.as_ref().map(Scratch::path));
+        if self.as_pod.is_some() {
+            *maker = bare_pod(maker);
+        }
+        let maker = maker.clone();
+        if scratch.is_some() {
+            objects.retain(|o| o["kind"] != "PersistentVolumeClaim");
+        }
         namespace.create(&objects);
+        let pod = pod_name(&namespace, &maker);
         let pilot = Pilot { namespace, pod, scratch };
         if wait {
             pilot.ready();
@@ -129,72 +167,70 @@ impl Options {
         pilot
     }
 
-    /// The objects, and the name that the pod will have.
-    fn objects(self, namespace: &str, scratch: Option<&Path>) -> (Vec<Value>, String) {
-        let mut objects = manifest::objects(&self.manifest);
-        objects.retain(|o| o["kind"] != "Namespace");
-        let mut changes = Some((self.changes, self.command, self.arguments));
-        let mut pod = None;
-        for object in &mut objects {
-            manifest::move_to(object, namespace);
-            let Some(spec) = manifest::pod_spec(object) else { continue };
-            let (changes, command, arguments) = changes.take().expect("one object that makes pods");
-            manifest::use_registry(spec);
-            if cluster().is_own() {
-                manifest::fit_own_cluster(spec);
-            }
-            if self.slots != 1 {
-                manifest::set_slots(spec, self.slots);
-            }
-            if let Some(scratch) = scratch {
-                std::fs::create_dir_all(scratch.join("spool/new")).unwrap();
-                manifest::push(
-                    &mut spec["volumes"],
-                    json!({"name": "spool", "hostPath": {"path": scratch.join("spool"), "type": "Directory"}}),
-                );
-                let pilot = manifest::container(spec, "pilot");
-                manifest::push(&mut pilot["volumeMounts"], json!({"name": "spool", "mountPath": "/spool"}));
-            }
-            let pilot = manifest::container(spec, "pilot");
-            if let Some(arguments) = arguments {
-                pilot["args"] = json!(arguments);
-            }
-            if let Some(command) = command {
-                pilot["command"] = json!(command);
-                // There is no watcher to answer the probe.
-                let pilot = pilot.as_object_mut().unwrap();
-                for field in ["args", "startupProbe", "readinessProbe", "livenessProbe"] {
-                    pilot.remove(field);
-                }
-            }
-            for change in changes {
-                change(spec);
-            }
-            if let Some(restart_policy) = &self.as_pod {
-                spec["restartPolicy"] = json!(restart_policy);
-                *object = bare_pod(object);
-            }
-            pod = Some(pod_name(object));
+    fn change_all(&mut self, spec: &mut Value, scratch: Option<&Path>) {
+        if self.slots != 1 {
+            manifest::set_slots(spec, self.slots);
         }
-        (objects, pod.expect("the manifest has an object that makes pods"))
+        if let Some(scratch) = scratch {
+            std::fs::create_dir_all(scratch.join("spool/new")).unwrap();
+            mount_spool(spec, &scratch.join("spool"));
+        }
+        let pilot = manifest::container(spec, "pilot");
+        if let Some(arguments) = self.arguments.take() {
+            pilot["args"] = json!(arguments);
+        }
+        if let Some(command) = self.command.take() {
+            pilot["command"] = json!(command);
+            // There is no watcher to answer the probe.
+            let pilot = pilot.as_object_mut().unwrap();
+            for field in ["args", "startupProbe", "readinessProbe", "livenessProbe"] {
+                pilot.remove(field);
+            }
+        }
+        if let Some(restart_policy) = &self.as_pod {
+            spec["restartPolicy"] = json!(restart_policy);
+        }
+        for change in std::mem::take(&mut self.changes) {
+            change(spec);
+        }
     }
+}
+
+fn mount_spool(spec: &mut Value, directory: &Path) {
+    if let Some(volumes) = spec["volumes"].as_array_mut() {
+        volumes.retain(|v| v["name"] != "spool");
+    }
+    manifest::push(
+        &mut spec["volumes"],
+        json!({"name": "spool", "hostPath": {"path": directory, "type": "Directory"}}),
+    );
+    let pilot = manifest::container(spec, "pilot");
+    if let Some(mounts) = pilot["volumeMounts"].as_array_mut() {
+        mounts.retain(|m| m["name"] != "spool");
+    }
+    manifest::push(&mut pilot["volumeMounts"], json!({"name": "spool", "mountPath": "/spool"}));
 }
 
 /// The pod that an object would make.
 fn bare_pod(object: &Value) -> Value {
     let template = &object["spec"]["template"];
     let mut metadata = template["metadata"].clone();
-    metadata["name"] = json!(pod_name(object));
+    // As the first pod of a StatefulSet is called: that is the name which the Role has.
+    metadata["name"] = json!(format!("{}-0", object["metadata"]["name"].as_str().unwrap_or_default()));
     metadata["namespace"] = object["metadata"]["namespace"].clone();
     json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]})
 }
 
-/// The name of an object's first pod. A Job's pods have names that are made up; theirs is a label's selector.
-fn pod_name(object: &Value) -> String {
+/// The name of an object's first pod.
+fn pod_name(namespace: &Namespace, object: &Value) -> String {
     let name = object["metadata"]["name"].as_str().expect("an object has a name");
     match object["kind"].as_str() {
         Some("StatefulSet") => format!("{name}-0"),
         Some("Pod") => name.to_owned(),
-        kind => panic!("pods of a {kind:?} have no name that is known before: use as_pod"),
+        Some("Job") => eventually(&format!("a pod of the Job {name}"), START_WITHIN, || {
+            let pods = namespace.ask_json(&["get", "pods", "-l", &format!("job-name={name}")]);
+            Some(pods["items"][0]["metadata"]["name"].as_str()?.to_owned())
+        }),
+        kind => panic!("which pods a {kind:?} makes is not known here: use as_pod"),
     }
 }

@@ -30,3 +30,15 @@ fn two_slots_run_two_jobs_at_once() {
     assert_ne!(pilot.container_id("payload"), pilot.container_id("payload-1"));
     assert!(!cluster().node().processes(&pilot.container_id("payload-1")).is_empty());
 }
+
+#[test]
+fn account_files_that_are_traps_are_left_alone() {
+    let pilot = Options::new().spool(&[]).start();
+    let mut job = shell("stat -c %s /etc/target; [ -L /etc/passwd ] && echo still a link");
+    job["image"] = cluster().image("passwd-link").into();
+    job["passwd"] = true.into();
+    let outcome = pilot.job("trap", &job);
+    assert_eq!(outcome.is_good().text("stdout"), "10\nstill a link\n", "what /etc/passwd leads to has grown");
+    let warnings = &outcome.report.record.as_ref().unwrap().warnings;
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+}

@@ -60,7 +60,7 @@ fn the_volumes_are_roots_and_the_token_the_pilots() {
         paths
     };
     // As the server has it, which would have added a default token.
-    assert_eq!(mounts("payload"), ["/dev/shm", "/shared/bin", "/shared/slot/0/ctl", "/shared/slot/0/data"]);
+    assert_eq!(mounts("payload"), ["/dev/shm", "/shared/bin", "/shared/slot/0/ctl", "/shared/slot/0/data", "/tmp"]);
     assert!(mounts("pilot").contains(&"/var/run/secrets/kubernetes.io/serviceaccount".to_owned()));
 }
 

@@ -96,6 +96,9 @@ struct CoreArgs {
     /// Its namespace; the service account's where none is given.
     #[arg(long, value_name = "NAME", env = "LATEBIND_POD_NAMESPACE", hide_env_values = true)]
     namespace: Option<String>,
+    /// Its UID: a later pod may get its name, and is left alone.
+    #[arg(long, value_name = "UID", env = "LATEBIND_POD_UID", hide_env_values = true)]
+    pod_uid: Option<String>,
     /// A proxy to the API server; HTTPS_PROXY and its like are not looked at.
     #[arg(long, value_name = "URL", env = "LATEBIND_API_PROXY")]
     api_proxy: Option<http::Uri>,
@@ -286,6 +289,7 @@ fn binder(args: &CoreArgs) -> io::Result<Arc<dyn Binder>> {
         namespace: given(&args.namespace)
             .or_else(of_account)
             .ok_or_else(|| missing("namespace (LATEBIND_POD_NAMESPACE)"))?,
+        uid: given(&args.pod_uid),
         proxy: args.api_proxy.clone(),
         pull_timeout: seconds(args.pull_timeout)?,
         end_needs: END_NEEDS,
@@ -383,6 +387,8 @@ fn serve_clients(args: &CoreArgs) -> io::Result<ExitCode> {
     while !stop.load(Ordering::Relaxed) {
         std::thread::sleep(Duration::from_millis(50));
     }
+    // As a pod ends: what is under way has to end within its grace period.
+    running.core().cancel_all("the pilot was told to stop");
     running.finish();
     Ok(ExitCode::SUCCESS)
 }

@@ -7,6 +7,7 @@
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
 
 use glue::contract::{layout, mounts};
 use glue::processes::Proc;
@@ -16,6 +17,9 @@ use super::Failure;
 
 /// Why a container is not believed.
 pub const REASON: &str = "MountProofFailed";
+
+/// A process that is ending has no mounts any more, a moment before it counts as ended.
+const ENDING: Duration = Duration::from_millis(100);
 
 /// Whether a cgroups text is of the container with this ID.
 pub fn is_of_container(cgroup: &str, container: &str) -> bool {
@@ -34,7 +38,7 @@ pub fn prove(pid: i32, slot: u32, container: &str) -> Result<OwnedFd, Failure> {
     };
     let proven = prove_pinned(pid, slot, container);
     // What is read of a process that ends meanwhile is wrong in many ways; none of them is the image's fault.
-    if has_ended(&pinned) {
+    if has_ended_within(&pinned, if proven.is_ok() { Duration::ZERO } else { ENDING }) {
         return Err(ended());
     }
     proven.map(|()| pinned).map_err(|why| Failure::hold(REASON, why))
@@ -58,7 +62,12 @@ fn prove_pinned(pid: i32, slot: u32, container: &str) -> Result<(), String> {
 
 /// Whether the process behind a pidfd has ended.
 pub fn has_ended(pidfd: &OwnedFd) -> bool {
-    poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO).is_ok_and(|n| n > 0)
+    has_ended_within(pidfd, Duration::ZERO)
+}
+
+fn has_ended_within(pidfd: &OwnedFd, within: Duration) -> bool {
+    let within = PollTimeout::try_from(within).unwrap_or(PollTimeout::ZERO);
+    poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], within).is_ok_and(|n| n > 0)
 }
 
 /// Demands of `pid` exactly the slot's mounts, from where this container has them.
@@ -90,12 +99,11 @@ pub fn look_at_any(slot: u32, container: &str) -> Result<bool, Failure> {
     let Ok(proc) = Proc::open() else { return Ok(false) };
     for pid in pids() {
         if proc.cgroup(pid).is_ok_and(|cgroup| is_of_container(&cgroup, container)) {
-            return match prove_mounts(pid, slot) {
-                Ok(()) => Ok(true),
-                // It may have ended between the two looks.
-                Err(_) if proc.process(pid).is_none_or(|p| !p.lives()) => continue,
-                Err(why) => Err(Failure::hold(REASON, why)),
-            };
+            let Err(why) = prove_mounts(pid, slot) else { return Ok(true) };
+            match glue::sys::pidfd_open(pid) {
+                Ok(pinned) if !has_ended_within(&pinned, ENDING) => return Err(Failure::hold(REASON, why)),
+                _ => continue, // it was about to end
+            }
         }
     }
     Ok(false)

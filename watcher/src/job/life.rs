@@ -23,6 +23,10 @@ use crate::{helper, keys};
 /// How long an engine may take to notice that a container has ended; the kubelet looks once a second.
 const ENGINE_NOTICES_WITHIN: Duration = Duration::from_secs(3);
 
+/// How often a job's image is bound for one attempt. An image's root can kill the pilot before the mount proof: a restarted one
+/// must not do the same over and over again.
+const BINDS_MAX: u32 = 2;
+
 /// How containers are used for more than one job.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Reuse {
@@ -228,7 +232,18 @@ impl Life<'_> {
     }
 
     fn bind(&mut self) -> Result<Phase, Failure> {
-        let (slot, request) = (self.around.slot, &self.state.request);
+        if self.resumed {
+            self.refuse_cancelled()?;
+        }
+        if self.state.binds >= BINDS_MAX {
+            let message = format!(
+                "the pilot was ended {} times while {} was being bound: its image may have done that",
+                self.state.binds, self.state.request.image
+            );
+            return Err(Failure::retry("PilotLost", message));
+        }
+        let slot = self.around.slot;
+        let request = &self.state.request;
         let held = self.held.take().filter(|held| {
             self.around.settings.reuse == Reuse::SameOwner
                 && !request.owner.is_empty()
@@ -251,6 +266,9 @@ impl Life<'_> {
         }
         let before = slot.status().ok().flatten().map(|status| status.incarnation);
         slot.silence_chime();
+        self.state.binds += 1;
+        self.save();
+        let request = &self.state.request;
         self.needs_placeholder = true; // until the mount proof, root in the new container may be the image's
         let following = Following { around: self.around, state: self.state, pulling_since: Cell::new(None) };
         let mut bound_to = None;

@@ -22,6 +22,9 @@ use crate::bind::{Class, Container};
 /// Longest name of a job.
 const ID_MAX: usize = 128;
 
+/// Longest name of an image: 255 bytes of name, 128 of tag and a digest are the most that means anything.
+const IMAGE_MAX: usize = 1024;
+
 /// What a client asks for. Paths are those of the pilot container.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -128,6 +131,10 @@ impl Request {
         }
         if self.image.is_empty() {
             return Err("no image is given".into());
+        }
+        // What else is wrong with a name, the engine says. This would reach terminals, or fill the pod's own object.
+        if self.image.len() > IMAGE_MAX || self.image.contains(char::is_control) {
+            return Err(format!("the image's name has control characters or more than {IMAGE_MAX} bytes"));
         }
         if self.argv.first().is_none_or(String::is_empty) {
             return Err("no program is given: an image's own ENTRYPOINT is not known here, so argv is required".into());
@@ -333,6 +340,9 @@ pub struct State {
     pub since: f64,
     /// The slot that it has.
     pub slot: Option<u32>,
+    /// How many binds were begun for it.
+    #[serde(default)]
+    pub binds: u32,
     /// Where it runs.
     pub bound: Option<Bound>,
     /// What proves its record.
@@ -356,6 +366,7 @@ impl State {
             phase: Phase::Queued,
             since: now(),
             slot: None,
+            binds: 0,
             bound: None,
             secrets: None,
             rung_at: None,
@@ -394,6 +405,8 @@ pub fn seconds_of(text: &str) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
+
     use super::{Request, is_id, seconds_of};
 
     fn request(field: &str, value: serde_json::Value) -> Request {
@@ -432,6 +445,16 @@ mod tests {
         assert!(
             !is_id("") && !is_id(".a") && !is_id("a/b") && !is_id("a b") && !is_id("ä") && !is_id(&"a".repeat(129))
         );
+    }
+
+    #[test]
+    fn image_names_that_would_do_harm_are_refused() {
+        let with = |image: &str| {
+            let job = serde_json::json!({"id": "a", "image": image, "argv": ["x"]});
+            serde_json::from_value::<Request>(job).unwrap().check()
+        };
+        assert!(with("busybox:1").is_ok() && with("NOT a name").is_ok(), "the engine says what is wrong with it");
+        assert!(with("a\u{1b}[2J").is_err() && with(&"a".repeat(1025)).is_err() && with("").is_err());
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::bind::{Binder, Failure, Progress, Unattended, proof};
+use crate::bind::{Binder, Failure, Progress, proof};
 use crate::job::control::Control;
 use crate::job::life::{self, After, Around, Held, Settings};
 use crate::job::relay::Streams;
@@ -96,18 +96,20 @@ pub struct Parts {
 impl Core {
     /// Opens slots and states, takes up what an earlier watcher left, and starts a thread for each slot.
     pub fn start(parts: Parts) -> io::Result<Running> {
+        let owners = Store::open(parts.private.join("slots"))?;
         let open = |number: &u32| {
-            let slot = Slot::open(*number);
-            slot.map_err(|e| io::Error::new(e.kind(), format!("slot {number}: {e}")))
+            let opened = open_slot(*number, &owners);
+            let (slot, owner) = opened.map_err(|e| io::Error::new(e.kind(), format!("slot {number}: {e}")))?;
+            Ok((*number, slot, owner))
         };
-        let slots: Vec<Slot> = parts.slots.iter().map(open).collect::<io::Result<_>>()?;
+        let slots: Vec<(u32, Option<Slot>, (u32, u32))> = parts.slots.iter().map(open).collect::<io::Result<_>>()?;
         let core = Self {
             shared: Arc::default(),
             states: Store::open(parts.private.join("jobs"))?,
             settings: Arc::new(parts.settings),
             binder: parts.binder,
             restoring: Arc::default(),
-            uids: Arc::new(slots.iter().map(|slot| (slot.uid, slot.number)).collect()),
+            uids: Arc::new(slots.iter().map(|(number, _, owner)| (owner.0, *number)).collect()),
         };
         if core.uids.len() < slots.len() {
             return Err(io::Error::other(
@@ -152,11 +154,14 @@ impl Core {
             core.lock().jobs.insert(name, Job { state, control, streams: None, listeners: Vec::new() });
         }
         let mut threads = Vec::new();
-        for slot in slots {
-            let number = slot.number;
-            let (core, first) = (core.clone(), resumed.remove(&number).unwrap_or_default());
+        for (number, slot, owner) in slots {
+            let (core, mut first) = (core.clone(), resumed.remove(&number).unwrap_or_default());
             let thread = std::thread::Builder::new().name(format!("slot-{number}"));
-            threads.push(thread.spawn(move || core.serve_slot(&slot, first))?);
+            threads.push(thread.spawn(move || {
+                if let Some(slot) = core.settled(number, slot, owner, &mut first) {
+                    core.serve_slot(slot, first);
+                }
+            })?);
         }
         // Slots that the pod does not have any more: their jobs are lost, and somebody waits for that answer.
         for name in resumed.into_values().flatten() {
@@ -207,6 +212,12 @@ impl Core {
         self.lock().jobs.get(id).map(|job| job.control.clone())
     }
 
+    /// Wants all jobs under way ended.
+    pub fn cancel_all(&self, why: &str) {
+        let shared = self.lock();
+        shared.jobs.values().filter(|job| job.state.phase != Phase::Done).for_each(|job| job.control.cancel(why));
+    }
+
     /// Name, phase, slot and image of all jobs.
     pub fn jobs(&self) -> Vec<protocol::JobLine> {
         let shared = self.lock();
@@ -237,51 +248,91 @@ impl Core {
         Ok(())
     }
 
-    fn serve_slot(&self, slot: &Slot, mut first: Vec<String>) {
+    /// The slot with nothing foreign in it; `None` when the core ends before that. An earlier watcher may have been ended by what it was
+    /// about to refuse.
+    fn settled(&self, number: u32, slot: Option<Slot>, owner: (u32, u32), first: &mut Vec<String>) -> Option<Slot> {
+        let under_way = first.last().cloned();
+        if let Some(slot) = slot {
+            let state = under_way.as_ref().and_then(|name| Some(self.lock().jobs.get(name)?.state.clone()));
+            let known = match state {
+                // It has a container of its own, which was proven.
+                Some(state) if state.bound.is_some() => true,
+                // Nothing there is touched: it may be a foreign root's, and a patch may still be on its way.
+                Some(state) if state.phase != Phase::Staging => false,
+                _ => self.is_known(&slot),
+            };
+            if known {
+                return Some(slot);
+            }
+        }
+        if let Some(slot) = self.restore(number, owner, under_way.as_deref()) {
+            return Some(slot);
+        }
+        if let Some(name) = under_way.filter(|_| !self.lock().ending) {
+            first.pop();
+            self.give_up(&name, Failure::retry("Cancelled", "told to end before it had started"));
+        }
+        self.restore(number, owner, None)
+    }
+
+    fn serve_slot(&self, mut slot: Slot, mut first: Vec<String>) {
         let mut held: Option<Held> = None;
         // A glue that has run no job stands in a container that was bound for none.
-        self.refuse_foreign(slot);
         let mut placeholder =
             !self.settings.placeholder_when_idle || slot.status().is_ok_and(|s| s.is_some_and(|s| s.job.is_none()));
         loop {
             let name = match first.pop() {
                 Some(name) => name,
-                None => match self.take_queued(held.is_some(), &mut placeholder, slot) {
+                None => match self.take_queued(held.is_some(), &mut placeholder, &slot) {
                     Some(name) => name,
                     None => return,
                 },
             };
             placeholder = !self.settings.placeholder_when_idle;
-            let after = self.serve_job(slot, &name, held);
+            let after = self.serve_job(&slot, &name, held);
             held = after.held;
             if after.needs_placeholder {
-                self.restore(slot);
+                match self.restore(slot.number, (slot.uid, slot.gid), None) {
+                    Some(mended) => slot = mended,
+                    None => return,
+                }
                 placeholder = true;
             }
         }
     }
 
-    /// What an earlier watcher left in the container may be what it would not have believed either.
-    fn refuse_foreign(&self, slot: &Slot) {
-        if let Ok(state) = self.binder.state(slot.number)
-            && let Err(why) = proof::look_at_any(slot.number, &state.id)
-        {
-            tracing::warn!(slot = slot.number, "{why}");
-            self.restore(slot);
+    /// Whether what runs in the container can be ours: an earlier watcher may have left there what it would not have believed either.
+    fn is_known(&self, slot: &Slot) -> bool {
+        let state = self.binder.state(slot.number).map_err(|e| e.to_string());
+        let looked = state.and_then(|s| proof::look_at_any(slot.number, &s.id).map_err(|e| e.to_string()));
+        if let Err(why) = &looked {
+            tracing::warn!(slot = slot.number, "what runs in the payload container is not known to be glue: {why}");
         }
+        looked.is_ok()
     }
 
-    /// Brings the placeholder back, however long it takes: no job is given a slot in which a foreign program may be root.
-    fn restore(&self, slot: &Slot) {
+    /// Brings the placeholder back and mends the volumes, however long it takes: no job is given a slot in which a foreign program
+    /// may be root, or on which it has left its marks. `None` when the core ends, or `job`, which waits for it, is not wanted any more.
+    fn restore(&self, number: u32, (uid, gid): (u32, u32), job: Option<&str>) -> Option<Slot> {
+        let end = UntilTheEnd { core: self, job: job.and_then(|name| self.control(name)) };
         self.restoring.fetch_add(1, Ordering::Relaxed);
-        while !self.lock().ending {
-            match self.binder.bind(slot.number, "", &Unattended) {
-                Ok(_) => break,
-                Err(e) => tracing::warn!(slot = slot.number, "no job yet, the placeholder can not be bound: {e}"),
+        let mut mended = None;
+        while end.stop_wanted().is_none() {
+            let bound = self.binder.bind(number, "", &end);
+            let tried = bound
+                .map_err(|e| format!("the placeholder can not be bound: {e}"))
+                .and_then(|_| Slot::mend(number, uid, gid).map_err(|e| format!("its volumes can not be mended: {e}")));
+            match tried {
+                Ok(slot) => {
+                    mended = Some(slot);
+                    break;
+                }
+                Err(e) => tracing::warn!(slot = number, "no job yet, {e}"),
             }
             std::thread::sleep(RESTORE_AGAIN_AFTER);
         }
         self.restoring.fetch_sub(1, Ordering::Relaxed);
+        mended
     }
 
     /// How many slots can not be given a job just now.
@@ -344,6 +395,14 @@ impl Core {
         let mut shared = self.lock();
         let Some(job) = shared.jobs.get_mut(name) else { return };
         job.state = state.clone();
+        if state.phase == Phase::Done && state.request.tied && job.listeners.is_empty() {
+            // Taken up again after a restart: its client went with the watcher that had it, and nobody else will ask.
+            shared.jobs.remove(name);
+            if let Err(e) = self.states.remove(name) {
+                tracing::warn!(job = name, "not forgotten: {e}");
+            }
+            return;
+        }
         let news = match state.phase {
             Phase::Done => {
                 let report = &state.report;
@@ -374,6 +433,30 @@ impl Core {
     }
 }
 
+/// Opens a slot, and says whose its jobs are. That is written down the first time, before any image was bound: later a foreign root
+/// may have changed it, and closed the volumes to us. Then there is no slot until it is restored.
+fn open_slot(number: u32, owners: &Store) -> io::Result<(Option<Slot>, (u32, u32))> {
+    let (name, opened) = (number.to_string(), Slot::open(number));
+    let Some(owner) = owners.get::<(u32, u32)>(&name)? else {
+        let slot = opened?;
+        let owner = (slot.uid, slot.gid);
+        owners.put(&name, &owner)?;
+        return Ok((Some(slot), owner));
+    };
+    let slot = match opened {
+        Ok(slot) if (slot.uid, slot.gid) == owner => Some(slot),
+        Ok(slot) => {
+            tracing::warn!(slot = number, "its work/ belongs to UID {}, not to {} as at first", slot.uid, owner.0);
+            None
+        }
+        Err(e) => {
+            tracing::warn!(slot = number, "{e}");
+            None
+        }
+    };
+    Ok((slot, owner))
+}
+
 /// The placeholder of an idle slot is not waited for when there is work again.
 struct UntilWork<'a>(&'a Core, u32);
 
@@ -381,6 +464,20 @@ impl Progress for UntilWork<'_> {
     fn stop_wanted(&self) -> Option<String> {
         let shared = self.0.lock();
         (shared.ending || shared.next_for(self.1).is_some()).then(|| "there is work again".to_owned())
+    }
+}
+
+/// The placeholder that has to come back, unless the watcher ends or the job that it is for.
+struct UntilTheEnd<'a> {
+    core: &'a Core,
+    /// The job that waits for it, if any.
+    job: Option<Arc<Control>>,
+}
+
+impl Progress for UntilTheEnd<'_> {
+    fn stop_wanted(&self) -> Option<String> {
+        let ending = self.core.lock().ending.then(|| "the watcher ends".to_owned());
+        ending.or_else(|| self.job.as_ref()?.stop_wanted())
     }
 }
 

@@ -217,8 +217,12 @@ pub fn refuse_outside_a_pod() -> Result<(), String> {
         return Err("refusing to do this as root: it is meant for a payload UID".into());
     }
     let first = fs::read_to_string("/proc/1/comm").unwrap_or_default();
-    if first.trim() != "glue" {
-        return Err(format!("refusing: PID 1 is '{}', not glue, so that this may be the host", first.trim()));
+    // Who owns the namespaces of a pod: glue under latebind-host, the pause container on Kubernetes.
+    if !["glue", "pause"].contains(&first.trim()) {
+        return Err(format!(
+            "refusing: PID 1 is '{}', neither glue nor pause, so that this may be the host",
+            first.trim()
+        ));
     }
     Ok(())
 }

@@ -2,8 +2,8 @@
 //! failure with the server's words.
 
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
@@ -27,8 +27,14 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(15);
 /// How long the server keeps one watch open; a connection that died without a word is noticed a little later.
 const WATCH_FOR: Duration = Duration::from_secs(60);
 
+/// The reason of a patch that was made for a version of the pod which is not the last one any more.
+pub const CONFLICT: &str = "Conflict";
+
 /// First and longest wait before something is tried again.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+
+/// How long a server that was away may refuse what it allows: it answers before it has read its roles.
+const JUST_BACK: Duration = Duration::from_secs(20);
 
 /// The pilot's own pod at the API server.
 #[derive(Clone)]
@@ -40,12 +46,17 @@ pub struct Own {
     pub name: String,
     /// Its namespace.
     pub namespace: String,
+    /// The pod's UID, from its own environment or else from the first answer: another pod may get the name.
+    uid: Arc<OnceLock<String>>,
     reachable: Arc<AtomicBool>,
+    // When a request was last not served.
+    away: Arc<Mutex<Option<Instant>>>,
 }
 
 /// A server's refusal, as text.
 fn said(status: &Status) -> String {
-    format!("{} (HTTP {} {})", printable(&status.message), status.code, printable(&status.reason))
+    let code = format!("HTTP {} {}", status.code, printable(&status.reason));
+    format!("{} ({})", printable(&status.message), code.trim_end())
 }
 
 fn text(e: &kube::Error) -> String {
@@ -67,14 +78,12 @@ fn text(e: &kube::Error) -> String {
     }
 }
 
-/// Whether trying again can help: the server is away or busy, or a token is about to be renewed.
-fn passes(e: &kube::Error) -> bool {
+/// Whether trying again can help: the server is away or busy, or has just come back, or a token is about to be renewed.
+fn passes(e: &kube::Error, just_back: bool) -> bool {
     match e {
         kube::Error::Api(status) => {
-            status.code == 429
-                || status.code == 401
-                || status.code >= 500
-                || (status.code == 409 && !is_other_pod(status))
+            let busy = matches!(status.code, 401 | 429) || status.code >= 500;
+            busy && !is_denied(status) || (just_back && is_rbac(status))
         }
         kube::Error::SerdeError(_) | kube::Error::BuildRequest(_) => false,
         _ => true,
@@ -86,14 +95,26 @@ fn is_other_pod(status: &Status) -> bool {
     status.code == 409 && status.message.contains("UID")
 }
 
+/// An admission plugin's refusal of this very patch, whatever code it came with: a webhook chooses one, or 400 is taken for it
+/// (apiserver/pkg/admission/plugin/webhook/errors); a ValidatingAdmissionPolicy says 422.
+fn is_denied(status: &Status) -> bool {
+    let by_policy = status.message.contains("ValidatingAdmissionPolicy ") && status.message.contains(" denied request");
+    by_policy || status.message.contains("admission webhook ") && status.message.contains(" denied the request")
+}
+
+/// RBAC's own words: `User "u" cannot patch resource "pods" in API group`; a webhook may say that something cannot be, too.
+fn is_rbac(status: &Status) -> bool {
+    status.message.split_once(" cannot ").is_some_and(|(_, rest)| rest.contains(" resource \""))
+}
+
 /// What a refused patch or read means. An admission plugin refuses this image; RBAC refuses whatever is asked.
 fn refusal(what: &str, e: &kube::Error) -> Failure {
     let message = format!("{what}: {}", text(e));
     match e {
+        kube::Error::Api(status) if is_denied(status) => Failure::hold("ImageNotAllowed", message),
         kube::Error::Api(status) if status.code == 404 || is_other_pod(status) => Failure::retry("PodLost", message),
-        kube::Error::Api(status) if status.code == 403 && !status.message.contains(" cannot ") => {
-            Failure::hold("ImageNotAllowed", message)
-        }
+        kube::Error::Api(status) if status.code == 409 => Failure::retry(CONFLICT, message),
+        kube::Error::Api(status) if status.code == 403 && !is_rbac(status) => Failure::hold("ImageNotAllowed", message),
         kube::Error::Api(status) if matches!(status.code, 400 | 422) => Failure::hold("PatchRefused", message),
         kube::Error::Api(status) if status.code == 403 => Failure::retry("PatchRefused", message),
         _ => Failure::retry("ApiUnavailable", message),
@@ -101,8 +122,9 @@ fn refusal(what: &str, e: &kube::Error) -> Failure {
 }
 
 impl Own {
-    /// The pod `name`, through the service account's token and the server of the environment; a proxy only where one is given.
-    pub fn new(namespace: String, name: String, proxy: Option<http::Uri>) -> Result<Self, String> {
+    /// The pod `name` (with this UID, where it is known), through the service account's token and the server of the environment;
+    /// a proxy only where one is given.
+    pub fn new(namespace: String, name: String, uid: Option<String>, proxy: Option<http::Uri>) -> Result<Self, String> {
         let mut config = Config::incluster().map_err(|e| {
             format!("no access to the API server: {e}; the pod needs the service account's token at /var/run/secrets/kubernetes.io/serviceaccount, for the pilot container")
         })?;
@@ -114,12 +136,32 @@ impl Own {
         // Only the fields that are read here are decoded: see `pod`.
         let kind = ApiResource::erase::<k8s_openapi::api::core::v1::Pod>(&());
         let pods = kube::Api::namespaced_with(client.clone(), &namespace, &kind);
-        Ok(Self { client, pods, name, namespace, reachable: Arc::new(AtomicBool::new(true)) })
+        let uid = Arc::new(uid.map_or_else(OnceLock::new, OnceLock::from));
+        Ok(Self {
+            client,
+            pods,
+            name,
+            namespace,
+            uid,
+            reachable: Arc::new(AtomicBool::new(true)),
+            away: Arc::default(),
+        })
     }
 
     /// Whether the last request was answered.
     pub fn was_reachable(&self) -> bool {
         self.reachable.load(Ordering::Relaxed)
+    }
+
+    /// Notes that a request was not served; returns whether trying again can help.
+    fn was_refused(&self, e: &kube::Error) -> bool {
+        let mut away = self.away.lock().unwrap_or_else(PoisonError::into_inner);
+        let can_help = passes(e, away.is_some_and(|at| at.elapsed() < JUST_BACK));
+        if passes(e, false) {
+            *away = Some(Instant::now());
+        }
+        self.reachable.store(!can_help, Ordering::Relaxed); // else that was an answer
+        can_help
     }
 
     /// One request, again and again while that can help.
@@ -137,11 +179,7 @@ impl Own {
                 Ok(Err(e)) => e,
                 Err(_) => kube::Error::Service(format!("no answer within {ANSWER_WITHIN:?}").into()),
             };
-            if !passes(&error) {
-                return Err(refusal(what, &error));
-            }
-            self.reachable.store(false, Ordering::Relaxed);
-            if Instant::now() + wait >= give_up {
+            if !self.was_refused(&error) || Instant::now() + wait >= give_up {
                 return Err(refusal(what, &error));
             }
             tracing::warn!("{what}: {}; trying again", text(&error));
@@ -152,12 +190,25 @@ impl Own {
 
     /// The pod now.
     pub async fn get(&self) -> Result<Pod, Failure> {
-        self.ask("the pod can not be read", PATIENCE, || self.pods.get(&self.name)).await
+        self.own_one(self.ask("the pod can not be read", PATIENCE, || self.pods.get(&self.name)).await?)
     }
 
     /// The pod now, or the reason why not, asked once.
     pub async fn get_once(&self) -> Result<Pod, Failure> {
-        self.ask("the pod can not be read", Duration::ZERO, || self.pods.get(&self.name)).await
+        self.own_one(self.ask("the pod can not be read", Duration::ZERO, || self.pods.get(&self.name)).await?)
+    }
+
+    /// Only ever the pod that this process is in. A pilot that was cut off may find its successor under its name, and must
+    /// leave that alone.
+    fn own_one(&self, pod: Pod) -> Result<Pod, Failure> {
+        let found = pod.metadata.uid.as_deref().unwrap_or_default();
+        let ours = self.uid.get_or_init(|| found.to_owned());
+        if ours == found {
+            return Ok(pod);
+        }
+        let message =
+            format!("the name {} belongs to another pod now: its UID is {found}, this one's was {ours}", self.name);
+        Err(Failure::retry("PodLost", message))
     }
 
     /// Changes the pod; returns it as the server then has it.
@@ -220,6 +271,7 @@ impl Follow {
             Ok(Some(Ok(WatchEvent::Error(status)))) => {
                 // Most often 410: what happened since is not known any more, so the whole pod is read again.
                 tracing::debug!("watch: {}", said(&status));
+                self.ended().await?;
                 self.read_anew().await
             }
             Ok(Some(Err(e))) => {
@@ -257,9 +309,8 @@ impl Follow {
             Ok(Err(e)) => e,
             Err(_) => kube::Error::Service(format!("no answer within {ANSWER_WITHIN:?}").into()),
         };
-        self.own.reachable.store(false, Ordering::Relaxed);
         let since = *self.away_since.get_or_insert_with(Instant::now);
-        if !passes(&error) || since.elapsed() >= PATIENCE {
+        if !self.own.was_refused(&error) || since.elapsed() >= PATIENCE {
             return Err(refusal("the pod can not be watched", &error));
         }
         tracing::warn!("the pod can not be watched: {}; trying again", text(&error));
@@ -280,14 +331,16 @@ mod tests {
 
     #[test]
     fn what_passes_and_what_does_not() {
-        for code in [401, 409, 429, 500, 503, 504] {
-            assert!(passes(&api(code, "x")), "{code}");
+        for code in [401, 429, 500, 503, 504] {
+            assert!(passes(&api(code, "x"), false), "{code}");
         }
-        for code in [400, 403, 404, 422] {
-            assert!(!passes(&api(code, "x")), "{code}");
+        for code in [400, 403, 404, 409, 422] {
+            assert!(!passes(&api(code, "x"), true), "{code}");
         }
-        assert!(!passes(&api(409, "Precondition failed: UID in precondition: 1, UID in object meta: 2")));
-        assert!(passes(&kube::Error::Service("connection refused".into())));
+        assert!(!passes(&api(409, "Precondition failed: UID in precondition: 1, UID in object meta: 2"), false));
+        assert!(passes(&kube::Error::Service("connection refused".into()), false));
+        let rbac = api(403, "pods \"x\" is forbidden: User \"u\" cannot get resource \"pods\"");
+        assert!(passes(&rbac, true) && !passes(&rbac, false));
     }
 
     #[test]
@@ -299,8 +352,17 @@ mod tests {
         let rbac = "pods \"x\" is forbidden: User \"u\" cannot patch resource \"pods\" in API group \"\"";
         assert_eq!(of(403, rbac), (Class::Retry, "PatchRefused".into()));
         assert_eq!(of(403, "admission webhook \"w\" denied the request: no"), (Class::Hold, "ImageNotAllowed".into()));
+        assert_eq!(of(403, "denied: this image cannot be used here"), (Class::Hold, "ImageNotAllowed".into()));
+        for code in [400, 403, 422, 500] {
+            let webhook = "admission webhook \"w.x\" denied the request: images of x only";
+            assert_eq!(of(code, webhook), (Class::Hold, "ImageNotAllowed".into()), "{code}");
+            assert!(!passes(&api(code, webhook), false), "{code}");
+        }
+        let policy = "pods \"p\" is forbidden: ValidatingAdmissionPolicy 'x' with binding 'y' denied request: no";
+        assert_eq!(of(422, policy), (Class::Hold, "ImageNotAllowed".into()));
         assert_eq!(of(422, "invalid image"), (Class::Hold, "PatchRefused".into()));
         assert_eq!(of(404, "not found"), (Class::Retry, "PodLost".into()));
+        assert_eq!(of(409, "the object has been modified"), (Class::Retry, CONFLICT.into()));
         assert_eq!(of(503, "away"), (Class::Retry, "ApiUnavailable".into()));
         assert!(refusal("w", &api(422, "the words")).message.contains("the words"));
     }

@@ -4,7 +4,8 @@ use serde_json::json;
 
 use super::api::Own;
 use super::pod::{Container, Pod};
-use super::view::{self, Shape};
+use super::reference::digest_of;
+use super::view::{self, Payload, Shape};
 use crate::bind::Failure;
 use crate::check::{Line, clock};
 
@@ -21,6 +22,14 @@ pub async fn lines(own: &Own, slots: &[u32], end_needs: f64) -> Vec<Line> {
     lines.push(Line::of("API: watch pod", watched.map(|()| "with fieldSelector metadata.name".into()), ROLE));
     for slot in slots {
         lines.extend(of_slot(own, &pod, *slot).await);
+    }
+    if slots.len() > 1 {
+        let finding = "an image that puts a mount over glue is root in its payload container until that is noticed, and reaches the other slots' containers";
+        lines.push(Line::warning(
+            "slots",
+            finding,
+            "have images of users that do not trust each other in pods of their own",
+        ));
     }
     let placeholder = view::placeholder(&pod).map(|(image, _)| image);
     lines.push(Line::of("placeholder", placeholder, "name the init container that runs `glue install` install"));
@@ -39,18 +48,35 @@ async fn of_slot(own: &Own, pod: &Pod, slot: u32) -> Vec<Line> {
     });
     let mut lines = vec![Line::of(&format!("slot {slot}: container"), shape, mend)];
     let Ok(seen) = seen else { return lines };
-    // The image that is there already, and nothing kept: allowed or refused as a real one would be.
-    let patch = json!({
-        "metadata": {"uid": view::whole(pod).uid},
-        "spec": {seen.shape.field(): [{"name": name, "image": seen.wanted}]},
-    });
-    let tried = own.patch(&patch, true).await.map(|_| format!("image of {name}, tried without keeping it"));
+    let tried = try_patch(own, pod, slot, &seen).await.map(|()| format!("image of {name}, tried without keeping it"));
     lines.push(Line::of("API: patch pod", tried, ROLE));
+    if let Some(why) = refuses(pod, &seen) {
+        let mend = format!("see the log of {name}: glue names the mount, volume or privilege that it refuses");
+        lines.push(Line::bad(&format!("slot {slot}: glue"), &why, &mend));
+    }
     if seen.pull_policy == "Always" {
         let finding = "imagePullPolicy is Always: each bind asks the registry, also for an image that the node has";
         lines.push(Line::warning(&format!("slot {slot}: pulls"), finding, "set imagePullPolicy: IfNotPresent"));
     }
     lines
+}
+
+/// Whether glue has refused to work even in the placeholder: then it will in every image, and that is no job's fault.
+fn refuses(pod: &Pod, seen: &Payload) -> Option<String> {
+    let (placeholder, image_id) = view::placeholder(pod).ok()?;
+    let digest = digest_of(&image_id);
+    let is_placeholder = seen.wanted == placeholder || digest.is_some() && digest_of(&seen.wanted) == digest;
+    let ended = [&seen.ended, &seen.last].into_iter().flatten().find(|ended| ended.code == glue::run::REFUSED)?;
+    (is_placeholder && !seen.running).then(|| format!("refuses to work (exit code {}) {}", ended.code, ended.message))
+}
+
+/// Patches the image that is there already, and nothing is kept: allowed or refused as a real one would be.
+pub async fn try_patch(own: &Own, pod: &Pod, slot: u32, seen: &Payload) -> Result<(), Failure> {
+    let patch = json!({
+        "metadata": {"uid": view::whole(pod).uid},
+        "spec": {seen.shape.field(): [{"name": view::container_name(slot), "image": seen.wanted}]},
+    });
+    own.patch(&patch, true).await.map(drop)
 }
 
 fn of_pod(pod: &Pod, end_needs: f64) -> Vec<Line> {
@@ -115,5 +141,33 @@ async fn time(own: &Own) -> Line {
         Err(e) => {
             Line::of("clock", Err::<String, _>(Failure::retry("ApiUnavailable", e.to_string())), "see the lines above")
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
+
+    use super::*;
+
+    #[test]
+    fn a_glue_that_refuses_the_pod_is_told_from_one_that_refuses_an_image() {
+        let seen = |image: &str, running: bool, code: i32| {
+            let state =
+                if running { json!({"running": {}}) } else { json!({"waiting": {"reason": "CrashLoopBackOff"}}) };
+            let pod: Pod = serde_json::from_value(json!({
+                "metadata": {},
+                "spec": {"initContainers": [{"name": "install", "image": "g:1"}], "containers": [{"name": "payload", "image": image}]},
+                "status": {
+                    "initContainerStatuses": [{"name": "install", "imageID": format!("g@sha256:{}", "a".repeat(64))}],
+                    "containerStatuses": [{"name": "payload", "state": state, "lastState": {"terminated": {"exitCode": code}}}],
+                },
+            }))
+            .unwrap();
+            refuses(&pod, &view::payload(&pod, "payload").unwrap()).is_some()
+        };
+        assert!(seen("g:1", false, 3));
+        assert!(seen(&format!("g:latebind-0@sha256:{}", "a".repeat(64)), false, 3));
+        assert!(!seen("g:1", true, 3) && !seen("g:1", false, 0) && !seen("other:1", false, 3));
     }
 }

@@ -1,7 +1,7 @@
 //! What the binder remembers of its binds: what each reference turned out to be, which texts the kubelet has seen lately, and
 //! whether a slot's last patch was seen through to its end.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 /// The kubelet forgets a container's back-off after twice its longest (pkg/kubelet/kubelet.go, client-go util/flowcontrol).
@@ -13,7 +13,7 @@ const BACK_OFF: (u64, u64) = (10, 300);
 #[derive(Debug, Default)]
 pub struct Memory {
     image_ids: HashMap<String, String>,
-    settled: HashSet<u32>,
+    settled: HashMap<u32, String>,
     uses: HashMap<(u32, String), Vec<Instant>>,
 }
 
@@ -30,14 +30,20 @@ impl Memory {
         }
     }
 
-    /// Whether the slot's container is known to be what its spec says.
-    pub fn is_settled(&self, slot: u32) -> bool {
-        self.settled.contains(&slot)
+    /// What was learned of a reference holds no more. Whether anything had been.
+    pub fn forget(&mut self, image: &str) -> bool {
+        self.image_ids.remove(image).is_some()
     }
 
-    /// A new container runs the wanted image.
-    pub fn settle(&mut self, slot: u32) {
-        self.settled.insert(slot);
+    /// Whether the slot's container is known to be of this text, which its spec has now: that somebody else has changed it, the
+    /// container may not show yet.
+    pub fn is_settled(&self, slot: u32, wanted: &str) -> bool {
+        self.settled.get(&slot).is_some_and(|settled| settled == wanted)
+    }
+
+    /// A new container runs the image of this text.
+    pub fn settle(&mut self, slot: u32, reference: &str) {
+        self.settled.insert(slot, reference.to_owned());
     }
 
     /// This text is put into the spec: until its container is seen, the slot may run something else.
@@ -84,11 +90,20 @@ mod tests {
     #[test]
     fn a_patch_unsettles_its_slot() {
         let mut memory = Memory::default();
-        memory.settle(0);
-        memory.settle(1);
+        memory.settle(0, "x");
+        memory.settle(1, "x");
         memory.patched(0, "x");
-        assert!(!memory.is_settled(0) && memory.is_settled(1));
+        assert!(!memory.is_settled(0, "x") && memory.is_settled(1, "x"));
+        assert!(!memory.is_settled(1, "y"), "somebody else has changed the spec");
+    }
+
+    #[test]
+    fn what_a_name_means_is_learned_and_forgotten() {
+        let mut memory = Memory::default();
         memory.learn("x", "");
+        assert_eq!(memory.known("x"), None);
+        memory.learn("x", "y@sha256:1");
+        assert!(memory.forget("x") && !memory.forget("x"));
         assert_eq!(memory.known("x"), None);
     }
 }

@@ -12,24 +12,29 @@ pub mod view;
 mod waiting;
 mod watching;
 
+use std::pin::pin;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures_util::future::{Either, select};
 use glue::contract::encoding::hex;
 use serde_json::json;
 use tokio::runtime::Runtime;
 
-use self::api::Own;
+use self::api::{CONFLICT, Own};
 use self::memory::Memory;
 use self::pod::Pod;
 use self::reference::{Reference, of_image_id};
 use self::view::Payload;
 use self::watching::{Expected, Patched};
-use super::{Binder, Container, ContainerState, Failure, Progress};
+use super::{Binder, Class, Container, ContainerState, Failure, Progress};
 use crate::check::Line;
 
 /// How often the API server is asked whether it is back.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
+
+/// How often a bind starts over because the pod changed meanwhile; the kubelet's word on a container comes in two or three steps.
+const CONFLICTS_MAX: u32 = 10;
 
 /// How the binder is set up.
 #[derive(Clone, Debug)]
@@ -38,6 +43,8 @@ pub struct Options {
     pub pod: String,
     /// Its namespace; from `LATEBIND_POD_NAMESPACE`, or the service account's.
     pub namespace: String,
+    /// Its UID, from `LATEBIND_POD_UID`; else that of the first pod which the server shows under this name.
+    pub uid: Option<String>,
     /// A proxy to the API server; the proxy variables of the environment are not looked at.
     pub proxy: Option<http::Uri>,
     /// How long a new container may take after the old one has gone.
@@ -53,6 +60,8 @@ pub struct Kubernetes {
     runtime: Runtime,
     memory: Mutex<Memory>,
     asked: Mutex<Option<Instant>>,
+    /// A slot whose last bind was refused in a way that every other would be.
+    doubt: Mutex<Option<u32>>,
 }
 
 impl Kubernetes {
@@ -62,17 +71,29 @@ impl Kubernetes {
         let runtime = builder.worker_threads(1).thread_name("api").enable_all().build()?;
         let own = {
             let _inside = runtime.enter();
-            Own::new(options.namespace.clone(), options.pod.clone(), options.proxy.clone())
+            Own::new(options.namespace.clone(), options.pod.clone(), options.uid.clone(), options.proxy.clone())
         };
         let own = own.map_err(std::io::Error::other)?;
-        Ok(Self { options, own, runtime, memory: Mutex::default(), asked: Mutex::default() })
+        Ok(Self { options, own, runtime, memory: Mutex::default(), asked: Mutex::default(), doubt: Mutex::default() })
     }
 
     fn remember<T>(&self, with: impl FnOnce(&mut Memory) -> T) -> T {
         with(&mut self.memory.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Binds; again where the pod has changed between reading and patching.
     async fn bind(&self, slot: u32, image: &str, progress: &dyn Progress) -> Result<Container, Failure> {
+        for _ in 0..CONFLICTS_MAX {
+            match self.bind_as_read(slot, image, progress).await {
+                Err(failure) if failure.reason == CONFLICT => tracing::debug!(slot, "{failure}; reading the pod again"),
+                bound => return bound,
+            }
+        }
+        let message = format!("the pod changed {CONFLICTS_MAX} times between being read and being patched");
+        Err(Failure::retry("ApiUnavailable", message))
+    }
+
+    async fn bind_as_read(&self, slot: u32, image: &str, progress: &dyn Progress) -> Result<Container, Failure> {
         let name = view::container_name(slot);
         let wrong_pod = |why: String| Failure::retry("PodUnfit", why);
         let mut pod = self.own.get().await?;
@@ -87,7 +108,7 @@ impl Kubernetes {
             let is_placeholder = now.wanted == placeholder && now.image_id == its_image_id;
             now.running
                 && !now.image_id.is_empty()
-                && (m.is_settled(slot) || is_placeholder && !watching::is_gone(&now.id))
+                && (m.is_settled(slot, &now.wanted) || is_placeholder && !watching::is_gone(&now.id))
         };
         let mut plan = self.plan(image, &before, self.remember(|m| at_rest(m, &before)))?;
         // A container of the wanted image has to differ from one of the old by something; and a text that stands in the spec
@@ -98,7 +119,26 @@ impl Kubernetes {
             before = view::payload(&pod, &name).map_err(wrong_pod)?;
             plan = self.plan(image, &before, self.remember(|m| at_rest(m, &before)))?;
         }
-        self.change(slot, image, &view::whole(&pod), &before, plan, progress).await
+        let bound = self.change(slot, image, &view::whole(&pod), &before, plan, progress).await;
+        // What a tag meant when it was first bound may be gone from the registry since, and the tag mean something else.
+        let is_gone = bound.as_ref().is_err_and(|e| e.reason == "ImageNotFound");
+        let is_tag = image != placeholder && Reference::parse(image).is_some_and(|r| r.digest.is_none());
+        if is_gone && is_tag && self.remember(|m| m.forget(image)) {
+            progress.note(&format!("slot {slot}: what {image} was before is not there any more; it is asked for anew"));
+            return Box::pin(self.bind(slot, image, progress)).await;
+        }
+        bound
+    }
+
+    /// Whether the pod could be patched: looked at anew after a bind that was refused for more than its image.
+    async fn look_again(&self, doubt: Option<u32>) -> Result<(), Failure> {
+        let pod = self.own.get_once().await?;
+        let Some(slot) = doubt else { return Ok(()) };
+        if let Some((reason, message)) = view::whole(&pod).ends {
+            return Err(Failure::retry(&reason, message));
+        }
+        let seen = view::payload(&pod, &view::container_name(slot)).map_err(|e| Failure::retry("PodUnfit", e))?;
+        check::try_patch(&self.own, &pod, slot, &seen).await
     }
 
     /// Patches, and waits for what comes of it.
@@ -118,17 +158,26 @@ impl Kubernetes {
         if let Some(note) = self.remember(|m| m.back_off(slot, &plan.reference, plan.why_not_fresh)) {
             progress.note(&note);
         }
+        let was_settled = self.remember(|m| m.is_settled(slot, &before.wanted));
         self.remember(|m| m.patched(slot, &plan.reference));
         // A container whose image can not be fetched will not come back in between.
         let stuck = before.waiting.as_ref().is_some_and(|(reason, _)| waiting::is_about_pulling(reason));
         let old_is_gone = !stuck && (!before.running || watching::is_gone(&before.id));
         // The UID makes it a patch of this very pod, never of a successor that has its name.
-        let patch = json!({
+        let mut patch = json!({
             "metadata": {"uid": whole.uid},
             "spec": {before.shape.field(): [{"name": name, "image": plan.reference}]},
         });
+        // Where nothing but the difference from the old image tells the new one, nobody may have put another in between.
+        if plan.expected.digest.is_none() && plan.expected.image_id.is_none() {
+            patch["metadata"]["resourceVersion"] = json!(whole.version);
+        }
         let patched_at = Instant::now();
-        let pod = self.own.patch(&patch, false).await?;
+        let pod = self.own.patch(&patch, false).await.inspect_err(|failure| {
+            if failure.reason == CONFLICT && was_settled {
+                self.remember(|m| m.settle(slot, &before.wanted)); // nothing was changed
+            }
+        })?;
         let after = view::payload(&pod, &name).map_err(|e| Failure::retry("PodUnfit", e))?;
         let mut reference = plan.reference.clone();
         if after.wanted != reference {
@@ -153,7 +202,7 @@ impl Kubernetes {
         };
         let found = patched.follow(self.own.follow(now.version), progress).await?;
         self.remember(|m| {
-            m.settle(slot);
+            m.settle(slot, &reference);
             m.learn(image, &found.image_id);
         });
         let shown = if reference == image { String::new() } else { reference };
@@ -215,6 +264,22 @@ impl Kubernetes {
     }
 }
 
+/// Waits until nobody wants the bind any more; returns why.
+async fn until_unwanted(progress: &dyn Progress) -> String {
+    loop {
+        if let Some(why) = progress.stop_wanted() {
+            return why;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// A failure that is not of this image, and that a next job would have as well: the pod is another's or ends, or this pilot may
+/// not patch it.
+fn is_any_images(failure: &Failure) -> bool {
+    failure.class == Class::Retry && (failure.reason == "PatchRefused" || failure.reason.starts_with("Pod"))
+}
+
 /// What goes into the spec.
 struct Plan {
     reference: String,
@@ -273,7 +338,21 @@ fn ending(pod: &Pod, name: &str, container: &str) -> Option<ContainerState> {
 
 impl Binder for Kubernetes {
     fn bind(&self, slot: u32, image: &str, progress: &dyn Progress) -> Result<Container, Failure> {
-        self.runtime.block_on(Self::bind(self, slot, image, progress))
+        let bound = pin!(Self::bind(self, slot, image, progress));
+        let unwanted = pin!(until_unwanted(progress));
+        // A patch may be under way when it is dropped: the memory then does not call the slot settled.
+        match self.runtime.block_on(select(bound, unwanted)) {
+            Either::Left((bound, _)) => {
+                let mut doubt = self.doubt.lock().unwrap_or_else(PoisonError::into_inner);
+                match &bound {
+                    Ok(_) => *doubt = None,
+                    Err(e) if is_any_images(e) => *doubt = Some(slot),
+                    Err(_) => {}
+                }
+                bound
+            }
+            Either::Right((why, _)) => Err(Failure::retry("Cancelled", format!("{why}, before it had started"))),
+        }
     }
 
     fn image_id(&self, image: &str) -> Result<String, Failure> {
@@ -288,19 +367,25 @@ impl Binder for Kubernetes {
     }
 
     fn end_of(&self, slot: u32, container: &str, within: Duration) -> Result<ContainerState, Failure> {
-        self.runtime.block_on(Self::end_of(self, slot, container, within))
+        let silent = || Failure::retry("ApiUnavailable", "the API server did not answer in time");
+        let end =
+            async { tokio::time::timeout(within + LOOK_AGAIN, Self::end_of(self, slot, container, within)).await };
+        self.runtime.block_on(end).unwrap_or_else(|_| Err(silent()))
     }
 
     fn ready(&self) -> Result<(), Failure> {
-        if self.own.was_reachable() {
+        let doubt = *self.doubt.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.own.was_reachable() && doubt.is_none() {
             return Ok(());
         }
         let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         if asked.is_some_and(|at| at.elapsed() < LOOK_AGAIN) {
-            return Err(Failure::retry("ApiUnavailable", "the API server did not answer"));
+            return Err(Failure::retry("ApiUnavailable", "the API server did not answer, or refused the last patch"));
         }
         *asked = Some(Instant::now());
-        self.runtime.block_on(self.own.get_once()).map(drop)
+        self.runtime.block_on(self.look_again(doubt))?;
+        *self.doubt.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        Ok(())
     }
 
     fn check(&self, slots: &[u32]) -> Vec<Line> {

@@ -147,9 +147,6 @@ impl Patched<'_> {
             if old_image_since.is_some_and(|since| since.elapsed() >= OLD_IMAGE_LIVES) {
                 return Err(self.wrong_image("one that it may have had before"));
             }
-            if let Some(why) = progress.stop_wanted() {
-                return Err(Failure::retry("Cancelled", format!("{why}, before it had started")));
-            }
             if gone_since.is_none() && is_gone(&self.before.id) {
                 gone_since = Some(Instant::now());
             }
@@ -183,7 +180,12 @@ impl Patched<'_> {
             "the container that came after the patch to {} has image {image_id}, which can not be told from that of the one before: ask for the image by digest",
             self.reference
         );
-        Failure::hold("ImageNotProven", message)
+        // Else the slot goes to the placeholder first, and the next try starts from what is known.
+        if self.expected.or_another {
+            Failure::hold("ImageNotProven", message)
+        } else {
+            Failure::retry("ImageNotProven", message)
+        }
     }
 
     fn read(&self, pod: &Pod) -> Says {

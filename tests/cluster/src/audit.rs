@@ -1,0 +1,37 @@
+//! What pilots have asked the API server for, by its own audit log (tests/cluster/up.sh says what is in it). Our own cluster only.
+
+use std::fs;
+
+use serde_json::Value;
+
+use crate::access::cluster;
+use crate::namespace::Namespace;
+
+/// One request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// As RBAC has it: `get`, `list`, `watch`, `patch`, ...
+    pub verb: String,
+    /// Path and query.
+    pub uri: String,
+}
+
+/// All requests of a namespace's service accounts so far, in order. The server writes each down before it answers.
+pub fn requests(namespace: &Namespace) -> Vec<Request> {
+    let path = cluster().node().log("audit");
+    // Made with the first request.
+    let log = fs::read_to_string(&path).unwrap_or_default();
+    let user = format!("system:serviceaccount:{}:", namespace.name());
+    let ours = log.lines().filter(|line| line.contains(&user));
+    ours.map(|line| {
+        let event: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("{}: {e}: {line}", path.display()));
+        let text = |field: &str| event[field].as_str().unwrap_or_default().to_owned();
+        Request { verb: text("verb"), uri: text("requestURI") }
+    })
+    .collect()
+}
+
+/// How many of them have this verb.
+pub fn count(requests: &[Request], verb: &str) -> usize {
+    requests.iter().filter(|r| r.verb == verb).count()
+}

@@ -1,0 +1,70 @@
+//! The pod is deleted, evicted or torn away in mid-job: the job goes back to the spool, and the next pod of that name runs it to its end.
+
+use std::time::{Duration, Instant};
+
+use latebind_cluster_tests::pilot::{Options, Pilot, START_WITHIN, shell};
+use latebind_tests::pod::look_into;
+use serde_json::json;
+use watcher::bind::Class;
+
+const GRACE: Duration = Duration::from_secs(30);
+
+const JOB: &str = "echo begun; sleep 8; echo ended";
+
+fn in_mid_job() -> (Pilot, String) {
+    let pilot = Options::new().spool(&["--name", "pilot"]).start();
+    pilot.put("moved", &shell(JOB));
+    pilot.inside().runs("moved.1", 0);
+    let uid = pilot.object()["metadata"]["uid"].as_str().unwrap().to_owned();
+    (pilot, uid)
+}
+
+fn another_pod_ends_it(pilot: &Pilot, uid: &str) {
+    pilot.until("another pod of the name", START_WITHIN, |pod| (pod["metadata"]["uid"] != uid).then_some(()));
+    pilot.ready();
+    let outcome = pilot.result("moved");
+    outcome.is_good();
+    assert_eq!((outcome.text("stdout").as_str(), outcome.report.attempt), ("begun\nended\n", 2));
+    assert!(look_into(&pilot.spool(), "moved").is_some_and(|o| o.place == "done"));
+}
+
+/// What is told to end has its grace period, and uses it to put the job back.
+fn goes_back_in_time(end: impl FnOnce(&Pilot)) {
+    let (pilot, uid) = in_mid_job();
+    let began = Instant::now();
+    end(&pilot);
+    let first = pilot.attempt_within("moved", 1, GRACE);
+    println!("{} after {:?}", first.reason, began.elapsed());
+    assert_eq!(first.class, Class::Retry, "{first:#?}");
+    assert!(["Cancelled", "Stopped", "PodDeleted"].contains(&first.reason.as_str()), "{first:#?}");
+    another_pod_ends_it(&pilot, &uid);
+}
+
+#[test]
+fn a_pod_that_is_deleted() {
+    goes_back_in_time(|pilot| {
+        let grace = format!("--grace-period={}", GRACE.as_secs());
+        pilot.namespace.ask(&["delete", "pod", &pilot.pod, "--wait=false", &grace]);
+    });
+}
+
+/// What `kubectl drain` does to each pod of a node.
+#[test]
+fn a_pod_that_is_evicted() {
+    goes_back_in_time(|pilot| {
+        let (namespace, pod) = (pilot.namespace.name(), &pilot.pod);
+        let eviction = json!({"apiVersion": "policy/v1beta1", "kind": "Eviction",
+            "metadata": {"name": pod, "namespace": namespace}, "deleteOptions": {"gracePeriodSeconds": GRACE.as_secs()}});
+        let path = format!("/api/v1/namespaces/{namespace}/pods/{pod}/eviction");
+        latebind_cluster_tests::cluster().ask_with_input(&["create", "--raw", &path, "-f", "-"], eviction.to_string());
+    });
+}
+
+/// Nobody is left to put it back: the next pilot of the name finds it claimed.
+#[test]
+fn a_pod_that_is_torn_away() {
+    let (pilot, uid) = in_mid_job();
+    pilot.namespace.ask(&["delete", "pod", &pilot.pod, "--wait=false", "--grace-period=0", "--force"]);
+    another_pod_ends_it(&pilot, &uid);
+    assert_eq!(pilot.attempt("moved", 1).class, Class::Retry);
+}

@@ -1,0 +1,126 @@
+//! The other manifests of `deploy/`, as they are shipped. Their jobs name images of this project without a registry, and their servers
+//! are pods that only this node reaches: our own cluster only.
+
+use std::path::Path;
+use std::time::Duration;
+
+use latebind_cluster_tests::namespace::Namespace;
+use latebind_cluster_tests::pilot::{Options, debian, shell};
+use latebind_cluster_tests::{cluster, eventually, manifest};
+use latebind_tests::pod::{Scratch, look_into, put_into};
+use serde_json::{Value, json};
+
+const LIMIT: Duration = Duration::from_secs(120);
+
+#[test]
+fn a_job_before_1_29_completes_with_its_work() {
+    let pilot =
+        Options::new().manifest("deploy/job-before-1.29").spool(&["--idle-exit", "3", "--name", "pilot"]).start();
+    let missing = json!({"image": cluster().missing_image(), "argv": ["true"]});
+    // The one without an image is not the last: what comes after it runs as well.
+    for (name, job) in
+        [("a", shell("echo a")), ("b", missing), ("c", debian("cat /etc/debian_version")), ("d", shell("exit 3"))]
+    {
+        put_into(&pilot.spool(), name, job.to_string().as_bytes(), &[]);
+    }
+    pilot.result("a").is_good();
+    pilot.result("b").is("hold", "ImageNotFound");
+    pilot.result("c").is_good();
+    pilot.result("d").is("final", "Error");
+    assert_eq!(pilot.ended(LIMIT), "Succeeded");
+    let job = eventually("the Job is complete", LIMIT, || {
+        let job = pilot.namespace.ask_json(&["get", "job", "latebind"]);
+        let mut conditions = job["status"]["conditions"].as_array()?.clone().into_iter();
+        conditions.any(|c| c["type"] == "Complete" && c["status"] == "True").then_some(job)
+    });
+    assert_eq!((&job["status"]["succeeded"], &job["status"]["failed"]), (&json!(1), &Value::Null), "{job:#}");
+    assert_eq!(pilot.status("pilot")["restartCount"], 0);
+    for container in ["pilot", "payload"] {
+        let ended = pilot.status(container)["state"]["terminated"].clone();
+        assert_eq!(ended["exitCode"], 0, "{container}: {ended}");
+    }
+    // What needed no pilot any more is not lost: the next Job of the name would take it.
+    assert!(look_into(&pilot.spool(), "b").is_some_and(|o| o.place == "held"));
+}
+
+#[test]
+fn a_fixed_sequence_of_images_runs_to_its_end() {
+    // Ready: the sequence is over.
+    let pilot = Options::new().manifests(&["deploy/base", "deploy/examples/fixed-sequence"]).start();
+    let log = pilot.log("pilot");
+    assert_eq!(pilot.shell("cat /results/over").trim(), "0", "{log}");
+    assert!(log.contains("2 late") && log.contains("1 binding"), "{log}");
+    for (step, image) in [("first", "busybox"), ("second", "debian")] {
+        let report: Value = serde_json::from_str(&pilot.shell(&format!("cat /results/{step}/report.json"))).unwrap();
+        assert_eq!((&report["reason"], &report["verified"]), (&json!("Completed"), &json!(true)), "{step}: {report:#}");
+        let image_id = report["container"]["image_id"].as_str().unwrap();
+        assert!(image_id.ends_with(&cluster().digest(image)), "{step}: {image_id}");
+    }
+}
+
+#[test]
+fn jobs_of_a_server_are_fetched_run_and_sent_back() {
+    let (namespace, directory) = (Namespace::new(), "deploy/examples/dynamic");
+    let is_pilot = |o: &Value| o["metadata"]["name"] == "latebind-dynamic" && o["kind"] == "Pod";
+    let mut objects = manifest::for_namespace(directory, namespace.name());
+    objects.retain(|o| !is_pilot(o));
+    namespace.ask(&["create", "secret", "generic", "latebind-jobs", "--from-literal=password=0123456789abcdef"]);
+    // The server first: there is no name service in our cluster, so the pilot is told its address.
+    namespace.create(&objects);
+    let address = eventually("the job server serves", LIMIT, || {
+        let pod = namespace.pod("latebind-jobs")?;
+        let ready = pod["status"]["containerStatuses"][0]["ready"] == true;
+        pod["status"]["podIP"].as_str().filter(|_| ready).map(|address| format!("{address}:8080"))
+    });
+    let pilot = Options::new()
+        .manifests(&["deploy/base", directory])
+        .keep(move |o| is_pilot(o) || ["ServiceAccount", "Role", "RoleBinding"].iter().any(|kind| o["kind"] == *kind))
+        .env("JOB_SERVER", &address)
+        .start_in(namespace);
+    let on_server = |script: &str| {
+        let ran = pilot.namespace.call(&["exec", "latebind-jobs", "--", "/bin/sh", "-c", script]);
+        assert_eq!(ran.code, Some(0), "{script}: {}", ran.err());
+        ran.out()
+    };
+    eventually("all results are with the server", LIMIT, || {
+        (on_server("ls /state/results") == "1-hello.tar\n2-words.tar\n3-fails.tar\n").then_some(())
+    });
+    let of = |job: &str, file: &str| on_server(&format!("tar -xOf /state/results/{job}.tar ./{file}"));
+    assert_eq!(of("1-hello", "stdout"), "hello from busybox\n");
+    assert_eq!(of("2-words", "outputs/words"), "      1 binding\n      2 late\n");
+    let failed: Value = serde_json::from_str(&of("3-fails", "report.json")).unwrap();
+    assert_eq!((&failed["class"], &failed["exit_code"]), (&json!("final"), &json!(3)), "{failed:#}");
+    assert_eq!((of("3-fails", "stderr").as_str(), &failed["verified"]), ("this job fails\n", &json!(true)));
+}
+
+/// A kustomization outside of the project that lays the patch over `deploy/`, as docs/kubernetes.md says.
+fn with_second_slot(scratch: &Path) -> String {
+    let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap();
+    std::fs::copy(project.join("deploy/examples/second-slot.yaml"), scratch.join("second-slot.yaml")).unwrap();
+    // kustomize takes no absolute paths; the one of our own cluster's kubectl 1.20 wants other fields than its successors.
+    let up: String = scratch.canonicalize().unwrap().components().skip(1).map(|_| "../").collect();
+    let deploy = format!("{up}{}", project.join("deploy").strip_prefix("/").unwrap().display());
+    let text = format!(
+        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nbases:\n- {deploy}\npatchesStrategicMerge:\n- second-slot.yaml\n"
+    );
+    std::fs::write(scratch.join("kustomization.yaml"), text).unwrap();
+    scratch.display().to_string()
+}
+
+#[test]
+fn the_patch_for_a_second_slot_makes_one() {
+    let scratch = Scratch::new();
+    let pilot = Options::new().manifest(&with_second_slot(scratch.path())).spool(&[]).start();
+    // Each waits for the other's processes: alone neither would end.
+    let script = |own: u32, other: u32| {
+        format!(
+            "sleep 2000{own} & while ! grep -qaz '^2000{other}$' /proc/[0-9]*/cmdline 2>/dev/null; do sleep 0.1; done; sleep 1"
+        )
+    };
+    pilot.put("in-busybox", &shell(&script(1, 2)));
+    pilot.put("in-debian", &debian(&script(2, 1)));
+    let (one, other) = (pilot.result("in-busybox"), pilot.result("in-debian"));
+    assert_ne!(one.is_good().report.slot, other.is_good().report.slot);
+    let check = pilot.exec("pilot", &["watcher", "check"]);
+    assert_eq!(check.code, Some(0), "{}", check.out());
+}
