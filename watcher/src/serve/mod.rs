@@ -19,7 +19,7 @@ use crate::job::control::Control;
 use crate::job::life::{self, After, Around, Held, Settings};
 use crate::job::relay::Streams;
 use crate::job::{Phase, Report, Request, State, now};
-use crate::slot::Slot;
+use crate::slot::{ClientDirs, Slot};
 use crate::store::Store;
 
 /// Where the pilot's private volume is mounted.
@@ -71,6 +71,8 @@ pub struct Core {
     restoring: Arc<AtomicUsize>,
     /// Payload UIDs of the slots.
     uids: Arc<BTreeMap<u32, u32>>,
+    /// Directories for clients' sandboxes in each slot.
+    dirs: Arc<BTreeMap<u32, ClientDirs>>,
 }
 
 /// The threads of a running core.
@@ -103,12 +105,17 @@ impl Core {
             Ok((*number, slot, owner))
         };
         let slots: Vec<(u32, Option<Slot>, (u32, u32))> = parts.slots.iter().map(open).collect::<io::Result<_>>()?;
+        let mut dirs = BTreeMap::new();
+        for (number, slot, _) in &slots {
+            dirs.insert(*number, client_dirs(*number, slot.as_ref(), &owners)?);
+        }
         let core = Self {
             shared: Arc::default(),
             states: Store::open(parts.private.join("jobs"))?,
             settings: Arc::new(parts.settings),
             binder: parts.binder,
             restoring: Arc::default(),
+            dirs: Arc::new(dirs),
             uids: Arc::new(slots.iter().map(|(number, _, owner)| (owner.0, *number)).collect()),
         };
         if core.uids.len() < slots.len() {
@@ -317,11 +324,12 @@ impl Core {
         let end = UntilTheEnd { core: self, job: job.and_then(|name| self.control(name)) };
         self.restoring.fetch_add(1, Ordering::Relaxed);
         let mut mended = None;
+        let dirs = self.dirs.get(&number).cloned().unwrap_or_default();
         while end.stop_wanted().is_none() {
             let bound = self.binder.bind(number, "", &end);
-            let tried = bound
-                .map_err(|e| format!("the placeholder can not be bound: {e}"))
-                .and_then(|_| Slot::mend(number, uid, gid).map_err(|e| format!("its volumes can not be mended: {e}")));
+            let tried = bound.map_err(|e| format!("the placeholder can not be bound: {e}")).and_then(|_| {
+                Slot::mend(number, uid, gid, &dirs).map_err(|e| format!("its volumes can not be mended: {e}"))
+            });
             match tried {
                 Ok(slot) => {
                     mended = Some(slot);
@@ -455,6 +463,20 @@ fn open_slot(number: u32, owners: &Store) -> io::Result<(Option<Slot>, (u32, u32
         }
     };
     Ok((slot, owner))
+}
+
+/// The directories that the slot's clients have for their sandboxes, as they were the first time.
+fn client_dirs(number: u32, slot: Option<&Slot>, owners: &Store) -> io::Result<ClientDirs> {
+    let name = format!("{number}-dirs");
+    match (owners.get(&name)?, slot) {
+        (Some(dirs), _) => Ok(dirs),
+        (None, Some(slot)) => {
+            let dirs = slot.client_dirs()?;
+            owners.put(&name, &dirs)?;
+            Ok(dirs)
+        }
+        (None, None) => Ok(ClientDirs::new()),
+    }
 }
 
 /// The placeholder of an idle slot is not waited for when there is work again.
