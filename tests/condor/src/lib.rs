@@ -277,9 +277,11 @@ impl Job<'_> {
         self.pool.ask("pool", "alice", &all);
     }
 
-    /// Waits until its program says something in its output, which has to be streamed or in the sandbox.
+    /// Waits until it runs and has made a file in its sandbox.
     #[track_caller]
     pub fn sandbox_has(&self, slot: u32, file: &str) {
+        // Till then it is another job's sandbox.
+        self.until("running", JOB_WITHIN, |ad| ad["JobStatus"] == status::RUNNING);
         let give_up = Instant::now() + JOB_WITHIN;
         let look = format!(
             "cat /shared/slot/{slot}/data/execute/dir_*/{file} /shared/slot/{slot}/data/execute/dir_*/scratch/{file}"
