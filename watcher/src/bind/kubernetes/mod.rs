@@ -30,6 +30,9 @@ use self::watching::{Expected, Patched};
 use super::{Binder, Class, Container, ContainerState, Failure, Progress};
 use crate::check::Line;
 
+/// How long the kubelet may take to tell of a new pod's containers.
+const TOLD_WITHIN: Duration = Duration::from_secs(20);
+
 /// How often the API server is asked whether it is back.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
@@ -96,7 +99,7 @@ impl Kubernetes {
     async fn bind_as_read(&self, slot: u32, image: &str, progress: &dyn Progress) -> Result<Container, Failure> {
         let name = view::container_name(slot);
         let wrong_pod = |why: String| Failure::retry("PodUnfit", why);
-        let mut pod = self.own.get().await?;
+        let mut pod = self.told(self.own.get().await?, &name).await?;
         let mut before = view::payload(&pod, &name).map_err(wrong_pod)?;
         let (placeholder, its_image_id) = view::placeholder(&pod).map_err(wrong_pod)?;
         let image = if image.is_empty() { placeholder.as_str() } else { image };
@@ -119,6 +122,11 @@ impl Kubernetes {
             before = view::payload(&pod, &name).map_err(wrong_pod)?;
             plan = self.plan(image, &before, self.remember(|m| at_rest(m, &before)))?;
         }
+        if image == placeholder && plan.reference == before.wanted {
+            // No change to the kubelet either: what runs there, or comes up next, is the placeholder already.
+            before.id.clear();
+            before.last = None;
+        }
         let bound = self.change(slot, image, &view::whole(&pod), &before, plan, progress).await;
         // What a tag meant when it was first bound may be gone from the registry since, and the tag mean something else.
         let is_gone = bound.as_ref().is_err_and(|e| e.reason == "ImageNotFound");
@@ -128,6 +136,18 @@ impl Kubernetes {
             return Box::pin(self.bind(slot, image, progress)).await;
         }
         bound
+    }
+
+    /// The pod, once the kubelet has told the server of its containers: a pilot runs a moment before that.
+    async fn told(&self, mut pod: Pod, name: &str) -> Result<Pod, Failure> {
+        let give_up = Instant::now() + TOLD_WITHIN;
+        let mut changes = self.own.follow(view::whole(&pod).version);
+        while !view::is_told(&pod, name) && view::whole(&pod).ends.is_none() && Instant::now() < give_up {
+            if let Some(next) = changes.next(Duration::from_millis(250)).await? {
+                pod = next;
+            }
+        }
+        Ok(pod)
     }
 
     /// Whether the pod could be patched: looked at anew after a bind that was refused for more than its image.
@@ -200,7 +220,7 @@ impl Kubernetes {
             patched_at,
             pull_timeout: self.options.pull_timeout,
         };
-        let found = patched.follow(self.own.follow(now.version), progress).await?;
+        let found = patched.follow(pod, self.own.follow(now.version), progress).await?;
         self.remember(|m| {
             m.settle(slot, &reference);
             m.learn(image, &found.image_id);

@@ -161,6 +161,15 @@ pub fn is_payload(name: &str) -> bool {
     name == "payload" || name.strip_prefix("payload-").is_some_and(|n| n.parse::<u32>().is_ok())
 }
 
+/// Whether the kubelet has said what became of this container and of the one that installed glue.
+pub fn is_told(pod: &Pod, name: &str) -> bool {
+    let is_to_come = |reason: &str| matches!(reason, "" | "ContainerCreating" | "PodInitializing");
+    let has_a_fate = |status: &ContainerStatus| {
+        !status.container_id.is_empty() || status.state.waiting.as_ref().is_some_and(|w| !is_to_come(&w.reason))
+    };
+    status_of(pod, name).is_some_and(has_a_fate) && status_of(pod, INSTALL).is_some_and(|s| !s.image_id.is_empty())
+}
+
 /// The placeholder: the image of the init container that installs glue, and what the kubelet says its content is.
 pub fn placeholder(pod: &Pod) -> Result<(String, String), String> {
     let install = pod.spec.init_containers.iter().find(|c| c.name == INSTALL);
@@ -206,6 +215,21 @@ mod tests {
         assert_eq!((found.shape, found.id.as_str()), (Shape::Sidecar, "abc"));
         assert_eq!(placeholder(&sidecar).unwrap(), ("g".to_owned(), String::new()));
         assert!(payload(&sidecar, "payload-1").unwrap_err().contains("no container payload-1"));
+    }
+
+    #[test]
+    fn a_new_pod_is_told_of_a_moment_late() {
+        let spec = json!({"containers": [{"name": "payload"}], "initContainers": [{"name": "install"}]});
+        let installed = json!([{"name": "install", "imageID": "q@sha256:1"}]);
+        let told = |installed: &Value, payload: Value| {
+            let status = json!({"initContainerStatuses": installed, "containerStatuses": [payload]});
+            is_told(&pod(spec.clone(), status), "payload")
+        };
+        let waits = |reason: &str| json!({"name": "payload", "state": {"waiting": {"reason": reason}}});
+        let runs = json!({"name": "payload", "containerID": "containerd://a", "state": {"running": {}}});
+        assert!(told(&installed, runs.clone()) && told(&installed, waits("ErrImagePull")));
+        assert!(!told(&installed, waits("PodInitializing")) && !told(&json!([{"name": "install"}]), runs));
+        assert!(!is_told(&pod(spec.clone(), json!({})), "payload"));
     }
 
     #[test]

@@ -101,18 +101,20 @@ pub fn is_gone(container: &str) -> bool {
 }
 
 impl Patched<'_> {
-    /// Waits for the new container, a failure, or the end of patience.
-    pub async fn follow(&self, mut changes: Follow, progress: &dyn Progress) -> Result<Found, Failure> {
+    /// Waits for the new container, a failure, or the end of patience. `first` is the pod as the patch has left it.
+    pub async fn follow(&self, first: Pod, mut changes: Follow, progress: &dyn Progress) -> Result<Found, Failure> {
+        let mut first = Some(first);
         let mut gone_since: Option<Instant> = None;
         let mut old_image_since: Option<Instant> = None;
         let mut candidate: Option<(Found, Instant)> = None;
         let (mut pulling, mut backed_off) = (false, false);
         let mut back_off: Option<(Instant, String)> = None;
         loop {
-            let says = match changes.next(TICK).await? {
-                Some(pod) => self.read(&pod),
-                None => Says::Nothing,
+            let pod = match first.take() {
+                Some(first) => Some(first),
+                None => changes.next(TICK).await?,
             };
+            let says = pod.map_or(Says::Nothing, |pod| self.read(&pod));
             match says {
                 Says::Found(found) if self.old_is_gone => match &candidate {
                     Some((earlier, _)) if earlier.id == found.id => {}
