@@ -23,7 +23,7 @@ else
     echo "test.sh: no clippy here, lints are not checked"
 fi
 step "unit tests" "$cargo" test --quiet --locked --no-fail-fast --workspace --exclude latebind-tests \
-    --exclude latebind-cluster-tests
+    --exclude latebind-cluster-tests --exclude latebind-condor-tests
 # Two at a time: each starts several containers, and two cores are enough for all there is to test.
 step "integration tests" "$cargo" test --locked --no-fail-fast -p latebind-tests -- --test-threads=2
 
