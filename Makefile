@@ -4,7 +4,7 @@
 #   REGISTRY         where `push` takes the images: host[:port][/path]; TAG is their tag, INSECURE=1 leaves TLS out
 #   RECIPE           debian or rustup: how static binaries are made (default: rustup where it has the musl target, else debian)
 
-.PHONY: help build images push archive demo test test-cluster cluster cluster-down bench soak clean
+.PHONY: help build images push archive demo test test-condor test-cluster cluster cluster-down bench soak clean
 
 # Said before anything is built, which takes minutes.
 ifneq ($(filter push,$(MAKECMDGOALS)),)
@@ -22,6 +22,7 @@ help:
 	@echo 'make test     format, lints, unit tests, and the integration tests on real containers'
 	@echo 'make test-cluster  the tests on Kubernetes: a cluster of one node on this machine, made and stopped again; or yours, where'
 	@echo '              KUBECONFIG and LATEBIND_REGISTRY are both set'
+	@echo 'make test-condor   the tests on an HTCondor pool, made and ended here, with HTCondor 23.9 of Debian trixie; CONDOR=sid: 25.x of sid'
 	@echo 'make cluster  that cluster with the images in its registry, left running; make cluster-down stops it'
 	@echo 'make soak     kills parts of pods at random for DURATION seconds (600), and counts: no job lost, none reported twice'
 	@echo 'make bench    what late binding costs, side by side with a shell loop, tini and dumb-init'
@@ -57,7 +58,15 @@ test:
 	@images/build.sh
 	@.ci/test.sh
 
-test-cluster:
+test-# Storage of their own for these too, since they run in the machine's own PID namespace.
+test-condor: export LATEBIND_STATE := $(or $(LATEBIND_STATE),/var/lib/latebind-condor)
+test-condor:
+	@.ci/setup.sh build images test
+	@.ci/build.sh
+	@images/build.sh glue busybox debian noshell passwd-link htcondor-pilot
+	@.ci/test-condor.sh
+
+cluster:
 	@.ci/setup.sh build images test
 	@.ci/build.sh
 	@images/build.sh

@@ -5,11 +5,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 . .ci/rust.sh
 . .ci/steps.sh
-cargo=$(dev_cargo)
-[ -n "$cargo" ] || {
-    echo "test.sh: no cargo of version 1.85 or later: run .ci/setup.sh test" >&2
-    exit 1
-}
+cargo=$(need_cargo) || exit
 export LATEBIND_STATE=${LATEBIND_STATE:-/var/lib/latebind-test} # see the Makefile
 export CARGO_TERM_COLOR=never
 if "$cargo" fmt --version >/dev/null 2>&1; then
@@ -23,7 +19,7 @@ else
     echo "test.sh: no clippy here, lints are not checked"
 fi
 step "unit tests" "$cargo" test --quiet --locked --no-fail-fast --workspace --exclude latebind-tests \
-    --exclude latebind-cluster-tests
+    --exclude latebind-cluster-tests --exclude latebind-condor-tests
 # Two at a time: each starts several containers, and two cores are enough for all there is to test.
 step "integration tests" "$cargo" test --locked --no-fail-fast -p latebind-tests -- --test-threads=2
 

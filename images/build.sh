@@ -1,9 +1,10 @@
 #!/bin/bash
-# build.sh [NAME...]: builds images/NAME (default: all) as localhost/latebind/NAME:1, from dist/ and Debian's packages, with no
+# build.sh [NAME...]: builds images/NAME (default: all but those `by name only`) as localhost/latebind/NAME:1, from dist/ and Debian's packages, with no
 # registry. An image whose inputs have not changed is left alone.
 #
 # images/NAME/Containerfile   what the image is. Its line "# inputs: ..." names what is put beside it: programs of dist/,
-#                             `busybox` (Debian's static one), `debian.tar`
+#                             `busybox` (Debian's static one), `debian.tar`, `htcondor.tar` (Debian trixie with HTCondor; sid with
+#                             CONDOR=sid). A line "# by name only" leaves it out where no name is given
 # images/NAME/rootfs          optional script: makes a file tree in the directory $1, put beside the Containerfile as rootfs.tar;
 #                             for what COPY can not say (links, odd owners and modes, broken programs)
 set -euo pipefail
@@ -20,13 +21,14 @@ die() {
 
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/latebind
 debian=$cache/debian-bookworm-$(dpkg --print-architecture).tar
+condor=$cache/htcondor-${CONDOR:-trixie}-$(dpkg --print-architecture).tar
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 # input NAME: path of an input, made if need be
 input() {
     case $1 in
-    glue | watcher | latebind-host | probe)
+    glue | watcher | latebind-host | latebind-singularity | probe)
         [ -x "dist/$1" ] || die "dist/$1 is missing: make build"
         echo "dist/$1"
         ;;
@@ -37,6 +39,10 @@ input() {
     debian.tar)
         [ -s "$debian" ] || images/debian/debootstrap.sh "$debian" >&2
         echo "$debian"
+        ;;
+    htcondor.tar)
+        [ -s "$condor" ] || images/htcondor-pilot/debootstrap.sh "${CONDOR:-trixie}" "$condor" >&2
+        echo "$condor"
         ;;
     *) die "unknown input '$1'" ;;
     esac
@@ -87,6 +93,7 @@ build() {
         ln -L "$path" "$context/" 2>/dev/null || cp "$path" "$context/"
     done
     if [ -e "$context/${debian##*/}" ]; then mv "$context/${debian##*/}" "$context/debian.tar"; fi
+    if [ -e "$context/${condor##*/}" ]; then mv "$context/${condor##*/}" "$context/htcondor.tar"; fi
     if [ -f "$context/rootfs" ]; then
         mkdir "$work/$name.tree"
         (cd "$context" && sh -eu ./rootfs "$work/$name.tree")
@@ -106,6 +113,7 @@ build() {
 unchanged=0 built=0 started=$SECONDS
 if [ $# = 0 ]; then
     for dir in images/*/Containerfile; do
+        grep -q '^# by name only' "$dir" && continue
         dir=${dir%/Containerfile}
         set -- "$@" "${dir#images/}"
     done

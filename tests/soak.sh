@@ -4,11 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . .ci/rust.sh
-cargo=$(dev_cargo)
-[ -n "$cargo" ] || {
-    echo "soak.sh: no cargo of version 1.85 or later: run .ci/setup.sh test" >&2
-    exit 1
-}
+cargo=$(need_cargo) || exit
 export LATEBIND_SOAK_SECONDS=${1:-600}
 case $LATEBIND_SOAK_SECONDS in
 *[!0-9]* | '')

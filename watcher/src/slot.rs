@@ -1,5 +1,6 @@
 //! One slot as the watcher sees it: its volumes, its numbers, what its glue says, and its chime.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -11,14 +12,18 @@ use glue::contract::status::Status;
 use glue::processes::{Pinned, Proc};
 use glue::volume::Dir;
 use nix::fcntl::OFlag;
-use nix::sys::stat::{Mode, SFlag, fchmod, mkdirat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, mkdirat};
 use nix::unistd::{Gid, Uid, fchown};
 
 use crate::bind::proof;
+use crate::job::stage;
 use crate::tree;
 
 /// Largest status file that is read.
 const STATUS_MAX: u64 = 64 << 10;
+
+/// Directories in `data/` that a client has made for its sandboxes (HTCondor's `execute/`): name, owner and group.
+pub type ClientDirs = BTreeMap<String, (u32, u32)>;
 
 /// An open slot.
 pub struct Slot {
@@ -69,10 +74,22 @@ impl Slot {
 
     /// Makes the slot's volumes again what `glue install` has made of them, and opens them. Root of an image that was not proven may
     /// have left anything there, and no later glue would work on it. For when only the placeholder's glue can be there.
-    pub fn mend(number: u32, uid: u32, gid: u32) -> io::Result<Self> {
+    pub fn mend(number: u32, uid: u32, gid: u32, dirs: &ClientDirs) -> io::Result<Self> {
         let (ctl, data) = (Dir::open(&layout::ctl(number))?, Dir::open(&layout::data(number))?);
-        mend_volumes(ctl.as_fd(), data.as_fd(), uid, gid)?;
+        mend_volumes(ctl.as_fd(), data.as_fd(), (uid, gid), dirs)?;
         Self::open(number)
+    }
+
+    /// The directories in `data/` that are neither ours nor glue's, as they are now.
+    pub fn client_dirs(&self) -> io::Result<ClientDirs> {
+        let mut dirs = ClientDirs::new();
+        for name in self.data.names()? {
+            let stat = self.data.stat_of(&name)?;
+            if tree::is(&stat, SFlag::S_IFDIR) && ![layout::WORK, stage::IO].contains(&name.as_str()) {
+                dirs.insert(name, (stat.st_uid, stat.st_gid));
+            }
+        }
+        Ok(dirs)
     }
 
     /// What glue says now; `None` where no glue has said anything yet. Only for who has the mount proof: an image's own root
@@ -163,7 +180,12 @@ impl Slot {
     }
 }
 
-fn mend_volumes(ctl: BorrowedFd<'_>, data: BorrowedFd<'_>, uid: u32, gid: u32) -> io::Result<()> {
+fn mend_volumes(
+    ctl: BorrowedFd<'_>,
+    data: BorrowedFd<'_>,
+    (uid, gid): (u32, u32),
+    dirs: &ClientDirs,
+) -> io::Result<()> {
     let own = |fd: BorrowedFd<'_>, uid: u32, gid: u32, mode: u32| -> io::Result<()> {
         fchown(fd, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
         Ok(fchmod(fd, Mode::from_bits_truncate(mode))?)
@@ -179,7 +201,18 @@ fn mend_volumes(ctl: BorrowedFd<'_>, data: BorrowedFd<'_>, uid: u32, gid: u32) -
         };
         tree::is(stat, kind) && stat.st_uid == 0 && stat.st_mode & 0o022 == 0
     })?;
-    tree::remove_others(data, |name, stat| name == layout::WORK && tree::is(stat, SFlag::S_IFDIR))?;
+    let is_dir = |stat: &FileStat| tree::is(stat, SFlag::S_IFDIR);
+    tree::remove_others(data, |name, stat| (name == layout::WORK || dirs.contains_key(name)) && is_dir(stat))?;
+    for (name, (owner, group)) in dirs {
+        match mkdirat(data, name.as_str(), Mode::from_bits_truncate(0o700)) {
+            Ok(()) | Err(nix::errno::Errno::EEXIST) => {}
+            Err(e) => return Err(e.into()),
+        }
+        let dir = glue::volume::open_beneath(data, name, OFlag::O_RDONLY | OFlag::O_DIRECTORY, 0)?;
+        own(dir.as_fd(), *owner, *group, 0o755)?;
+        // Sandboxes stay, since their clients are there; whatever else is in it, a client might follow.
+        tree::remove_others(dir.as_fd(), |_, stat| is_dir(stat) && [uid, *owner].contains(&stat.st_uid))?;
+    }
     match mkdirat(data, layout::WORK, Mode::from_bits_truncate(0o700)) {
         Ok(()) | Err(nix::errno::Errno::EEXIST) => {}
         Err(e) => return Err(e.into()),
@@ -203,9 +236,10 @@ mod tests {
         let (ctl, data) = (top.join("ctl"), top.join("data"));
         fs::create_dir_all(&ctl).unwrap();
         fs::create_dir_all(&data).unwrap();
+        let dirs = ClientDirs::from([("execute".to_owned(), (19_000, 19_001))]);
         let mend = || {
             let (ctl, data) = (tree::open_dir(&ctl).unwrap(), tree::open_dir(&data).unwrap());
-            mend_volumes(ctl.as_fd(), data.as_fd(), 20_000, 20_001).unwrap();
+            mend_volumes(ctl.as_fd(), data.as_fd(), (20_000, 20_001), &dirs).unwrap();
         };
         let entries = |dir: &PathBuf| {
             let mut names: Vec<String> =
@@ -224,9 +258,25 @@ mod tests {
         fs::set_permissions(&data, fs::Permissions::from_mode(0o1777)).unwrap();
         mend();
         let what = |path: &PathBuf| fs::symlink_metadata(path).map(|m| (m.uid(), m.gid(), m.mode())).unwrap();
-        assert_eq!((entries(&ctl), entries(&data)), (vec![], vec!["work".to_owned()]));
+        assert_eq!((entries(&ctl), entries(&data)), (vec![], vec!["execute".to_owned(), "work".to_owned()]));
+        assert_eq!(what(&data.join("execute")), (19_000, 19_001, 0o40_755));
         assert_eq!((what(&ctl), what(&data)), ((0, 0, 0o40_700), (0, 0, 0o40_755)));
         assert_eq!(what(&data.join("work")), (20_000, 20_001, 0o40_700));
+        // A client's sandboxes stay, and nothing beside them that could lead elsewhere.
+        let execute = data.join("execute");
+        for (name, owner) in [("dir_1", 20_000), ("dir_2", 19_000), ("dir_3", 0)] {
+            fs::create_dir(execute.join(name)).unwrap();
+            fs::write(execute.join(name).join("file"), "").unwrap();
+            std::os::unix::fs::chown(execute.join(name), Some(owner), None).unwrap();
+        }
+        symlink("/etc", execute.join("dir_4")).unwrap();
+        fs::set_permissions(&execute, fs::Permissions::from_mode(0o777)).unwrap();
+        mend();
+        assert_eq!(entries(&execute), ["dir_1", "dir_2"]);
+        assert_eq!(
+            (entries(&execute.join("dir_1")), what(&execute)),
+            (vec!["file".to_owned()], (19_000, 19_001, 0o40_755))
+        );
         // What the placeholder's glue made meanwhile stays; a job's directory that is another's, or full, becomes the slot's.
         fs::write(ctl.join("status.json"), "{}").unwrap();
         nix::unistd::mkfifo(&ctl.join("chime"), Mode::from_bits_truncate(0o600)).unwrap();

@@ -18,7 +18,7 @@ use watcher::bind::kubernetes::{self, Kubernetes};
 use watcher::job::life::{Reuse, Settings};
 use watcher::job::limits::{Bytes, Limits};
 use watcher::job::{EnvSource, Request};
-use watcher::serve::{self, Core, Parts, Running, protocol, server};
+use watcher::serve::{self, Core, Parts, Running, clients, protocol, server};
 use watcher::slot::Slot;
 use watcher::{check, describe, helper, keys, metrics, pilot, results, run, timeline, top};
 
@@ -40,7 +40,7 @@ struct Cli {
 enum Verb {
     /// Run one job: watcher run IMAGE -- CMD ARGS. Exit code: the job's, 128+n for a signal, 124 timed out, 125 our failure,
     /// 126 not executable, 127 not found.
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Serve jobs from a spool directory, as many at once as there are slots.
     Pilot(PilotArgs),
     /// Serve clients on the socket in the private volume.
@@ -135,6 +135,10 @@ struct CoreArgs {
     /// Socket of the `host` binder.
     #[arg(long, value_name = "PATH", default_value = host::SOCKET)]
     bind_socket: PathBuf,
+    /// A socket for clients that are not root but have a slot's payload UID, such as HTCondor's drop-in; in a directory that
+    /// only the pilot container has.
+    #[arg(long, value_name = "PATH", env = "LATEBIND_CLIENTS")]
+    clients: Option<PathBuf>,
     /// Name of the pod, for the `kubernetes` binder; the host name where none is given.
     #[arg(long, value_name = "NAME", env = "LATEBIND_POD_NAME", hide_env_values = true)]
     pod: Option<String>,
@@ -247,6 +251,13 @@ struct PilotArgs {
 struct RunArgs {
     #[command(flatten)]
     core: CoreArgs,
+    /// Have the job run by the watcher that listens there, and end it when this command ends; the only way for a caller that is
+    /// not root but has a slot's payload UID.
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["results", "owner", "env_file", "inputs"])]
+    socket: Option<PathBuf>,
+    /// A directory of the payload's beneath the slot's data/ to run in, instead of work/; nothing in it is copied or removed.
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["inputs", "output"])]
+    sandbox: Option<String>,
     /// Forward standard input.
     #[arg(short, long)]
     interactive: bool,
@@ -427,6 +438,9 @@ fn start_core(args: &CoreArgs, binder: &Arc<dyn Binder>, for_one_job: bool) -> i
         let local = metrics::listen(running.core(), address)?;
         tracing::info!("metrics: http://{local}/metrics");
     }
+    if let Some(path) = args.clients.as_ref().filter(|_| !for_one_job) {
+        clients::listen(running.core(), path)?;
+    }
     Ok(running)
 }
 
@@ -492,10 +506,13 @@ fn serve_clients(args: &CoreArgs) -> io::Result<ExitCode> {
 
 fn run_one(args: &RunArgs) -> io::Result<ExitCode> {
     let request = request_of(args)?;
-    let socket = args.core.private.private.join(protocol::SOCKET);
+    let socket = args.socket.clone().unwrap_or_else(|| args.core.private.private.join(protocol::SOCKET));
     // A watcher that serves already does it; else this process is one, for one job.
     let running = match std::os::unix::net::UnixStream::connect(&socket) {
         Ok(_) => None,
+        Err(e) if args.socket.is_some() => {
+            return Err(io::Error::new(e.kind(), format!("{}: {e}: does a watcher serve there?", socket.display())));
+        }
         Err(_) => Some(start_core(&args.core, &binder(&args.core)?, true)?),
     };
     let (report, code) = run::run(&socket, &request, args.interactive, args.verbose)?;
@@ -548,6 +565,7 @@ fn request_of(args: &RunArgs) -> io::Result<Request> {
     request.timeout_s = args.timeout;
     request.grace_s = args.grace;
     request.owner = args.owner.clone();
+    request.sandbox = args.sandbox.clone();
     request.relay = true;
     Ok(request)
 }

@@ -11,6 +11,9 @@ use crate::bind::{Class, ContainerState, Failure};
 /// The reason of a job that was ended because it used too much.
 pub const LIMIT_EXCEEDED: &str = "LimitExceeded";
 
+/// The reason of a job that the kernel ended for memory.
+pub const OUT_OF_MEMORY: &str = "OutOfMemory";
+
 /// SIGKILL, the signal with which the kernel ends a process for memory.
 const SIGKILL: i32 = 9;
 
@@ -33,7 +36,7 @@ pub fn of_record(record: &Record, cancelled: Option<&str>, limit: Option<&Crosse
         Outcome::Signaled => {
             let signal = record.signal.unwrap_or(0);
             if signal == SIGKILL && record.cgroup.and_then(|c| c.oom_kills).unwrap_or(0) > 0 {
-                return (Class::Hold, "OutOfMemory", out_of_memory());
+                return (Class::Hold, OUT_OF_MEMORY, out_of_memory());
             }
             (Class::Final, "Signaled", format!("the job was ended by signal {signal}"))
         }
@@ -127,7 +130,7 @@ pub fn start_of(report: &Report) -> Start {
 pub fn of_loss(state: Option<&ContainerState>) -> Failure {
     match state {
         Some(ContainerState { pod_ends: Some((reason, message)), .. }) => Failure::retry(reason, message.clone()),
-        Some(state) if state.oom_killed => Failure::hold("OutOfMemory", out_of_memory()),
+        Some(state) if state.oom_killed => Failure::hold(OUT_OF_MEMORY, out_of_memory()),
         Some(state) if !state.running && state.exit_code == Some(FULL_CODE.into()) => no_room(),
         Some(state) if !state.running => {
             let code = state.exit_code.map_or_else(|| "unknown".into(), |c| c.to_string());
@@ -147,7 +150,7 @@ pub fn of_end_before_ready(state: &ContainerState) -> Failure {
     let message = format!("the new container ended{code} before its glue was ready: see the container's log{said}");
     match state.exit_code {
         _ if state.pod_ends.is_some() => of_loss(Some(state)),
-        _ if state.oom_killed => Failure::hold("OutOfMemory", out_of_memory()),
+        _ if state.oom_killed => Failure::hold(OUT_OF_MEMORY, out_of_memory()),
         Some(code) if code == i64::from(FULL_CODE) => no_room(),
         Some(1..=127) => Failure::hold("ContainerCannotRun", message),
         _ => Failure::retry("ContainerLost", message),

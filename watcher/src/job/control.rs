@@ -25,6 +25,7 @@ struct Wishes {
     signals: VecDeque<i32>,
     steer: VecDeque<Steer>,
     cancel: Option<String>,
+    at_once: bool,
 }
 
 /// A signal that is wanted for all processes of a payload, and where to say how many got it.
@@ -72,6 +73,19 @@ impl Control {
     /// Wants the job ended, for this reason.
     pub fn cancel(&self, why: &str) {
         self.change(|w| w.cancel = Some(why.to_owned()));
+    }
+
+    /// Wants the job ended without any grace: nobody is left whom it could do good.
+    pub fn abandon(&self, why: &str) {
+        self.change(|w| {
+            w.cancel.get_or_insert_with(|| why.to_owned());
+            w.at_once = true;
+        });
+    }
+
+    /// Whether the job is to be ended without grace.
+    pub fn at_once(&self) -> bool {
+        self.wishes.lock().unwrap_or_else(PoisonError::into_inner).at_once
     }
 
     /// The next signal that is wanted.

@@ -237,6 +237,9 @@ impl Life<'_> {
         self.state.request.timeout_s = most.wall(self.state.request.timeout_s);
         self.state.report.limits = self.state.request.limits.within(most);
         self.end_leftovers()?;
+        if let Some(sandbox) = &self.state.request.sandbox {
+            stage::demand_sandbox(self.around.slot, sandbox)?;
+        }
         stage::empty(self.around.slot)?;
         Ok(Phase::Binding)
     }
@@ -363,9 +366,9 @@ impl Life<'_> {
         if self.glue.is_none() {
             self.pin_glue()?;
         }
-        let relayed_input = self.streams.as_ref().is_some_and(|s| s.stdin.is_some());
+        let routes = self.streams.take().map(|s| s.routes(slot, self.state.request.sandbox.is_some()));
         let bound = self.bound()?;
-        let prepared = start::prepare(slot, bound, &self.state.request, relayed_input)?;
+        let prepared = start::prepare(slot, bound, &self.state.request, routes.as_ref())?;
         if let Some(dir) = &self.around.settings.keep_keys {
             keys::keep(dir, &prepared.secrets)
                 .map_err(|e| Failure::retry("VolumeFull", format!("{}: {e}", dir.display())))?;
@@ -375,8 +378,8 @@ impl Life<'_> {
         self.state.memory_size = self.group.as_ref().and_then(|g| g.memory_limit);
         self.save()?; // before the file is put: from here on a restarted watcher can prove its record
         slot.ctl.remove(layout::RECORD).map_err(|e| Failure::retry("VolumeFull", e.to_string()))?;
-        if let Some(streams) = self.streams.take() {
-            let relay = Relay::start(slot, streams);
+        if let Some(routes) = routes {
+            let relay = Relay::start(slot, routes);
             self.relay = Some(relay.map_err(|e| Failure::retry("RelayFailed", format!("streams: {e}")))?);
         }
         self.state.rung_at = Some(now());
@@ -543,15 +546,19 @@ impl Life<'_> {
             let sent = steer::all(self.around.slot.ids(bound.kill_uid), &bound.cgroup, wish.signal);
             let _ = wish.done.send(sent.map_err(|e| e.to_string()));
         }
+        let at_once = self.around.control.at_once();
         if let Some(why) = cancelled
             && self.state.cancelled.is_none()
         {
             self.state.cancelled = Some(why);
             self.save_or_say();
+            if at_once {
+                return Ok(Some(Instant::now()));
+            }
             self.end_softly(main);
             return Ok(Some(Instant::now() + Duration::from_secs_f64(self.state.request.grace_s)));
         }
-        Ok(hard_kill)
+        Ok(hard_kill.map(|at| if at_once { at.min(Instant::now()) } else { at }))
     }
 
     fn signal_main(&self, main: Option<i32>, signal: i32) {

@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use glue::contract::encoding::Bytes32;
+use glue::contract::layout;
 use glue::contract::record::{Record, Refusal};
 use glue::contract::startup::{EnvFormat, EnvMode, Object, Rlimit};
 use serde::{Deserialize, Serialize};
@@ -92,6 +93,16 @@ pub struct Request {
     /// Whether the client's own descriptors 0 to 2 are relayed; else output goes to files that are collected.
     #[serde(default)]
     pub relay: bool,
+    /// A directory beneath the slot's `data/` that the client has made, of the payload's, and looks after itself: nothing is
+    /// staged there, collected or removed. The job starts in it instead of in `work/`.
+    #[serde(default)]
+    pub sandbox: Option<String>,
+    /// The slot that it has to have; any where none is given.
+    #[serde(default)]
+    pub slot: Option<u32>,
+    /// Whether the job ends with its client's connection. The core sets it.
+    #[serde(default)]
+    pub tied: bool,
     /// A directory for the results; made if need be.
     #[serde(default)]
     pub results: Option<PathBuf>,
@@ -137,10 +148,37 @@ impl Request {
         if self.argv.first().is_none_or(String::is_empty) {
             return Err("no program is given: an image's own ENTRYPOINT is not known here, so argv is required".into());
         }
-        if let Some(bad) = self.outputs.iter().find(|o| !glue::contract::layout::is_beneath(o)) {
+        if let Some(bad) = self.outputs.iter().find(|o| !layout::is_beneath(o)) {
             return Err(format!("output {bad:?}: must be a path beneath work/, without . or .."));
         }
+        if let Some(sandbox) = &self.sandbox {
+            let first = sandbox.split('/').next().unwrap_or_default();
+            if !layout::is_beneath(sandbox) || [layout::WORK, stage::IO].contains(&first) {
+                return Err(format!("sandbox {sandbox:?}: must be a directory of the client's beneath data/"));
+            }
+            if self.inputs.is_some() || !self.outputs.is_empty() {
+                return Err("a job in its client's own sandbox has no inputs and outputs to be copied".into());
+            }
+        }
         self.limits.check()
+    }
+
+    /// What a client that is not root may not ask for: the core, which is root, would read and write files for it.
+    pub fn check_unprivileged(&self) -> Result<(), String> {
+        let paths = [
+            ("inputs", self.inputs.is_some()),
+            ("stdin", self.stdin.is_some()),
+            ("results", self.results.is_some()),
+            ("env_files", !self.env_files.is_empty()),
+            ("outputs", !self.outputs.is_empty()),
+            // It would decide who gets a container that was used before.
+            ("owner", !self.owner.is_empty()),
+        ];
+        match paths.into_iter().find(|(_, given)| *given) {
+            Some((field, _)) => Err(format!("{field}: only root may give this; pass descriptors and use a sandbox")),
+            None if !self.relay => Err("relay has to be true: nobody would fetch the output".into()),
+            None => Ok(()),
+        }
     }
 }
 
@@ -418,6 +456,36 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
 
     use super::{Request, is_id, seconds_of};
+
+    fn request(field: &str, value: serde_json::Value) -> Request {
+        let mut job = serde_json::json!({"id": "a", "image": "i", "argv": ["x"], "relay": true});
+        job[field] = value;
+        serde_json::from_value(job).unwrap()
+    }
+
+    #[test]
+    fn who_is_not_root_gets_no_file_read_or_written_by_root() {
+        assert_eq!(request("sandbox", "execute/dir_1".into()).check_unprivileged(), Ok(()));
+        for (field, value) in [
+            ("inputs", "/etc".into()),
+            ("stdin", "/etc/shadow".into()),
+            ("results", "/root".into()),
+            ("env_files", serde_json::json!([{"path": "/etc/shadow", "format": "sh"}])),
+            ("outputs", serde_json::json!(["x"])),
+            ("owner", "another".into()),
+            ("relay", false.into()),
+        ] {
+            assert!(request(field, value).check_unprivileged().is_err(), "{field}");
+        }
+    }
+
+    #[test]
+    fn a_sandbox_is_the_clients_own_place_beneath_data() {
+        assert_eq!(request("sandbox", "execute/dir_1".into()).check(), Ok(()));
+        for bad in ["", "/etc", "..", "a/../b", "work", "work/x", "io", "a//b"] {
+            assert!(request("sandbox", bad.into()).check().is_err(), "{bad:?}");
+        }
+    }
 
     #[test]
     fn names() {

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use glue::contract::layout::STREAMS;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::stat::{Mode, fchmod};
+use nix::sys::stat::{Mode, SFlag, fchmod, fstat};
 use nix::unistd::{Gid, Uid, fchown};
 
 use crate::slot::Slot;
@@ -27,6 +27,53 @@ pub struct Streams {
     pub stdout: OwnedFd,
     /// Where the job's errors go.
     pub stderr: OwnedFd,
+}
+
+/// How one standard stream reaches the job.
+#[derive(Debug)]
+pub enum Route {
+    /// Not at all.
+    Null,
+    /// As this file beneath the slot's `data/`, which glue opens with the payload's rights.
+    File(String),
+    /// Through the slot's FIFO.
+    Relay(OwnedFd),
+}
+
+/// The three of them, in order.
+pub type Routes = [Route; 3];
+
+impl Streams {
+    /// Decides for each descriptor. Only where the client keeps its own sandbox are files in the slot handed over by name: glue
+    /// opens them anew, and always appends.
+    pub fn routes(self, slot: &Slot, in_sandbox: bool) -> Routes {
+        let route = |n: usize, fd: OwnedFd| match find_route(&fd, n, slot).filter(|_| in_sandbox) {
+            Some(route) => route,
+            None => Route::Relay(fd),
+        };
+        [self.stdin.map_or(Route::Null, |fd| route(0, fd)), route(1, self.stdout), route(2, self.stderr)]
+    }
+}
+
+/// A regular file beneath the slot's `data/`, or the null device; `None` for everything else. The name comes from the kernel, not
+/// from the client, and counts only if it leads, without links, to the very file that the descriptor is of.
+fn find_route(fd: &OwnedFd, n: usize, slot: &Slot) -> Option<Route> {
+    let stat = fstat(fd).ok()?;
+    let kind = stat.st_mode & SFlag::S_IFMT.bits();
+    if kind == SFlag::S_IFCHR.bits() && stat.st_rdev == nix::sys::stat::makedev(1, 3) {
+        return Some(Route::Null);
+    }
+    if kind != SFlag::S_IFREG.bits() {
+        return None;
+    }
+    // A name has no position: what was read of an input already must not be read again.
+    if n == 0 && nix::unistd::lseek(fd, 0, nix::unistd::Whence::SeekCur).ok()? != 0 {
+        return None;
+    }
+    let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok()?;
+    let path = link.to_str()?.strip_prefix(slot.data.path())?.strip_prefix('/')?.to_owned();
+    let named = fstat(slot.data.open_beneath(&path, OFlag::O_PATH, 0).ok()?).ok()?;
+    ((named.st_dev, named.st_ino) == (stat.st_dev, stat.st_ino)).then_some(Route::File(path))
 }
 
 /// Relays under way.
@@ -65,7 +112,8 @@ impl Output {
 impl Relay {
     /// Makes the FIFOs, opens our ends, and starts to relay. The payload may open its own ends again through /proc/self/fd,
     /// as programs do with /dev/stdout: its group has the right for that, and no way to the names.
-    pub fn start(slot: &Slot, streams: Streams) -> io::Result<Self> {
+    pub fn start(slot: &Slot, routes: Routes) -> io::Result<Self> {
+        let [stdin, stdout, stderr] = routes;
         let mut keep_open = Vec::new();
         let open = |name: &str, group_bits: u32| -> io::Result<OwnedFd> {
             slot.ctl.remove(name)?;
@@ -76,7 +124,8 @@ impl Relay {
         };
         let [name_in, name_out, name_err] = STREAMS;
         let mut outputs = Vec::new();
-        for (name, to) in [(name_out, streams.stdout), (name_err, streams.stderr)] {
+        for (name, to) in [(name_out, stdout), (name_err, stderr)] {
+            let Route::Relay(to) = to else { continue };
             keep_open.push(open(name, 0o020)?);
             let from = slot.ctl.open_beneath(name, OFlag::O_RDONLY | OFlag::O_NONBLOCK, 0)?;
             glue::sys::set_blocking(from.as_fd())?;
@@ -91,7 +140,7 @@ impl Relay {
             outputs.push(Output { ended, reading });
         }
         let (mut stop, mut input_open) = (None, None);
-        if let Some(from) = streams.stdin {
+        if let Route::Relay(from) = stdin {
             let both = open(name_in, 0o040)?;
             let to = slot.ctl.open_beneath(name_in, OFlag::O_WRONLY | OFlag::O_NONBLOCK, 0)?;
             glue::sys::set_blocking(to.as_fd())?;

@@ -84,6 +84,17 @@ pub fn empty(slot: &Slot) -> Result<(), Failure> {
     Ok(())
 }
 
+/// A sandbox of the client's has to be a directory of the payload's within the slot; what is in it is the client's business.
+pub fn demand_sandbox(slot: &Slot, path: &str) -> Result<(), Failure> {
+    let invalid = |why: String| Failure::hold("InvalidJob", format!("sandbox {path:?} beneath data/: {why}"));
+    let open = open_dir(slot, path).map_err(|e| invalid(e.to_string()))?;
+    let stat = nix::sys::stat::fstat(&open).map_err(|e| invalid(e.to_string()))?;
+    if stat.st_uid != slot.uid {
+        return Err(invalid(format!("is of UID {}, not of the payload's {}", stat.st_uid, slot.uid)));
+    }
+    Ok(())
+}
+
 /// Puts the job's inputs into `work/` and makes the files of its standard streams.
 pub fn fill(slot: &Slot, request: &Request) -> Result<(), Failure> {
     if let Some(inputs) = &request.inputs {

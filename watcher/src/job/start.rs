@@ -6,6 +6,7 @@ use glue::contract::encoding::{Bytes32, sha256_hex};
 use glue::contract::layout::{ENV_FILE_MAX, ENV_PREFIX, STARTUP, STARTUP_MAX, STREAMS};
 use glue::contract::startup::{EnvFile, Object, Startup, Stream};
 
+use super::relay::{Route, Routes};
 use super::{Bound, Request, Secrets, stage};
 use crate::bind::Failure;
 use crate::slot::Slot;
@@ -25,23 +26,36 @@ fn fresh() -> io::Result<Bytes32> {
     Ok(Bytes32::new(bytes))
 }
 
-fn stream(n: usize, relay: bool, file: &str) -> Stream {
+fn in_file(path: &str, append: bool) -> Option<Stream> {
+    Some(Stream { file: Some(path.to_owned()), append, fifo: None })
+}
+
+/// What the startup file says of stream `n`, which is `file` in the slot's own directory where no client relays.
+fn stream(n: usize, request: &Request, routes: Option<&Routes>, file: &str) -> Option<Stream> {
     let name = STREAMS.get(n).copied().unwrap_or_default().to_owned();
-    match relay {
-        true => Stream { file: None, append: false, fifo: Some(name) },
-        false => Stream { file: Some(format!("{}/{file}", stage::IO)), append: false, fifo: None },
+    let through_fifo = Stream { file: None, append: false, fifo: Some(name) };
+    match routes.and_then(|routes| routes.get(n)) {
+        _ if n == 0 && request.stdin.is_some() => in_file(&format!("{}/{file}", stage::IO), false),
+        Some(Route::Null) => None,
+        Some(Route::File(path)) => in_file(path, n > 0),
+        Some(Route::Relay(_)) => Some(through_fifo),
+        None if n == 0 => None,
+        None if request.relay => Some(through_fifo),
+        None => in_file(&format!("{}/{file}", stage::IO), false),
     }
 }
 
 /// Makes the startup file for one start, with a fresh key and nonce.
-pub fn prepare(slot: &Slot, bound: &Bound, request: &Request, relayed_input: bool) -> Result<Prepared, Failure> {
+pub fn prepare(slot: &Slot, bound: &Bound, request: &Request, routes: Option<&Routes>) -> Result<Prepared, Failure> {
     let random = |e: io::Error| Failure::retry("EngineError", format!("no random numbers: {e}"));
     let (key, nonce) = (fresh().map_err(random)?, fresh().map_err(random)?);
-    let stdin = match (&request.stdin, relayed_input) {
-        (Some(_), _) => Some(stream(0, false, "stdin")),
-        (None, true) => Some(stream(0, true, "")),
-        (None, false) => None,
-    };
+    let sandbox = request.sandbox.as_ref().map(|path| format!("{}/{path}", slot.data.path()));
+    let mut env = request.env.clone();
+    if let Some(sandbox) = &sandbox {
+        for name in ["HOME", "TMPDIR"] {
+            env.entry(name.to_owned()).or_insert_with(|| sandbox.clone());
+        }
+    }
     let env_files = request.env_files.iter().enumerate();
     let startup = Startup {
         version: glue::contract::VERSION,
@@ -50,17 +64,17 @@ pub fn prepare(slot: &Slot, bound: &Bound, request: &Request, relayed_input: boo
         key: key.clone(),
         incarnation: bound.incarnation.clone(),
         argv: request.argv.clone(),
-        cwd: request.cwd.clone(),
+        cwd: request.cwd.clone().or(sandbox),
         env_mode: request.env_mode,
         env_files: env_files.map(|(n, f)| EnvFile { name: format!("{ENV_PREFIX}{n}"), format: f.format }).collect(),
-        env: Object(request.env.clone().into_iter().collect()),
+        env: Object(env.into_iter().collect()),
         uid: slot.uid,
         gid: slot.gid,
         groups: Vec::new(),
         umask: request.umask.clone().unwrap_or_else(|| "022".into()),
-        stdin,
-        stdout: Some(stream(1, request.relay, "stdout")),
-        stderr: Some(stream(2, request.relay, "stderr")),
+        stdin: stream(0, request, routes, "stdin"),
+        stdout: stream(1, request, routes, "stdout"),
+        stderr: stream(2, request, routes, "stderr"),
         rlimits: request.rlimits.clone(),
         links: request.links.clone(),
         passwd: request.passwd,

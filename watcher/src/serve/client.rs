@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use super::protocol::{Ask, JobLine, SlotLine, Tell};
+use super::protocol::{Ask, Hold, JobLine, SlotLine, Tell};
 use super::server::{answers, send};
 use crate::job::{Phase, Report, Request};
 
@@ -24,14 +24,24 @@ impl Client {
     }
 
     /// Submits a job and waits for its report; `on_phase` is told of each phase.
-    pub fn run(&self, job: &Request, fds: &[&dyn AsFd], mut on_phase: impl FnMut(Phase)) -> io::Result<Report> {
+    pub fn run(&self, job: &Request, fds: &[&dyn AsFd], on_phase: impl FnMut(Phase)) -> io::Result<Report> {
+        self.run_to_end(job, fds, on_phase).map(|(report, _)| report)
+    }
+
+    /// The same; also says how many seconds to wait before the job is tried again, where it should be.
+    pub fn run_to_end(
+        &self,
+        job: &Request,
+        fds: &[&dyn AsFd],
+        mut on_phase: impl FnMut(Phase),
+    ) -> io::Result<(Report, f64)> {
         send(&self.0, &Ask::Submit { job: Box::new(job.clone()) }, fds)?;
         for told in answers(self.0.try_clone()?) {
             match told? {
                 Tell::Phase { phase, .. } => on_phase(phase),
-                Tell::Result { report } => return Ok(*report),
+                Tell::Result { report, back_off_s } => return Ok((*report, back_off_s)),
                 Tell::Error { message } => return Err(io::Error::other(message)),
-                Tell::Jobs { .. } | Tell::Sent { .. } | Tell::Top { .. } | Tell::Done => {}
+                Tell::Jobs { .. } | Tell::Sent { .. } | Tell::Top { .. } | Tell::Hold { .. } | Tell::Done => {}
             }
         }
         Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the watcher has gone"))
@@ -63,6 +73,25 @@ impl Client {
     /// Ends a job.
     pub fn cancel(&self, job: &str, why: &str) -> io::Result<()> {
         send(&self.0, &Ask::Cancel { job: job.to_owned(), why: why.to_owned() }, &[])
+    }
+
+    /// On the clients' socket: holds this client's slot back, as long as the connection lasts.
+    pub fn hold(&self, hold: Hold) -> io::Result<()> {
+        send(&self.0, &Ask::Hold { hold }, &[])
+    }
+
+    /// On the clients' socket: tells of each slot's hold, now and whenever it changes, until `told` has had enough or the watcher
+    /// has gone.
+    pub fn follow_holds(&self, mut told: impl FnMut(u32, Option<Hold>) -> io::Result<()>) -> io::Result<()> {
+        send(&self.0, &Ask::Holds, &[])?;
+        for answer in answers(self.0.try_clone()?) {
+            match answer? {
+                Tell::Hold { slot, hold } => told(slot, hold)?,
+                Tell::Error { message } => return Err(io::Error::other(message)),
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// Lets the core forget a job whose report is safe.

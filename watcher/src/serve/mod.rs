@@ -1,13 +1,15 @@
 //! The core: owns the slots, takes jobs, and keeps every state where a restart finds it again.
 
 pub mod client;
+pub mod clients;
+mod holds;
 mod marks;
 pub mod protocol;
 pub mod server;
 pub mod service;
 mod steering;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,7 +23,7 @@ use crate::job::life::{self, After, Around, Held, Settings};
 use crate::job::relay::Streams;
 use crate::job::{Phase, Report, Request, State, now, uptime};
 use crate::metrics::Metrics;
-use crate::slot::Slot;
+use crate::slot::{ClientDirs, Slot};
 use crate::store::Store;
 
 /// Where the pilot's private volume is mounted.
@@ -53,6 +55,15 @@ struct Shared {
     queue: VecDeque<String>,
     services: service::Services,
     ending: bool,
+    holds: holds::Holds,
+}
+
+impl Shared {
+    /// Where in the queue the next job stands that this slot may have.
+    fn next_for(&self, slot: u32) -> Option<usize> {
+        let fits = |job: &Job| job.state.request.slot.is_none_or(|wanted| wanted == slot);
+        self.queue.iter().position(|name| self.jobs.get(name).is_none_or(fits))
+    }
 }
 
 /// The core. Cheap to clone; all clones are one.
@@ -66,6 +77,10 @@ pub struct Core {
     slots: Vec<u32>,
     metrics: Arc<Metrics>,
     marks: Arc<marks::Marks>,
+    /// Payload UIDs of the slots.
+    uids: Arc<BTreeMap<u32, u32>>,
+    /// Directories for clients' sandboxes in each slot.
+    dirs: Arc<BTreeMap<u32, ClientDirs>>,
 }
 
 /// The threads of a running core.
@@ -92,6 +107,17 @@ impl Core {
     /// Opens slots and states, takes up what an earlier watcher left, and starts a thread for each slot.
     pub fn start(parts: Parts) -> io::Result<Running> {
         let marks = marks::Marks::start(parts.binder.clone())?;
+        let owners = Store::open(parts.private.join("slots"))?;
+        let open = |number: &u32| {
+            let opened = open_slot(*number, &owners);
+            let (slot, owner) = opened.map_err(|e| io::Error::new(e.kind(), format!("slot {number}: {e}")))?;
+            Ok((*number, slot, owner))
+        };
+        let slots: Vec<(u32, Option<Slot>, (u32, u32))> = parts.slots.iter().map(open).collect::<io::Result<_>>()?;
+        let mut dirs = BTreeMap::new();
+        for (number, slot, _) in &slots {
+            dirs.insert(*number, client_dirs(*number, slot.as_ref(), &owners)?);
+        }
         let core = Self {
             marks,
             shared: Arc::default(),
@@ -101,7 +127,14 @@ impl Core {
             restoring: Arc::default(),
             slots: parts.slots.clone(),
             metrics: Arc::default(),
+            dirs: Arc::new(dirs),
+            uids: Arc::new(slots.iter().map(|(number, _, owner)| (owner.0, *number)).collect()),
         };
+        if core.uids.len() < slots.len() {
+            return Err(io::Error::other(
+                "two slots have the same payload UID: `glue install` has to give each its own",
+            ));
+        }
         let mut resumed: HashMap<u32, Vec<String>> = HashMap::new();
         for name in core.states.names()? {
             let mut state: State = match core.states.get(&name) {
@@ -114,10 +147,16 @@ impl Core {
                     continue;
                 }
             };
+            if state.phase == Phase::Done && state.request.tied {
+                core.states.remove(&name)?; // whom it was for has gone
+                continue;
+            }
             let control = Arc::new(Control::new()?);
             if state.phase != Phase::Done {
                 tracing::info!(job = %name, phase = ?state.phase, slot = state.slot, "taken up again after a restart");
-                if parts.drop_unfinished {
+                if state.request.tied {
+                    control.abandon("the watcher was started again");
+                } else if parts.drop_unfinished {
                     control.cancel("its client is gone");
                 }
             }
@@ -134,10 +173,7 @@ impl Core {
             core.lock().jobs.insert(name, Job { state, control, streams: None, listeners: Vec::new() });
         }
         let mut threads = Vec::new();
-        let owners = Store::open(parts.private.join("slots"))?;
-        for number in parts.slots {
-            let (slot, owner) =
-                open_slot(number, &owners).map_err(|e| io::Error::new(e.kind(), format!("slot {number}: {e}")))?;
+        for (number, slot, owner) in slots {
             let (core, mut first) = (core.clone(), resumed.remove(&number).unwrap_or_default());
             let thread = std::thread::Builder::new().name(format!("slot-{number}"));
             threads.push(thread.spawn(move || {
@@ -164,6 +200,9 @@ impl Core {
         streams: Option<Streams>,
     ) -> Result<std::sync::mpsc::Receiver<News>, String> {
         request.check()?;
+        if let Some(number) = request.slot.filter(|n| self.uids.values().all(|known| known != n)) {
+            return Err(format!("there is no slot {number}"));
+        }
         let (tell, news) = std::sync::mpsc::channel();
         let mut shared = self.lock();
         if let Some(job) = shared.jobs.get_mut(&request.id) {
@@ -183,7 +222,7 @@ impl Core {
         shared.jobs.insert(id.clone(), Job { state, control, streams, listeners: vec![tell] });
         shared.queue.push_back(id);
         drop(shared);
-        self.shared.1.notify_one();
+        self.shared.1.notify_all(); // it may be for one slot alone
         Ok(news)
     }
 
@@ -298,11 +337,12 @@ impl Core {
         let end = UntilTheEnd { core: self, job: job.and_then(|name| self.control(name)) };
         self.restoring.fetch_add(1, Ordering::Relaxed);
         let mut mended = None;
+        let dirs = self.dirs.get(&number).cloned().unwrap_or_default();
         while end.stop_wanted().is_none() {
             let bound = self.binder.bind(number, "", &end);
-            let tried = bound
-                .map_err(|e| format!("the placeholder can not be bound: {e}"))
-                .and_then(|_| Slot::mend(number, uid, gid).map_err(|e| format!("its volumes can not be mended: {e}")));
+            let tried = bound.map_err(|e| format!("the placeholder can not be bound: {e}")).and_then(|_| {
+                Slot::mend(number, uid, gid, &dirs).map_err(|e| format!("its volumes can not be mended: {e}"))
+            });
             match tried {
                 Ok(slot) => {
                     mended = Some(slot);
@@ -330,7 +370,7 @@ impl Core {
             if shared.ending {
                 return None;
             }
-            if let Some(name) = shared.queue.pop_front() {
+            if let Some(name) = shared.next_for(slot.number).and_then(|at| shared.queue.remove(at)) {
                 return Some(name);
             }
             if *placeholder || holds && self.settings.reuse == life::Reuse::SameOwner {
@@ -344,7 +384,7 @@ impl Core {
                 continue;
             }
             drop(shared);
-            match self.binder.bind(slot.number, "", &UntilWork(self)) {
+            match self.binder.bind(slot.number, "", &UntilWork(self, slot.number)) {
                 Ok(_) => *placeholder = true,
                 Err(e) => {
                     tracing::info!(slot = slot.number, "the placeholder is not bound: {e}");
@@ -381,6 +421,14 @@ impl Core {
         let has_slot = |job: &Job| !matches!(job.state.phase, Phase::Queued | Phase::Done);
         self.marks.set(shared.jobs.values().any(has_slot));
         let Some(job) = shared.jobs.get_mut(name) else { return };
+        if state.phase == Phase::Done && state.request.tied && job.listeners.is_empty() {
+            // Taken up again after a restart: its client went with the watcher that had it, and nobody else will ask.
+            shared.jobs.remove(name);
+            if let Err(e) = self.states.remove(name) {
+                tracing::warn!(job = name, "not forgotten: {e}");
+            }
+            return;
+        }
         let news = match state.phase {
             Phase::Done => {
                 let report = &state.report;
@@ -436,13 +484,27 @@ fn open_slot(number: u32, owners: &Store) -> io::Result<(Option<Slot>, (u32, u32
     Ok((slot, owner))
 }
 
+/// The directories that the slot's clients have for their sandboxes, as they were the first time.
+fn client_dirs(number: u32, slot: Option<&Slot>, owners: &Store) -> io::Result<ClientDirs> {
+    let name = format!("{number}-dirs");
+    match (owners.get(&name)?, slot) {
+        (Some(dirs), _) => Ok(dirs),
+        (None, Some(slot)) => {
+            let dirs = slot.client_dirs()?;
+            owners.put(&name, &dirs)?;
+            Ok(dirs)
+        }
+        (None, None) => Ok(ClientDirs::new()),
+    }
+}
+
 /// The placeholder of an idle slot is not waited for when there is work again.
-struct UntilWork<'a>(&'a Core);
+struct UntilWork<'a>(&'a Core, u32);
 
 impl Progress for UntilWork<'_> {
     fn stop_wanted(&self) -> Option<String> {
         let shared = self.0.lock();
-        (shared.ending || !shared.queue.is_empty()).then(|| "there is work again".to_owned())
+        (shared.ending || shared.next_for(self.1).is_some()).then(|| "there is work again".to_owned())
     }
 }
 

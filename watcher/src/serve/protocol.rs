@@ -2,8 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::bind::Class;
+use crate::job::limits::Which;
 use crate::job::monitor::Live;
-use crate::job::{Phase, Report, Request};
+use crate::job::{Phase, Report, Request, class};
+
+/// Where clients that are not root connect to, in the pilot container's own file system.
+pub const CLIENTS: &str = "/run/latebind/clients.sock";
 
 /// Name of the socket within the private volume.
 pub const SOCKET: &str = "serve.sock";
@@ -46,6 +51,13 @@ pub enum Ask {
     },
     /// List all jobs. Answered by [`Tell::Jobs`].
     Jobs,
+    /// On the clients' socket: hold this client's slot back, with a reason of its own, until its connection ends.
+    Hold {
+        /// Why, in words for a user.
+        hold: Hold,
+    },
+    /// On the clients' socket: follow what jobs are held for. Answered by a [`Tell::Hold`] for each slot, and for each change.
+    Holds,
     /// Forget a job that is over. Answered by [`Tell::Done`].
     Forget {
         /// The job.
@@ -68,6 +80,16 @@ pub enum Tell {
     Result {
         /// What came of it.
         report: Box<Report>,
+        /// How long to wait before it is tried again, seconds: grows with each failure in a row.
+        #[serde(default)]
+        back_off_s: f64,
+    },
+    /// A slot's last job is to be held, or (`None`) that is over.
+    Hold {
+        /// The slot.
+        slot: u32,
+        /// Why.
+        hold: Option<Hold>,
     },
     /// All jobs.
     Jobs {
@@ -93,6 +115,30 @@ pub enum Tell {
         /// Why not.
         message: String,
     },
+}
+
+/// Why a job is to be held.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hold {
+    /// One word, as in a report.
+    pub reason: String,
+    /// In words for the job's user.
+    pub message: String,
+}
+
+impl Hold {
+    /// What a batch system should hold this ended job for. A limit of the pilot's is one of them: the report calls it final, since no
+    /// other run would differ, but it is no result of the job's own.
+    pub fn of(report: &Report) -> Option<Self> {
+        let memory = report.limit.as_ref().is_some_and(|crossed| crossed.which == Which::Memory);
+        let reason = match (report.class, report.reason.as_str()) {
+            (Class::Hold, reason) => reason,
+            (Class::Final, class::LIMIT_EXCEEDED) if memory => class::OUT_OF_MEMORY,
+            (Class::Final, class::LIMIT_EXCEEDED) => class::LIMIT_EXCEEDED,
+            _ => return None,
+        };
+        Some(Self { reason: reason.into(), message: report.message.clone() })
+    }
 }
 
 /// One job in a list.

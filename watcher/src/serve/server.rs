@@ -11,8 +11,17 @@ use super::protocol::{Ask, LINE_MAX, Tell};
 use super::{Core, News};
 use crate::job::relay::Streams;
 
-/// Listens at `path` until the process ends.
+/// Listens at `path` until the process ends, for root alone.
 pub fn listen(core: Core, path: &Path) -> io::Result<()> {
+    listen_with(path, 0o600, move |stream| serve(&core, stream))
+}
+
+/// Listens at `path`, with a thread for each client.
+pub(super) fn listen_with(
+    path: &Path,
+    mode: u32,
+    serve: impl Fn(UnixStream) -> io::Result<()> + Clone + Send + 'static,
+) -> io::Result<()> {
     match UnixStream::connect(path) {
         Ok(_) => {
             let message = format!("{}: another watcher serves there already", path.display());
@@ -25,13 +34,13 @@ pub fn listen(core: Core, path: &Path) -> io::Result<()> {
         },
     }
     let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
     std::thread::Builder::new().name("serve".into()).spawn(move || {
         for stream in listener.incoming() {
             let Ok(stream) = stream else { continue };
-            let core = core.clone();
+            let serve = serve.clone();
             let served = std::thread::Builder::new().name("client".into()).spawn(move || {
-                if let Err(e) = serve(&core, stream) {
+                if let Err(e) = serve(stream) {
                     tracing::debug!("a client has gone: {e}");
                 }
             });
@@ -44,9 +53,9 @@ pub fn listen(core: Core, path: &Path) -> io::Result<()> {
 }
 
 /// The writing half, shared by the threads that tell a client of its jobs.
-type Shared = Arc<Mutex<UnixStream>>;
+pub(super) type Shared = Arc<Mutex<UnixStream>>;
 
-fn tell(to: &Shared, what: &Tell) -> io::Result<()> {
+pub(super) fn tell(to: &Shared, what: &Tell) -> io::Result<()> {
     let line = serde_json::to_string(what).map_err(io::Error::other)?;
     let mut to = to.lock().unwrap_or_else(PoisonError::into_inner);
     to.write_all(format!("{line}\n").as_bytes())
@@ -58,7 +67,7 @@ fn serve(core: &Core, stream: UnixStream) -> io::Result<()> {
         return Err(io::Error::other(format!("UID {} may not ask for anything here", peer.uid())));
     }
     let answers: Shared = Arc::new(Mutex::new(stream.try_clone()?));
-    let mut lines = Lines { stream, buffer: Vec::new(), fds: Vec::new() };
+    let mut lines = Lines::new(stream);
     while let Some(line) = lines.next()? {
         match serde_json::from_slice::<Ask>(&line) {
             Err(e) => tell(&answers, &Tell::Error { message: format!("not understood: {e}") })?,
@@ -77,24 +86,9 @@ fn obey(core: &Core, ask: Ask, answers: &Shared, fds: &mut Vec<OwnedFd>) -> Opti
     match ask {
         Ask::Submit { job } => {
             let id = job.id.clone();
-            let streams = match (job.relay, fds.len()) {
-                (false, 0) => None,
-                (true, 3) => {
-                    let mut three = fds.drain(..);
-                    match (three.next(), three.next(), three.next()) {
-                        (stdin, Some(stdout), Some(stderr)) => Some(Streams { stdin, stdout, stderr }),
-                        _ => None,
-                    }
-                }
-                (true, 2) => {
-                    let mut two = fds.drain(..);
-                    two.next().zip(two.next()).map(|(stdout, stderr)| Streams { stdin: None, stdout, stderr })
-                }
-                (relay, n) => {
-                    fds.clear();
-                    let message = format!("relay is {relay}, but {n} descriptors came along");
-                    return Some(Tell::Error { message });
-                }
+            let streams = match streams_of(job.relay, fds) {
+                Ok(streams) => streams,
+                Err(message) => return Some(Tell::Error { message }),
             };
             match core.submit(*job, streams) {
                 Err(message) => Some(Tell::Error { message }),
@@ -104,7 +98,7 @@ fn obey(core: &Core, ask: Ask, answers: &Shared, fds: &mut Vec<OwnedFd>) -> Opti
                         for news in news {
                             let what = match news {
                                 News::Phase(phase) => Tell::Phase { job: id.clone(), phase },
-                                News::Over(report) => Tell::Result { report },
+                                News::Over(report) => Tell::Result { report, back_off_s: 0.0 },
                             };
                             if tell(&to, &what).is_err() {
                                 return;
@@ -138,6 +132,9 @@ fn obey(core: &Core, ask: Ask, answers: &Shared, fds: &mut Vec<OwnedFd>) -> Opti
             let (slots, queued) = core.top();
             Some(Tell::Top { slots, queued })
         }
+        Ask::Hold { .. } | Ask::Holds => {
+            Some(Tell::Error { message: format!("ask that at {}", super::protocol::CLIENTS) })
+        }
         Ask::Jobs => Some(Tell::Jobs { jobs: core.jobs() }),
         Ask::Forget { job } => Some(match core.forget(&job) {
             Ok(()) => Tell::Done,
@@ -146,15 +143,34 @@ fn obey(core: &Core, ask: Ask, answers: &Shared, fds: &mut Vec<OwnedFd>) -> Opti
     }
 }
 
+/// The descriptors that came with a job, where it wants its streams relayed.
+pub(super) fn streams_of(relay: bool, fds: &mut Vec<OwnedFd>) -> Result<Option<Streams>, String> {
+    let n = fds.len();
+    let mut came = fds.drain(..);
+    match (relay, n) {
+        (false, 0) => Ok(None),
+        (true, 2 | 3) => {
+            let stdin = if n == 3 { came.next() } else { None };
+            Ok(came.next().zip(came.next()).map(|(stdout, stderr)| Streams { stdin, stdout, stderr }))
+        }
+        _ => Err(format!("relay is {relay}, but {n} descriptors came along")),
+    }
+}
+
 /// Lines of a client, and the descriptors that came along with them.
-struct Lines {
+pub(super) struct Lines {
     stream: UnixStream,
     buffer: Vec<u8>,
-    fds: Vec<OwnedFd>,
+    /// The descriptors.
+    pub(super) fds: Vec<OwnedFd>,
 }
 
 impl Lines {
-    fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
+    pub(super) fn new(stream: UnixStream) -> Self {
+        Self { stream, buffer: Vec::new(), fds: Vec::new() }
+    }
+
+    pub(super) fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
         loop {
             if let Some(end) = self.buffer.iter().position(|b| *b == b'\n') {
                 let rest = self.buffer.split_off(end + 1);

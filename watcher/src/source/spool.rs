@@ -293,6 +293,9 @@ impl Claimed {
             inputs: inputs.symlink_metadata().is_ok().then_some(inputs),
             stdin: job.stdin.as_deref().map(beside).transpose()?,
             relay: false,
+            sandbox: None,
+            slot: None,
+            tied: false,
             results: Some(self.dir.join("result")),
             outputs: job.outputs,
         })
@@ -321,6 +324,9 @@ impl Claimed {
             inputs: None,
             stdin: None,
             relay: false,
+            sandbox: None,
+            slot: None,
+            tied: false,
             results: None,
             outputs: Vec::new(),
         }

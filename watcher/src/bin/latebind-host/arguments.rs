@@ -112,7 +112,10 @@ pub struct PodArguments {
     /// How long a pilot that was told to stop may take to end its jobs, before the pod is removed.
     #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     pub stop_timeout: u32,
-    /// Arguments of the watcher [default: pilot --spool /spool].
+    /// Program of the pilot container.
+    #[arg(long, default_value = crate::container::WATCHER, value_name = "PATH")]
+    pub pilot_program: String,
+    /// Arguments of the pilot's program [default: pilot --spool /spool].
     #[arg(last = true, value_name = "ARGS")]
     pub arguments: Vec<String>,
 }

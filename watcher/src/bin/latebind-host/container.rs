@@ -149,7 +149,9 @@ pub struct PodShape {
 /// How the pilot is run.
 #[derive(Clone, Debug)]
 pub struct PilotShape {
-    /// Arguments of the watcher.
+    /// Its program, a path in its image.
+    pub program: String,
+    /// Arguments of the program.
     pub arguments: Vec<String>,
     /// What it sees besides the pod's volumes.
     pub mounts: Vec<Mount>,
@@ -288,7 +290,7 @@ impl PodShape {
         if pilot.interactive {
             arguments.push("--interactive".into());
         }
-        arguments.push(entrypoint(&[WATCHER])?);
+        arguments.push(entrypoint(&[&pilot.program])?);
         arguments.push(self.pilot_image.clone());
         arguments.extend(pilot.arguments.iter().cloned());
         Ok(arguments)
@@ -357,6 +359,7 @@ mod tests {
 
     fn pilot() -> PilotShape {
         PilotShape {
+            program: WATCHER.into(),
             arguments: vec!["serve".into()],
             mounts: vec![Mount::read_only("/a,b\"c", "/in")],
             private: "/private".into(),

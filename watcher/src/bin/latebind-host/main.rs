@@ -100,6 +100,7 @@ fn run_one(engine: Engine, run: RunArguments) -> Result<u8, Failure> {
     mounts.extend(host_mounts(&run.common)?);
     let plan = Plan {
         pilot: PilotShape {
+            program: container::WATCHER.to_owned(),
             arguments: one.arguments,
             mounts,
             private: private(&shape, &run.common)?,
@@ -128,10 +129,12 @@ fn pod_plan(engine: &Engine, pod: PodArguments) -> Result<Plan, Failure> {
     let arguments = match (pod.arguments.is_empty(), &pod.spool) {
         (false, _) => pod.arguments,
         (true, Some(_)) => ["pilot", "--spool", SPOOL_IN_PILOT].map(str::to_owned).to_vec(),
+        (true, None) if pod.pilot_program != container::WATCHER => Vec::new(),
         (true, None) => return Err(failure("no jobs to run: give --spool DIR, or the watcher's arguments after --")),
     };
     Ok(Plan {
         pilot: PilotShape {
+            program: pod.pilot_program.clone(),
             arguments,
             mounts,
             private: private(&shape, common)?,

@@ -1,7 +1,7 @@
 //! The life of one pod, from its first directory to the removal of its last.
 
 use crate::bind_server::BindServer;
-use crate::container::{PilotShape, PodShape, Role, WATCHER};
+use crate::container::{PilotShape, PodShape, Role};
 use crate::engine::{CALL_LIMIT, CallError, Engine, with_verb};
 use crate::failure::{Context, Failure, failure};
 use crate::images::{AllowList, Pull};
@@ -241,7 +241,7 @@ impl Life {
             fs::metadata(pidfile).and_then(|m| m.modified()).is_ok_and(|t| t.elapsed().is_ok_and(|a| a > START_TIME))
         };
         let main = self.main_process(Role::Pilot, &self.pilot_id);
-        main.is_some_and(|main| (main.is_running(WATCHER) || long_since()) && main.signal(signal).is_ok())
+        main.is_some_and(|main| (main.is_running(&self.pilot.program) || long_since()) && main.signal(signal).is_ok())
     }
 
     /// Ends every process of the pod: the kernel does, once the first of its PID namespace is gone.

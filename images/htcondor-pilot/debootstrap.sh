@@ -1,0 +1,41 @@
+#!/bin/bash
+# debootstrap.sh SUITE OUT.tar: root file system of Debian SUITE (trixie, or sid for HTCondor 25.x) with HTCondor as Debian has it,
+# unmodified; kept for later runs.
+set -euo pipefail
+suite=${1:?usage: debootstrap.sh SUITE OUT.tar}
+out=${2:?usage: debootstrap.sh SUITE OUT.tar}
+# The account that HTCondor's daemons have when they are not root. A fixed number, since `glue install --dir execute:UID:GID`, which
+# runs in another image, gives it the EXECUTE directory. Below the payloads' 20000.
+condor=19000
+# The archive that this machine uses itself, which may be the only one it reaches.
+mirror=$(apt-get indextargets --format '$(REPO_URI) $(CODENAME)' 'Created-By: Packages' 2>/dev/null |
+    sed -n 's/ bookworm$//p' | grep -m 1 /debian || echo http://deb.debian.org/debian)
+echo "images: fetching Debian $suite with HTCondor from $mirror, about two minutes, once; kept as $out"
+mkdir -p "$(dirname "$out")"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+fail() {
+    tail -n 20 "$work/log" >&2
+    echo "debootstrap.sh: $*; the last lines of its log are above" >&2
+    exit 1
+}
+root=$work/root
+debootstrap --variant=minbase "$suite" "$root" "$mirror" >"$work/log" 2>&1 || fail "debootstrap of $suite failed"
+printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d" # nothing is started in a chroot
+chmod 755 "$root/usr/sbin/policy-rc.d"
+printf 'condor:x:%s:%s:HTCondor:/var/lib/condor:/usr/sbin/nologin\n' "$condor" "$condor" >>"$root/etc/passwd"
+printf 'condor:x:%s:\n' "$condor" >>"$root/etc/group"
+# In a mount namespace of its own, so that /proc, which some maintainer scripts read, is gone with it.
+unshare --mount bash -euo pipefail -c '
+    mount -t proc proc "$0/proc"
+    export DEBIAN_FRONTEND=noninteractive LC_ALL=C
+    chroot "$0" apt-get -q install -y --no-install-recommends condor procps
+' "$root" >>"$work/log" 2>&1 || fail "HTCondor could not be installed"
+cd "$root"
+rm -rf usr/sbin/policy-rc.d var/cache/apt/* var/lib/apt/lists/* var/log/apt var/log/*.log usr/share/doc/* usr/share/man/* \
+    usr/share/locale/* usr/share/info/* etc/condor/config.d/*
+: >etc/resolv.conf
+rm -f etc/hostname
+tar --sort=name --numeric-owner --exclude='./dev/*' --exclude='./proc/*' -cf "$work/root.tar" .
+mv "$work/root.tar" "$out.new"
+mv "$out.new" "$out"

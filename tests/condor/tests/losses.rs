@@ -1,0 +1,83 @@
+//! Whatever is killed in the middle of a job: the job runs again, is never taken for done, and nothing of it is left behind.
+
+use std::time::Duration;
+
+use latebind_condor_tests::{JOB_WITHIN, Job, Pool, podman, status};
+
+#[track_caller]
+fn begun(pool: &Pool) -> Job<'_> {
+    let job = pool.shell("echo > begun; sleep 8; echo whole", "");
+    job.sandbox_has(0, "begun");
+    job
+}
+
+/// The job is given back with these words in its log, runs again, and ends well.
+#[track_caller]
+fn runs_again(job: &Job<'_>, words: &str) {
+    job.until("started again", JOB_WITHIN, |ad| ad["NumJobStarts"].as_i64() >= Some(2));
+    let log = job.text("log");
+    assert!(log.contains(words), "no {words:?} in {log}");
+    job.ends_with(0);
+    assert_eq!(job.text("out"), "whole\n");
+}
+
+#[test]
+fn the_watcher() {
+    let pool = Pool::shared();
+    let job = begun(&pool);
+    pool.in_pilot("kill -9 $(pgrep -x watcher)");
+    runs_again(&job, "the watcher");
+}
+
+#[test]
+fn glue() {
+    let pool = Pool::shared();
+    let job = begun(&pool);
+    pool.in_pilot("kill -9 $(pgrep -f '^/shared/bin/glue run')");
+    runs_again(&job, "Lost");
+}
+
+#[test]
+fn the_container() {
+    let pool = Pool::shared();
+    let job = begun(&pool);
+    let killed = podman(&["kill", &pool.payload(0)]).output().unwrap();
+    assert!(killed.status.success(), "{killed:?}");
+    runs_again(&job, "Lost");
+}
+
+#[test]
+fn the_container_told_to_stop() {
+    let pool = Pool::shared();
+    let job = begun(&pool);
+    pool.in_pilot("kill -TERM $(pgrep -f '^/shared/bin/glue run')");
+    runs_again(&job, "Stopped");
+}
+
+#[test]
+fn the_starter() {
+    let pool = Pool::shared();
+    let job = begun(&pool);
+    pool.in_pilot("kill -9 $(pgrep -x condor_starter)");
+    runs_again(&job, "");
+}
+
+#[test]
+fn the_drop_in() {
+    // HTCondor takes its end for the job's: so it is the job's at once.
+    let pool = Pool::shared();
+    let job = begun(&pool);
+    pool.in_pilot("kill -9 $(pgrep -x singularity)");
+    let mut left = String::new();
+    for _ in 0..50 {
+        left = pool.in_pilot("ps -u 20000 -o args= || :");
+        if left.trim().is_empty() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(left.trim(), "", "still there");
+    let ad = job.comes_to(status::COMPLETED);
+    assert_eq!((&ad["ExitBySignal"], &ad["ExitSignal"]), (&true.into(), &9.into()));
+    pool.shell("echo next", "").ends_with(0);
+}

@@ -1,0 +1,48 @@
+//! `startd-cron`: tells the startd, as a STARTD_CRON job that never ends, which slots' jobs are to be held and why. The startd then
+//! holds them by its own policy (WANT_HOLD), which is the only way for a job that has begun.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use watcher::serve::client::Client;
+use watcher::serve::protocol::{CLIENTS, Hold};
+
+/// Prints an ad for each slot and each change, until the watcher has gone.
+pub fn print() -> io::Result<()> {
+    let at = |e: io::Error| io::Error::new(e.kind(), format!("{CLIENTS}: {e}"));
+    Client::connect(Path::new(CLIENTS)).map_err(at)?.follow_holds(|slot, hold| {
+        let mut stdout = io::stdout();
+        stdout.write_all(ad(slot, hold.as_ref()).as_bytes())?;
+        stdout.flush()
+    })
+}
+
+/// HTCondor counts slots from 1.
+fn ad(slot: u32, hold: Option<&Hold>) -> String {
+    let number = slot + 1;
+    let (reason, message) = match hold {
+        Some(hold) => (quoted(&hold.reason), quoted(&hold.message)),
+        None => ("undefined".into(), "undefined".into()),
+    };
+    format!("SlotId = {number}\nLatebindHold = {reason}\nLatebindHoldMessage = {message}\n- slot{number} update:true\n")
+}
+
+/// A ClassAd string on one line.
+fn quoted(text: &str) -> String {
+    let plain = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>();
+    format!("\"{}\"", plain.replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ads_are_one_line_for_each_attribute() {
+        let hold = Hold { reason: "ImageNotFound".into(), message: "no \"a\\b\"\nthere".into() };
+        let text = ad(0, Some(&hold));
+        assert!(text.contains("\nLatebindHoldMessage = \"no \\\"a\\\\b\\\" there\"\n"), "{text}");
+        assert!(text.starts_with("SlotId = 1\n") && text.ends_with("- slot1 update:true\n"));
+        assert!(ad(1, None).contains("LatebindHold = undefined\n"));
+    }
+}

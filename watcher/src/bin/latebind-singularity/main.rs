@@ -1,0 +1,67 @@
+//! What HTCondor's condor_starter calls for singularity: the job runs in the slot's payload container instead.
+//!
+//! It has the payload's UID and runs beside the pilot's files, so it must never be dumpable: installed root:root 0711, it is not from
+//! its first instruction on. It holds no key, and believes and writes nothing that root would rely on.
+#![forbid(unsafe_code)]
+
+mod ads;
+mod arguments;
+mod ending;
+mod environment;
+mod image;
+mod job;
+mod signals;
+
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
+use std::process::ExitCode;
+
+use arguments::{Call, Probe};
+
+/// What HTCondor's own test program ends with.
+const PROBED: u8 = 37;
+/// Singularity's own failure.
+const FAILED: u8 = 255;
+
+fn main() -> ExitCode {
+    glue::sys::protect_relocations();
+    // Once more, for a copy that somebody installed with other rights.
+    let _ = glue::sys::set_dumpable(false);
+    let words: Result<Vec<String>, _> = std::env::args_os().skip(1).map(|word| word.into_string()).collect();
+    let call = words.map_err(|word| format!("{word:?} is not UTF-8")).and_then(|words| arguments::parse(&words));
+    match call {
+        // HTCondor takes a name with "apptainer" in it for another environment prefix; the number, for what a program can.
+        Ok(Call::Version) => say(&format!("singularity version 3.11.5-latebind-{}\n", env!("CARGO_PKG_VERSION"))),
+        Ok(Call::Probe(Probe::Sandbox)) => ExitCode::from(PROBED),
+        Ok(Call::Probe(Probe::ImageFile)) => ExitCode::FAILURE,
+        Ok(Call::Probe(Probe::UserNamespace)) => match std::fs::metadata("/proc/self/ns/user") {
+            Ok(namespace) => {
+                say(&format!("{}\n", namespace.ino()));
+                ExitCode::from(PROBED)
+            }
+            Err(e) => failed(&format!("/proc/self/ns/user: {e}")),
+        },
+        // The starter waits meanwhile and does nothing else.
+        Ok(Call::Test) => ExitCode::SUCCESS,
+        Ok(Call::StartdCron) => match ads::print() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(e) => failed(&e.to_string()),
+        },
+        Ok(Call::Job(job)) => job::run(Ok(*job)).end(),
+        // A job that can not be understood would be no better the next time.
+        Err(why) if std::env::var_os("_CONDOR_SCRATCH_DIR").is_some() => job::run(Err(why)).end(),
+        Err(why) => failed(&why),
+    }
+}
+
+fn say(text: &str) -> ExitCode {
+    match io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn failed(why: &str) -> ExitCode {
+    let _ = writeln!(io::stderr(), "latebind-singularity: {why}");
+    ExitCode::from(FAILED)
+}
