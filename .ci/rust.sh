@@ -21,14 +21,23 @@ static_recipe() {
     fi
 }
 
-# The cargo for tests and lints: the first one that knows edition 2024 (1.85 or later); nothing where there is none.
+# The cargo for tests and lints: the first one of version 1.89 or later (Cargo.toml's rust-version); nothing where there is none.
 dev_cargo() {
     for cargo in "$(command -v cargo || :)" /usr/bin/cargo; do
         [ -x "$cargo" ] || continue
         minor=$("$cargo" --version 2>/dev/null | sed -n 's/^cargo 1\.\([0-9]*\)\..*/\1/p')
-        if [ "${minor:-0}" -ge 85 ]; then
+        if [ "${minor:-0}" -ge 89 ]; then
             echo "$cargo"
             return
         fi
     done
+}
+
+need_cargo() {
+    found=$(dev_cargo)
+    if [ -z "$found" ]; then
+        echo "${0##*/}: no cargo of version 1.89 or later: run .ci/setup.sh test" >&2
+        return 1
+    fi
+    echo "$found"
 }

@@ -10,11 +10,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 . .ci/rust.sh
 . .ci/steps.sh
-cargo=$(dev_cargo)
-[ -n "$cargo" ] || {
-    echo "test-cluster.sh: no cargo of version 1.85 or later: run .ci/setup.sh test" >&2
-    exit 1
-}
+cargo=$(need_cargo) || exit
 export LATEBIND_STATE=${LATEBIND_STATE:-/var/lib/latebind-test} # see the Makefile
 export CARGO_TERM_COLOR=never
 package=latebind-cluster-tests

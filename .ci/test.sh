@@ -5,11 +5,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 . .ci/rust.sh
 . .ci/steps.sh
-cargo=$(dev_cargo)
-[ -n "$cargo" ] || {
-    echo "test.sh: no cargo of version 1.85 or later: run .ci/setup.sh test" >&2
-    exit 1
-}
+cargo=$(need_cargo) || exit
 export LATEBIND_STATE=${LATEBIND_STATE:-/var/lib/latebind-test} # see the Makefile
 export CARGO_TERM_COLOR=never
 if "$cargo" fmt --version >/dev/null 2>&1; then

@@ -7,6 +7,7 @@
 #
 # dist/bench glue 200      only glue's times, for comparing two builds
 # dist/bench profile       a timeline of one job
+# dist/bench monitor       what it costs to watch a job of 1000 processes
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 for program in glue watcher latebind-host bench stamp; do

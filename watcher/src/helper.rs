@@ -7,13 +7,15 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use glue::contract::layout::Ids;
 use glue::kill::{Routine, take_ids};
 use glue::processes::Proc;
 use glue::sys::{SystemV, remove_system_v};
+use nix::sys::signal::Signal;
+use serde::{Deserialize, Serialize};
 
 use crate::tree;
 
@@ -28,16 +30,71 @@ pub fn clean_ipc(ids: Ids) -> io::Result<()> {
     call("clean-ipc", ids, "").map(drop)
 }
 
+/// What only processes of the payload UID, or with more rights than ours, may see of the payload's processes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Details {
+    /// Sum of the proportional sets, bytes.
+    pub pss: Option<u64>,
+    /// Open files.
+    pub files: Option<u64>,
+    /// Bytes read from storage.
+    pub read_bytes: Option<u64>,
+    /// Bytes written to it.
+    pub written_bytes: Option<u64>,
+}
+
+/// How long the helper may look, and how long is waited for it: the payload may slow it down.
+const LOOK_WITHIN: Duration = Duration::from_millis(500);
+const DETAILS_WITHIN: Duration = Duration::from_secs(2);
+
+/// Looks at these processes with the payload's rights. The helper has the kill routine's IDs: it may look at the payload, which
+/// can neither signal nor trace it.
+pub fn details(ids: Ids, pids: &[i32]) -> io::Result<Details> {
+    let list: Vec<String> = pids.iter().map(i32::to_string).collect();
+    let said = call_within("details", ids, &list.join(" "), DETAILS_WITHIN)?;
+    serde_json::from_str(&said).map_err(io::Error::other)
+}
+
+/// `kill(-1, SIGSTOP)` with the payload's rights: everything of the payload UID, wherever, is stopped at once.
+pub fn stop_all(ids: Ids) -> io::Result<()> {
+    call_within("stop-all", ids, "", DETAILS_WITHIN).map(drop)
+}
+
+/// As [`call`], for a helper that somebody might keep from ending: a kill routine of the same slot stops it, say.
+fn call_within(task: &str, ids: Ids, input: &str, within: Duration) -> io::Result<String> {
+    let mut child = start(task, ids)?;
+    let pid = child.id() as i32;
+    let (ended, end) = std::sync::mpsc::channel::<()>();
+    let guard = std::thread::Builder::new().name("helper".into()).spawn(move || {
+        let give_up = Instant::now() + within;
+        while end.recv_timeout(Duration::from_millis(50)) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+            // Not reaped before the channel is closed: the number is still the helper's.
+            let signal = if Instant::now() < give_up { Signal::SIGCONT } else { Signal::SIGKILL };
+            let _ = glue::sys::signal_process(pid, signal as i32);
+        }
+    })?;
+    let mut said = String::new();
+    let talked = child
+        .stdin
+        .take()
+        .map_or(Ok(()), |mut to| to.write_all(input.as_bytes()))
+        .and_then(|()| child.stdout.take().map_or(Ok(0), |mut from| from.read_to_string(&mut said)));
+    drop(ended);
+    let _ = guard.join();
+    if talked.is_err() {
+        let _ = child.kill();
+    }
+    let status = child.wait()?;
+    talked?;
+    if status.success() {
+        Ok(said)
+    } else {
+        Err(io::Error::other(format!("the helper for {task} ended with {status}")))
+    }
+}
+
 fn call(task: &str, ids: Ids, input: &str) -> io::Result<String> {
-    let numbers = [ids.uid, ids.gid, ids.kill_uid].map(|n| n.to_string());
-    let mut child = Command::new("/proc/self/exe")
-        .arg("helper")
-        .arg(task)
-        .args(numbers)
-        .env_clear()
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()?;
+    let mut child = start(task, ids)?;
     if let Some(mut to) = child.stdin.take() {
         to.write_all(input.as_bytes())?;
     }
@@ -46,6 +103,18 @@ fn call(task: &str, ids: Ids, input: &str) -> io::Result<String> {
         return Err(io::Error::other(format!("the helper for {task} ended with {}", output.status)));
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn start(task: &str, ids: Ids) -> io::Result<Child> {
+    let numbers = [ids.uid, ids.gid, ids.kill_uid].map(|n| n.to_string());
+    Command::new("/proc/self/exe")
+        .arg("helper")
+        .arg(task)
+        .args(numbers)
+        .env_clear()
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
 }
 
 /// The helper's side: `task` with the slot's numbers, the rest on standard input. Returns what to print.
@@ -68,8 +137,55 @@ pub fn main(task: &str, ids: Ids) -> io::Result<String> {
             remove_all_system_v(ids.uid);
             Ok(String::new())
         }
+        "details" => {
+            // The kernel compares the group too.
+            glue::sys::set_groups(&[])?;
+            glue::sys::set_gid(ids.gid)?;
+            take_ids(ids)?;
+            let details = look(input.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()));
+            serde_json::to_string(&details).map_err(io::Error::other)
+        }
+        "stop-all" => {
+            take_ids(ids)?;
+            match glue::sys::stop_all_of(ids.uid, ids.kill_uid) {
+                Err(e) if e.raw_os_error() != Some(nix::libc::ESRCH) => Err(e),
+                _ => Ok(String::new()),
+            }
+        }
         other => Err(io::Error::other(format!("there is no task {other}"))),
     }
+}
+
+/// Sums up what can be read in time. A value that could be read of no process is none; one that could be read of some is a
+/// lower bound.
+fn look(pids: impl Iterator<Item = i32>) -> Details {
+    let give_up = Instant::now() + LOOK_WITHIN;
+    let mut all = Details::default();
+    let add = |sum: &mut Option<u64>, value: Option<u64>| {
+        if let Some(value) = value {
+            *sum = Some(sum.unwrap_or(0).saturating_add(value));
+        }
+    };
+    let mut shares_are_whole = true;
+    for pid in pids {
+        if Instant::now() >= give_up {
+            shares_are_whole = false;
+            break;
+        }
+        let Ok(process) = procfs::process::Process::new(pid) else { continue };
+        let rollup = process.smaps_rollup().ok();
+        let pss = rollup.and_then(|r| r.memory_map_rollup.0.first().and_then(|m| m.extension.map.get("Pss").copied()));
+        // Without an answer it may have ended, or keep its memory to itself.
+        shares_are_whole &= pss.is_some() || process.stat().map_or(true, |s| matches!(s.state, 'Z' | 'X'));
+        add(&mut all.pss, pss);
+        add(&mut all.files, process.fd_count().ok().map(|n| n as u64));
+        let io = process.io().ok();
+        add(&mut all.read_bytes, io.as_ref().map(|io| io.read_bytes));
+        add(&mut all.written_bytes, io.as_ref().map(|io| io.write_bytes));
+    }
+    // Less than the whole would let a payload hide memory by making a process unreadable.
+    all.pss = all.pss.filter(|_| shares_are_whole);
+    all
 }
 
 /// Removes entries of `dir` that belong to `uid`, no link followed.

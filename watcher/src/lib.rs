@@ -7,9 +7,11 @@
 
 pub mod bind;
 pub mod check;
+pub mod describe;
 pub mod helper;
 pub mod job;
 pub mod keys;
+pub mod metrics;
 pub mod pilot;
 pub mod results;
 pub mod run;
@@ -17,4 +19,6 @@ pub mod serve;
 pub mod slot;
 pub mod source;
 pub mod store;
+pub mod timeline;
+pub mod top;
 pub mod tree;

@@ -16,10 +16,11 @@ use watcher::bind::Binder;
 use watcher::bind::host::{self, Host};
 use watcher::bind::kubernetes::{self, Kubernetes};
 use watcher::job::life::{Reuse, Settings};
+use watcher::job::limits::{Bytes, Limits};
 use watcher::job::{EnvSource, Request};
 use watcher::serve::{self, Core, Parts, Running, clients, protocol, server};
 use watcher::slot::Slot;
-use watcher::{check, helper, keys, pilot, results, run};
+use watcher::{check, describe, helper, keys, metrics, pilot, results, run, timeline, top};
 
 /// Seconds that a job may need for its end by default: soft to hard kill, the kill routine, and its results.
 const END_NEEDS: f64 = 30.0;
@@ -59,8 +60,48 @@ enum Verb {
         /// The directory.
         dir: PathBuf,
     },
+    /// Print one report for people.
+    Report {
+        /// report.json, or the directory that has it.
+        path: PathBuf,
+    },
+    /// Draw a pilot's life from the reports in a spool or directory: all phases of all jobs, as an SVG on standard output.
+    Timeline {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// Show what the slots' jobs use now.
+    Top {
+        #[command(flatten)]
+        private: Private,
+        /// One JSON object a line.
+        #[arg(long)]
+        json: bool,
+        /// How often, seconds.
+        #[arg(long, value_name = "SECONDS", default_value_t = 2.0)]
+        every: f64,
+        /// End after so many times.
+        #[arg(long, value_name = "N")]
+        times: Option<u64>,
+    },
     /// List the core's jobs.
     Jobs(Private),
+    /// Send a signal to all processes of a running job.
+    Signal {
+        #[command(flatten)]
+        private: Private,
+        /// The job, with or without the number of its attempt.
+        job: String,
+        /// The signal: TERM, SIGUSR1, 10.
+        signal: String,
+        /// Only to its main process.
+        #[arg(long)]
+        main: bool,
+    },
+    /// Stop all processes of a running job at once. Its limits go on counting.
+    Stop(OneJob),
+    /// Let a stopped job continue.
+    Continue(OneJob),
     /// (internal) Work under the payload's rights.
     #[command(hide = true)]
     Helper { task: String, uid: u32, gid: u32, kill_uid: u32 },
@@ -71,6 +112,14 @@ struct Private {
     /// The pilot's private volume: state, keys, socket.
     #[arg(long, value_name = "DIR", default_value = serve::PRIVATE, env = "LATEBIND_PRIVATE")]
     private: PathBuf,
+}
+
+#[derive(Args)]
+struct OneJob {
+    #[command(flatten)]
+    private: Private,
+    /// The job, with or without the number of its attempt.
+    job: String,
 }
 
 #[derive(Args, Clone)]
@@ -120,6 +169,52 @@ struct CoreArgs {
     /// How long a new container may take until its glue is ready, seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 30.0)]
     ready_within: f64,
+    /// Tell metrics (OpenMetrics) at http://ADDR/metrics. The payload shares the pod's network and can ask too.
+    #[arg(long, value_name = "ADDR", env = "LATEBIND_METRICS")]
+    metrics: Option<std::net::SocketAddr>,
+    #[command(flatten)]
+    most: MostArgs,
+}
+
+/// How much any job may use; a job's own limits can only be lower.
+#[derive(Args, Clone)]
+#[command(next_help_heading = "Limits of every job")]
+struct MostArgs {
+    /// Wall time, seconds.
+    #[arg(long, value_name = "SECONDS", env = "LATEBIND_MAX_WALL")]
+    max_wall: Option<f64>,
+    /// CPU time of all its processes, seconds.
+    #[arg(long, value_name = "SECONDS", env = "LATEBIND_MAX_CPU")]
+    max_cpu: Option<f64>,
+    /// Memory of all its processes (512M, 4G); 95 % of the container's where that can be read.
+    #[arg(long, value_name = "BYTES", env = "LATEBIND_MAX_MEMORY")]
+    max_memory: Option<Bytes>,
+    /// Processes at once.
+    #[arg(long, value_name = "N", env = "LATEBIND_MAX_PROCESSES")]
+    max_processes: Option<u64>,
+    /// Bytes in the data volume; 90 % of its size where that is known.
+    #[arg(long, value_name = "BYTES", env = "LATEBIND_MAX_DISK")]
+    max_disk: Option<Bytes>,
+    /// Bytes of standard output and error, and of all that is fetched.
+    #[arg(long, value_name = "BYTES", env = "LATEBIND_MAX_OUTPUT")]
+    max_output: Option<Bytes>,
+    /// Size of a slot's data volume, where its file system does not say so: the emptyDir's sizeLimit.
+    #[arg(long, value_name = "BYTES", env = "LATEBIND_DATA_SIZE")]
+    data_size: Option<Bytes>,
+}
+
+impl MostArgs {
+    fn limits(&self) -> io::Result<Limits> {
+        let limits = Limits {
+            wall_s: self.max_wall,
+            cpu_s: self.max_cpu,
+            memory: self.max_memory,
+            processes: self.max_processes,
+            disk: self.max_disk,
+            output: self.max_output,
+        };
+        limits.check().map(|()| limits).map_err(io::Error::other)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -223,6 +318,8 @@ fn main() -> ExitCode {
     };
     let level = match &cli.verb {
         Verb::Run(args) if !args.verbose => "warn",
+        Verb::Signal { .. } | Verb::Stop(_) | Verb::Continue(_) | Verb::Top { .. } => "warn",
+        Verb::Report { .. } | Verb::Timeline { .. } => "warn",
         Verb::Check(_) => "error",
         _ => "info",
     };
@@ -234,7 +331,15 @@ fn main() -> ExitCode {
         Verb::Check(args) => check_pod(&args),
         Verb::Verify { record, key } => verify(&record, &key),
         Verb::Results { dir } => results::find(&dir).and_then(|found| say(&results::table(&found))),
+        Verb::Report { path } => report(&path),
+        Verb::Timeline { dir } => results::find(&dir)
+            .and_then(|found| timeline::svg(&found).map_err(|e| io::Error::other(format!("{}: {e}", dir.display()))))
+            .and_then(|svg| say(&svg)),
+        Verb::Top { private, json, every, times } => show_top(&private, json, every, times),
         Verb::Jobs(private) => list(&private),
+        Verb::Signal { private, job, signal, main } => send_signal(&private, &job, &signal, main),
+        Verb::Stop(one) => send_signal(&one.private, &one.job, "STOP", false),
+        Verb::Continue(one) => send_signal(&one.private, &one.job, "CONT", false),
         Verb::Helper { task, uid, gid, kill_uid } => {
             helper::main(&task, Ids { uid, gid, kill_uid }).and_then(|said| say(&said))
         }
@@ -256,7 +361,7 @@ fn start_log(level: &str) {
     if io::stderr().is_terminal() || level == "warn" {
         log.init();
     } else {
-        log.json().init();
+        log.json().with_span_list(false).init();
     }
 }
 
@@ -322,11 +427,17 @@ fn start_core(args: &CoreArgs, binder: &Arc<dyn Binder>, for_one_job: bool) -> i
             placeholder_when_idle: !for_one_job && args.idle == Idle::Placeholder,
             idle_after: seconds(args.idle_after)?,
             keep_keys: args.keep_keys.clone(),
+            limits: args.most.limits()?,
+            disk_size: args.most.data_size,
         },
         // What an earlier watcher left then has no client any more.
         drop_unfinished: for_one_job,
     })?;
     server::listen(running.core(), &args.private.private.join(protocol::SOCKET))?;
+    if let Some(address) = args.metrics {
+        let local = metrics::listen(running.core(), address)?;
+        tracing::info!("metrics: http://{local}/metrics");
+    }
     if let Some(path) = args.clients.as_ref().filter(|_| !for_one_job) {
         clients::listen(running.core(), path)?;
     }
@@ -475,6 +586,39 @@ fn verify(record: &PathBuf, key: &PathBuf) -> io::Result<ExitCode> {
             Ok(ExitCode::FAILURE)
         }
     }
+}
+
+fn report(path: &std::path::Path) -> io::Result<ExitCode> {
+    let file = if path.is_dir() { path.join("report.json") } else { path.to_owned() };
+    let at = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", file.display()));
+    let report = serde_json::from_slice(&std::fs::read(&file).map_err(at)?).map_err(|e| at(e.into()))?;
+    say(&describe::text(&report))
+}
+
+fn show_top(private: &Private, json: bool, every: f64, times: Option<u64>) -> io::Result<ExitCode> {
+    let options = top::Options { json, every: seconds(every)?.max(Duration::from_millis(100)), times };
+    top::run(&private.private.join(protocol::SOCKET), &options, stop_flag()?.as_ref())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn send_signal(private: &Private, job: &str, signal: &str, main: bool) -> io::Result<ExitCode> {
+    let number = signal.parse().ok().or_else(|| {
+        let upper = signal.to_ascii_uppercase();
+        let name = if upper.starts_with("SIG") { upper } else { format!("SIG{upper}") };
+        name.parse::<nix::sys::signal::Signal>().ok().map(|signal| signal as i32)
+    });
+    let number = number.filter(|n| (1..=31).contains(n)).ok_or_else(|| {
+        io::Error::other(format!("there is no signal {:?}: use a name such as USR1, or a number from 1 to 31", signal))
+    })?;
+    let client = serve::client::Client::connect(&private.private.join(protocol::SOCKET))?;
+    let jobs = client.jobs()?;
+    let id = protocol::find(&jobs, job).map_err(io::Error::other)?;
+    if main {
+        client.signal(&id, number)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let reached = client.steer(&id, number)?;
+    say(&format!("{id}: sent to {reached} processes\n"))
 }
 
 fn list(private: &Private) -> io::Result<ExitCode> {

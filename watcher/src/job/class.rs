@@ -3,13 +3,21 @@
 
 use glue::contract::record::{Outcome, Record, Stage};
 
+use super::limits::Crossed;
 use crate::bind::{Class, ContainerState, Failure};
+
+/// The reason of a job that was ended because it used too much.
+pub const LIMIT_EXCEEDED: &str = "LimitExceeded";
+
+/// The reason of a job that the kernel ended for memory.
+pub const OUT_OF_MEMORY: &str = "OutOfMemory";
 
 /// SIGKILL, the signal with which the kernel ends a process for memory.
 const SIGKILL: i32 = 9;
 
-/// Class, reason and message of a verified record. `cancelled` is why the watcher itself ended the job, if it did.
-pub fn of_record(record: &Record, cancelled: Option<&str>) -> (Class, &'static str, String) {
+/// Class, reason and message of a verified record. `cancelled` is why the watcher itself ended the job, if it did, `limit` the
+/// limit for which it did.
+pub fn of_record(record: &Record, cancelled: Option<&str>, limit: Option<&Crossed>) -> (Class, &'static str, String) {
     let code = record.exit_code;
     match record.outcome {
         Outcome::TimedOut => (Class::Final, "TimedOut", "the job's wall limit passed".into()),
@@ -20,10 +28,13 @@ pub fn of_record(record: &Record, cancelled: Option<&str>) -> (Class, &'static s
         Outcome::Signaled | Outcome::Exited if cancelled.is_some() => {
             (Class::Retry, "Cancelled", cancelled.unwrap_or_default().to_owned())
         }
+        Outcome::Signaled | Outcome::Exited if limit.is_some() => {
+            (Class::Final, LIMIT_EXCEEDED, limit.map(|l| format!("the job was ended: {l}")).unwrap_or_default())
+        }
         Outcome::Signaled => {
             let signal = record.signal.unwrap_or(0);
             if signal == SIGKILL && record.cgroup.and_then(|c| c.oom_kills).unwrap_or(0) > 0 {
-                return (Class::Hold, "OutOfMemory", out_of_memory());
+                return (Class::Hold, OUT_OF_MEMORY, out_of_memory());
             }
             (Class::Final, "Signaled", format!("the job was ended by signal {signal}"))
         }
@@ -67,7 +78,7 @@ fn of_failure(record: &Record) -> (Class, &'static str, String) {
 pub fn of_loss(state: Option<&ContainerState>) -> Failure {
     match state {
         Some(ContainerState { pod_ends: Some((reason, message)), .. }) => Failure::retry(reason, message.clone()),
-        Some(state) if state.oom_killed => Failure::hold("OutOfMemory", out_of_memory()),
+        Some(state) if state.oom_killed => Failure::hold(OUT_OF_MEMORY, out_of_memory()),
         Some(state) if !state.running => {
             let code = state.exit_code.map_or_else(|| "unknown".into(), |c| c.to_string());
             let said = if state.said.is_empty() { String::new() } else { format!(": {}", state.said) };
@@ -86,18 +97,18 @@ pub fn of_end_before_ready(state: &ContainerState) -> Failure {
     let message = format!("the new container ended{code} before its glue was ready: see the container's log{said}");
     match state.exit_code {
         _ if state.pod_ends.is_some() => of_loss(Some(state)),
-        _ if state.oom_killed => Failure::hold("OutOfMemory", out_of_memory()),
+        _ if state.oom_killed => Failure::hold(OUT_OF_MEMORY, out_of_memory()),
         Some(1..=127) => Failure::hold("ContainerCannotRun", message),
         _ => Failure::retry("ContainerLost", message),
     }
 }
 
 /// Exit code of `watcher run` for a job's report, as docker-run(1) has them: the job's own code, 128+n for a signal, 124 for
-/// the wall limit (timeout(1)), 126 not executable, 127 not found, 125 for every failure of ours.
+/// a limit that it crossed (timeout(1) for the wall limit), 126 not executable, 127 not found, 125 for every failure of ours.
 pub fn exit_code(report: &super::Report) -> i32 {
     let outcome = report.record.as_ref().filter(|_| report.verified).map(|r| r.outcome);
     match (outcome, report.reason.as_str()) {
-        (Some(Outcome::TimedOut), _) => 124,
+        (Some(Outcome::TimedOut), _) | (Some(_), LIMIT_EXCEEDED) => 124,
         (Some(Outcome::NotStarted), "CommandNotFound") => 127,
         (Some(Outcome::NotStarted), "CommandNotExecutable") => 126,
         (Some(Outcome::Exited | Outcome::Signaled), _) => {

@@ -11,7 +11,10 @@ use glue::volume::Dir;
 use nix::fcntl::OFlag;
 use nix::sys::stat::{SFlag, fstat};
 
-use super::{Report, Request, stage};
+use super::class::LIMIT_EXCEEDED;
+use super::limits::{Crossed, Which};
+use super::{Report, Request, now, rfc3339, stage};
+use crate::bind::Class;
 use crate::slot::Slot;
 use crate::store::put_file;
 
@@ -33,6 +36,8 @@ fn is_too_much(e: &io::Error) -> bool {
 struct Budget {
     bytes: u64,
     files: u32,
+    /// How much there was of a file for which the bytes did not do.
+    above: Option<u64>,
 }
 
 /// Puts record, standard output and error, and the named outputs into the results directory. What can not be fetched is
@@ -43,7 +48,8 @@ pub fn collect(slot: &Slot, request: &Request, record: Option<&str>, report: &mu
     if let Some(record) = record {
         put_file(&results.join(layout::RECORD), record.as_bytes(), 0o644)?;
     }
-    let mut budget = Budget { bytes: BYTES_MAX, files: FILES_MAX };
+    let most = report.limits.output.map_or(BYTES_MAX, |limit| limit.0.min(BYTES_MAX));
+    let mut budget = Budget { bytes: most, files: FILES_MAX, above: None };
     report.outputs.clear();
     report.missing_outputs.clear();
     if !request.relay {
@@ -70,6 +76,15 @@ pub fn collect(slot: &Slot, request: &Request, record: Option<&str>, report: &mu
             Err(e) => report.missing_outputs.push(format!("{output}: {e}")),
         }
         report.missing_outputs.extend(missing);
+    }
+    if let (Some(limit), Some(above)) = (report.limits.output, budget.above)
+        && report.limit.is_none()
+        && report.class == Class::Final
+    {
+        let value = (most - budget.bytes).saturating_add(above) as f64;
+        let crossed = Crossed { which: Which::Output, limit: limit.0 as f64, value, at: rfc3339(now()) };
+        (report.reason, report.message) = (LIMIT_EXCEEDED.into(), format!("not all was fetched: {crossed}"));
+        report.limit = Some(crossed);
     }
     Ok(())
 }
@@ -124,7 +139,19 @@ fn copy(from: OwnedFd, to: &Path, budget: &mut Budget) -> io::Result<()> {
     budget.files = budget.files.checked_sub(1).ok_or_else(too_much)?;
     let _ = fs::remove_file(to);
     let mut file = File::options().write(true).create_new(true).mode(0o644).open(to)?;
-    let copied = io::copy(&mut File::from(from).take(budget.bytes + 1), &mut file)?;
-    budget.bytes = budget.bytes.checked_sub(copied).ok_or_else(too_much)?;
-    Ok(())
+    let from = File::from(from);
+    let size = from.metadata()?.len();
+    let copied = io::copy(&mut from.take(budget.bytes + 1), &mut file)?;
+    match budget.bytes.checked_sub(copied) {
+        Some(left) => {
+            budget.bytes = left;
+            Ok(())
+        }
+        None => {
+            // What does not fit is not kept in part: nobody could tell.
+            let _ = fs::remove_file(to);
+            budget.above = Some(size.max(copied));
+            Err(too_much())
+        }
+    }
 }

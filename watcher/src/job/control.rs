@@ -3,13 +3,18 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, PoisonError};
+
+use super::monitor::Board;
 
 /// Signals that end a program which does not say otherwise: HUP, INT, QUIT, TERM.
 const ENDING: [i32; 4] = [1, 2, 3, 15];
 
 /// Signals and cancellation for one job.
 pub struct Control {
+    /// What the job's monitor has found.
+    pub board: Board,
     wishes: Mutex<Wishes>,
     wake: OwnedFd,
     woken: OwnedFd,
@@ -18,20 +23,46 @@ pub struct Control {
 #[derive(Default)]
 struct Wishes {
     signals: VecDeque<i32>,
+    steer: VecDeque<Steer>,
     cancel: Option<String>,
     at_once: bool,
+}
+
+/// A signal that is wanted for all processes of a payload, and where to say how many got it.
+pub struct Steer {
+    /// Its number.
+    pub signal: i32,
+    /// Goes without an answer where the job ends first.
+    pub done: Sender<Result<u64, String>>,
 }
 
 impl Control {
     /// Nothing is wanted yet.
     pub fn new() -> io::Result<Self> {
         let (woken, wake) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC | nix::fcntl::OFlag::O_NONBLOCK)?;
-        Ok(Self { wishes: Mutex::default(), wake, woken })
+        Ok(Self { board: Board::default(), wishes: Mutex::default(), wake, woken })
     }
 
     fn change(&self, change: impl FnOnce(&mut Wishes)) {
         change(&mut self.wishes.lock().unwrap_or_else(PoisonError::into_inner));
+        self.wake();
+    }
+
+    /// Wakes whoever waits for the job.
+    pub fn wake(&self) {
         let _ = nix::unistd::write(&self.wake, b"!");
+    }
+
+    /// Wants a signal sent to all of the payload's processes. The answer comes once that is done, or never.
+    pub fn steer(&self, signal: i32) -> Receiver<Result<u64, String>> {
+        let (done, answer) = channel();
+        self.change(|w| w.steer.push_back(Steer { signal, done }));
+        answer
+    }
+
+    /// The next signal for all processes.
+    pub fn next_steer(&self) -> Option<Steer> {
+        self.wishes.lock().unwrap_or_else(PoisonError::into_inner).steer.pop_front()
     }
 
     /// Wants this signal sent to the job's main process.

@@ -3,18 +3,22 @@
 
 use std::cell::Cell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use glue::contract::layout;
-use glue::contract::record::Refusal;
+use glue::contract::record::{Outcome, Refusal};
 use glue::contract::status::Status;
 use glue::processes::{Pinned, Proc};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
+use super::cgroup::Group;
 use super::control::Control;
+use super::limits::{Bytes, Crossed, Limits, Which};
+use super::monitor::{self, Watched};
 use super::relay::{Relay, Streams};
-use super::{Bound, Phase, State, class, collect, now, rfc3339, seconds_of, stage, start};
+use super::{Began, Bound, Phase, State, class, collect, now, rfc3339, seconds_of, stage, start, steer};
 use crate::bind::{Binder, Failure, Progress, Unattended, proof};
 use crate::slot::Slot;
 use crate::store::Store;
@@ -50,6 +54,10 @@ pub struct Settings {
     pub idle_after: Duration,
     /// Where keys are kept, if they are.
     pub keep_keys: Option<std::path::PathBuf>,
+    /// How much any job may use.
+    pub limits: Limits,
+    /// How large a slot's data volume is, where its file system does not say so.
+    pub disk_size: Option<Bytes>,
 }
 
 /// Everything that one job's life needs from around it.
@@ -63,7 +71,7 @@ pub struct Around<'a> {
     /// How jobs are treated.
     pub settings: &'a Settings,
     /// What clients want of this job.
-    pub control: &'a Control,
+    pub control: &'a Arc<Control>,
     /// Is told of each new phase.
     pub on_phase: &'a dyn Fn(&State),
 }
@@ -88,8 +96,17 @@ pub struct After {
 
 /// Takes a job to its end, from whatever phase its state is in.
 pub fn live(around: &Around<'_>, state: &mut State, streams: Option<Streams>, held: Option<Held>) -> After {
-    let mut life =
-        Life { around, state, relay: None, streams, glue: None, resumed: false, held, needs_placeholder: false };
+    let mut life = Life {
+        around,
+        state,
+        relay: None,
+        streams,
+        glue: None,
+        resumed: false,
+        held,
+        needs_placeholder: false,
+        group: None,
+    };
     life.resumed = !matches!(life.state.phase, Phase::Queued | Phase::Staging);
     life.state.slot = Some(around.slot.number);
     life.state.report.slot = life.state.slot;
@@ -107,6 +124,7 @@ pub fn live(around: &Around<'_>, state: &mut State, streams: Option<Streams>, he
         let next = step.unwrap_or_else(|failure| life.failed(failure));
         life.enter(next);
     }
+    while around.control.next_steer().is_some() {} // who still waits for an answer learns that it is over
     After { held: life.held, needs_placeholder: life.needs_placeholder }
 }
 
@@ -122,6 +140,8 @@ struct Life<'a> {
     held: Option<Held>,
     /// Whether something may run in the container that was not proven: until the placeholder is back, nothing of the slot is touched.
     needs_placeholder: bool,
+    /// What the container counts; opened while glue can be looked into.
+    group: Option<Group>,
 }
 
 /// A bind as it goes on: tells its listeners, and is given up when the job is not wanted any more.
@@ -164,6 +184,7 @@ impl Life<'_> {
         }
         self.state.phase = next;
         self.state.since = now();
+        self.state.report.phases.push(Began { phase: next, at: self.state.since });
         if next == Phase::Done {
             self.state.report.finished_at = rfc3339(self.state.since);
             self.state.secrets = None; // the key has done its work
@@ -198,6 +219,9 @@ impl Life<'_> {
     fn stage(&mut self) -> Result<Phase, Failure> {
         self.refuse_cancelled()?;
         self.state.request.check().map_err(|e| Failure::hold("InvalidJob", e))?;
+        let most = &self.around.settings.limits;
+        self.state.request.timeout_s = most.wall(self.state.request.timeout_s);
+        self.state.report.limits = self.state.request.limits.within(most);
         self.end_leftovers()?;
         if let Some(sandbox) = &self.state.request.sandbox {
             stage::demand_sandbox(self.around.slot, sandbox)?;
@@ -288,6 +312,9 @@ impl Life<'_> {
         });
         let pulled = following.pulling_since.get().map_or(0.0, |since| since.elapsed().as_secs_f64());
         self.state.report.durations.pull += pulled;
+        if pulled > 0.0 {
+            self.state.report.phases.push(Began { phase: Phase::Pulling, at: now() - pulled });
+        }
         self.state.report.container = bound_to;
         let (bound, glue) = bound?;
         self.needs_placeholder = false;
@@ -339,6 +366,7 @@ impl Life<'_> {
             let relay = Relay::start(slot, routes);
             self.relay = Some(relay.map_err(|e| Failure::retry("RelayFailed", format!("streams: {e}")))?);
         }
+        self.group = Group::open(self.bound()?.pid);
         self.state.rung_at = Some(now());
         start::hand_over(slot, &self.state.request, &prepared.file)?;
         Ok(Phase::Running)
@@ -373,6 +401,7 @@ impl Life<'_> {
         let slot = self.around.slot;
         let mut hard_kill: Option<Instant> = None;
         let mut started = false;
+        let _watching = self.watch();
         loop {
             slot.silence_chime();
             if self.take_record()? {
@@ -390,6 +419,7 @@ impl Life<'_> {
                 self.relay.iter_mut().for_each(Relay::job_has_started);
             }
             hard_kill = self.obey(main, hard_kill)?;
+            hard_kill = self.keep_within_limits(main, hard_kill);
             if hard_kill.is_some_and(|at| Instant::now() >= at) {
                 hard_kill = None;
                 end_processes(slot, self.bound()?, Duration::from_secs_f64(self.state.request.kill_s))?;
@@ -400,6 +430,58 @@ impl Life<'_> {
                 timeout,
             );
         }
+    }
+
+    /// Watches the payload's processes. Without that the job still runs; only its limits do not hold.
+    fn watch(&mut self) -> Option<monitor::Watching> {
+        let bound = self.state.bound.as_ref()?;
+        let watched = Watched {
+            slot: self.around.slot.number,
+            ids: self.around.slot.ids(bound.kill_uid),
+            cgroup: bound.cgroup.clone(),
+            glue: bound.pid,
+            group: self.group.take(),
+            disk_size: self.around.settings.disk_size.map(|b| b.0),
+            limits: self.state.request.limits.within(&self.around.settings.limits),
+        };
+        let started = monitor::start(watched, self.around.control);
+        if let Err(e) = &started {
+            tracing::error!(job = %self.state.request.id, slot = self.around.slot.number, "is not watched, its limits do not hold: {e}");
+        }
+        self.state.report.limits = self.around.control.board.limits();
+        started.ok()
+    }
+
+    /// A job that has crossed a limit gets TERM, and what is left after the grace gets KILL; at once, where the kernel would
+    /// soon end something of its own choice.
+    fn keep_within_limits(&mut self, main: Option<i32>, hard_kill: Option<Instant>) -> Option<Instant> {
+        let Some((crossed, at_once)) = self.around.control.board.crossed() else { return hard_kill };
+        if self.state.report.limit.is_none() && self.state.cancelled.is_none() {
+            tracing::warn!(job = %self.state.request.id, slot = self.around.slot.number, "{crossed}");
+            self.state.report.limit = Some(crossed);
+            self.save();
+            self.end_softly(main);
+            let grace = Duration::from_secs_f64(if at_once { 0.0 } else { self.state.request.grace_s });
+            return Some(Instant::now() + grace);
+        }
+        if at_once { hard_kill.map(|at| at.min(Instant::now())) } else { hard_kill }
+    }
+
+    /// TERM to the main process, which may have been stopped.
+    fn end_softly(&self, main: Option<i32>) {
+        self.signal_main(main, Signal::SIGTERM as i32);
+        if let Some(bound) = &self.state.bound {
+            let _ = steer::all(self.around.slot.ids(bound.kill_uid), &bound.cgroup, Signal::SIGCONT as i32);
+        }
+    }
+
+    /// What the report says of usage, from the monitor and from the record.
+    fn take_usage(&mut self) {
+        let Some(mut summary) = self.around.control.board.summary() else { return };
+        if let Some(record) = &self.state.report.record {
+            summary.add_record(record);
+        }
+        self.state.report.usage = Some(summary);
     }
 
     fn nonce(&self) -> Option<&glue::contract::encoding::Bytes32> {
@@ -427,6 +509,11 @@ impl Life<'_> {
         while let Some(signal) = self.around.control.next_signal() {
             self.signal_main(main, signal);
         }
+        while let Some(wish) = self.around.control.next_steer() {
+            let bound = self.bound()?;
+            let sent = steer::all(self.around.slot.ids(bound.kill_uid), &bound.cgroup, wish.signal);
+            let _ = wish.done.send(sent.map_err(|e| e.to_string()));
+        }
         let at_once = self.around.control.at_once();
         if let Some(why) = cancelled
             && self.state.cancelled.is_none()
@@ -436,7 +523,7 @@ impl Life<'_> {
             if at_once {
                 return Ok(Some(Instant::now()));
             }
-            self.signal_main(main, Signal::SIGTERM as i32);
+            self.end_softly(main);
             return Ok(Some(Instant::now() + Duration::from_secs_f64(self.state.request.grace_s)));
         }
         Ok(hard_kill.map(|at| if at_once { at.min(Instant::now()) } else { at }))
@@ -467,12 +554,19 @@ impl Life<'_> {
             Ok(record) => {
                 report.verified = true;
                 (report.exit_code, report.signal) = (record.exit_code, record.signal);
-                let (class, reason, message) = class::of_record(&record, self.state.cancelled.as_deref());
+                if record.outcome == Outcome::TimedOut {
+                    let at = record.ended_at.clone();
+                    let limit = self.state.request.timeout_s;
+                    report.limit = Some(Crossed { which: Which::Wall, limit, value: record.wall_s, at });
+                }
+                let (class, reason, message) =
+                    class::of_record(&record, self.state.cancelled.as_deref(), report.limit.as_ref());
                 (report.class, report.reason, report.message) = (class, reason.to_owned(), message);
                 let started = record.started_at.as_deref().and_then(seconds_of);
                 report.start_latency_ms = started.zip(self.state.rung_at).map(|(at, rung)| (at - rung) * 1e3);
                 report.record = Some(record);
                 self.state.record_jws = String::from_utf8(bytes).ok();
+                self.take_usage();
                 Ok(true)
             }
             Err(refusal) => {
@@ -484,6 +578,7 @@ impl Life<'_> {
 
     /// What is to be said when glue is gone and there is no record.
     fn lost(&mut self) -> Failure {
+        self.take_usage();
         self.state.report.refusal = Some(Refusal::Missing);
         self.held = None;
         // The engine may take a moment to notice what the kernel has already said.

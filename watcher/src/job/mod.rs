@@ -1,12 +1,18 @@
 //! One job: what is asked for, how far it is, and what came of it.
 
+pub mod cgroup;
 pub mod class;
 pub mod collect;
 pub mod control;
+pub mod disk;
 pub mod life;
+pub mod limits;
+pub mod monitor;
 pub mod relay;
 pub mod stage;
 pub mod start;
+pub mod steer;
+pub mod usage;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -69,6 +75,9 @@ pub struct Request {
     /// Wall limit in seconds; 0 for none.
     #[serde(default)]
     pub timeout_s: f64,
+    /// How much it may use.
+    #[serde(default)]
+    pub limits: limits::Limits,
     /// Seconds between soft and hard kill.
     #[serde(default = "ten")]
     pub grace_s: f64,
@@ -151,7 +160,7 @@ impl Request {
                 return Err("a job in its client's own sandbox has no inputs and outputs to be copied".into());
             }
         }
-        Ok(())
+        self.limits.check()
     }
 
     /// What a client that is not root may not ask for: the core, which is root, would read and write files for it.
@@ -299,6 +308,27 @@ pub struct Report {
     pub missing_outputs: Vec<String>,
     /// When it was over, RFC 3339 UTC.
     pub finished_at: String,
+    /// What it used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<usage::Summary>,
+    /// What it was allowed to use.
+    #[serde(default)]
+    pub limits: limits::Limits,
+    /// The limit that it crossed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<limits::Crossed>,
+    /// When each phase began, in their order; a phase that an earlier watcher was in shows again.
+    #[serde(default)]
+    pub phases: Vec<Began>,
+}
+
+/// The beginning of a phase.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Began {
+    /// The phase.
+    pub phase: Phase,
+    /// Seconds since the epoch.
+    pub at: f64,
 }
 
 impl Report {
@@ -325,6 +355,10 @@ impl Report {
             outputs: Vec::new(),
             missing_outputs: Vec::new(),
             finished_at: String::new(),
+            usage: None,
+            limits: limits::Limits::default(),
+            limit: None,
+            phases: Vec::new(),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use super::protocol::{Ask, Hold, JobLine, Tell};
+use super::protocol::{Ask, Hold, JobLine, SlotLine, Tell};
 use super::server::{answers, send};
 use crate::job::{Phase, Report, Request};
 
@@ -41,7 +41,7 @@ impl Client {
                 Tell::Phase { phase, .. } => on_phase(phase),
                 Tell::Result { report, back_off_s } => return Ok((*report, back_off_s)),
                 Tell::Error { message } => return Err(io::Error::other(message)),
-                Tell::Jobs { .. } | Tell::Hold { .. } | Tell::Done => {}
+                Tell::Jobs { .. } | Tell::Sent { .. } | Tell::Top { .. } | Tell::Hold { .. } | Tell::Done => {}
             }
         }
         Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the watcher has gone"))
@@ -50,6 +50,24 @@ impl Client {
     /// Sends a signal to a job's main process.
     pub fn signal(&self, job: &str, signal: i32) -> io::Result<()> {
         send(&self.0, &Ask::Signal { job: job.to_owned(), signal }, &[])
+    }
+
+    /// Sends a signal to all processes of a running job. Returns how many got it.
+    pub fn steer(&self, job: &str, signal: i32) -> io::Result<u64> {
+        send(&self.0, &Ask::Steer { job: job.to_owned(), signal }, &[])?;
+        match self.one()? {
+            Tell::Sent { processes } => Ok(processes),
+            other => Err(io::Error::other(format!("an answer that was not asked for: {other:?}"))),
+        }
+    }
+
+    /// The slots, and how many jobs wait for one.
+    pub fn top(&self) -> io::Result<(Vec<SlotLine>, usize)> {
+        send(&self.0, &Ask::Top, &[])?;
+        match self.one()? {
+            Tell::Top { slots, queued } => Ok((slots, queued)),
+            other => Err(io::Error::other(format!("an answer that was not asked for: {other:?}"))),
+        }
     }
 
     /// Ends a job.

@@ -17,7 +17,6 @@ use nix::sys::socket::{UnixCredentials, getsockopt, sockopt};
 use super::protocol::{Ask, Hold, Tell};
 use super::server::{Lines, Shared, listen_with, streams_of, tell};
 use super::{Core, News};
-use crate::bind::Class;
 use crate::job::Request;
 use crate::job::control::Control;
 
@@ -109,7 +108,7 @@ impl Connection {
                 Ok(Ask::Holds) => self.follow_holds(),
                 // It is forgotten with its connection.
                 Ok(Ask::Forget { .. }) => tell(&self.answers, &Tell::Done).map_err(|e| e.to_string()),
-                Ok(Ask::Jobs) => Err("only root may list jobs".into()),
+                Ok(Ask::Jobs | Ask::Top | Ask::Steer { .. }) => Err("ask that at root's socket".into()),
             };
             if let Err(message) = answer {
                 tell(&self.answers, &Tell::Error { message })?;
@@ -146,8 +145,7 @@ impl Connection {
                     News::Phase(phase) => tell(&this.answers, &Tell::Phase { job: id.clone(), phase }),
                     News::Over(report) => {
                         let back_off_s = report.slot.map_or(0.0, |slot| this.core.back_off(slot, &report));
-                        if let Some(slot) = report.slot.filter(|_| report.class == Class::Hold) {
-                            let hold = Hold { reason: report.reason.clone(), message: report.message.clone() };
+                        if let (Some(slot), Some(hold)) = (report.slot, Hold::of(&report)) {
                             this.hold(slot, hold);
                         }
                         let told = tell(&this.answers, &Tell::Result { report, back_off_s });

@@ -5,6 +5,7 @@ pub mod clients;
 mod holds;
 pub mod protocol;
 pub mod server;
+mod steering;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
@@ -19,6 +20,7 @@ use crate::job::control::Control;
 use crate::job::life::{self, After, Around, Held, Settings};
 use crate::job::relay::Streams;
 use crate::job::{Phase, Report, Request, State, now};
+use crate::metrics::Metrics;
 use crate::slot::{ClientDirs, Slot};
 use crate::store::Store;
 
@@ -69,6 +71,8 @@ pub struct Core {
     settings: Arc<Settings>,
     binder: Arc<dyn Binder>,
     restoring: Arc<AtomicUsize>,
+    slots: Vec<u32>,
+    metrics: Arc<Metrics>,
     /// Payload UIDs of the slots.
     uids: Arc<BTreeMap<u32, u32>>,
     /// Directories for clients' sandboxes in each slot.
@@ -115,6 +119,8 @@ impl Core {
             settings: Arc::new(parts.settings),
             binder: parts.binder,
             restoring: Arc::default(),
+            slots: parts.slots.clone(),
+            metrics: Arc::default(),
             dirs: Arc::new(dirs),
             uids: Arc::new(slots.iter().map(|(number, _, owner)| (owner.0, *number)).collect()),
         };
@@ -395,6 +401,8 @@ impl Core {
             control: &control,
             on_phase: &on_phase,
         };
+        // Whatever is said while the job has the slot says whose it is.
+        let _named = tracing::error_span!("job", job = name, slot = slot.number).entered();
         life::live(&around, &mut state, streams, held)
     }
 
@@ -415,6 +423,7 @@ impl Core {
             Phase::Done => {
                 let report = &state.report;
                 tracing::info!(job = name, slot = state.slot, class = ?report.class, reason = %report.reason, "over");
+                self.metrics.over(report);
                 News::Over(Box::new(report.clone()))
             }
             phase => {

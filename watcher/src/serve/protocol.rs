@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::job::{Phase, Report, Request};
+use crate::bind::Class;
+use crate::job::limits::Which;
+use crate::job::monitor::Live;
+use crate::job::{Phase, Report, Request, class};
 
 /// Where clients that are not root connect to, in the pilot container's own file system.
 pub const CLIENTS: &str = "/run/latebind/clients.sock";
@@ -30,6 +33,15 @@ pub enum Ask {
         /// The signal's number.
         signal: i32,
     },
+    /// Send a signal to all processes of a running job. Answered by [`Tell::Sent`].
+    Steer {
+        /// The job.
+        job: String,
+        /// The signal's number; SIGSTOP and SIGCONT mean all at once.
+        signal: i32,
+    },
+    /// How the slots are, and what their jobs use now. Answered by [`Tell::Top`].
+    Top,
     /// End a job: TERM, grace, KILL. Not answered on success.
     Cancel {
         /// The job.
@@ -84,6 +96,18 @@ pub enum Tell {
         /// A line for each.
         jobs: Vec<JobLine>,
     },
+    /// A signal was sent.
+    Sent {
+        /// To how many processes.
+        processes: u64,
+    },
+    /// The slots.
+    Top {
+        /// A line for each.
+        slots: Vec<SlotLine>,
+        /// Jobs that wait for a slot.
+        queued: usize,
+    },
     /// What was asked for is done.
     Done,
     /// What was asked for can not be done.
@@ -102,6 +126,21 @@ pub struct Hold {
     pub message: String,
 }
 
+impl Hold {
+    /// What a batch system should hold this ended job for. A limit of the pilot's is one of them: the report calls it final, since no
+    /// other run would differ, but it is no result of the job's own.
+    pub fn of(report: &Report) -> Option<Self> {
+        let memory = report.limit.as_ref().is_some_and(|crossed| crossed.which == Which::Memory);
+        let reason = match (report.class, report.reason.as_str()) {
+            (Class::Hold, reason) => reason,
+            (Class::Final, class::LIMIT_EXCEEDED) if memory => class::OUT_OF_MEMORY,
+            (Class::Final, class::LIMIT_EXCEEDED) => class::LIMIT_EXCEEDED,
+            _ => return None,
+        };
+        Some(Self { reason: reason.into(), message: report.message.clone() })
+    }
+}
+
 /// One job in a list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobLine {
@@ -113,4 +152,61 @@ pub struct JobLine {
     pub slot: Option<u32>,
     /// Its image.
     pub image: String,
+}
+
+/// A slot, and the job that it has.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SlotLine {
+    /// Its number.
+    pub slot: u32,
+    /// Its job; none while it is idle.
+    pub job: Option<String>,
+    /// The job's image.
+    pub image: Option<String>,
+    /// How far the job is.
+    pub phase: Option<Phase>,
+    /// Seconds since the job came to this phase.
+    pub phase_s: f64,
+    /// Seconds until the job's wall limit, where it runs and has one.
+    pub left_s: Option<f64>,
+    /// What it uses, where it runs.
+    pub live: Option<Live>,
+}
+
+/// The job that a person means: by its whole name, or by that in the spool, where one attempt of it is under way.
+pub fn find(jobs: &[JobLine], name: &str) -> Result<String, String> {
+    if let Some(whole) = jobs.iter().find(|line| line.job == name) {
+        return Ok(whole.job.clone());
+    }
+    let attempt = |line: &&JobLine| {
+        let number = line.job.strip_prefix(name).and_then(|rest| rest.strip_prefix('.'));
+        line.phase != Phase::Done && number.is_some_and(|n| n.parse::<u32>().is_ok())
+    };
+    let mut fitting = jobs.iter().filter(attempt);
+    match (fitting.next(), fitting.next()) {
+        (Some(one), None) => Ok(one.job.clone()),
+        (None, _) => Err(format!("there is no job {name:?} under way: see watcher jobs")),
+        (Some(_), Some(_)) => Err(format!("several attempts of {name:?} are under way: give the whole name")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{JobLine, Phase, find};
+
+    #[test]
+    fn a_job_is_found_by_the_name_that_people_know() {
+        let line = |job: &str, phase| JobLine { job: job.into(), phase, slot: None, image: "i".into() };
+        let jobs = [
+            line("a.1", Phase::Done),
+            line("a.2", Phase::Running),
+            line("a.b.1", Phase::Running),
+            line("c", Phase::Running),
+        ];
+        assert_eq!(find(&jobs, "a").as_deref(), Ok("a.2"));
+        assert_eq!(find(&jobs, "a.1").as_deref(), Ok("a.1"));
+        assert_eq!(find(&jobs, "a.b").as_deref(), Ok("a.b.1"));
+        assert_eq!(find(&jobs, "c").as_deref(), Ok("c"));
+        assert!(find(&jobs, "b").is_err() && find(&jobs, "").is_err());
+    }
 }

@@ -124,6 +124,14 @@ fn obey(core: &Core, ask: Ask, answers: &Shared, fds: &mut Vec<OwnedFd>) -> Opti
                 None
             }
         },
+        Ask::Steer { job, signal } => Some(match core.steer(&job, signal) {
+            Ok(processes) => Tell::Sent { processes },
+            Err(message) => Tell::Error { message },
+        }),
+        Ask::Top => {
+            let (slots, queued) = core.top();
+            Some(Tell::Top { slots, queued })
+        }
         Ask::Hold { .. } | Ask::Holds => {
             Some(Tell::Error { message: format!("ask that at {}", super::protocol::CLIENTS) })
         }

@@ -21,6 +21,7 @@ use nix::unistd::{Gid, Uid, fchown};
 use serde::Deserialize;
 
 use crate::bind::Class;
+use crate::job::limits::Limits;
 use crate::job::{EnvSource, Report, Request, is_id, now};
 use crate::store::put_file;
 use crate::tree;
@@ -61,6 +62,8 @@ struct JobFile {
     passwd: bool,
     #[serde(default)]
     timeout_s: f64,
+    #[serde(default)]
+    limits: Limits,
     #[serde(default = "ten")]
     grace_s: f64,
     #[serde(default = "ten")]
@@ -283,6 +286,7 @@ impl Claimed {
             links: job.links,
             passwd: job.passwd,
             timeout_s: job.timeout_s,
+            limits: job.limits,
             grace_s: job.grace_s,
             kill_s: job.kill_s,
             inputs: inputs.symlink_metadata().is_ok().then_some(inputs),
@@ -313,6 +317,7 @@ impl Claimed {
             links: Object::default(),
             passwd: false,
             timeout_s: 0.0,
+            limits: Limits::default(),
             grace_s: 10.0,
             kill_s: 10.0,
             inputs: None,

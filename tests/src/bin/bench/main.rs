@@ -63,8 +63,12 @@ fn main() {
         ["inside", task @ ..] => inside::run(task).map(|value| say(&format!("{value}\n"))),
         ["all", tries] => tries.parse().map_err(|_| "bench all TRIES: no number".to_owned()).and_then(all),
         ["glue", tries] => tries.parse().map_err(|_| "bench glue TRIES: no number".to_owned()).and_then(glue_alone),
+        ["monitor"] => {
+            let mut report = Report::default();
+            whole_pod::monitor(&mut report).map(|()| say(&report.table(&[])))
+        }
         ["profile"] => Pod::new().and_then(|pod| profile(&pod)).map(|text| say(&text)),
-        _ => Err("usage: bench all TRIES, bench glue TRIES, bench profile (tests/bench/run.sh does what has to be done before)".into()),
+        _ => Err("usage: bench all TRIES, bench glue TRIES, bench monitor, bench profile (tests/bench/run.sh does what has to be done before)".into()),
     };
     if let Err(message) = result {
         let _ = writeln!(std::io::stderr(), "bench: {message}");

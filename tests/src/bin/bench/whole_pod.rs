@@ -22,6 +22,10 @@ const BIND: &str = "spool: job asked for -> container bound, glue ready, mounts 
 const LATE: &str = "spool: job asked for -> job's exec (late-bind time)";
 const OURS: &str = "spool: bell -> job's exec, as the record says";
 
+const WATCH_SHARE: &str = "watching 1000 processes for 30 s, part of a processor";
+const WATCH_EACH: &str = "watching 1000 processes, CPU time of a look";
+const WATCH_SEEN: &str = "watching 1000 processes, how many were seen";
+
 /// Adds the figures.
 pub fn measure(report: &mut Report) -> Result<(), Failed> {
     let mut run = Sample::default();
@@ -47,7 +51,46 @@ pub fn measure(report: &mut Report) -> Result<(), Failed> {
     report.add_sample(BIND, "latebind-host pod", &bind);
     report.add_sample(LATE, "latebind-host pod", &late);
     report.add_sample(OURS, "latebind-host pod", &ours);
+    monitor(report)
+}
+
+/// What it costs to watch a job of 1000 processes that do nothing, as its report says.
+pub fn monitor(report: &mut Report) -> Result<(), Failed> {
+    let state = std::env::var("LATEBIND_STATE").unwrap_or_else(|_| "/var/lib/latebind-host".into());
+    let spool = Path::new(&state).join(format!("latebind-bench-monitor-{}", std::process::id()));
+    let watched = watched(&spool);
+    let _ = fs::remove_dir_all(&spool);
+    let (usage, run) = watched?;
+    let number = |of: &Value, name: &str| of.get(name).and_then(Value::as_f64).unwrap_or(f64::NAN);
+    let cost = number(&usage, "monitor_cpu_s");
+    report.add(WATCH_SHARE, "watcher", cost / run * 100.0, "%");
+    report.add(WATCH_EACH, "watcher", cost / number(&usage, "samples") * 1e3, "ms");
+    report.add(WATCH_SEEN, "watcher", usage.get("peak").map_or(f64::NAN, |peak| number(peak, "processes")), "");
     Ok(())
+}
+
+/// Usage and run time of a job with 1000 sleeping processes.
+fn watched(spool: &Path) -> Result<(Value, f64), Failed> {
+    let dir = spool.join("new/many");
+    fs::create_dir_all(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
+    let script = "n=0; while [ $n -lt 1000 ]; do sleep 40 & n=$((n+1)); done; sleep 30; kill 0";
+    let job = serde_json::json!({"image": IMAGE, "argv": ["/bin/sh", "-c", script]});
+    fs::write(dir.join("job.json"), job.to_string()).map_err(|e| e.to_string())?;
+    let place = spool.to_string_lossy();
+    output(
+        Command::new("dist/latebind-host").args(["pod", "--pids", "3000", "--spool", &place, "--", "pilot"]).args([
+            "--spool",
+            "/spool",
+            "--idle-exit",
+            "0.2",
+        ]),
+    )?;
+    let path = spool.join("done/many/result/report.json");
+    let text = fs::read(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+    let report: Value = serde_json::from_slice(&text).map_err(|e| format!("{}: {e}", path.display()))?;
+    let run = report.get("durations").and_then(|d| d.get("run")).and_then(Value::as_f64);
+    let usage = report.get("usage").cloned();
+    usage.zip(run).ok_or_else(|| format!("{}: no usage in it", path.display()))
 }
 
 /// A pod that serves a spool; what the reports of its jobs say.

@@ -128,13 +128,13 @@ fn data_of(here: &Path) -> Option<String> {
 
 fn of_report(report: &Report, back_off_s: f64, signals: &Signals) -> Ending {
     let why = format!("{}: {}", report.reason, report.message);
+    if Hold::of(report).is_some() {
+        return held(signals, why);
+    }
     match (report.class, report.exit_code, report.signal) {
         (Class::Final, Some(code), _) => Ending::Code(code),
         (Class::Final, None, Some(signal)) => Ending::Signal(signal),
-        (Class::Hold, ..) => held(signals, why),
-        (Class::Final | Class::Retry, ..) => {
-            again(signals, Duration::try_from_secs_f64(back_off_s).unwrap_or(AGAIN_AFTER), why)
-        }
+        _ => again(signals, Duration::try_from_secs_f64(back_off_s).unwrap_or(AGAIN_AFTER), why),
     }
 }
 

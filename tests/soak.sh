@@ -1,0 +1,15 @@
+#!/bin/bash
+# soak.sh SECONDS: parts of pods are killed at random moments for so long; the counts come last. Expects dist/ and the images
+# (make soak makes them). LATEBIND_FAULT_SEED repeats a run.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. .ci/rust.sh
+cargo=$(need_cargo) || exit
+export LATEBIND_SOAK_SECONDS=${1:-600}
+case $LATEBIND_SOAK_SECONDS in
+*[!0-9]* | '')
+    echo "soak.sh: '$1' is no number of seconds: make soak DURATION=600" >&2
+    exit 2
+    ;;
+esac
+exec "$cargo" test --quiet --locked -p latebind-tests --test faults -- --nocapture

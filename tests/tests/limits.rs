@@ -1,0 +1,143 @@
+//! A job is kept within its limits: whichever it crosses, it is ended in time, the report says which, and the slot serves on.
+
+use std::time::{Duration, Instant};
+
+use latebind_tests::pod::{Options, Outcome, Pod, probe, shell, with};
+use serde_json::{Value, json};
+use watcher::job::limits::Which;
+
+/// A job with these limits, and a short grace.
+fn limited(job: Value, limits: Value) -> Value {
+    with(with(job, "limits", limits), "grace_s", json!(1))
+}
+
+#[track_caller]
+fn has_crossed(outcome: &Outcome, which: Which) -> f64 {
+    outcome.is("final", "LimitExceeded");
+    let report = &outcome.report;
+    let crossed = report.limit.as_ref().unwrap_or_else(|| panic!("no limit in {report:#?}"));
+    assert_eq!(crossed.which, which, "{report:#?}");
+    assert!(crossed.value > crossed.limit && crossed.at.ends_with('Z'), "{crossed:?}");
+    assert!(report.verified, "a final report rests on a record: {report:#?}");
+    assert!(report.message.contains("limit is"), "{}", report.message);
+    crossed.value
+}
+
+#[test]
+fn each_limit_ends_the_job_and_the_slot_serves_the_next() {
+    let pod = Pod::start();
+    let spin = "while :; do :; done";
+    for (name, job, which) in [
+        ("cpu", limited(shell(spin), json!({"cpu_s": 0.5})), Which::Cpu),
+        ("memory", limited(probe(&["memory", "200", "60"]), json!({"memory": "64M"})), Which::Memory),
+        (
+            "processes",
+            limited(shell("for n in 1 2 3 4 5 6 7 8 9; do sleep 60 & done; wait"), json!({"processes": 5})),
+            Which::Processes,
+        ),
+        (
+            "disk",
+            limited(shell("dd if=/dev/zero of=a bs=1M count=40 2>/dev/null; sleep 60"), json!({"disk": "20M"})),
+            Which::Disk,
+        ),
+        (
+            "output",
+            limited(shell("dd if=/dev/zero bs=1M count=4 2>/dev/null; sleep 60"), json!({"output": "1M"})),
+            Which::Output,
+        ),
+    ] {
+        let began = Instant::now();
+        has_crossed(&pod.job(name, &job), which);
+        assert!(began.elapsed() < Duration::from_secs(20), "{name} took {:?}", began.elapsed());
+        pod.job(&format!("after-{name}"), &probe(&["hello"])).is_good();
+    }
+}
+
+#[test]
+fn what_ignores_term_is_killed_after_its_grace() {
+    let pod = Pod::start();
+    let script =
+        "trap '' TERM; for n in 1 2 3; do (trap '' TERM; while :; do sleep 0.1; done) & done; sleep 60; sleep 60";
+    let outcome = pod.job("stubborn", &limited(shell(script), json!({"processes": 2})));
+    has_crossed(&outcome, Which::Processes);
+    assert_eq!(outcome.report.signal, Some(9), "{:#?}", outcome.report);
+    pod.job("after", &shell("ps | grep -c '[s]leep' || true")).is_good();
+}
+
+#[test]
+fn a_job_that_traps_term_and_exits_well_has_still_crossed_its_limit() {
+    let pod = Pod::start();
+    let script = "trap 'exit 0' TERM; (while :; do :; done) & wait";
+    let outcome = pod.job("polite", &limited(shell(script), json!({"cpu_s": 0.3})));
+    has_crossed(&outcome, Which::Cpu);
+    assert_eq!(outcome.report.exit_code, Some(0));
+}
+
+#[test]
+fn processes_that_are_over_before_anybody_looks_count_too() {
+    let pod = Pod::start();
+    // Each lives for some milliseconds, and most are reaped by glue: their parent is gone.
+    let script = "while :; do (dd if=/dev/zero of=/dev/null bs=1M count=200 2>/dev/null &) ; sleep 0.01; done";
+    has_crossed(&pod.job("short", &limited(shell(script), json!({"cpu_s": 1}))), Which::Cpu);
+}
+
+#[test]
+fn the_pilots_maxima_hold_for_every_job() {
+    let pod = Options::new().pilot(&["--max-processes", "4", "--max-wall", "2", "--max-memory", "1G"]).start();
+    let many = limited(shell("for n in 1 2 3 4 5 6; do sleep 60 & done; wait"), json!({"processes": 1000}));
+    let outcome = pod.job("many", &many);
+    has_crossed(&outcome, Which::Processes);
+    assert_eq!(outcome.report.limit.as_ref().unwrap().limit, 4.0);
+    let outcome = pod.job("long", &with(with(probe(&["sleep", "60"]), "timeout_s", json!(50)), "grace_s", json!(1)));
+    outcome.is("final", "TimedOut");
+    assert_eq!(outcome.report.limit.as_ref().map(|l| (l.which, l.limit)), Some((Which::Wall, 2.0)));
+    pod.job("short", &probe(&["hello"])).is_good();
+}
+
+#[test]
+fn the_containers_memory_is_not_used_up_before_the_watcher_acts() {
+    let pod = Options::new().host(&["--memory", "256m"]).start();
+    // Grows by 4 MiB each 0.2 s, and ignores TERM: without the watcher, the kernel would choose what it ends.
+    let script = "trap '' TERM; while :; do /probe memory 4 60 & sleep 0.2; done";
+    let outcome = pod.job("grows", &with(shell(script), "grace_s", json!(30)));
+    if outcome.report.limits.memory.is_none() {
+        panic!("the container's memory limit could not be read: {:#?}", outcome.report);
+    }
+    let value = has_crossed(&outcome, Which::Memory);
+    assert!(value < f64::from(256 << 20), "{value}");
+    let killed = outcome.report.record.as_ref().and_then(|r| r.cgroup).and_then(|c| c.oom_kills);
+    assert_eq!(killed.unwrap_or(0), 0, "the kernel was first: {:#?}", outcome.report);
+    pod.job("after", &probe(&["hello"])).is_good();
+}
+
+#[test]
+fn outputs_that_are_too_large_are_named_and_not_fetched() {
+    let pod = Pod::start();
+    let job = shell("dd if=/dev/zero of=big bs=1M count=3 2>/dev/null; echo x >small");
+    let job = with(with(job, "outputs", json!(["small", "big"])), "limits", json!({"output": "1M"}));
+    let outcome = pod.job("big", &job);
+    has_crossed(&outcome, Which::Output);
+    assert_eq!(outcome.report.outputs, ["small"]);
+    assert!(outcome.report.missing_outputs[0].starts_with("big: "), "{:?}", outcome.report.missing_outputs);
+    assert!(!outcome.dir.join("result/outputs/big").exists());
+}
+
+#[test]
+fn a_report_says_what_the_job_used() {
+    let pod = Pod::start();
+    let script = "dd if=/dev/zero of=a bs=1M count=30 2>/dev/null; /probe memory 50 4 & /probe cpu 2; wait";
+    let outcome = pod.job("uses", &shell(script));
+    let report = &outcome.is_good().report;
+    let usage = report.usage.as_ref().unwrap_or_else(|| panic!("no usage in {report:#?}"));
+    let peak = usage.peak;
+    assert!((0.3..6.0).contains(&peak.cpu_s), "{peak:?}");
+    assert!((50 << 20..400 << 20).contains(&peak.rss), "{peak:?}");
+    assert!(peak.memory() > 50 << 20 && peak.pss.is_some_and(|pss| pss > 50 << 20 && pss <= peak.rss), "{peak:?}");
+    assert!(peak.processes >= 3 && peak.threads >= peak.processes, "{peak:?}");
+    assert!(peak.disk.is_some_and(|disk| disk >= 30 << 20), "{peak:?}");
+    assert!(peak.files.is_some_and(|files| files >= 6), "{peak:?}");
+    assert!(peak.written_bytes.is_some(), "{peak:?}");
+    assert!(usage.samples >= 3 && usage.series.rows().len() as u64 == usage.samples, "{usage:?}");
+    let phases: Vec<String> = report.phases.iter().map(|b| format!("{:?}", b.phase)).collect();
+    assert_eq!(phases, ["Staging", "Binding", "Starting", "Running", "Collecting", "Cleaning", "Done"]);
+}

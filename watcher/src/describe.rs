@@ -1,0 +1,130 @@
+//! `watcher report`: one report for people.
+
+use std::fmt::Write;
+
+use glue::contract::startup::printable;
+
+use crate::job::Report;
+use crate::job::usage::bytes;
+
+/// A report as text.
+pub fn text(report: &Report) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: &str| {
+        let _ = writeln!(text, "{name:<10} {}", printable(value));
+    };
+    let class = format!("{:?}", report.class).to_lowercase();
+    line("job", &format!("{}, attempt {}", report.job, report.attempt));
+    line("result", &format!("{} ({class})", report.reason));
+    if !report.message.is_empty() {
+        line("", &report.message);
+    }
+    match (report.exit_code, report.signal) {
+        (Some(code), _) => line("exit code", &code.to_string()),
+        (None, Some(signal)) => line("signal", &signal.to_string()),
+        (None, None) => {}
+    }
+    line(
+        "record",
+        &match (report.verified, report.refusal) {
+            (true, _) => "verified".into(),
+            (false, Some(refusal)) => format!("refused: {refusal}"),
+            (false, None) => "none".into(),
+        },
+    );
+    line("image", &report.image);
+    if let Some(container) = &report.container {
+        line("", &container.image_id);
+        let again = if report.reused_container { ", used again" } else { "" };
+        line("container", &format!("{}{again}", container.id.get(..12).unwrap_or(&container.id)));
+    }
+    if let Some(slot) = report.slot {
+        line("slot", &slot.to_string());
+    }
+    let d = &report.durations;
+    let phases = [
+        ("queued", d.queued),
+        ("stage", d.stage),
+        ("bind", d.bind),
+        ("pull", d.pull),
+        ("start", d.start),
+        ("run", d.run),
+        ("collect", d.collect),
+        ("clean", d.clean),
+    ];
+    let taken: Vec<String> =
+        phases.iter().filter(|(_, s)| *s >= 0.0005).map(|(name, s)| format!("{name} {s:.3} s")).collect();
+    line("phases", &taken.join(", "));
+    if let Some(usage) = &report.usage {
+        let peak = &usage.peak;
+        let mut parts = vec![format!("CPU {:.2} s", peak.cpu_s)];
+        // A job that was over before anybody looked has what glue counted, and no peaks.
+        if usage.samples > 0 {
+            parts.push(format!("{} processes", peak.processes));
+            parts.push(format!("{} threads", peak.threads));
+        }
+        parts.push(format!("memory {}", bytes(peak.memory())));
+        parts.extend(peak.files.map(|n| format!("{n} open files")));
+        parts.extend(peak.disk.map(|n| format!("disk {}", bytes(n))));
+        parts.extend(peak.read_bytes.map(|n| format!("read {}", bytes(n))));
+        parts.extend(peak.written_bytes.map(|n| format!("written {}", bytes(n))));
+        line("used", &parts.join(", "));
+    }
+    let l = &report.limits;
+    let limits: Vec<String> = [
+        l.wall_s.map(|s| format!("wall {s} s")),
+        l.cpu_s.map(|s| format!("CPU {s} s")),
+        l.memory.map(|b| format!("memory {}", bytes(b.0))),
+        l.processes.map(|n| format!("{n} processes")),
+        l.disk.map(|b| format!("disk {}", bytes(b.0))),
+        l.output.map(|b| format!("output {}", bytes(b.0))),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    if !limits.is_empty() {
+        line("limits", &limits.join(", "));
+    }
+    if let Some(crossed) = &report.limit {
+        line("crossed", &format!("{crossed}, at {}", crossed.at));
+    }
+    if !report.outputs.is_empty() {
+        line("outputs", &report.outputs.join(", "));
+    }
+    for missing in &report.missing_outputs {
+        line("missing", missing);
+    }
+    for warning in report.record.iter().flat_map(|r| &r.warnings) {
+        line("warning", warning);
+    }
+    line("finished", &report.finished_at);
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::limits::{Bytes, Crossed, Which};
+    use crate::job::usage::{Summary, Usage};
+
+    #[test]
+    fn a_report_is_told() {
+        let request =
+            serde_json::from_value(serde_json::json!({"id": "a.1", "image": "i\x1b[2J", "argv": ["x"]})).unwrap();
+        let mut report = Report::new(&request);
+        report.reason = "LimitExceeded".into();
+        report.limits.memory = Some(Bytes(64 << 20));
+        report.limit =
+            Some(Crossed { which: Which::Memory, limit: 67_108_864.0, value: 1e8, at: "2026-01-01T00:00:00Z".into() });
+        let mut usage = Summary::new();
+        usage.add(0.0, &Usage { rss: 1 << 20, processes: 2, threads: 3, ..Usage::default() });
+        report.usage = Some(usage);
+        let text = text(&report);
+        for part in
+            ["LimitExceeded (retry)", "2 processes", "memory 64M", "it used 95M of memory, its limit is 64M, at 2026"]
+        {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        assert!(!text.contains('\x1b'));
+    }
+}

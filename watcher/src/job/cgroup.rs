@@ -1,0 +1,150 @@
+//! What the payload container's cgroup counts, as far as the pilot can see it.
+//!
+//! The pilot container has a cgroup of its own. That of the payload container is looked at through glue's root directory, while
+//! glue can be looked into, which is before it has claimed a job; the files stay open. The image decides what lies at that path,
+//! so nothing is believed but a real cgroup file system, and no link is followed.
+
+use std::fs::File;
+use std::io::{self, Read, Seek};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use glue::sys;
+use nix::fcntl::OFlag;
+
+/// `CGROUP_SUPER_MAGIC` (version 1) and `CGROUP2_SUPER_MAGIC` of statfs(2).
+const MAGICS: [i64; 2] = [0x0027_e0eb, 0x6367_7270];
+
+/// Limits above this are none: version 1 says so with a number of pages near 2^63.
+const NO_LIMIT: u64 = 1 << 60;
+
+/// Open files of a container's cgroup.
+#[derive(Debug)]
+pub struct Group {
+    /// The container's memory limit, bytes.
+    pub memory_limit: Option<u64>,
+    memory: Option<(File, File)>,
+    cpu: Option<(File, CpuForm)>,
+    cpu_before: f64,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum CpuForm {
+    /// `usage_usec N` of cpu.stat.
+    Two,
+    /// Nanoseconds.
+    One,
+}
+
+impl Group {
+    /// Opens what can be had of the container that `pid`, a process of root, is in; `None` where that is nothing.
+    pub fn open(pid: i32) -> Option<Self> {
+        let root = File::open(format!("/proc/{pid}/root")).ok()?;
+        let open = |path: &str| -> Option<File> {
+            let found = find(&root, path).ok()?;
+            if !MAGICS.contains(&sys::file_system_type(found.as_fd()).ok()?) {
+                return None;
+            }
+            File::open(format!("/proc/self/fd/{}", found.as_raw_fd())).ok()
+        };
+        let two = |name: &str| open(&format!("sys/fs/cgroup/{name}"));
+        let one = |group: &str, name: &str| {
+            // Where several controllers share a hierarchy, the one name is a link to the other.
+            let dirs: &[&str] = if group == "cpuacct" { &["cpuacct", "cpu,cpuacct"] } else { &[group] };
+            dirs.iter().find_map(|dir| open(&format!("sys/fs/cgroup/{dir}/{group}.{name}")))
+        };
+        let limit = two("memory.max").or_else(|| one("memory", "limit_in_bytes"));
+        let memory = two("memory.current")
+            .zip(two("memory.stat"))
+            .or_else(|| one("memory", "usage_in_bytes").zip(open("sys/fs/cgroup/memory/memory.stat")));
+        let cpu =
+            two("cpu.stat").map(|file| (file, CpuForm::Two)).or_else(|| Some((one("cpuacct", "usage")?, CpuForm::One)));
+        let mut group = Self { memory_limit: None, memory, cpu, cpu_before: 0.0 };
+        group.memory_limit = limit.and_then(|mut f| whole(&text(&mut f)?)).filter(|n| *n < NO_LIMIT);
+        group.cpu_before = group.cpu_total().unwrap_or(0.0);
+        (group.memory.is_some() || group.cpu.is_some()).then_some(group)
+    }
+
+    /// Bytes in use now, without the files that the kernel would drop before it ends a process.
+    pub fn memory_now(&mut self) -> Option<u64> {
+        let (current, stat) = self.memory.as_mut()?;
+        let current = whole(&text(current)?)?;
+        let stat = text(stat)?;
+        let files: u64 = ["active_file", "inactive_file"]
+            .iter()
+            .filter_map(|name| number_after(&stat, &format!("total_{name}")).or_else(|| number_after(&stat, name)))
+            .sum();
+        Some(current.saturating_sub(files))
+    }
+
+    /// CPU time since this was opened, seconds.
+    pub fn cpu_s(&mut self) -> Option<f64> {
+        Some((self.cpu_total()? - self.cpu_before).max(0.0))
+    }
+
+    fn cpu_total(&mut self) -> Option<f64> {
+        let (file, form) = self.cpu.as_mut()?;
+        let text = text(file)?;
+        match form {
+            CpuForm::Two => number_after(&text, "usage_usec").map(|us| us as f64 / 1e6),
+            CpuForm::One => whole(&text).map(|ns| ns as f64 / 1e9),
+        }
+    }
+}
+
+/// Finds a file one component at a time, over mounts but over no link, and opens nothing on the way: what the image put there
+/// leads nowhere else and is not woken by it.
+fn find(root: &File, path: &str) -> io::Result<OwnedFd> {
+    let mut at: OwnedFd = root.as_fd().try_clone_to_owned()?;
+    for part in path.split('/') {
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let name = std::ffi::CString::new(part)?;
+        at = sys::openat(at.as_fd(), &name, flags.bits(), 0)?;
+    }
+    Ok(at)
+}
+
+fn text(file: &mut File) -> Option<String> {
+    let mut text = String::new();
+    file.rewind().ok()?;
+    file.take(16_384).read_to_string(&mut text).ok()?;
+    Some(text)
+}
+
+fn whole(text: &str) -> Option<u64> {
+    text.trim_ascii().parse().ok()
+}
+
+fn number_after(text: &str, name: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).and_then(whole)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_own_group_can_be_read_where_there_is_one() {
+        let Some(mut group) = Group::open(std::process::id() as i32) else {
+            // No cgroup file system here: then none may have been believed.
+            assert!(!std::path::Path::new("/sys/fs/cgroup/memory/memory.stat").exists());
+            return;
+        };
+        if let Some(used) = group.memory_now() {
+            assert!(used > 0);
+            assert!(group.memory_now().is_some(), "it can be read again");
+        }
+        assert!(group.cpu_s().is_none_or(|s| s >= 0.0));
+    }
+
+    #[test]
+    fn a_link_is_not_followed() {
+        let top = std::env::temp_dir().join(format!("latebind-group-{}", std::process::id()));
+        std::fs::create_dir_all(top.join("real")).unwrap();
+        std::fs::write(top.join("real/file"), "x").unwrap();
+        std::os::unix::fs::symlink("real", top.join("link")).unwrap();
+        let root = File::open(&top).unwrap();
+        assert!(find(&root, "real/file").is_ok());
+        assert!(find(&root, "link/file").is_err());
+        std::fs::remove_dir_all(top).unwrap();
+    }
+}
