@@ -1,5 +1,5 @@
 #!/bin/bash
-# soak.sh SECONDS: parts of pods are killed at random moments for so long; the counts come last. Expects dist/ and the images
+# soak.sh SECONDS: parts of pods are killed at random moments and steps of jobs for so long; the counts come last. Expects dist/ and the images
 # (make soak makes them). LATEBIND_FAULT_SEED repeats a run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -12,4 +12,4 @@ case $LATEBIND_SOAK_SECONDS in
     exit 2
     ;;
 esac
-exec "$cargo" test --quiet --locked -p latebind-tests --test faults -- --nocapture
+exec "$cargo" test --quiet --locked -p latebind-tests --test faults -- --nocapture at_random_moments

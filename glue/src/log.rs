@@ -2,17 +2,23 @@
 //!
 //! A reader that stopped reading, or a pipe that somebody made non-blocking, must not stop the supervision of a job. What
 //! can not be written at once is dropped and counted; the count is in `status.json`.
+//!
+//! On a terminal a line is text; else it is JSON in the form of the watcher's lines, so that one reader understands both.
 #![forbid(unsafe_code)]
 
+use std::io::IsTerminal;
 use std::os::fd::{AsFd, IntoRawFd};
-use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 use nix::fcntl::OFlag;
 
+use crate::contract::time;
 use crate::sys;
 
 static FD: AtomicI32 = AtomicI32::new(2);
 static DROPPED: AtomicU64 = AtomicU64::new(0);
+/// The slot that lines are about; `u32::MAX`: none.
+static SLOT: AtomicU32 = AtomicU32::new(u32::MAX);
 
 /// Opens standard error a second time, non-blocking: the flag belongs to the open file, so the one that others share stays
 /// as it is. Where that can not be done (a socket), lines go to the shared one.
@@ -27,11 +33,30 @@ pub fn open_non_blocking() {
     }
 }
 
-/// Writes one line, with the program's name before it.
+/// From here on lines name this slot.
+pub fn name_slot(number: u32) {
+    SLOT.store(number, Ordering::Relaxed);
+}
+
+/// One line on what goes on.
 pub fn line(text: core::fmt::Arguments<'_>) {
+    say("INFO", text);
+}
+
+/// One line on what is not as it should be, and goes on all the same.
+pub fn warn(text: core::fmt::Arguments<'_>) {
+    say("WARN", text);
+}
+
+/// One line on what ends this program.
+pub fn error(text: core::fmt::Arguments<'_>) {
+    say("ERROR", text);
+}
+
+fn say(level: &str, text: core::fmt::Arguments<'_>) {
     // A line stays one line, and an escape sequence in a file name stays text.
-    let mut line = format!("glue: {text}").replace(char::is_control, "?");
-    line.push('\n');
+    let text = text.to_string().replace(char::is_control, "?");
+    let line = if std::io::stderr().is_terminal() { format!("glue: {text}\n") } else { json(level, &text) };
     match sys::write_raw(FD.load(Ordering::Relaxed), line.as_bytes()) {
         Ok(n) if n == line.len() => {}
         _ => {
@@ -40,7 +65,36 @@ pub fn line(text: core::fmt::Arguments<'_>) {
     }
 }
 
+fn json(level: &str, text: &str) -> String {
+    let text = text.replace('\\', "\\\\").replace('"', "\\\"");
+    let slot = match SLOT.load(Ordering::Relaxed) {
+        u32::MAX => String::new(),
+        number => format!(",\"slot\":{number}"),
+    };
+    let at = time::text_of(time::wall());
+    format!("{{\"timestamp\":\"{at}\",\"level\":\"{level}\",\"fields\":{{\"message\":\"{text}\"{slot}}}}}\n")
+}
+
 /// Lines that could not be written so far.
 pub fn dropped() -> u64 {
     DROPPED.load(Ordering::Relaxed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_json_whatever_it_says() {
+        for text in ["plain", "a \"quoted\" \\ path", "ä ?"] {
+            let line = json("WARN", text);
+            let value: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
+            assert_eq!(value["fields"]["message"], text, "{line}");
+            assert!(
+                value["level"] == "WARN" && value["timestamp"].as_str().is_some_and(|t| t.ends_with('Z')),
+                "{line}"
+            );
+            assert!(line.ends_with("}\n") && line.lines().count() == 1);
+        }
+    }
 }

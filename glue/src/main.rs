@@ -73,14 +73,14 @@ fn ended(result: std::io::Result<()>) -> i32 {
     match result {
         Ok(()) => 0,
         Err(e) => {
-            log::line(format_args!("{e}"));
+            log::error(format_args!("{e}"));
             FAILED
         }
     }
 }
 
 fn usage(why: &str) -> i32 {
-    log::line(format_args!("{why}"));
+    log::error(format_args!("{why}"));
     let _ = say(2, USAGE);
     BAD_USAGE
 }

@@ -15,9 +15,9 @@ use crate::contract::layout::{self, Ids};
 use crate::contract::mounts;
 use crate::contract::record::{GlueIdentity, Outcome, Record, sign};
 use crate::contract::status::{Phase, Refused, Status};
-use crate::contract::time::rfc3339;
+use crate::contract::time::text_of;
 use crate::contract::{self};
-use crate::error::{error, refused};
+use crate::error::{errno_of, error, refused};
 use crate::events::{Event, Events, signal_name};
 use crate::kill::Routine;
 use crate::log;
@@ -35,6 +35,8 @@ pub const REFUSED: i32 = 3;
 pub const LOST: i32 = 4;
 /// Processes of a job could not be ended: the container has to.
 pub const UNKILLED: i32 = 5;
+/// A volume has no room for the status or a record.
+pub const FULL: i32 = layout::FULL_CODE;
 
 /// The capabilities that glue keeps: CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_SETPCAP.
 fn kept() -> u64 {
@@ -45,17 +47,22 @@ fn kept() -> u64 {
 /// Serves slot `number` until told to stop. Returns the exit code; `stop_code` when told to stop while the pod goes on.
 pub fn run(number: u32, kill_uid: u32, stop_code: i32) -> i32 {
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
+    log::name_slot(number);
+    let or_full = |code: i32, e: &io::Error| match errno_of(e) {
+        nix::libc::ENOSPC | nix::libc::EDQUOT => FULL,
+        _ => code,
+    };
     match Glue::set_up(number, kill_uid) {
         Err(e) => {
-            log::line(format_args!("slot {number} refused: {e}"));
-            REFUSED
+            log::error(format_args!("slot {number} refused: {e}"));
+            or_full(REFUSED, &e)
         }
         Ok(mut glue) => match glue.serve() {
             Ok(STOPPED) if glue.ctl.stat_of(layout::FINISH).is_err() => stop_code,
             Ok(code) => code,
             Err(e) => {
-                log::line(format_args!("slot {number} given up: {e}"));
-                LOST
+                log::error(format_args!("slot {number} given up: {e}"));
+                or_full(LOST, &e)
             }
         },
     }
@@ -126,6 +133,8 @@ impl Glue {
         loop {
             match claim::look(&self.ctl, self.ids, &self.status.incarnation)? {
                 Claim::Nothing => match self.events.next(false, None, None)? {
+                    // A glue that somebody had stopped goes on, with the job that came meanwhile.
+                    Event::Stop(nix::libc::SIGCONT) if self.ctl.stat_of(layout::STARTUP).is_ok() => {}
                     Event::Stop(signal) => {
                         log::line(format_args!("idle, told to stop by {}", signal_name(signal)));
                         return Ok(STOPPED);
@@ -157,7 +166,7 @@ impl Glue {
     }
 
     fn refuse(&mut self, refused: Refused) -> io::Result<()> {
-        log::line(format_args!("startup file refused: {}", refused.message));
+        log::warn(format_args!("startup file refused: {}", refused.message));
         self.ctl.remove(layout::STARTUP)?;
         self.status.refused = Some(refused);
         self.put_status()
@@ -190,7 +199,7 @@ impl Glue {
             written = put_status(ctl, chime, status);
         })?;
         if let Err(e) = written {
-            log::line(format_args!("status could not be written: {e}"));
+            log::warn(format_args!("status could not be written: {e}"));
         }
         if let Some(failed) = &end.failure {
             log::line(format_args!("job not started: {}", failed.message));
@@ -248,13 +257,6 @@ fn put_status(ctl: &Dir, chime: &OwnedFd, status: &mut Status) -> io::Result<()>
     // A full chime has been rung often enough.
     let _ = nix::unistd::write(chime, b"\n");
     Ok(())
-}
-
-fn text_of(time: std::time::SystemTime) -> String {
-    match time.duration_since(std::time::UNIX_EPOCH) {
-        Ok(since) => rfc3339(i64::try_from(since.as_secs()).unwrap_or(i64::MAX), since.subsec_nanos()),
-        Err(_) => rfc3339(0, 0),
-    }
 }
 
 /// Down to the four capabilities that are needed, in every set; refuses to go on without them.

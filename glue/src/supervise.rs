@@ -17,7 +17,7 @@ use crate::rootfs::{self, Links};
 use crate::start::{self, Said, Starting, failure};
 use crate::sys::{self, Reaped};
 use crate::volume::Dir;
-use crate::{contract::layout, log};
+use crate::{contract::layout, contract::time::wall, log};
 
 /// What the supervision of every job of a slot needs.
 pub struct Slot<'a> {
@@ -81,7 +81,7 @@ struct Supervision<'a> {
 
 /// Runs one claimed job to its end. `on_start` is told the main process's ID once the program runs.
 pub fn run(slot: &Slot<'_>, claimed: &mut Claimed, on_start: &mut dyn FnMut(i32)) -> io::Result<End> {
-    let now = || (std::time::SystemTime::now(), Instant::now());
+    let now = || (wall(), Instant::now());
     let before = cgroup::read();
     let end = End {
         failure: None,
@@ -123,7 +123,7 @@ impl Supervision<'_> {
             if self.slot.routine.inside()?.is_empty() {
                 return Ok(0);
             }
-            log::line(format_args!("processes of the payload UID were in the container before the job: ending them"));
+            log::warn(format_args!("processes of the payload UID were in the container before the job: ending them"));
             self.slot.routine.run(Instant::now() + Duration::from_secs_f64(kill_s))
         };
         match none_left() {
@@ -186,7 +186,7 @@ impl Supervision<'_> {
         if self.end.failure.is_none() {
             match self.main {
                 Some(pid) => {
-                    self.end.started = Some((std::time::SystemTime::now(), Instant::now()));
+                    self.end.started = Some((wall(), Instant::now()));
                     on_start(pid);
                     if self.soft_kill.is_some() {
                         let _ = sys::signal_process(pid, Signal::SIGTERM as i32);
@@ -226,7 +226,7 @@ impl Supervision<'_> {
                 self.end.processes.left_over_killed += 1;
             }
             if Some(reaped.pid) == self.main {
-                self.end.over = (std::time::SystemTime::now(), Instant::now());
+                self.end.over = (wall(), Instant::now());
                 self.end.usage.main = used;
                 self.end.main = Some(reaped);
             }
@@ -262,7 +262,7 @@ impl Supervision<'_> {
         }
         self.end.processes.unkilled = unkilled;
         if unkilled > 0 {
-            log::line(format_args!(
+            log::error(format_args!(
                 "{unkilled} processes of the job could not be ended; glue will exit to end the container"
             ));
         }

@@ -14,5 +14,6 @@ pub mod job;
 pub mod pod;
 pub mod processes;
 pub mod scratch;
+pub mod shortage;
 pub mod slot;
 pub mod waiting;

@@ -18,7 +18,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 use glue::contract::environment::{Environment, apply_sh};
 
@@ -292,7 +292,7 @@ struct Scratch(PathBuf);
 
 impl Scratch {
     fn new() -> Self {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos();
+        let now = glue::contract::time::wall().duration_since(UNIX_EPOCH).unwrap().as_nanos();
         let path = std::env::temp_dir().join(format!("latebind-environment-{}-{now}", std::process::id()));
         fs::create_dir(&path).unwrap();
         for name in ["a", "b", "x", "afile", "bfile", "A=a", "A=b", "B=x", "U=usual", "a b", "back", "C=*"] {

@@ -1,7 +1,7 @@
-//! Faults: watcher, glue, payload container, pilot container, and pairs of them, killed at random moments of a job. No job is lost,
-//! none is reported twice, and none is good without a verified record.
+//! Faults: watcher, glue, payload container, pilot container, and pairs of them, killed at each step of a job and at random moments. No
+//! job is lost, none is reported twice, and none is good without a verified record.
 //!
-//! `LATEBIND_FAULT_SEED` repeats a run; `make soak DURATION=600` goes on for a time.
+//! `LATEBIND_FAULT_SEED` repeats a run, `LATEBIND_FAULT_RUNS` says how many jobs, and `make soak DURATION=600` goes on for a time.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,7 +9,8 @@ use std::io::Write;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use latebind_tests::pod::{Options, Pod, kill, look_into, podman, shell};
+use latebind_tests::pod::{JOB_WITHIN, Options, Pod, kill, look_into, podman, shell, with};
+use serde_json::json;
 
 /// How long a job may take, with all its attempts: the spool's delay doubles with each.
 const RESULT_WITHIN: Duration = Duration::from_secs(120);
@@ -29,6 +30,42 @@ enum Target {
 }
 
 const TARGETS: [Target; 4] = [Target::Watcher, Target::Glue, Target::PayloadContainer, Target::PilotContainer];
+
+/// A job's steps in their order, as the watcher writes them down.
+const STEPS: [&str; 8] = ["queued", "staging", "binding", "starting", "running", "collecting", "cleaning", "done"];
+
+/// Each step with each target alone, and with each pair of them.
+const CASES: u64 = 8 * (4 + 16);
+
+/// When and what is killed.
+enum Fault {
+    /// One or two targets, each after a time.
+    Moments(Vec<(Target, Duration)>),
+    /// The targets, one right after the other, so long after the step was reached.
+    Step(usize, Vec<Target>, Duration),
+}
+
+impl Fault {
+    fn at_random(random: &mut Random) -> Self {
+        let (first, pair) = (TARGETS[random.below(4) as usize], random.below(3) == 0);
+        let second = TARGETS[random.below(4) as usize];
+        // A bind takes about 0.3 s, the job 0.3 s: every phase has its share.
+        let delays = [random.below(1_200), random.below(600)].map(Duration::from_millis);
+        Self::Moments([(first, delays[0]), (second, delays[1])].into_iter().take(if pair { 2 } else { 1 }).collect())
+    }
+
+    /// The case of this number, of `CASES`.
+    fn at_step(case: u64, random: &mut Random) -> Self {
+        let (step, combination) = ((case % 8) as usize, (case / 8 % 20) as usize);
+        let targets = match combination.checked_sub(4) {
+            None => vec![TARGETS[combination]],
+            Some(pair) => vec![TARGETS[pair / 4], TARGETS[pair % 4]],
+        };
+        // At once, and up to 63 ms later: most steps are shorter than that.
+        let delay = (1 << random.below(7)) - 1;
+        Self::Step(step, targets, Duration::from_millis(delay))
+    }
+}
 
 /// SplitMix64: the same seed, the same faults.
 struct Random(u64);
@@ -67,19 +104,46 @@ fn strike(pod: &Pod, target: Target) -> bool {
     }
 }
 
-/// One job with faults at random moments, and what has to be true of it in the end.
-fn one(pod: &Pod, random: &mut Random, name: &str, counts: &mut Counts) {
-    let (first, pair) = (TARGETS[random.below(4) as usize], random.below(3) == 0);
-    let second = TARGETS[random.below(4) as usize];
-    // A bind takes about 0.3 s, the job 0.3 s: every phase has its share.
-    let delays = [random.below(1_200), random.below(600)].map(Duration::from_millis);
-    pod.put(name, &shell(&format!("sleep 0.3; echo {name}")));
-    for (target, delay) in [(first, delays[0]), (second, delays[1])].into_iter().take(if pair { 2 } else { 1 }) {
-        thread::sleep(delay);
+/// Waits until a job has come to a step, or is beyond it.
+fn comes_to(pod: &Pod, attempt: &str, step: usize) {
+    let give_up = Instant::now() + JOB_WITHIN;
+    let mut seen = false;
+    while Instant::now() < give_up {
+        let phase = pod.phase(attempt);
+        let at = phase.as_deref().and_then(|phase| STEPS.iter().position(|name| *name == phase));
+        // What is delivered is forgotten.
+        if at.is_some_and(|at| at >= step) || seen && phase.is_none() {
+            return;
+        }
+        seen |= phase.is_some();
+        thread::sleep(Duration::from_micros(200));
+    }
+    panic!("{attempt} has not come to {}:\n{}", STEPS[step], pod.said());
+}
+
+/// One job with a fault, and what has to be true of it in the end.
+fn one(pod: &Pod, fault: Fault, name: &str, counts: &mut Counts) {
+    let mut hit = |target: Target| {
         let phase = pod.phase(&format!("{name}.1")).unwrap_or_else(|| "no attempt".into());
         if strike(pod, target) {
             counts.pilots += u64::from(matches!(target, Target::Watcher | Target::PilotContainer));
             *counts.kills.entry(format!("{target:?} while {phase}")).or_default() += 1;
+        }
+    };
+    // Inputs and outputs make the steps long enough to be met.
+    let job = with(shell(&format!("sleep 0.3; echo {name}")), "outputs", json!(["big"]));
+    pod.put_with(name, &job, &[("inputs/big", &vec![1; 4 << 20])]);
+    match fault {
+        Fault::Moments(moments) => {
+            for (target, delay) in moments {
+                thread::sleep(delay);
+                hit(target);
+            }
+        }
+        Fault::Step(step, targets, delay) => {
+            comes_to(pod, &format!("{name}.1"), step);
+            thread::sleep(delay);
+            targets.into_iter().for_each(hit);
         }
     }
     let outcome = pod.result_within(name, RESULT_WITHIN);
@@ -107,11 +171,11 @@ fn one(pod: &Pod, random: &mut Random, name: &str, counts: &mut Counts) {
     counts.most_attempts = counts.most_attempts.max(report.attempt);
 }
 
-fn run(seed: u64, goes_on: impl Fn(u64) -> bool) -> Counts {
+fn run(seed: u64, next: impl Fn(u64, &mut Random) -> Option<Fault>) -> Counts {
     let (mut random, mut counts) = (Random(seed), Counts::default());
     say(&format!("faults: seed {seed} (LATEBIND_FAULT_SEED={seed} repeats it)"));
     let mut pod = None;
-    while goes_on(counts.jobs) {
+    while let Some(fault) = next(counts.jobs, &mut random) {
         if counts.jobs.is_multiple_of(JOBS_OF_A_POD) || counts.pilots >= PILOTS_OF_A_POD {
             pod = None; // the old one goes first
             counts.pilots = 0;
@@ -122,7 +186,7 @@ fn run(seed: u64, goes_on: impl Fn(u64) -> bool) -> Counts {
             pod
         });
         let name = format!("f{}", counts.jobs);
-        one(pod, &mut random, &name, &mut counts);
+        one(pod, fault, &name, &mut counts);
     }
     say(&summary(&counts, seed));
     counts
@@ -145,14 +209,35 @@ fn say(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
-/// With a fixed seed and a few jobs; under `make soak` for as long as LATEBIND_SOAK_SECONDS says, with a seed of its own.
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|s| s.parse().ok())
+}
+
+fn tried(counts: &Counts) {
+    assert!(counts.jobs > 0 && counts.kills.values().sum::<u64>() > counts.jobs / 2, "{:?}", counts.kills);
+}
+
+/// With a fixed seed and a few jobs; under `make soak` for as long as LATEBIND_SOAK_SECONDS says, with a seed of its own and the
+/// steps in between.
 #[test]
-fn no_job_is_lost_and_none_reported_twice() {
-    let number = |name: &str| std::env::var(name).ok().and_then(|s| s.parse::<u64>().ok());
+fn at_random_moments_no_job_is_lost_and_none_reported_twice() {
     let soak = number("LATEBIND_SOAK_SECONDS").map(Duration::from_secs);
-    let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let clock = glue::contract::time::wall().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
     let seed = number("LATEBIND_FAULT_SEED").unwrap_or(if soak.is_some() { clock } else { 1 });
     let began = Instant::now();
-    let counts = run(seed, |jobs| soak.map_or(jobs < 12, |time| began.elapsed() < time));
-    assert!(counts.jobs > 0 && counts.kills.values().sum::<u64>() > counts.jobs / 2, "{:?}", counts.kills);
+    tried(&run(seed, |jobs, random| match soak {
+        Some(time) if began.elapsed() >= time => None,
+        Some(_) if jobs % 2 == 0 => Some(Fault::at_step(random.below(CASES), random)),
+        None if jobs >= 8 => None,
+        _ => Some(Fault::at_random(random)),
+    }));
+}
+
+/// Each step once, with a fixed seed; all cases of all steps with LATEBIND_FAULT_RUNS=160, twice with 320.
+#[test]
+fn at_each_step_no_job_is_lost_and_none_reported_twice() {
+    let (seed, runs) = (number("LATEBIND_FAULT_SEED").unwrap_or(2), number("LATEBIND_FAULT_RUNS").unwrap_or(8));
+    // So that a few runs meet each step and different targets: 57 is one more than a multiple of 8, and has no factor in common with
+    // the number of cases.
+    tried(&run(seed, |jobs, random| (jobs < runs).then(|| Fault::at_step(jobs * 57 + seed, random))));
 }

@@ -127,25 +127,33 @@ fn a_second_pod_of_a_name_is_refused_and_the_first_not_hurt() {
     pod.result("long").is_good();
 }
 
+/// As when the sandbox of a pod is made anew: the containers are others, and the private volume is as it was left.
 #[test]
 fn a_pod_takes_the_place_of_one_that_was_killed() {
-    let spool = Scratch::new();
-    let name = unique("again");
+    let (spool, private, name) = (Scratch::new(), Scratch::new(), unique("again"));
     let start = || {
-        let path = spool.path().to_str().unwrap();
-        let mut command =
-            host(&["pod", "--name", &name, "--spool", path, "--", "pilot", "--spool", "/spool", "--idle-exit", "1"]);
+        let (path, private) = (spool.path().to_str().unwrap(), private.path().to_str().unwrap());
+        let mut command = host(&["pod", "--name", &name, "--private", private, "--spool", path]);
+        command.args(["--", "pilot", "--spool", "/spool", "--idle-exit", "1"]);
         let log = fs::File::options().create(true).append(true).open(spool.path().join("log")).unwrap();
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap()
     };
+    let put = |name: &str, seconds: &[u8]| {
+        let job = shell("sleep $(cat seconds); echo ran").to_string();
+        latebind_tests::pod::put_into(spool.path(), name, job.as_bytes(), &[("inputs/seconds", seconds)]);
+    };
     fs::create_dir(spool.path().join("new")).unwrap();
-    latebind_tests::pod::put_into(spool.path(), "first", probe(&["sleep", "4"]).to_string().as_bytes(), &[]);
+    put("first", b"600");
     let mut killed = start();
-    let status = state().join("pods").join(&name).join("slot-0/ctl/status.json");
-    eventually("the job runs", LIMIT, || fs::read_to_string(&status).ok().filter(|t| t.contains("main_pid")));
+    let kept = private.path().join("jobs/first.1.json");
+    eventually("the job runs", LIMIT, || {
+        fs::read_to_string(&kept).ok().filter(|t| t.contains("\"phase\": \"running\""))
+    });
     killed.kill().unwrap();
     killed.wait().unwrap();
-    latebind_tests::pod::put_into(spool.path(), "second", probe(&["hello"]).to_string().as_bytes(), &[]);
+    let pilot = fs::read_dir(spool.path().join("claimed")).unwrap().flatten().next().unwrap().path();
+    fs::write(pilot.join("first/inputs/seconds"), "0").unwrap();
+    put("second", b"0");
     let mut second = start();
     let what = || format!("its end; they said:\n{}", fs::read_to_string(spool.path().join("log")).unwrap());
     let give_up = Instant::now() + LIMIT;
@@ -154,11 +162,14 @@ fn a_pod_takes_the_place_of_one_that_was_killed() {
         std::thread::sleep(Duration::from_millis(10));
     }
     assert_eq!(second.wait().unwrap().code(), Some(0), "{}", what());
-    look_into(spool.path(), "second").unwrap().is_good();
-    // Given back by the first pod at its end, and nobody's fault; or still claimed, where that was too quick for its pilot.
-    if let Some(first) = look_into(spool.path(), "first") {
-        assert_eq!(first.is_good().report.attempt, 2);
+    for (job, attempt) in [("first", 2), ("second", 1)] {
+        let outcome = look_into(spool.path(), job).unwrap_or_else(|| panic!("no result of {job}: {}", what()));
+        assert_eq!((outcome.is_good().report.attempt, outcome.text("stdout").as_str()), (attempt, "ran\n"), "{job}");
     }
+    let lost = fs::read(spool.path().join("done/first/result.1/report.json")).unwrap();
+    let lost: watcher::job::Report = serde_json::from_slice(&lost).unwrap();
+    assert_eq!(format!("{:?}", lost.class), "Retry", "{lost:#?}");
+    assert!(["GlueLost", "ContainerLost"].contains(&lost.reason.as_str()) && !lost.verified, "{lost:#?}");
     assert_eq!(traces(&name), Vec::<String>::new());
 }
 

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use latebind_tests::pod::{JOB_WITHIN, Options, Outcome, Pod, kill, look_into, probe, shell, with};
 use serde_json::{Value, json};
@@ -122,7 +122,7 @@ fn twice_in_one_job() {
 /// From LATEBIND_SEED, or the clock; printed, so that a failure can be had again.
 fn seed() -> u64 {
     let given = std::env::var("LATEBIND_SEED").ok().and_then(|s| s.parse().ok());
-    given.unwrap_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64)
+    given.unwrap_or_else(|| glue::contract::time::wall().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64)
 }
 
 /// Three jobs of a second each; the pilot is killed at a moment of each one's life. Three, since each restart has to wait

@@ -62,6 +62,8 @@ pub struct Metrics {
     slot_memory: Measure,
     slot_processes: Measure,
     slot_disk: Measure,
+    slot_failed_starts: Measure,
+    out_of_service: Gauge,
 }
 
 fn histogram() -> Histogram {
@@ -85,6 +87,8 @@ impl Default for Metrics {
             slot_memory: Family::default(),
             slot_processes: Family::default(),
             slot_disk: Family::default(),
+            slot_failed_starts: Family::default(),
+            out_of_service: Gauge::default(),
         };
         {
             let mut to = new.registry.lock().unwrap_or_else(PoisonError::into_inner);
@@ -95,6 +99,8 @@ impl Default for Metrics {
             to.register_with_unit("start", "From the bell to the job's exec", Unit::Seconds, new.start.clone());
             to.register_with_unit("cpu", "CPU time of jobs that are over", Unit::Seconds, new.cpu.clone());
             to.register("busy_slots", "Slots that have a job", new.busy.clone());
+            to.register("slots_out_of_service", "Slots that take no job for a while", new.out_of_service.clone());
+            to.register("slot_failed_starts", "Starts in a row that failed", new.slot_failed_starts.clone());
             to.register("queued_jobs", "Jobs that wait for a slot", new.queued.clone());
             to.register("slot_cpu_time", "Seconds of CPU time of the slot's job so far", new.slot_cpu.clone());
             to.register("slot_memory", "Bytes of memory of the slot's job", new.slot_memory.clone());
@@ -146,9 +152,11 @@ impl Metrics {
     pub fn text(&self, slots: &[SlotLine], queued: usize) -> Result<String, std::fmt::Error> {
         self.busy.set(slots.iter().filter(|line| line.job.is_some()).count() as i64);
         self.queued.set(queued as i64);
+        self.out_of_service.set(slots.iter().filter(|line| line.out_s.is_some()).count() as i64);
         for line in slots {
             let label = InSlot { slot: line.slot };
             let usage = line.live.map(|live| live.usage).unwrap_or_default();
+            self.slot_failed_starts.get_or_create(&label).set(f64::from(line.failed_starts));
             self.slot_cpu.get_or_create(&label).set(usage.cpu_s);
             self.slot_memory.get_or_create(&label).set(usage.memory() as f64);
             self.slot_processes.get_or_create(&label).set(usage.processes as f64);

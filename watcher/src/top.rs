@@ -100,7 +100,8 @@ fn table(slots: &[SlotLine], cpus: &[Option<f64>], queued: usize) -> String {
     text.push_str("SLOT JOB           IMAGE           PHASE     PROC   CPU   CPU s   MEM  DISK LEFT\n");
     for (line, cpu) in slots.iter().zip(cpus) {
         let stopped = line.live.is_some_and(|live| live.stopped);
-        let phase = line.phase.map_or_else(|| "idle".into(), |phase| format!("{phase:?}").to_lowercase());
+        let idle = if line.out_s.is_some() { "backs off" } else { "idle" };
+        let phase = line.phase.map_or_else(|| idle.into(), |phase| format!("{phase:?}").to_lowercase());
         let usage = line.live.map(|live| live.usage);
         let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".into());
         let row = format!(
@@ -114,10 +115,18 @@ fn table(slots: &[SlotLine], cpus: &[Option<f64>], queued: usize) -> String {
             or_dash(usage.map(|u| cpu_time(u.cpu_s))),
             or_dash(usage.map(|u| bytes(u.memory()))),
             or_dash(usage.and_then(|u| u.disk).map(bytes)),
-            or_dash(line.left_s.map(time)),
+            or_dash(line.left_s.or(line.out_s).map(time)),
         );
         text.push_str(row.trim_end());
         text.push('\n');
+    }
+    for line in slots.iter().filter(|line| line.out_s.is_some()) {
+        let why = start_of(line.why.as_deref().unwrap_or_default(), 40);
+        text.push_str(&format!(
+            "slot {}: {} starts in a row failed: {why}\n",
+            line.slot,
+            short(line.failed_starts.into())
+        ));
     }
     text
 }
@@ -194,6 +203,9 @@ mod tests {
             phase_s: 1.0,
             left_s: Some(1e9),
             live: Some(Live { usage, limits: Limits::default(), stopped: false }),
+            failed_starts: 0,
+            out_s: None,
+            why: None,
         }
     }
 
@@ -206,6 +218,16 @@ mod tests {
         let text = table(&slots, &[Some(512.0), None], 100_000);
         assert!(text.lines().all(|l| l.chars().count() <= 80), "{text}");
         assert_eq!(text.lines().count(), 4);
+    }
+
+    #[test]
+    fn a_slot_that_is_out_of_service_says_why() {
+        let why = Some(format!("VolumeFull: \x1b[2J{}", "x".repeat(200)));
+        let out =
+            SlotLine { slot: 60, failed_starts: u32::MAX, out_s: Some(300.0), why, ..line("-", "-", Usage::default()) };
+        let text = table(&[SlotLine { job: None, phase: None, live: None, left_s: None, ..out }], &[None], 0);
+        assert!(text.contains("backs off") && text.contains("300s") && text.contains("failed: VolumeFull"), "{text}");
+        assert!(text.lines().all(|l| l.chars().count() <= 80) && !text.contains('\x1b'), "{text}");
     }
 
     #[test]

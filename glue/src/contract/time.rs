@@ -1,4 +1,22 @@
 //! Wall-clock times as RFC 3339 texts in UTC with nanoseconds, without a time-zone library.
+//!
+//! The wall clock is shown to people and decides nothing: it jumps. What waits goes by `Instant`.
+
+use std::time::SystemTime;
+
+/// The wall clock, the only place that reads it.
+#[allow(clippy::disallowed_methods, reason = "this is the one place")]
+pub fn wall() -> SystemTime {
+    SystemTime::now()
+}
+
+/// A wall-clock time as text; what is before 1970 is 1970.
+pub fn text_of(time: SystemTime) -> String {
+    match time.duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(since) => rfc3339(i64::try_from(since.as_secs()).unwrap_or(i64::MAX), since.subsec_nanos()),
+        Err(_) => rfc3339(0, 0),
+    }
+}
 
 /// `1970-01-01T00:00:00.000000000Z` and so on, from seconds and nanoseconds since the epoch.
 ///

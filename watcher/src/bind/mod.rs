@@ -136,6 +136,11 @@ pub trait Binder: Send + Sync {
     /// What `watcher check` says of the engine and what it lets this pilot do.
     fn check(&self, slots: &[u32]) -> Vec<Line>;
 
+    /// Tells the engine whether the pod has work, once for each change; where the engine does not care, nothing.
+    fn mark(&self, _busy: bool) -> Result<(), Failure> {
+        Ok(())
+    }
+
     /// Whether the pod ends only once glue has exited with 0 too: then the pilot, which will not come back, ends glue last.
     fn pod_waits_for_glue(&self) -> bool {
         false

@@ -1,8 +1,10 @@
 //! What an ending means to the pilot: the one place where `final`, `retry` and `hold` are decided. `docs/protocol.md` prints
 //! the same as a table.
 
+use glue::contract::layout::FULL_CODE;
 use glue::contract::record::{Outcome, Record, Stage};
 
+use super::Report;
 use super::limits::Crossed;
 use crate::bind::{Class, ContainerState, Failure};
 
@@ -74,11 +76,62 @@ fn of_failure(record: &Record) -> (Class, &'static str, String) {
     (class, reason, message)
 }
 
+fn no_room() -> Failure {
+    Failure::retry("VolumeFull", "the slot's ctl volume had no room for what glue has to say; it is emptied")
+}
+
+/// What the end of a job says of the slot that it had.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Start {
+    /// Jobs can be started there.
+    Good,
+    /// It was not started, and that was neither the job's nor its image's doing: why.
+    Bad(String),
+    /// Nothing.
+    #[default]
+    Unknown,
+}
+
+/// Reasons that lie in the slot or its node, and meet the next job as well.
+const OF_THE_SLOT: [&str; 12] = [
+    "EngineError",
+    "GlueSilent",
+    "KillFailed",
+    "PrivilegeError",
+    "ResourceShortage",
+    "StagingError",
+    "StartError",
+    "StartupRefused",
+    "StateLost",
+    "Unkillable",
+    "VersionMismatch",
+    "VolumeFull",
+];
+
+/// Reasons that do so where the job never came to run: later it may have been the job.
+const BEFORE_IT_RAN: [&str; 2] = ["ContainerLost", "GlueLost"];
+
+/// Whether the slot can start jobs.
+pub fn start_of(report: &Report) -> Start {
+    let reason = report.reason.as_str();
+    let ran = report.record.as_ref().is_some_and(|record| record.outcome != Outcome::NotStarted);
+    match report.class {
+        Class::Final => Start::Good,
+        _ if ran => Start::Good,
+        Class::Retry if OF_THE_SLOT.contains(&reason) => Start::Bad(format!("{reason}: {}", report.message)),
+        Class::Retry if BEFORE_IT_RAN.contains(&reason) && report.durations.run == 0.0 => {
+            Start::Bad(format!("{reason}: {}", report.message))
+        }
+        _ => Start::Unknown,
+    }
+}
+
 /// The end of a glue that left no record.
 pub fn of_loss(state: Option<&ContainerState>) -> Failure {
     match state {
         Some(ContainerState { pod_ends: Some((reason, message)), .. }) => Failure::retry(reason, message.clone()),
         Some(state) if state.oom_killed => Failure::hold(OUT_OF_MEMORY, out_of_memory()),
+        Some(state) if !state.running && state.exit_code == Some(FULL_CODE.into()) => no_room(),
         Some(state) if !state.running => {
             let code = state.exit_code.map_or_else(|| "unknown".into(), |c| c.to_string());
             let said = if state.said.is_empty() { String::new() } else { format!(": {}", state.said) };
@@ -98,6 +151,7 @@ pub fn of_end_before_ready(state: &ContainerState) -> Failure {
     match state.exit_code {
         _ if state.pod_ends.is_some() => of_loss(Some(state)),
         _ if state.oom_killed => Failure::hold(OUT_OF_MEMORY, out_of_memory()),
+        Some(code) if code == i64::from(FULL_CODE) => no_room(),
         Some(1..=127) => Failure::hold("ContainerCannotRun", message),
         _ => Failure::retry("ContainerLost", message),
     }
@@ -105,7 +159,7 @@ pub fn of_end_before_ready(state: &ContainerState) -> Failure {
 
 /// Exit code of `watcher run` for a job's report, as docker-run(1) has them: the job's own code, 128+n for a signal, 124 for
 /// a limit that it crossed (timeout(1) for the wall limit), 126 not executable, 127 not found, 125 for every failure of ours.
-pub fn exit_code(report: &super::Report) -> i32 {
+pub fn exit_code(report: &Report) -> i32 {
     let outcome = report.record.as_ref().filter(|_| report.verified).map(|r| r.outcome);
     match (outcome, report.reason.as_str()) {
         (Some(Outcome::TimedOut), _) | (Some(_), LIMIT_EXCEEDED) => 124,

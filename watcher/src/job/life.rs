@@ -18,14 +18,17 @@ use super::control::Control;
 use super::limits::{Bytes, Crossed, Limits, Which};
 use super::monitor::{self, Watched};
 use super::relay::{Relay, Streams};
-use super::{Began, Bound, Phase, State, class, collect, now, rfc3339, seconds_of, stage, start, steer};
-use crate::bind::{Binder, Failure, Progress, Unattended, proof};
+use super::{Began, Bound, Phase, State, class, collect, now, rfc3339, seconds_of, stage, start, steer, uptime};
+use crate::bind::{Binder, Class, Failure, Progress, Unattended, proof};
 use crate::slot::Slot;
 use crate::store::Store;
 use crate::{helper, keys};
 
 /// How long an engine may take to notice that a container has ended; the kubelet looks once a second.
 const ENGINE_NOTICES_WITHIN: Duration = Duration::from_secs(3);
+
+/// How long glue may take for its record once the job must be over: beyond that nobody is there who could write it.
+const RECORD_WITHIN: Duration = Duration::from_secs(60);
 
 /// How often a job's image is bound for one attempt. An image's root can kill the pilot before the mount proof: a restarted one
 /// must not do the same over and over again.
@@ -92,6 +95,8 @@ pub struct After {
     pub held: Option<Held>,
     /// Whether something unproven may run there: the placeholder has to come first.
     pub needs_placeholder: bool,
+    /// What the job says of the slot.
+    pub start: class::Start,
 }
 
 /// Takes a job to its end, from whatever phase its state is in.
@@ -125,7 +130,8 @@ pub fn live(around: &Around<'_>, state: &mut State, streams: Option<Streams>, he
         life.enter(next);
     }
     while around.control.next_steer().is_some() {} // who still waits for an answer learns that it is over
-    After { held: life.held, needs_placeholder: life.needs_placeholder }
+    let start = class::start_of(&life.state.report);
+    After { held: life.held, needs_placeholder: life.needs_placeholder, start }
 }
 
 struct Life<'a> {
@@ -170,7 +176,7 @@ impl Progress for Following<'_> {
 impl Life<'_> {
     /// Notes how long the last phase took, and the next one before anything of it is done.
     fn enter(&mut self, next: Phase) {
-        let took = (now() - self.state.since).max(0.0);
+        let took = (uptime() - self.state.since_up).max(0.0);
         let durations = &mut self.state.report.durations;
         match self.state.phase {
             Phase::Queued => durations.queued += took,
@@ -183,20 +189,28 @@ impl Life<'_> {
             Phase::Done => {}
         }
         self.state.phase = next;
-        self.state.since = now();
+        (self.state.since, self.state.since_up) = (now(), uptime());
         self.state.report.phases.push(Began { phase: next, at: self.state.since });
         if next == Phase::Done {
             self.state.report.finished_at = rfc3339(self.state.since);
             self.state.secrets = None; // the key has done its work
         }
-        self.save();
+        self.save_or_say();
         (self.around.on_phase)(self.state);
     }
 
-    fn save(&self) {
-        // Without this the job still goes on; what is lost is the way back after a restart.
-        if let Err(e) = self.around.states.put(&self.state.request.id, self.state) {
-            tracing::error!(job = %self.state.request.id, "the job's state can not be kept: {e}");
+    /// Writes the state down. What must not be done twice waits for that.
+    fn save(&self) -> Result<(), Failure> {
+        self.around.states.put(&self.state.request.id, self.state).map_err(|e| {
+            let reason = if stage::is_full(&e) { "VolumeFull" } else { "StateLost" };
+            Failure::retry(reason, format!("the job's state can not be kept in the private volume: {e}"))
+        })
+    }
+
+    /// For what can be done again: the job goes on; what is lost is the way back after a restart.
+    fn save_or_say(&self) {
+        if let Err(e) = self.save() {
+            tracing::error!(job = %self.state.request.id, "{e}");
         }
     }
 
@@ -291,7 +305,7 @@ impl Life<'_> {
         let before = slot.status().ok().flatten().map(|status| status.incarnation);
         slot.silence_chime();
         self.state.binds += 1;
-        self.save();
+        self.save()?;
         let request = &self.state.request;
         self.needs_placeholder = true; // until the mount proof, root in the new container may be the image's
         let following = Following { around: self.around, state: self.state, pulling_since: Cell::new(None) };
@@ -360,13 +374,14 @@ impl Life<'_> {
                 .map_err(|e| Failure::retry("VolumeFull", format!("{}: {e}", dir.display())))?;
         }
         self.state.secrets = Some(prepared.secrets);
-        self.save(); // before the file is put: from here on a restarted watcher can prove its record
+        self.group = Group::open(self.bound()?.pid);
+        self.state.memory_size = self.group.as_ref().and_then(|g| g.memory_limit);
+        self.save()?; // before the file is put: from here on a restarted watcher can prove its record
         slot.ctl.remove(layout::RECORD).map_err(|e| Failure::retry("VolumeFull", e.to_string()))?;
         if let Some(routes) = routes {
             let relay = Relay::start(slot, routes);
             self.relay = Some(relay.map_err(|e| Failure::retry("RelayFailed", format!("streams: {e}")))?);
         }
-        self.group = Group::open(self.bound()?.pid);
         self.state.rung_at = Some(now());
         start::hand_over(slot, &self.state.request, &prepared.file)?;
         Ok(Phase::Running)
@@ -400,6 +415,7 @@ impl Life<'_> {
         }
         let slot = self.around.slot;
         let mut hard_kill: Option<Instant> = None;
+        let mut give_up = self.over_at_last();
         let mut started = false;
         let _watching = self.watch();
         loop {
@@ -423,13 +439,28 @@ impl Life<'_> {
             if hard_kill.is_some_and(|at| Instant::now() >= at) {
                 hard_kill = None;
                 end_processes(slot, self.bound()?, Duration::from_secs_f64(self.state.request.kill_s))?;
+                give_up = Some(Instant::now() + RECORD_WITHIN);
             }
-            let timeout = hard_kill.map(|at| at.saturating_duration_since(Instant::now()));
+            if give_up.is_some_and(|at| Instant::now() >= at) {
+                self.state.report.refusal = Some(Refusal::Missing);
+                let message = "the job must be over for a minute, and its glue, which lives, has said nothing";
+                return Err(Failure::retry("GlueSilent", message));
+            }
+            let next = hard_kill.into_iter().chain(give_up).min();
+            let timeout = next.map(|at| at.saturating_duration_since(Instant::now()));
             wait(
                 [slot.chime(), self.around.control.woken(), self.glue.as_ref().map_or(slot.chime(), AsFd::as_fd)],
                 timeout,
             );
         }
+    }
+
+    /// When glue must have written a record of a job that has a wall limit.
+    fn over_at_last(&self) -> Option<Instant> {
+        let request = &self.state.request;
+        let seconds = request.timeout_s + request.grace_s + request.kill_s;
+        let longest = Duration::try_from_secs_f64(seconds).ok().filter(|_| request.timeout_s > 0.0)?;
+        Instant::now().checked_add(longest + RECORD_WITHIN)
     }
 
     /// Watches the payload's processes. Without that the job still runs; only its limits do not hold.
@@ -441,6 +472,7 @@ impl Life<'_> {
             cgroup: bound.cgroup.clone(),
             glue: bound.pid,
             group: self.group.take(),
+            memory_size: self.state.memory_size,
             disk_size: self.around.settings.disk_size.map(|b| b.0),
             limits: self.state.request.limits.within(&self.around.settings.limits),
         };
@@ -459,7 +491,7 @@ impl Life<'_> {
         if self.state.report.limit.is_none() && self.state.cancelled.is_none() {
             tracing::warn!(job = %self.state.request.id, slot = self.around.slot.number, "{crossed}");
             self.state.report.limit = Some(crossed);
-            self.save();
+            self.save_or_say();
             self.end_softly(main);
             let grace = Duration::from_secs_f64(if at_once { 0.0 } else { self.state.request.grace_s });
             return Some(Instant::now() + grace);
@@ -519,7 +551,7 @@ impl Life<'_> {
             && self.state.cancelled.is_none()
         {
             self.state.cancelled = Some(why);
-            self.save();
+            self.save_or_say();
             if at_once {
                 return Ok(Some(Instant::now()));
             }
@@ -622,9 +654,12 @@ impl Life<'_> {
             self.note(cleaned.map_err(|e| Failure::retry("CleaningFailed", format!("IPC objects: {e}"))));
         }
         self.note(stage::empty(slot));
-        if self.glue.as_ref().is_none_or(proof::has_ended) {
-            self.held = None;
+        let report = &self.state.report;
+        if self.glue.as_ref().is_none_or(proof::has_ended) || report.class == Class::Retry {
+            self.held = None; // whatever was short there, the next attempt does not find it again
         }
+        // Something may lie in its volumes that is no job's, and that the usual cleaning leaves alone.
+        self.needs_placeholder |= report.class == Class::Retry && report.reason == "VolumeFull";
         Ok(Phase::Done)
     }
 

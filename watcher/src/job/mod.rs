@@ -372,6 +372,9 @@ pub struct State {
     pub phase: Phase,
     /// Since when, seconds since the epoch.
     pub since: f64,
+    /// The same by the clock that never jumps: see [`uptime`].
+    #[serde(default)]
+    pub since_up: f64,
     /// The slot that it has.
     pub slot: Option<u32>,
     /// How many binds were begun for it.
@@ -383,6 +386,9 @@ pub struct State {
     pub secrets: Option<Secrets>,
     /// When the bell was rung, seconds since the epoch.
     pub rung_at: Option<f64>,
+    /// The memory limit of its container, which a restarted watcher can not read any more.
+    #[serde(default)]
+    pub memory_size: Option<u64>,
     /// The record as it was read, once it is verified.
     pub record_jws: Option<String>,
     /// Whether a client asked for its end.
@@ -399,11 +405,13 @@ impl State {
             request,
             phase: Phase::Queued,
             since: now(),
+            since_up: uptime(),
             slot: None,
             binds: 0,
             bound: None,
             secrets: None,
             rung_at: None,
+            memory_size: None,
             record_jws: None,
             cancelled: None,
             report,
@@ -411,9 +419,15 @@ impl State {
     }
 }
 
-/// Seconds since the epoch.
+/// Seconds since the machine was started, by a clock that nobody sets: the same for each life of a watcher on it.
+pub fn uptime() -> f64 {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME);
+    time.map_or(0.0, |t| t.tv_sec() as f64 + t.tv_nsec() as f64 / 1e9)
+}
+
+/// Seconds since the epoch, to be shown: this clock may jump.
 pub fn now() -> f64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
+    glue::contract::time::wall().duration_since(std::time::UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
 }
 
 /// A time as RFC 3339 in UTC.

@@ -9,7 +9,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use glue::contract::layout::Ids;
-use glue::processes::Proc;
+use glue::processes::{Pinned, Proc};
+use nix::sys::signal::Signal;
 use nix::time::{ClockId, clock_gettime};
 use procfs::FromRead;
 use procfs::process::Stat;
@@ -50,6 +51,8 @@ pub struct Watched {
     pub glue: i32,
     /// What its container counts, if that can be seen.
     pub group: Option<Group>,
+    /// The container's memory limit, where an earlier watcher could read it.
+    pub memory_size: Option<u64>,
     /// How large the data volume is, if the pod's owner has said so.
     pub disk_size: Option<u64>,
     /// How much the job may use.
@@ -129,7 +132,7 @@ impl Drop for Watching {
 /// Starts to watch a job's payload. What is found is put on the control's board; a crossed limit wakes whoever waits for it.
 pub fn start(watched: Watched, control: &Arc<Control>) -> std::io::Result<Watching> {
     let disk = Disk::open(watched.slot, watched.disk_size)?;
-    let memory = watched.group.as_ref().and_then(|g| g.memory_limit);
+    let memory = watched.group.as_ref().and_then(|g| g.memory_limit).or(watched.memory_size);
     let limits = watched.limits.for_container(memory, disk.size);
     let epoch = {
         let mut inner = control.board.lock();
@@ -267,6 +270,7 @@ impl Looker {
     /// Everything that costs little, and what costs more if its time has come.
     pub fn look(&mut self) -> Usage {
         self.looks += 1;
+        self.continue_glue();
         let mut usage = Usage { output: self.disk.output(), disk: self.last.disk, ..Usage::default() };
         let (mut alive, mut stopped) = (0, 0);
         self.pids.clear();
@@ -301,6 +305,20 @@ impl Looker {
         self.add_details(&mut usage);
         self.last = usage;
         usage
+    }
+
+    /// A glue that somebody has stopped would neither reap nor time out nor end its job. Which process it is was proven; that its
+    /// number has not passed on, its container and UID say.
+    fn continue_glue(&self) {
+        if stat_of(self.glue).is_none_or(|stat| stat.state != 'T') {
+            return;
+        }
+        let Ok(pinned) = Pinned::new(self.glue) else { return };
+        let is_roots = self.proc.process(self.glue).is_some_and(|p| p.uid == 0 && p.is_stopped());
+        if is_roots && self.proc.cgroup(self.glue).is_ok_and(|c| c == self.cgroup) {
+            tracing::warn!(pid = self.glue, "somebody has stopped glue: it is continued");
+            let _ = pinned.signal(Signal::SIGCONT);
+        }
     }
 
     /// Only the container's count of memory.

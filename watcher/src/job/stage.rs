@@ -24,21 +24,23 @@ use crate::tree;
 /// Directory within `data/` for the files of the standard streams; root's, so that the payload can not exchange them.
 pub const IO: &str = "io";
 
+/// Whether a volume had no room.
+pub fn is_full(e: &io::Error) -> bool {
+    matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 fn at(what: impl std::fmt::Display) -> impl FnOnce(io::Error) -> Failure {
     move |e| {
-        let reason = match e.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "VolumeFull",
-            _ => "StagingError",
-        };
+        let reason = if is_full(&e) { "VolumeFull" } else { "StagingError" };
         Failure::retry(reason, format!("{what}: {e}"))
     }
 }
 
 /// What the job brought along can not be used; unless it is only that the volume is full, its user has to change it.
 fn unusable(path: &Path) -> impl FnOnce(io::Error) -> Failure {
-    move |e| match e.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => at(path.display())(e),
-        _ => Failure::hold("InputUnusable", format!("{}: {e}", path.display())),
+    move |e| match e {
+        e if is_full(&e) => at(path.display())(e),
+        e => Failure::hold("InputUnusable", format!("{}: {e}", path.display())),
     }
 }
 

@@ -3,8 +3,10 @@
 pub mod client;
 pub mod clients;
 mod holds;
+mod marks;
 pub mod protocol;
 pub mod server;
+pub mod service;
 mod steering;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -19,7 +21,7 @@ use crate::bind::{Binder, Failure, Progress, proof};
 use crate::job::control::Control;
 use crate::job::life::{self, After, Around, Held, Settings};
 use crate::job::relay::Streams;
-use crate::job::{Phase, Report, Request, State, now};
+use crate::job::{Phase, Report, Request, State, now, uptime};
 use crate::metrics::Metrics;
 use crate::slot::{ClientDirs, Slot};
 use crate::store::Store;
@@ -51,6 +53,7 @@ struct Job {
 struct Shared {
     jobs: HashMap<String, Job>,
     queue: VecDeque<String>,
+    services: service::Services,
     ending: bool,
     holds: holds::Holds,
 }
@@ -73,6 +76,7 @@ pub struct Core {
     restoring: Arc<AtomicUsize>,
     slots: Vec<u32>,
     metrics: Arc<Metrics>,
+    marks: Arc<marks::Marks>,
     /// Payload UIDs of the slots.
     uids: Arc<BTreeMap<u32, u32>>,
     /// Directories for clients' sandboxes in each slot.
@@ -102,6 +106,7 @@ pub struct Parts {
 impl Core {
     /// Opens slots and states, takes up what an earlier watcher left, and starts a thread for each slot.
     pub fn start(parts: Parts) -> io::Result<Running> {
+        let marks = marks::Marks::start(parts.binder.clone())?;
         let owners = Store::open(parts.private.join("slots"))?;
         let open = |number: &u32| {
             let opened = open_slot(*number, &owners);
@@ -114,6 +119,7 @@ impl Core {
             dirs.insert(*number, client_dirs(*number, slot.as_ref(), &owners)?);
         }
         let core = Self {
+            marks,
             shared: Arc::default(),
             states: Store::open(parts.private.join("jobs"))?,
             settings: Arc::new(parts.settings),
@@ -311,6 +317,7 @@ impl Core {
                 }
                 placeholder = true;
             }
+            self.keep_in_service(slot.number, after.start);
         }
     }
 
@@ -411,6 +418,9 @@ impl Core {
         let mut shared = self.lock();
         let Some(job) = shared.jobs.get_mut(name) else { return };
         job.state = state.clone();
+        let has_slot = |job: &Job| !matches!(job.state.phase, Phase::Queued | Phase::Done);
+        self.marks.set(shared.jobs.values().any(has_slot));
+        let Some(job) = shared.jobs.get_mut(name) else { return };
         if state.phase == Phase::Done && state.request.tied && job.listeners.is_empty() {
             // Taken up again after a restart: its client went with the watcher that had it, and nobody else will ask.
             shared.jobs.remove(name);
@@ -440,7 +450,7 @@ impl Core {
     /// Ends a job that no slot can go on with.
     fn give_up(&self, name: &str, failure: Failure) {
         let Some(mut state) = self.lock().jobs.get(name).map(|job| job.state.clone()) else { return };
-        (state.phase, state.since, state.secrets) = (Phase::Done, now(), None);
+        (state.phase, state.since, state.since_up, state.secrets) = (Phase::Done, now(), uptime(), None);
         let report = &mut state.report;
         (report.class, report.reason, report.message) = (failure.class, failure.reason, failure.message);
         if let Err(e) = self.states.put(name, &state) {

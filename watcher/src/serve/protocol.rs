@@ -171,6 +171,15 @@ pub struct SlotLine {
     pub left_s: Option<f64>,
     /// What it uses, where it runs.
     pub live: Option<Live>,
+    /// Starts in a row that failed by no fault of the jobs.
+    #[serde(default)]
+    pub failed_starts: u32,
+    /// Seconds until the slot takes a job again, where it is out of service for that.
+    #[serde(default)]
+    pub out_s: Option<f64>,
+    /// Why the last start failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
 }
 
 /// The job that a person means: by its whole name, or by that in the spool, where one attempt of it is under way.

@@ -48,8 +48,12 @@ impl Core {
             let left = |s: &&crate::job::State| {
                 Some(s.rung_at? + s.request.timeout_s - at).filter(|_| s.request.timeout_s > 0.0)
             };
+            let service = shared.services.get(&slot).cloned().unwrap_or_default();
             SlotLine {
                 slot,
+                failed_starts: service.failed,
+                out_s: service.out_s(),
+                why: Some(service.why).filter(|why| !why.is_empty()),
                 job: state.map(|s| s.request.id.clone()),
                 image: state.map(|s| s.request.image.clone()),
                 phase: state.map(|s| s.phase),

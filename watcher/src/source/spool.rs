@@ -29,8 +29,9 @@ use crate::tree;
 /// Longest name of a job here; the attempt's number is added to it.
 const NAME_MAX: usize = 117;
 
-/// Longest time that a job may have to wait for its next attempt, seconds.
-const DELAY_MAX: f64 = 86_400.0;
+/// Longest time that a job has to wait for its next attempt, seconds. What says more was written by another clock, or before this
+/// one was set back, and is not waited for.
+const DELAY_MAX: u64 = 256;
 
 /// Largest `job.json`.
 const JOB_FILE_MAX: u64 = 1 << 20;
@@ -176,7 +177,7 @@ impl Spool {
             let kept = claimed.dir.join(format!("result.{}", claimed.attempt));
             let _ = fs::remove_dir_all(&kept);
             fs::rename(&result, &kept)?;
-            let delay = Duration::from_secs(1 << claimed.attempt.min(8)).as_secs_f64();
+            let delay = Duration::from_secs((1 << claimed.attempt.min(8)).min(DELAY_MAX)).as_secs_f64();
             put_file(&claimed.dir.join("not-before"), format!("{:.3}", now() + delay).as_bytes(), 0o644)?;
         }
         let target = free_name(&self.root.join(to), &claimed.name);
@@ -242,7 +243,7 @@ fn attempts(dir: &Path) -> u32 {
 }
 
 fn not_before(dir: &Path) -> f64 {
-    number(&dir.join("not-before")).filter(|at| *at < now() + DELAY_MAX).unwrap_or(0.0)
+    number(&dir.join("not-before")).filter(|at| *at <= now() + DELAY_MAX as f64).unwrap_or(0.0)
 }
 
 impl Claimed {
@@ -385,6 +386,19 @@ mod tests {
         assert!(!spool.is_empty().unwrap());
         assert_eq!(attempts(&spool.root.join("new/a")), 1);
         assert!(spool.root.join("held/a.2").is_dir(), "the second of its name keeps a place of its own");
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_keeps_no_job_waiting() {
+        let (_scratch, spool) = spool("clock");
+        for (name, at, is_due) in
+            [("a", now() + 200.0, false), ("b", now() + 3_600.0, true), ("c", now() - 1e9, true), ("d", 1e300, true)]
+        {
+            put(&spool, name, r#"{"image":"i","argv":["x"]}"#);
+            fs::write(spool.root.join("new").join(name).join("not-before"), format!("{at:.3}")).unwrap();
+            let claimed = spool.claim().unwrap();
+            assert_eq!(claimed.map(|c| c.name), is_due.then(|| name.to_owned()), "{name}");
+        }
     }
 
     #[test]

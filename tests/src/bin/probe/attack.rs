@@ -3,7 +3,7 @@
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use glue::contract::encoding::{Bytes32, sha256_hex};
 use glue::contract::record::{GlueIdentity, Outcome, Processes, Record, Usage, Used, sign};
@@ -13,6 +13,16 @@ use glue::contract::{layout, time};
 use serde_json::json;
 
 use crate::{say, swarm, sys};
+
+/// What a debugger would do to a process.
+pub fn trace(pid: u64) -> Result<i32, String> {
+    let pid = i32::try_from(pid).ok().filter(|pid| *pid > 1).ok_or("a process other than the first")?;
+    let told = |result: io::Result<()>| result.map_or_else(|e| e.to_string(), |()| "worked".into());
+    // Attaching last: what is attached to is stopped.
+    let (memory, descriptor) = (told(sys::read_memory(pid)), told(sys::take_descriptor(pid, 0)));
+    say(&json!({"pid": pid, "memory": memory, "descriptor": descriptor, "attach": told(sys::ptrace_attach(pid))}));
+    Ok(0)
+}
 
 /// Tries everything, says what worked, ends well: the promise is that none of it makes a record.
 pub fn forge() -> Result<i32, String> {
@@ -114,7 +124,8 @@ pub fn false_glue(words: &[String]) -> Result<i32, String> {
         let _ = sys::make_fifo(&format!("{ctl}/{fifo}"));
     }
     let owner = fs::metadata(layout::work(slot)).map(|work| (work.uid(), work.gid())).unwrap_or((20_000, 20_000));
-    let incarnation = sha256_hex(format!("{:?}{}", SystemTime::now(), std::process::id()).as_bytes())[..32].to_string();
+    let incarnation =
+        sha256_hex(format!("{:?}{}", glue::contract::time::wall(), std::process::id()).as_bytes())[..32].to_string();
     let mut status = Status {
         contract: vec![1],
         phase: Phase::Ready,
@@ -156,7 +167,7 @@ fn tell(ctl: &str, name: &str, text: &str) {
 
 /// A record of success: of the job in `taken`, or of one made up.
 fn forged_record(key: &Bytes32, taken: Option<(&Startup, &[u8])>) -> Option<String> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = glue::contract::time::wall().duration_since(UNIX_EPOCH).unwrap_or_default();
     let moment = time::rfc3339(i64::try_from(now.as_secs()).unwrap_or(0), now.subsec_nanos());
     let nothing = Used { user_s: 0.1, system_s: 0.1, ..Used::default() };
     let record = Record {

@@ -71,6 +71,9 @@ pub struct Common {
     /// Directory for the pilot's private volume, which then outlives the pod.
     #[arg(long, value_name = "DIR")]
     pub private: Option<PathBuf>,
+    /// Size of each slot's data volume, which then lies in memory; a directory of the machine's disk where none is given.
+    #[arg(long, value_parser = memory, value_name = "SIZE")]
+    pub data_size: Option<Amount<u64>>,
     /// Network of the pod.
     #[arg(long, value_enum, default_value = "none")]
     pub network: Network,

@@ -136,6 +136,8 @@ pub struct PodShape {
     pub slots: u32,
     /// Limits of each payload container.
     pub limits: Limits,
+    /// Bytes of each data volume, where it is to lie in memory.
+    pub data_size: Option<u64>,
     /// Whether swap can be limited on this machine.
     pub swap_is_counted: bool,
     /// Whether the pod has a network.
@@ -347,6 +349,7 @@ mod tests {
             glue_image: "localhost/g:1".into(),
             pilot_image: "localhost/p:1".into(),
             slots: 2,
+            data_size: None,
             limits: Limits { memory: Some(1 << 30), cpus: Some(0.5), pids: Some(64) },
             swap_is_counted: true,
             network: Network::None,

@@ -215,6 +215,13 @@ impl Engine {
         Ok(())
     }
 
+    /// Kills a container's processes, where there is such a container.
+    pub fn kill(&self, name: &str) {
+        if let Err(e) = self.call_to_end(&["kill", "--signal", "KILL", name], CALL_LIMIT) {
+            tracing::debug!(container = name, "not killed: {e}");
+        }
+    }
+
     /// Removes the containers that have this label, running or not, and those that live in their namespaces.
     pub fn remove_labelled(&self, label: &str) -> Result<(), Failure> {
         let filter = format!("label={label}");

@@ -174,6 +174,7 @@ fn shape(engine: &Engine, common: &Common, kind: &str, slots: u32) -> Result<Pod
         pilot_image: common.pilot_image.clone(),
         slots,
         limits: common.limits(),
+        data_size: common.data_size.and_then(|size| size.0),
         swap_is_counted: config::swap_is_counted(),
         network: common.network,
         image_volume: common.image_volume,

@@ -116,14 +116,23 @@ pub fn run(engine: &Arc<Engine>, plan: Plan) -> Result<u8, Failure> {
     if keep {
         tracing::warn!("the pod {name} is kept as it is; to remove it: latebind-host rm {name}");
     } else {
-        remove_leftovers(engine, &name)?;
+        remove(engine, &name)?;
     }
     drop(claim);
     result
 }
 
-/// Removes what an earlier life of the pod left, or the pod that has just ended.
+/// Removes what an earlier life of the pod left, and may still run.
 pub fn remove_leftovers(engine: &Engine, name: &str) -> Result<(), Failure> {
+    if engine.place().pod(name).top().exists() {
+        // All of it at once, as the kernel does it. One by one, a pilot whose payload goes first would take that for a loss, and
+        // claim a job that it has no time for.
+        engine.kill(&format!("latebind-{name}-{}", Role::Pause));
+    }
+    remove(engine, name)
+}
+
+fn remove(engine: &Engine, name: &str) -> Result<(), Failure> {
     engine.remove_labelled(&format!("{}={name}", crate::container::POD_LABEL))?;
     volumes::remove(&engine.place().pod(name))
 }
@@ -245,7 +254,7 @@ impl Life {
     fn set_up(&self) -> Result<(), Failure> {
         let began = Instant::now();
         let shape = self.shape();
-        volumes::make(&shape.place, shape.slots)?;
+        volumes::make(&shape.place, shape.slots, shape.data_size)?;
         thread::scope(|scope| {
             let install = scope.spawn(|| self.install());
             self.start_pause()?;

@@ -265,5 +265,32 @@ pub fn glue_said(shape: &PodShape, role: Role) -> String {
     // Each line of the engine's format begins with time, stream and whether it is a full one.
     let lines: Vec<&str> = log.lines().filter_map(|line| line.splitn(4, ' ').nth(3)).collect();
     let last = lines.get(lines.len().saturating_sub(5)..).unwrap_or_default();
+    let last: Vec<String> = last.iter().map(|line| message_of(line)).collect();
     if last.is_empty() { String::new() } else { format!("; it said: {}", last.join(" | ")) }
+}
+
+/// The words of a line in glue's form; another program's line as it is.
+fn message_of(line: &str) -> String {
+    #[derive(Deserialize)]
+    struct Line {
+        fields: Fields,
+    }
+    #[derive(Deserialize)]
+    struct Fields {
+        message: String,
+    }
+    serde_json::from_str::<Line>(line).map_or_else(|_| line.to_owned(), |line| line.fields.message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::message_of;
+
+    #[test]
+    fn glues_lines_are_shown_as_their_words() {
+        let line =
+            r#"{"timestamp":"2026-01-01T00:00:00Z","level":"INFO","fields":{"message":"told \"stop\"","slot":0}}"#;
+        assert_eq!(message_of(line), "told \"stop\"");
+        assert_eq!(message_of("sh: not found"), "sh: not found");
+    }
 }

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 const CTL_OPTIONS: &str = "size=16m,mode=0755";
 
 /// Makes all directories of a pod, and mounts what lies in memory. `glue install` sets owners and modes.
-pub fn make(place: &PodPlace, slots: u32) -> Result<(), Failure> {
+pub fn make(place: &PodPlace, slots: u32, data_size: Option<u64>) -> Result<(), Failure> {
     directory(place.top(), 0o700)?;
     directory(&place.bin(), 0o755)?;
     for path in [place.private(), place.bind(), place.logs(), place.pidfiles()] {
@@ -23,11 +23,18 @@ pub fn make(place: &PodPlace, slots: u32) -> Result<(), Failure> {
         let ctl = place.ctl(slot);
         directory(&ctl, 0o755)?;
         directory(&place.data(slot), 0o755)?;
-        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-        mount(Some("latebind"), &ctl, Some("tmpfs"), flags, Some(CTL_OPTIONS))
-            .context(|| format!("cannot mount a file system in memory at {}", ctl.display()))?;
+        mount_memory(&ctl, MsFlags::MS_NOEXEC, CTL_OPTIONS)?;
+        if let Some(bytes) = data_size {
+            // Jobs run programs from there.
+            mount_memory(&place.data(slot), MsFlags::empty(), &format!("size={bytes},mode=0755"))?;
+        }
     }
     Ok(())
+}
+
+fn mount_memory(at: &Path, flags: MsFlags, options: &str) -> Result<(), Failure> {
+    mount(Some("latebind"), at, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV | flags, Some(options))
+        .context(|| format!("cannot mount a file system in memory at {}", at.display()))
 }
 
 /// Makes a private volume that the user named what it has to be: root's alone.

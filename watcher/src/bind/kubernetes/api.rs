@@ -219,6 +219,21 @@ impl Own {
         self.ask("the pod can not be patched", patience, || self.pods.patch(&self.name, &params, &patch)).await
     }
 
+    /// The same, asked once and for nothing that a job waits for: what comes of it does not say whether the server is there.
+    pub async fn patch_once(&self, patch: &Value) -> Result<(), Failure> {
+        let params = PatchParams { field_manager: Some("latebind".into()), ..PatchParams::default() };
+        let patch = Patch::Strategic(patch);
+        match timeout(ANSWER_WITHIN, self.pods.patch(&self.name, &params, &patch)).await {
+            Ok(answer) => answer.map(drop).map_err(|e| refusal("the pod can not be patched", &e)),
+            Err(_) => Err(Failure::retry("ApiUnavailable", format!("no answer within {ANSWER_WITHIN:?}"))),
+        }
+    }
+
+    /// The pod's UID, once it is known.
+    pub fn uid(&self) -> Option<&str> {
+        self.uid.get().map(String::as_str)
+    }
+
     /// What changes from `version` on; only of this pod, since no more is allowed.
     async fn watch(&self, version: &str) -> kube::Result<BoxStream<'static, kube::Result<WatchEvent<Pod>>>> {
         let params = WatchParams::default()

@@ -5,6 +5,7 @@
 
 pub mod api;
 mod check;
+mod mark;
 mod memory;
 mod pod;
 pub mod reference;
@@ -410,6 +411,10 @@ impl Binder for Kubernetes {
 
     fn check(&self, slots: &[u32]) -> Vec<Line> {
         self.runtime.block_on(check::lines(&self.own, slots, self.options.end_needs))
+    }
+
+    fn mark(&self, busy: bool) -> Result<(), Failure> {
+        self.runtime.block_on(mark::mark(&self.own, busy))
     }
 
     fn pod_waits_for_glue(&self) -> bool {

@@ -1,0 +1,101 @@
+//! Volumes without room, and limits of the kernel that are made smaller, for the tests of shortages.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends where it fails")]
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use crate::pod::Scratch;
+
+/// What a file system in memory gives away at a time.
+pub const PAGE: usize = 4096;
+
+/// A file that leaves no room in a volume; it goes with the value, if somebody else has not removed it before.
+pub struct Filler(PathBuf);
+
+impl Filler {
+    /// Fills the volume at `dir`, but for so many pages.
+    pub fn leaving(dir: &Path, pages: usize) -> Self {
+        let path = dir.join("filler");
+        let mut file = File::options().write(true).create_new(true).mode(0o600).open(&path).unwrap();
+        let (mut written, give_up) = (0, Instant::now() + Duration::from_secs(5));
+        let block = vec![7; 64 * PAGE];
+        // Once more, until nothing is added: what was removed just now is given back a moment later.
+        loop {
+            let before = written;
+            for part in [block.as_slice(), &block[..PAGE]] {
+                while let Ok(n) = file.write(part) {
+                    written += n;
+                    assert!(written < 256 << 20, "{} is too large to be filled", dir.display());
+                }
+            }
+            if written == before && written > pages * PAGE {
+                break;
+            }
+            assert!(Instant::now() < give_up, "{} was full already", dir.display());
+            thread::sleep(Duration::from_millis(30));
+        }
+        file.set_len((written - written % PAGE - pages * PAGE) as u64).unwrap();
+        Self(path)
+    }
+
+    /// Fills it to the last page.
+    pub fn all(dir: &Path) -> Self {
+        Self::leaving(dir, 0)
+    }
+
+    /// Whether it is still there.
+    pub fn is_there(&self) -> bool {
+        self.0.exists()
+    }
+}
+
+impl Drop for Filler {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// A directory in memory of a fixed size.
+pub struct Memory(Scratch);
+
+impl Memory {
+    /// One of so many bytes.
+    pub fn new(bytes: usize) -> Self {
+        let scratch = Scratch::new();
+        let options = format!("size={bytes},mode=0700");
+        mount(Some("latebind-test"), scratch.path(), Some("tmpfs"), MsFlags::empty(), Some(options.as_str())).unwrap();
+        Self(scratch)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        let _ = umount2(self.0.path(), MntFlags::MNT_DETACH);
+    }
+}
+
+/// Lets no process be made in the control group that this one is in.
+pub fn no_more_processes(pid: i32) {
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let path = groups.lines().find_map(|line| {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (parts.next()?, parts.next()?.trim_start_matches('/'));
+        let of_pids = controllers.split(',').any(|c| c == "pids");
+        let v1 = of_pids.then(|| Path::new("/sys/fs/cgroup/pids").join(path).join("pids.max"));
+        let v2 = controllers.is_empty().then(|| Path::new("/sys/fs/cgroup").join(path).join("pids.max"));
+        v1.or(v2).filter(|file| file.exists())
+    });
+    fs::write(path.unwrap_or_else(|| panic!("process {pid} is in no group that counts processes:\n{groups}")), "1")
+        .unwrap();
+}

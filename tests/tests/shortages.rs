@@ -1,0 +1,302 @@
+//! Volumes without room at each write, no more processes, no more memory, a glue that is stopped: what is said of the job, that it
+//! is never taken for the job's own result, and that the slot serves the next one.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use latebind_tests::pod::{
+    BUSYBOX, JOB_WITHIN, Options, Outcome, Pod, eventually, kill, look_into, podman, probe, shell, with,
+};
+use latebind_tests::shortage::{Filler, Memory, no_more_processes};
+use serde_json::{Value, json};
+use watcher::bind::Class;
+
+/// Within this it is known; nothing here has to be waited for but the engine, on a machine that is busy.
+const SAID_WITHIN: Duration = Duration::from_secs(20);
+const SIGKILL: i32 = 9;
+const SIGSTOP: i32 = 19;
+
+fn data(pod: &Pod) -> PathBuf {
+    pod.place().join("slot-0/data")
+}
+
+fn next_is_good(pod: &Pod, after: &str) {
+    let outcome = pod.job(&format!("after-{after}"), &probe(&["hello"]));
+    assert_eq!(outcome.is_good().report.attempt, 1, "after {after}");
+}
+
+/// The attempt was lost for want of room, and nothing of it is taken for a result.
+#[track_caller]
+fn had_no_room(outcome: &Outcome, when: &str) {
+    assert_eq!(outcome.class(), ("retry".to_owned(), "VolumeFull"), "{when}: {:#?}", outcome.report);
+    let report = &outcome.report;
+    assert!(!report.verified && report.exit_code.is_none() && !report.message.is_empty(), "{when}: {report:#?}");
+    assert!(!outcome.dir.join("result/record.jws").exists(), "{when}");
+}
+
+#[test]
+fn ctl_has_no_room_at_each_write() {
+    let pod = Options::new().pilot(&["--max-attempts", "1"]).start();
+    pod.serves();
+    let (mut lost, mut good) = (0, 0);
+    // Status, startup file, the status of the claim, of the start, the record: with each page there is room for one more.
+    for pages in 0..8 {
+        let (name, filler) = (format!("pages-{pages}"), Filler::leaving(&pod.ctl(0), pages));
+        pod.put(&name, &shell("echo ran"));
+        let outcome = pod.result_within(&name, SAID_WITHIN);
+        if outcome.report.class == Class::Final {
+            outcome.is_good();
+            good += 1;
+        } else {
+            had_no_room(&outcome, &name);
+            lost += 1;
+            eventually("the volume is emptied", SAID_WITHIN, || (!filler.is_there()).then_some(()));
+        }
+        drop(filler);
+        next_is_good(&pod, &name);
+    }
+    assert!(lost > 1 && good > 0, "{lost} without room, {good} with");
+}
+
+#[test]
+fn ctl_has_no_room_for_the_startup_file_and_for_the_record() {
+    let pod = Options::new().pilot(&["--max-attempts", "1"]).start();
+    pod.serves();
+    let filler = Filler::leaving(&pod.ctl(0), 16);
+    let large = with(probe(&["hello"]), "env", json!({"LARGE": "x".repeat(100_000)}));
+    had_no_room(&pod.job("large", &large), "the startup file");
+    eventually("the volume is emptied", SAID_WITHIN, || (!filler.is_there()).then_some(()));
+    next_is_good(&pod, "large");
+    pod.put("record", &shell("sleep 2; echo ran"));
+    pod.runs("record.1", 0);
+    let filler = Filler::all(&pod.ctl(0));
+    let began = Instant::now();
+    let outcome = pod.result_within("record", SAID_WITHIN);
+    had_no_room(&outcome, "the record");
+    assert!(began.elapsed() < SAID_WITHIN, "{:?}", began.elapsed());
+    drop(filler);
+    next_is_good(&pod, "record");
+}
+
+#[test]
+fn data_has_no_room() {
+    let pod = Options::new().host(&["--data-size", "32m"]).pilot(&["--max-attempts", "1"]).start();
+    // For the inputs.
+    let job = shell("cat big | wc -c");
+    pod.put_with("inputs", &job, &[("inputs/big", &vec![1; 40 << 20])]);
+    had_no_room(&pod.result_within("inputs", SAID_WITHIN), "inputs");
+    next_is_good(&pod, "inputs");
+    // Because of what is no job's.
+    let filler = Filler::all(&data(&pod));
+    pod.put_with("foreign", &shell("cat some"), &[("inputs/some", &vec![1; 100_000])]);
+    had_no_room(&pod.result_within("foreign", SAID_WITHIN), "foreign");
+    eventually("the volume is emptied", SAID_WITHIN, || (!filler.is_there()).then_some(()));
+    next_is_good(&pod, "foreign");
+    // The job's own doing, and so its own result: what it wrote, or what it said.
+    for (name, script) in [
+        ("wrote", "dd if=/dev/zero of=big bs=1M 2>/dev/null && exit 0; exit 7"),
+        ("said", "dd if=/dev/zero bs=1M count=64 2>/dev/null && exit 0; exit 7"),
+    ] {
+        let outcome = pod.job(name, &with(shell(script), "grace_s", json!(1)));
+        let report = &outcome.report;
+        assert!(report.verified && report.class == Class::Final, "{name}: {report:#?}");
+        match report.reason.as_str() {
+            "Error" => assert_eq!(report.exit_code, Some(7), "{name}: {report:#?}"),
+            "LimitExceeded" => assert!(report.limit.is_some(), "{name}: {report:#?}"),
+            _ => panic!("{name}: {report:#?}"),
+        }
+        next_is_good(&pod, name);
+    }
+}
+
+fn pod_with_private(memory: &Memory) -> Pod {
+    let pod = Options::new().host(&["--private", memory.path().to_str().unwrap()]).start();
+    pod.serves();
+    pod
+}
+
+/// The phase of an attempt, where the private volume is not in the pod's directory.
+fn phase_in(private: &Path, attempt: &str) -> Option<String> {
+    let bytes = fs::read(private.join(format!("jobs/{attempt}.json"))).ok()?;
+    serde_json::from_slice::<Value>(&bytes).ok()?["phase"].as_str().map(str::to_owned)
+}
+
+fn reaches(pod: &Pod, private: &Path, attempt: &str, phase: &str) {
+    eventually(&format!("{attempt} is {phase}\n{}", pod.said()), JOB_WITHIN, || {
+        (phase_in(private, attempt).as_deref() == Some(phase)).then_some(())
+    });
+}
+
+#[test]
+fn the_private_volume_has_no_room_for_a_new_job() {
+    let memory = Memory::new(1 << 20);
+    let pod = pod_with_private(&memory);
+    let filler = Filler::all(memory.path());
+    pod.put("waits", &shell("echo ran"));
+    eventually("it is said why", SAID_WITHIN, || pod.said().contains("can not be kept").then_some(()));
+    thread::sleep(Duration::from_secs(1));
+    assert!(look_into(&pod.spool, "waits").is_none(), "a job was run of which nothing is written down");
+    drop(filler);
+    let outcome = pod.result("waits");
+    assert_eq!((outcome.is_good().report.attempt, outcome.text("stdout").as_str()), (1, "ran\n"));
+}
+
+#[test]
+fn the_private_volume_fills_up_while_the_image_is_bound() {
+    let memory = Memory::new(1 << 20);
+    let pod = pod_with_private(&memory);
+    pod.put("bound", &shell("echo ran"));
+    reaches(&pod, memory.path(), "bound.1", "binding");
+    let filler = Filler::all(memory.path());
+    let first = pod.attempt("bound", 1);
+    drop(filler);
+    // Not handed over without its key being written down, so not run twice either.
+    assert_eq!((first.class, first.reason.as_str(), first.record.is_none()), (Class::Retry, "VolumeFull", true));
+    assert_eq!(pod.result("bound").is_good().text("stdout"), "ran\n");
+}
+
+#[test]
+fn the_private_volume_fills_up_while_the_job_runs_and_the_watcher_is_killed() {
+    let memory = Memory::new(1 << 20);
+    let pod = pod_with_private(&memory);
+    for killed in [false, true] {
+        let name = format!("runs-{killed}");
+        pod.put(&name, &shell("echo ran >>runs; sleep 2; cat runs"));
+        reaches(&pod, memory.path(), &format!("{name}.1"), "running");
+        let filler = Filler::all(memory.path());
+        if killed {
+            kill(pod.main_process("pilot"), SIGKILL);
+        }
+        let outcome = pod.result(&name);
+        assert_eq!((outcome.is_good().report.attempt, outcome.text("stdout").as_str()), (1, "ran\n"));
+        drop(filler);
+        next_is_good(&pod, &name);
+    }
+}
+
+#[test]
+fn no_process_can_be_made_for_the_job() {
+    let pod = Options::new().pilot(&["--reuse", "same-owner"]).start();
+    let job = with(shell("echo ran"), "owner", json!("somebody"));
+    let first = pod.job("first", &job);
+    no_more_processes(pod.main_process(&pod.payload_role(0)));
+    pod.put("second", &job);
+    let lost = pod.attempt("second", 1);
+    assert_eq!((lost.class, lost.reason.as_str()), (Class::Retry, "ResourceShortage"), "{lost:#?}");
+    assert!(lost.message.contains("process"), "{}", lost.message);
+    let outcome = pod.result("second");
+    assert_eq!(outcome.is_good().report.attempt, 2);
+    assert_ne!(outcome.container(), first.container(), "the container that had none left is used again");
+}
+
+#[test]
+fn a_job_takes_all_processes_and_leaves_them() {
+    let pod = Options::new().host(&["--pids", "40"]).start();
+    let script =
+        "n=0; while [ $n -lt 60 ]; do (trap '' TERM; sleep 60) 2>/dev/null & n=$((n+1)); done; echo all; exit 3";
+    for name in ["one", "two"] {
+        let began = Instant::now();
+        let outcome = pod.job(name, &shell(script));
+        let report = &outcome.report;
+        assert!(report.verified && report.class == Class::Final && report.reason == "Error", "{report:#?}");
+        assert!(began.elapsed() < SAID_WITHIN + JOB_WITHIN, "{:?}", began.elapsed());
+        next_is_good(&pod, name);
+    }
+}
+
+#[test]
+fn glue_itself_is_ended_for_memory() {
+    let pod = Options::new().host(&["--memory", "96m"]).start();
+    pod.put("large", &shell("sleep 1; for n in 1 2 3 4 5 6 7 8; do /probe memory 20 60 & done; wait"));
+    let job = pod.runs("large.1", 0);
+    // Glue is the smallest of its container: the kernel is told to like it least, and the job is of many small processes.
+    let glue = pod.main_process(&pod.payload_role(0));
+    fs::write(format!("/proc/{glue}/oom_score_adj"), "1000").unwrap();
+    let outcome = pod.result_within("large", SAID_WITHIN);
+    outcome.is("hold", "OutOfMemory");
+    assert!(!outcome.report.verified && outcome.report.record.is_none(), "glue was not hit: {:#?}", outcome.report);
+    eventually("what the job has left is gone", SAID_WITHIN, || {
+        (!Path::new(&format!("/proc/{job}")).exists()).then_some(())
+    });
+    next_is_good(&pod, "large");
+}
+
+#[test]
+fn a_glue_that_is_stopped_goes_on() {
+    let pod = Pod::start();
+    pod.put("stopped", &shell("sleep 1; echo ran"));
+    pod.runs("stopped.1", 0);
+    kill(pod.main_process(&pod.payload_role(0)), SIGSTOP);
+    let outcome = pod.result_within("stopped", SAID_WITHIN);
+    assert_eq!(outcome.is_good().text("stdout"), "ran\n");
+    assert!(pod.said().contains("somebody has stopped glue"), "{}", pod.said());
+    next_is_good(&pod, "stopped");
+}
+
+#[test]
+fn a_glue_that_is_stopped_before_it_is_ready_costs_an_attempt() {
+    let pod = Options::new().pilot(&["--ready-within", "3"]).start();
+    pod.serves();
+    let before = pod.payload_role(0);
+    pod.put("stopped", &shell("echo ran"));
+    let role = eventually("a new container", JOB_WITHIN, || Some(pod.payload_role(0)).filter(|role| *role != before));
+    let glue = pod.main_process(&role);
+    // Before that it is still the engine's program.
+    eventually("glue runs", JOB_WITHIN, || {
+        fs::read(format!("/proc/{glue}/cmdline")).ok()?.starts_with(b"/shared/bin/glue").then_some(())
+    });
+    kill(glue, SIGSTOP);
+    let outcome = pod.result("stopped");
+    assert_eq!(outcome.is_good().text("stdout"), "ran\n");
+    // It may have been ready by then; then it went on.
+    if outcome.report.attempt != 1 {
+        let first = pod.attempt("stopped", 1);
+        assert_eq!((first.class, first.reason.as_str()), (Class::Retry, "GlueSilent"), "{first:#?}");
+    }
+    next_is_good(&pod, "stopped");
+}
+
+#[test]
+fn the_containers_memory_limits_the_job_of_an_earlier_watcher_too() {
+    let pod = Options::new().host(&["--memory", "256m"]).start();
+    pod.put("long", &shell("sleep 4; echo ran"));
+    pod.runs("long.1", 0);
+    kill(pod.main_process("pilot"), SIGKILL);
+    let outcome = pod.result("long");
+    let limit = outcome.is_good().report.limits.memory.map(|bytes| bytes.0);
+    assert!(limit.is_some_and(|n| (230 << 20..256 << 20).contains(&n)), "{limit:?}: {:#?}", outcome.report);
+}
+
+#[test]
+fn a_slot_that_fails_every_job_takes_none_for_a_while_and_says_so() {
+    let pod = Options::new().pilot(&["--max-attempts", "1", "--metrics", "127.0.0.1:9464"]).start();
+    pod.serves();
+    for n in 0..3 {
+        let filler = Filler::leaving(&pod.ctl(0), 16);
+        let large = with(probe(&["hello"]), "env", json!({"LARGE": "x".repeat(100_000)}));
+        had_no_room(&pod.job(&format!("fails-{n}"), &large), "large");
+        eventually("the volume is emptied", SAID_WITHIN, || (!filler.is_there()).then_some(()));
+    }
+    let ask = |words: &[&str]| {
+        let pilot = pod.container("pilot");
+        let ran = podman(&[&["exec", &pilot][..], words].concat());
+        String::from_utf8_lossy(&ran.stdout).into_owned()
+    };
+    pod.put("waits", &json!({"image": BUSYBOX, "argv": ["/bin/true"]}));
+    let slots: Value = eventually("top says so", SAID_WITHIN, || {
+        let text = ask(&["watcher", "top", "--json", "--times", "1"]);
+        serde_json::from_str(&text).ok().filter(|top: &Value| top["slots"][0]["out_s"].is_number())
+    });
+    assert_eq!((&slots["slots"][0]["failed_starts"], &slots["slots"][0]["job"]), (&json!(3), &Value::Null), "{slots}");
+    assert!(slots["slots"][0]["why"].as_str().is_some_and(|why| why.starts_with("VolumeFull")), "{slots}");
+    assert!(ask(&["watcher", "top", "--times", "1"]).contains("backs off"));
+    assert!(look_into(&pod.spool, "waits").is_none(), "it was run in a slot that is out of service");
+    assert!(pod.said().contains("out of service"), "{}", pod.said());
+    // The next job is tried, and puts it back.
+    let outcome = pod.result("waits");
+    assert_eq!(outcome.is_good().report.attempt, 1);
+    let text = ask(&["watcher", "top", "--json", "--times", "1"]);
+    assert!(text.contains("\"failed_starts\":0") && text.contains("\"out_s\":null"), "{text}");
+}
