@@ -58,19 +58,19 @@ test:
 	@images/build.sh
 	@.ci/test.sh
 
-test-# Storage of their own for these too, since they run in the machine's own PID namespace.
+test-cluster:
+	@.ci/setup.sh build images test
+	@.ci/build.sh
+	@images/build.sh
+	@.ci/test-cluster.sh
+
+# Storage of their own for these too, since they run in the machine's own PID namespace.
 test-condor: export LATEBIND_STATE := $(or $(LATEBIND_STATE),/var/lib/latebind-condor)
 test-condor:
 	@.ci/setup.sh build images test
 	@.ci/build.sh
 	@images/build.sh glue busybox debian noshell passwd-link htcondor-pilot
 	@.ci/test-condor.sh
-
-cluster:
-	@.ci/setup.sh build images test
-	@.ci/build.sh
-	@images/build.sh
-	@.ci/test-cluster.sh
 
 cluster:
 	@.ci/setup.sh build images

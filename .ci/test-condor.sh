@@ -8,13 +8,26 @@ cd "$(dirname "$0")/.." || exit
 cargo=$(need_cargo) || exit
 export LATEBIND_STATE=${LATEBIND_STATE:-/var/lib/latebind-condor} # see the Makefile
 export CARGO_TERM_COLOR=never
-export LATEBIND_POOL=shared
-trap 'rm -f "$log"; tests/condor/down.sh "$LATEBIND_POOL"' EXIT
+export LATEBIND_POOL=${LATEBIND_POOL:-shared}
+own=$(mktemp)
+trap 'rm -f "$log" "$own" "$own.code"; tests/condor/down.sh "$LATEBIND_POOL"' EXIT
 "$cargo" test --quiet --locked --no-run -p latebind-condor-tests && tests/condor/up.sh "$LATEBIND_POOL" || {
     echo "test-condor.sh: there is no pool, no test was run" >&2
     echo "0 passed, 0 failed"
     exit 1
 }
+tests() { "$cargo" test --locked --no-fail-fast -p latebind-condor-tests "$@"; }
+# Pools that a test has for itself are mostly waited for: beside the others.
+{
+    tests --test pilots -- --test-threads=2
+    echo $? >"$own.code"
+} >"$own" 2>&1 </dev/null &
 # One at a time: they share one slot.
-step "tests on an HTCondor pool" "$cargo" test --locked --no-fail-fast -p latebind-condor-tests -- --test-threads=1
+step "tests on an HTCondor pool" tests --lib --test attacks --test jobs --test losses --test memory --test signals -- --test-threads=1
+own_pools() {
+    while [ ! -s "$own.code" ]; do sleep 0.5; done
+    cat "$own"
+    return "$(cat "$own.code")"
+}
+step "tests of pilots, each with a pool of its own" own_pools
 conclude

@@ -1,7 +1,8 @@
 #!/bin/bash
 # up.sh NAME [SLOTS]: a pool for tests on this machine: a pod of latebind-host whose pilot is HTCondor, and a central manager with a
 # schedd in one container beside it. Both have one network, which is loopback alone. Ends when the slots are there. The pool's files
-# are in $LATEBIND_STATE/pools/NAME. Further settings of the pilot: LATEBIND_PILOT_ENV, a line NAME=VALUE for each.
+# are in $LATEBIND_STATE/pools/NAME. Further settings of the pilot: LATEBIND_PILOT_ENV, a line NAME=VALUE for each; a line TOKEN alone
+# gives it the pool's token by that variable, and no file of it.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 name=${1:?usage: up.sh NAME [SLOTS]} slots=${2:-1}
@@ -26,13 +27,19 @@ podman run --rm --network=none --volume "$PWD/tests/condor/pool:/pool-script:ro"
 printf "127.0.0.1 %s pool localhost\n" "$name" >"$dir/etc/hosts"
 echo '/cvmfs/pool.test/ localhost/latebind/' >"$dir/etc/images"
 
-settings=()
-while read -r line; do [ -z "$line" ] || settings+=(--pilot-env "$line"); done <<<"${LATEBIND_PILOT_ENV:-}"
+settings=() tokens=(--mount "$dir/secret/tokens:/etc/condor/tokens.d:ro")
+while read -r line; do
+    case $line in
+    '') ;;
+    TOKEN) settings+=(--pilot-env "TOKEN=$(cat "$dir/secret/tokens/pool")") tokens=() ;;
+    *) settings+=(--pilot-env "$line") ;;
+    esac
+done <<<"${LATEBIND_PILOT_ENV:-}"
 {
     dist/latebind-host pod --name "$name" --slots "$slots" --memory "$memory" --cpus 1 --pull never \
     --pilot-image "$image" --pilot-program /usr/sbin/latebind-htcondor \
     --mount "$dir/etc/hosts:/etc/hosts:ro" \
-    --mount "$dir/secret/tokens:/etc/condor/tokens.d:ro" --mount "$dir/etc/images:/etc/latebind/images:ro" \
+    ${tokens[@]+"${tokens[@]}"} --mount "$dir/etc/images:/etc/latebind/images:ro" \
     --pilot-env CONDOR_HOST=127.0.0.1 --pilot-env "LATEBIND_MEMORY=$memory" --pilot-env LATEBIND_CPUS=1 \
     --pilot-env GLIDEIN_Site=Test --pilot-env GLIDEIN_ResourceName=Here \
     --pilot-env LATEBIND_DEFAULT_IMAGE=docker://localhost/latebind/debian:1 \

@@ -24,6 +24,7 @@
 pub mod access;
 pub mod admission;
 pub mod audit;
+pub mod condor;
 pub mod faulty;
 pub mod history;
 pub mod inside;

@@ -24,6 +24,7 @@ pub struct Options {
     arguments: Option<Vec<String>>,
     spool: bool,
     changes: Vec<Change>,
+    settings: Vec<(String, String)>,
     wait: bool,
 }
 
@@ -50,6 +51,7 @@ impl Options {
             arguments: None,
             spool: false,
             changes: Vec::new(),
+            settings: Vec::new(),
             wait: true,
         }
     }
@@ -120,6 +122,12 @@ impl Options {
         self.change(move |spec| manifest::set_env(manifest::container(spec, "pilot"), &name, &value))
     }
 
+    /// A setting in the ConfigMap that the manifests make, as an operator changes it.
+    pub fn setting(mut self, name: &str, value: &str) -> Self {
+        self.settings.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
     /// Any other change to the pod's spec: see [`manifest`].
     pub fn change(mut self, change: impl FnOnce(&mut Value) + 'static) -> Self {
         self.changes.push(Box::new(change));
@@ -147,6 +155,12 @@ impl Options {
         let mut objects: Vec<Value> =
             self.manifests.iter().flat_map(|d| manifest::for_namespace(d, namespace.name())).collect();
         objects.retain(&self.keep);
+        for config in objects.iter_mut().filter(|o| o["kind"] == "ConfigMap") {
+            for (name, value) in &self.settings {
+                assert!(config["data"][name].is_string(), "the ConfigMap has no setting {name}");
+                config["data"][name] = json!(value);
+            }
+        }
         let is_pilot = |o: &mut Value| manifest::pod_spec(o).is_some_and(|spec| manifest::has(spec, "pilot"));
         let maker = objects.iter_mut().position(is_pilot).expect("one of the objects makes a pod with a pilot");
         let maker = &mut objects[maker];

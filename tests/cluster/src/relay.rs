@@ -22,7 +22,12 @@ pub struct Relay {
 impl Relay {
     /// One that leads to a port of this machine.
     pub fn to(port: u16) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::at(0, port)
+    }
+
+    /// The same, on a port of the caller's choice.
+    pub fn at(own: u16, port: u16) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", own)).unwrap();
         let (address, shared) = (listener.local_addr().unwrap(), Arc::<Shared>::default());
         let theirs = shared.clone();
         thread::spawn(move || {

@@ -116,6 +116,27 @@ impl Pool {
         Job { pool: self, id, dir }
     }
 
+    /// Processes of the slot's account, in whatever container.
+    #[track_caller]
+    pub fn processes(&self, slot: u32) -> Vec<String> {
+        let said = self.in_pilot(&format!("ps -u {} -o pid=,args= || :", 20000 + slot));
+        said.lines().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty()).collect()
+    }
+
+    /// Waits until the slot's account has no process.
+    #[track_caller]
+    pub fn nothing_is_left(&self, slot: u32) {
+        let give_up = Instant::now() + Duration::from_secs(60);
+        loop {
+            let left = self.processes(slot);
+            if left.is_empty() {
+                return;
+            }
+            assert!(Instant::now() < give_up, "left over: {left:#?}\n{}", self.logs());
+            std::thread::sleep(LOOK_EVERY);
+        }
+    }
+
     /// A job that runs this shell script in busybox, with further lines.
     #[track_caller]
     pub fn shell(&self, script: &str, lines: &str) -> Job<'_> {
@@ -123,14 +144,6 @@ impl Pool {
             "universe = container\ncontainer_image = docker://localhost/latebind/busybox:1\nexecutable = job.sh\n{lines}"
         );
         self.submit(&all, &[("job.sh", &format!("#!/bin/sh\n{script}\n"))])
-    }
-
-    /// Sends latebind-host SIGTERM, and waits for its exit code.
-    #[track_caller]
-    pub fn stop(&self) -> String {
-        let pid = fs::read_to_string(self.dir().join("pid")).unwrap();
-        assert!(Command::new("kill").arg(pid.trim()).status().unwrap().success());
-        self.exit_code(Duration::from_secs(90))
     }
 
     /// Waits for the end of latebind-host, whose exit code is the pilot's.

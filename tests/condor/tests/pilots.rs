@@ -1,14 +1,21 @@
-//! Pilots of their own: two slots at once, and how a pilot ends.
+//! Pilots of their own: two slots at once, GPUs, and how a pilot ends.
 
 use std::time::Duration;
 
-use latebind_condor_tests::{Pool, status};
+use latebind_condor_tests::{JOB_WITHIN, Job, Pool, status};
+
+/// How long a pilot may take to end that has nothing left to do.
+const PILOT_WITHIN: Duration = Duration::from_secs(300);
+
+fn uid(job: &Job<'_>) -> String {
+    job.text("out").lines().next().unwrap_or_default().to_owned()
+}
 
 #[test]
 fn two_slots_do_not_harm_each_other() {
     let pool = Pool::own(2, &[]);
     let lines = "request_memory = 50MB\n";
-    let script = "id -u; echo > begun; trap '' TERM; sleep 40; echo whole";
+    let script = "id -u; echo > begun; trap '' TERM; (trap '' TERM; sleep 1000) & sleep 25; echo whole";
     let (one, other) = (pool.shell(script, lines), pool.shell(script, lines));
     for job in [&one, &other] {
         job.comes_to(status::RUNNING);
@@ -16,22 +23,82 @@ fn two_slots_do_not_harm_each_other() {
     for slot in [0, 1] {
         one.sandbox_has(slot, "begun");
     }
-    // A job that has to be killed, with the same loop as its neighbour.
+    // A job that has to be killed, with the same loop as its neighbour; then one that kills and stops all that it can.
     one.tool(&["condor_rm"]);
     one.comes_to(status::REMOVED);
+    let hostile = pool.shell("echo > begun; /probe kill-loop 4 --i-am-in-a-container; sleep 2", lines);
+    hostile.until("over", JOB_WITHIN, |ad| ad["JobStatus"] == status::COMPLETED || ad["JobStatus"] == status::HELD);
     other.ends_with(0);
     assert!(other.text("out").ends_with("whole\n"));
-    let uid = |job: &latebind_condor_tests::Job<'_>| job.text("out").lines().next().unwrap_or_default().to_owned();
     assert!(["20000", "20001"].contains(&uid(&other).as_str()), "{}", other.text("out"));
-    // Told to stop in the middle of a job, the pilot gives the job back and ends well.
+    for slot in [0, 1] {
+        pool.nothing_is_left(slot);
+    }
+    // Drained in the middle of a job, the pilot gives the job back and ends well.
     let last = pool.shell("echo > begun; sleep 1000", lines);
     last.comes_to(status::RUNNING);
-    assert_eq!(pool.stop(), "0");
+    let names = pool.ask("pool", "alice", &["condor_status", "-af", "Name"]);
+    pool.ask("pool", "root", &["condor_drain", "-exit-on-completion", names.lines().next().unwrap_or_default()]);
+    assert_eq!(pool.exit_code(PILOT_WITHIN), "0");
+    let log = last.text("log");
+    assert!(log.contains("Job was evicted") && !log.contains("Job terminated"), "{log}");
 }
 
 #[test]
 fn a_pilot_without_work_ends_with_0() {
-    let pool = Pool::own(1, &["ACCEPT_IDLE_MINUTES=1"]);
-    assert_eq!(pool.exit_code(Duration::from_secs(300)), "0");
+    // It takes no job any more, and so never has one.
+    let pool = Pool::own(1, &["ACCEPT_IDLE_MINUTES=1", "ACCEPT_JOBS_FOR_HOURS=0"]);
+    let job = pool.shell("echo too late", "");
+    assert_eq!(pool.exit_code(PILOT_WITHIN), "0");
     assert!(pool.said().contains("the pilot ends"));
+    let log = job.text("log");
+    assert!(log.contains("Job submitted") && !log.contains("Job executing"), "{log}");
+}
+
+#[test]
+fn gpus_are_looked_for_in_the_payload_container() {
+    // A stand-in: HTCondor's own discovery, told to simulate; and a word about where it ran.
+    let discovery = "LATEBIND_GPU_DISCOVERY=/usr/libexec/condor/condor_gpu_discovery -properties -simulate:4,2; \
+                     echo \"LookedForBy=\\\"$(id -u) $(readlink /proc/self/ns/mnt)\\\"\"; echo 'no attribute'";
+    let image = "LATEBIND_GPU_IMAGE=localhost/latebind/htcondor-pilot:1";
+    let start = "GLIDEIN_Start_Extra=TARGET.IsWelcome =?= True";
+    let pool = Pool::own(1, &["LATEBIND_GPUS=2", image, discovery, "TOKEN", start]);
+    let said = pool.said();
+    assert_eq!(said.matches("latebind-htcondor: GPUs: DetectedGPUs").count(), 1, "{said}");
+    let ad = |name: &str| pool.ask("pool", "alice", &["condor_status", "-af", name]).trim().to_owned();
+    assert_eq!(ad("TotalGPUs"), "2");
+    let found = pool.in_pilot("cat /pilot/gpus; readlink /proc/self/ns/mnt");
+    let pilots = found.lines().last().unwrap_or_default();
+    assert!(found.contains("LookedForBy=\"20000 mnt:") && found.matches(pilots).count() == 1, "{found}");
+    assert!(!found.contains("no attribute"), "{found}");
+    // Nobody but who asks for it, and who meets the operator's further condition, is taken.
+    let unwelcome = pool.shell("echo never", "request_gpus = 1\n");
+    let script = "echo \"$CUDA_VISIBLE_DEVICES|$_CONDOR_AssignedGPUs\"";
+    let job = pool.shell(script, "request_gpus = 2\nrequire_gpus = Capability >= 8.0\n+IsWelcome = True\n");
+    job.ends_with(0);
+    let out = job.text("out");
+    let (devices, assigned) = out.trim().split_once('|').unwrap_or_default();
+    assert_eq!(devices.matches("GPU-").count(), 2, "{out}");
+    assert_eq!(assigned.matches("GPU-").count(), 2, "{out}");
+    assert_eq!(unwelcome.ad()["JobStatus"], status::IDLE);
+    // Retired by the pool's administrator in the middle of a job: that one ends first, and the pilot then with 0.
+    let last = pool.shell("echo > begun; sleep 15; echo whole", "+IsWelcome = True\n");
+    last.sandbox_has(0, "begun");
+    pool.ask("pool", "root", &["condor_off", "-peaceful", "-startd", "-constraint", "GLIDEIN_Site == \"Test\""]);
+    last.ends_with(0);
+    assert_eq!(last.text("out"), "whole\n");
+    assert_eq!(pool.exit_code(PILOT_WITHIN), "0");
+}
+
+#[test]
+fn the_end_of_a_pod_is_no_jobs_result() {
+    let pool = Pool::own(1, &[]);
+    // Would end well when told to.
+    let job = pool.shell("trap 'echo told; exit 0' TERM; echo > begun; while :; do sleep 0.2; done", "");
+    job.sandbox_has(0, "begun");
+    // As the kubelet does it: both main processes at once.
+    pool.in_pilot("kill -TERM $(pgrep -f '^/shared/bin/glue run') $(pgrep -o -f latebind-htcondor)");
+    assert_eq!(pool.exit_code(PILOT_WITHIN), "0");
+    let log = job.text("log");
+    assert!(log.contains("Job was evicted") && !log.contains("Job terminated"), "{log}");
 }

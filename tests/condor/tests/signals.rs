@@ -16,20 +16,6 @@ fn start<'a>(pool: &'a Pool, script: &str, lines: &str) -> Job<'a> {
     job
 }
 
-/// No process of the slot's account is there any more, in no container.
-#[track_caller]
-fn nothing_is_left(pool: &Pool) {
-    let mut left = String::new();
-    for _ in 0..100 {
-        left = pool.in_pilot("ps -u 20000 -o pid=,args= || :");
-        if left.trim().is_empty() {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(200));
-    }
-    panic!("left over: {left}");
-}
-
 #[test]
 fn removed_held_and_released() {
     let pool = Pool::shared();
@@ -37,12 +23,12 @@ fn removed_held_and_released() {
         let job = start(&pool, script, "");
         job.tool(&["condor_rm"]);
         job.comes_to(status::REMOVED);
-        nothing_is_left(&pool);
+        pool.nothing_is_left(0);
     }
     let job = start(&pool, "if [ -e /tmp/x ]; then exit 9; fi; echo > begun; sleep 5", "");
     job.tool(&["condor_hold"]);
     job.comes_to(status::HELD);
-    nothing_is_left(&pool);
+    pool.nothing_is_left(0);
     job.tool(&["condor_release"]);
     job.ends_with(0);
 }
@@ -57,21 +43,36 @@ fn a_signal_of_the_users_choice() {
     let ad = job.until("started twice", JOB_WITHIN, |ad| ad["NumJobStarts"].as_i64() >= Some(2));
     assert_eq!(ad["NumJobCompletions"].as_i64().unwrap_or(0), 0);
     job.tool(&["condor_rm"]);
-    nothing_is_left(&pool);
+    pool.nothing_is_left(0);
 }
 
 #[test]
 fn vacated_jobs_run_again() {
     let pool = Pool::shared();
-    for fast in [&["condor_vacate_job"][..], &["condor_vacate_job", "-fast"]] {
-        let job = start(&pool, POLITE, "");
-        job.tool(fast);
+    for (script, tool) in [(POLITE, &["condor_vacate_job"][..]), (STUBBORN, &["condor_vacate_job", "-fast"])] {
+        let job = start(&pool, script, "");
+        let first = pool.processes(0);
+        assert!(first.iter().any(|process| process.contains("singularity")), "no drop-in in {first:#?}");
+        job.tool(tool);
         let ad = job.until("started twice", JOB_WITHIN, |ad| ad["NumJobStarts"].as_i64() >= Some(2));
         assert_ne!(ad["JobStatus"], status::COMPLETED, "an evicted job has no result");
+        let now = pool.processes(0);
+        let left: Vec<_> = first.iter().filter(|process| now.contains(process)).collect();
+        assert!(left.is_empty(), "left over from the first start: {left:#?}");
         job.tool(&["condor_rm"]);
         job.comes_to(status::REMOVED);
-        nothing_is_left(&pool);
+        pool.nothing_is_left(0);
     }
+}
+
+#[test]
+fn removed_by_force() {
+    let pool = Pool::shared();
+    let job = start(&pool, STUBBORN, "leave_in_queue = False\n");
+    job.tool(&["condor_rm"]);
+    job.tool(&["condor_rm", "-forcex"]);
+    pool.nothing_is_left(0);
+    pool.shell("echo next", "").ends_with(0);
 }
 
 #[test]
@@ -81,7 +82,7 @@ fn suspended_and_continued() {
         start(&pool, "i=0; while [ $i -lt 60 ]; do echo > begun; date +%s%N > beat; sleep 0.2; i=$((i+1)); done", "");
     // The tracker has to have seen the job's processes.
     std::thread::sleep(Duration::from_secs(4));
-    let beat = || pool.in_pilot("cat /shared/slot/0/data/execute/dir_*/beat");
+    let beat = || pool.in_pilot("cat $(find /shared/slot/0/data/execute -name beat)");
     job.tool(&["condor_suspend"]);
     job.comes_to(status::SUSPENDED);
     std::thread::sleep(Duration::from_secs(2));
@@ -91,7 +92,11 @@ fn suspended_and_continued() {
     });
     assert_eq!(before, later, "it went on");
     job.tool(&["condor_continue"]);
-    job.ends_with(0);
+    let ad = job.ends_with(0);
+    assert_eq!(ad["TotalSuspensions"], 1, "{}", job.text("log"));
+    assert!(ad["CumulativeSuspensionTime"].as_f64() >= Some(3.0), "{}", ad["CumulativeSuspensionTime"]);
+    let log = job.text("log");
+    assert!(log.contains("Job was suspended") && log.contains("Job was unsuspended"), "{log}");
 }
 
 #[test]
@@ -100,5 +105,5 @@ fn a_limit_of_the_users_own() {
     let job = start(&pool, POLITE, "allowed_execute_duration = 5\n");
     let ad = job.is_held("allowed execut");
     assert_eq!(ad["HoldReasonCode"], 47);
-    nothing_is_left(&pool);
+    pool.nothing_is_left(0);
 }

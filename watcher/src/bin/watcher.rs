@@ -47,6 +47,9 @@ enum Verb {
     Serve(CoreArgs),
     /// Say whether jobs can be run in this pod, one line for each thing. Exit code: 0 they can, 1 they can not.
     Check(CoreArgs),
+    /// End glue for good in each slot, where that is what the pod waits for to complete; for a pilot whose watcher served, when both
+    /// have no more work.
+    Finish(CoreArgs),
     /// Check a record against a kept key.
     Verify {
         /// The record, a compact JWS.
@@ -329,6 +332,10 @@ fn main() -> ExitCode {
         Verb::Pilot(args) => serve_spool(&args),
         Verb::Serve(args) => serve_clients(&args),
         Verb::Check(args) => check_pod(&args),
+        Verb::Finish(args) => binder(&args).map(|binder| {
+            let done = finish(args.slots, binder.as_ref());
+            if done { ExitCode::SUCCESS } else { ExitCode::from(OUR_FAILURE) }
+        }),
         Verb::Verify { record, key } => verify(&record, &key),
         Verb::Results { dir } => results::find(&dir).and_then(|found| say(&results::table(&found))),
         Verb::Report { path } => report(&path),
@@ -470,16 +477,27 @@ fn serve_spool(args: &PilotArgs) -> io::Result<ExitCode> {
     };
     let over = pilot::run(&settings, &stop)?;
     running.finish();
-    if !stop.load(Ordering::Relaxed) && binder.pod_waits_for_glue() {
-        for number in 0..args.core.slots {
-            let ended = Slot::open(number).and_then(|slot| slot.finish(Duration::from_secs(10)));
-            if let Err(e) = ended {
-                tracing::error!(slot = number, "glue could not be ended, so the pod may not complete: {e}");
-            }
-        }
+    if !stop.load(Ordering::Relaxed) {
+        finish(args.core.slots, binder.as_ref());
     }
     tracing::info!(jobs = over, "no more work: the pilot ends");
     Ok(ExitCode::SUCCESS)
+}
+
+/// Ends glue in all slots, where the pod does not complete without. Whether that could be done.
+fn finish(slots: u32, binder: &dyn Binder) -> bool {
+    if !binder.pod_waits_for_glue() {
+        return true;
+    }
+    let mut done = true;
+    for number in 0..slots {
+        let ended = Slot::open(number).and_then(|slot| slot.finish(Duration::from_secs(10)));
+        if let Err(e) = ended {
+            tracing::error!(slot = number, "glue could not be ended, so the pod may not complete: {e}");
+            done = false;
+        }
+    }
+    done
 }
 
 fn serve_clients(args: &CoreArgs) -> io::Result<ExitCode> {

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use glue::contract::encoding::hex;
 use glue::processes::{Pinned, Proc};
+use nix::sys::signal::Signal;
 use nix::sys::socket::{UnixCredentials, getsockopt, sockopt};
 
 use super::protocol::{Ask, Hold, Tell};
@@ -40,22 +41,22 @@ pub fn listen(core: Core, path: &Path) -> io::Result<()> {
 }
 
 /// A payload has its slot's UID too, and no way to this socket; should it find one, its container gives it away.
-fn admit(core: &Core, peer: &UnixCredentials) -> Result<Client, String> {
+fn admit(core: &Core, peer: &UnixCredentials) -> Result<(Client, Pinned), String> {
     let proc = Proc::open().map_err(|e| e.to_string())?;
     // Pinned first: what is read below is then about this process, or about none.
     let pinned = Pinned::new(peer.pid()).map_err(|e| format!("process {}: {e}", peer.pid()))?;
     let own = proc.cgroup(std::process::id() as i32).map_err(|e| e.to_string())?;
     let theirs = proc.cgroup(peer.pid()).map_err(|e| format!("process {}: {e}", peer.pid()))?;
     let uid = proc.process(peer.pid()).filter(|p| p.lives()).map(|p| p.uid);
-    drop(pinned);
     if theirs != own || uid != Some(peer.uid()) {
         return Err(format!("process {} of UID {} is not of this container", peer.pid(), peer.uid()));
     }
-    Ok(match (peer.uid(), core.uids.get(&peer.uid())) {
+    let client = match (peer.uid(), core.uids.get(&peer.uid())) {
         (0, _) => Client::Root,
         (_, Some(slot)) => Client::OfSlot(*slot),
         (_, None) => Client::Other,
-    })
+    };
+    Ok((client, pinned))
 }
 
 /// The one job of a connection.
@@ -68,6 +69,7 @@ struct Tied {
 struct Connection {
     core: Core,
     client: Client,
+    peer: Pinned,
     answers: Shared,
     /// The slot that this connection holds something of; `Err` once the connection has ended.
     held: Mutex<Result<Option<u32>, ()>>,
@@ -76,14 +78,14 @@ struct Connection {
 fn serve(core: &Core, stream: UnixStream) -> io::Result<()> {
     let answers: Shared = Arc::new(Mutex::new(stream.try_clone()?));
     let peer = getsockopt(&stream, sockopt::PeerCredentials)?;
-    let client = match admit(core, &peer) {
-        Ok(client) => client,
+    let (client, peer) = match admit(core, &peer) {
+        Ok(known) => known,
         Err(message) => {
             tracing::warn!("{message}: sent away");
             return tell(&answers, &Tell::Error { message });
         }
     };
-    let connection = Arc::new(Connection { core: core.clone(), client, answers, held: Mutex::new(Ok(None)) });
+    let connection = Arc::new(Connection { core: core.clone(), client, peer, answers, held: Mutex::new(Ok(None)) });
     let mut tied = None;
     let served = connection.serve(stream, &mut tied);
     connection.release();
@@ -146,7 +148,9 @@ impl Connection {
                         if let (Some(slot), Some(hold)) = (report.slot, Hold::of(&report)) {
                             this.hold(slot, hold);
                         }
-                        tell(&this.answers, &Tell::Result { report, back_off_s })
+                        let told = tell(&this.answers, &Tell::Result { report, back_off_s });
+                        this.wake();
+                        told
                     }
                 };
                 // Whether somebody listens or not: the news go on to the end, when the job can be forgotten.
@@ -160,6 +164,13 @@ impl Connection {
         };
         let thread = std::thread::Builder::new().name("news".into()).spawn(follow);
         thread.map(drop).map_err(|e| e.to_string())
+    }
+
+    /// A payload may have stopped its own client, which has its UID: that one would never take the result, and keep the slot for ever.
+    fn wake(&self) {
+        if matches!(self.client, Client::OfSlot(_)) {
+            let _ = self.peer.signal(Signal::SIGCONT);
+        }
     }
 
     fn hold_own(&self, hold: Hold) -> Result<(), String> {
