@@ -103,9 +103,9 @@ fn runs_again(job: &Job, words: &str) {
 #[test]
 fn what_is_not_the_jobs_own_ending_is_none() {
     let pool = Pool::start(|o| o);
-    // The registry is down for a while.
+    // The registry is down for a while. An image that no other test has: the node would know it by another registry's name, too.
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let job = pool.submit(&format!("127.0.0.1:{free}/latebind/busybox:1"), "", Some("echo whole"));
+    let job = pool.submit(&format!("127.0.0.1:{free}/latebind/stopsignal-rtmin3:1"), "", Some("echo whole"));
     job.until("started again", |ad| ad["NumJobStarts"].as_i64() >= Some(2));
     let up_again = Relay::at(free, cluster().registry_port());
     runs_again(&job, "RegistryUnavailable");
@@ -123,7 +123,7 @@ fn what_is_not_the_jobs_own_ending_is_none() {
     // Drained, the pilot gives its job back, and ends well.
     let job = pool.shell("echo > begun; sleep 1000");
     job.has_begun();
-    pool.ask("root", "condor_drain -exit-on-completion \"$(condor_status -af Machine)\"");
+    pool.ask("root", "condor_drain -exit-on-completion \"$(condor_status -af Name)\"");
     job.until("given back", |ad| ad["JobStatus"] == status::IDLE);
     pool.completes();
     assert_eq!(job.ad()["JobStatus"], status::IDLE);

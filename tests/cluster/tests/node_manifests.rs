@@ -23,10 +23,18 @@ fn a_job_before_1_29_completes_with_its_work() {
     {
         put_into(&pilot.spool(), name, job.to_string().as_bytes(), &[]);
     }
+    // More binds than the failures that a Job is given by default: its controller takes each for one.
+    let more = ["e", "f", "g", "h"];
+    for (name, job) in more.iter().zip([debian("true"), shell("true")].iter().cycle()) {
+        put_into(&pilot.spool(), name, job.to_string().as_bytes(), &[]);
+    }
     pilot.result("a").is_good();
     pilot.result("b").is("hold", "ImageNotFound");
     pilot.result("c").is_good();
     pilot.result("d").is("final", "Error");
+    for name in more {
+        pilot.result(name).is_good();
+    }
     assert_eq!(pilot.ended(LIMIT), "Succeeded");
     let job = eventually("the Job is complete", LIMIT, || {
         let job = pilot.namespace.ask_json(&["get", "job", "latebind"]);
