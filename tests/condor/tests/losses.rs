@@ -4,7 +4,9 @@ use latebind_condor_tests::{JOB_WITHIN, Job, Pool, podman, status};
 
 #[track_caller]
 fn begun(pool: &Pool) -> Job<'_> {
-    let job = pool.shell("echo > begun; sleep 5; echo whole", "");
+    // Only its first start waits for the loss, however long that takes.
+    let script = "echo > begun; grep -q '^NumJobStarts = [1-9]' \"$_CONDOR_JOB_AD\" || sleep 1000; echo whole";
+    let job = pool.shell(script, "");
     job.sandbox_has(0, "begun");
     job
 }

@@ -21,11 +21,18 @@ fn memory_and_processor_are_those_of_the_payload() {
 }
 
 #[test]
-fn too_much_for_the_slot_is_held_by_policy() {
+fn too_much_for_the_slot_is_held_with_the_limit() {
     let pool = Pool::shared();
     let job = pool.shell("/probe memory 985 60", "");
-    let ad = job.is_held("memory usage exceeded");
+    let ad = job.is_held("memory");
     assert_eq!((&ad["HoldReasonCode"], &ad["HoldReasonSubCode"]), (&21.into(), &102.into()));
+    // HTCondor's policy, or the watcher's limit, which is the same: whoever looks first.
+    let reason = ad["HoldReason"].as_str().unwrap_or_default();
+    assert!(
+        reason.contains("memory usage exceeded the 972 MB of its slot")
+            || reason.contains("of memory, its limit is 973M; the payload container has 1024 MB"),
+        "{reason}"
+    );
 }
 
 #[test]
