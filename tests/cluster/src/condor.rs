@@ -49,7 +49,7 @@ impl Pool {
         let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).unwrap().port();
         namespace.create(&pool_objects(&namespace, &home, port));
         let token = eventually("the pool's token", STEP_WITHIN, || {
-            let ran = namespace.call(&["exec", "pool", "--", "cat", "/secret/tokens/pool"]);
+            let ran = namespace.call(&["exec", "pool", "--", "cat", "/secret/pilot/pool"]);
             (ran.code == Some(0) && !ran.stdout.is_empty()).then(|| ran.out())
         });
         let file = home.path().join("pool.token");
