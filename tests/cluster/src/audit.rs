@@ -16,8 +16,21 @@ pub struct Request {
     pub uri: String,
 }
 
-/// All requests of a namespace's service accounts so far, in order. The server writes each down before it answers.
+/// All requests of a namespace's service accounts so far, in order, but for [`marks`]. The server writes each down before it answers.
 pub fn requests(namespace: &Namespace) -> Vec<Request> {
+    all(namespace).into_iter().filter(|r| !is_mark(r)).collect()
+}
+
+/// The patches that mark the pod as idle or busy.
+pub fn marks(namespace: &Namespace) -> Vec<Request> {
+    all(namespace).into_iter().filter(is_mark).collect()
+}
+
+fn is_mark(request: &Request) -> bool {
+    request.verb == "patch" && request.uri.contains("fieldManager=latebind-state")
+}
+
+fn all(namespace: &Namespace) -> Vec<Request> {
     let path = cluster().node().log("audit");
     // Made with the first request.
     let log = fs::read_to_string(&path).unwrap_or_default();

@@ -146,14 +146,6 @@ impl Pool {
         self.submit(&all, &[("job.sh", &format!("#!/bin/sh\n{script}\n"))])
     }
 
-    /// Sends latebind-host SIGTERM, and waits for its exit code.
-    #[track_caller]
-    pub fn stop(&self) -> String {
-        let pid = fs::read_to_string(self.dir().join("pid")).unwrap();
-        assert!(Command::new("kill").arg(pid.trim()).status().unwrap().success());
-        self.exit_code(Duration::from_secs(90))
-    }
-
     /// Waits for the end of latebind-host, whose exit code is the pilot's.
     #[track_caller]
     pub fn exit_code(&self, within: Duration) -> String {

@@ -164,14 +164,33 @@ fn what_can_not_be_served_is_not_matched() {
 }
 
 #[test]
+fn chirp_works_where_the_image_has_it() {
+    let pool = Pool::shared();
+    let lines = "universe = container\ncontainer_image = docker://localhost/latebind/htcondor-pilot:1\nexecutable = job.sh\n\
+                 want_io_proxy = True\n";
+    let script = "#!/bin/sh\nexport CONDOR_CONFIG=/dev/null\n/usr/libexec/condor/condor_chirp set_job_attr Said 7\n";
+    let job = pool.submit(lines, &[("job.sh", script)]);
+    let ad = job.ends_with(0);
+    assert_eq!(ad["Said"], 7, "{}", job.text("err"));
+}
+
+#[test]
 fn the_slot_says_what_it_is() {
     let pool = Pool::shared();
-    let attributes =
-        ["Latebind", "GLIDEIN_Site", "GLIDEIN_ResourceName", "Cpus", "Memory", "HasSingularity", "HasSIF", "HasDocker"];
+    let attributes = [
+        "Latebind",
+        "GLIDEIN_Site",
+        "GLIDEIN_ResourceName",
+        "Cpus",
+        "Memory",
+        "HasSingularity",
+        "HasSIF =?= True",
+        "HasDocker =?= True",
+    ];
     let mut words = vec!["condor_status", "-af"];
     words.extend(attributes);
     // 5 % below the limit of 1 GiB.
-    assert_eq!(pool.ask("pool", "alice", &words).trim(), "true Test Here 1 972 true false undefined");
+    assert_eq!(pool.ask("pool", "alice", &words).trim(), "true Test Here 1 972 true false false");
 }
 
 #[test]

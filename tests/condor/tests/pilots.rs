@@ -34,10 +34,14 @@ fn two_slots_do_not_harm_each_other() {
     for slot in [0, 1] {
         pool.nothing_is_left(slot);
     }
-    // Told to stop in the middle of a job, the pilot gives the job back and ends well.
+    // Drained in the middle of a job, the pilot gives the job back and ends well.
     let last = pool.shell("echo > begun; sleep 1000", lines);
     last.comes_to(status::RUNNING);
-    assert_eq!(pool.stop(), "0");
+    let names = pool.ask("pool", "alice", &["condor_status", "-af", "Name"]);
+    pool.ask("pool", "root", &["condor_drain", "-exit-on-completion", names.lines().next().unwrap_or_default()]);
+    assert_eq!(pool.exit_code(PILOT_WITHIN), "0");
+    let log = last.text("log");
+    assert!(log.contains("Job was evicted") && !log.contains("Job terminated"), "{log}");
 }
 
 #[test]
@@ -55,7 +59,7 @@ fn a_pilot_without_work_ends_with_0() {
 fn gpus_are_looked_for_in_the_payload_container() {
     // A stand-in: HTCondor's own discovery, told to simulate; and a word about where it ran.
     let discovery = "LATEBIND_GPU_DISCOVERY=/usr/libexec/condor/condor_gpu_discovery -properties -simulate:4,2; \
-                     echo \"LookedForBy=\\\"$(id -u) $(cut -d: -f3 /proc/self/cgroup)\\\"\"; echo 'no attribute'";
+                     echo \"LookedForBy=\\\"$(id -u) $(readlink /proc/self/ns/mnt)\\\"\"; echo 'no attribute'";
     let image = "LATEBIND_GPU_IMAGE=localhost/latebind/htcondor-pilot:1";
     let start = "GLIDEIN_Start_Extra=TARGET.IsWelcome =?= True";
     let pool = Pool::own(1, &["LATEBIND_GPUS=2", image, discovery, "TOKEN", start]);
@@ -63,24 +67,24 @@ fn gpus_are_looked_for_in_the_payload_container() {
     assert_eq!(said.matches("latebind-htcondor: GPUs: DetectedGPUs").count(), 1, "{said}");
     let ad = |name: &str| pool.ask("pool", "alice", &["condor_status", "-af", name]).trim().to_owned();
     assert_eq!(ad("TotalGPUs"), "2");
-    let seen = ad("LookedForBy");
-    let pilots = pool.in_pilot("cut -d: -f3 /proc/self/cgroup");
-    assert!(seen.starts_with("20000 /") && !seen.contains(pilots.trim()), "{seen}, and the pilot is in {pilots}");
+    let found = pool.in_pilot("cat /pilot/gpus; readlink /proc/self/ns/mnt");
+    let pilots = found.lines().last().unwrap_or_default();
+    assert!(found.contains("LookedForBy=\"20000 mnt:") && found.matches(pilots).count() == 1, "{found}");
+    assert!(!found.contains("no attribute"), "{found}");
     // Nobody but who asks for it, and who meets the operator's further condition, is taken.
     let unwelcome = pool.shell("echo never", "request_gpus = 1\n");
     let script = "echo \"$CUDA_VISIBLE_DEVICES|$_CONDOR_AssignedGPUs\"";
-    let job = pool.shell(script, "request_gpus = 2\n+IsWelcome = True\n");
+    let job = pool.shell(script, "request_gpus = 2\nrequire_gpus = Capability >= 8.0\n+IsWelcome = True\n");
     job.ends_with(0);
     let out = job.text("out");
     let (devices, assigned) = out.trim().split_once('|').unwrap_or_default();
     assert_eq!(devices.matches("GPU-").count(), 2, "{out}");
     assert_eq!(assigned.matches("GPU-").count(), 2, "{out}");
     assert_eq!(unwelcome.ad()["JobStatus"], status::IDLE);
-    // Drained by the pool's administrator in the middle of a job: that one ends first, and the pilot then with 0.
+    // Retired by the pool's administrator in the middle of a job: that one ends first, and the pilot then with 0.
     let last = pool.shell("echo > begun; sleep 15; echo whole", "+IsWelcome = True\n");
     last.sandbox_has(0, "begun");
-    let name = ad("Machine");
-    pool.ask("pool", "root", &["condor_drain", "-exit-on-completion", &name]);
+    pool.ask("pool", "root", &["condor_off", "-peaceful", "-startd", "-constraint", "GLIDEIN_Site == \"Test\""]);
     last.ends_with(0);
     assert_eq!(last.text("out"), "whole\n");
     assert_eq!(pool.exit_code(PILOT_WITHIN), "0");

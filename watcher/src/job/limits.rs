@@ -23,7 +23,7 @@ impl FromStr for Bytes {
     fn from_str(text: &str) -> Result<Self, String> {
         let bad = || format!("{text:?} is no number of bytes: use 1048576, 512K, 512M, 4G or 1T");
         let upper = text.trim().to_ascii_uppercase();
-        let short = upper.strip_suffix("IB").or_else(|| upper.strip_suffix('B')).unwrap_or(&upper);
+        let short = ["IB", "I", "B"].iter().find_map(|end| upper.strip_suffix(end)).unwrap_or(&upper);
         let (digits, power) = match short.strip_suffix(['K', 'M', 'G', 'T']) {
             Some(digits) => (digits, short.chars().next_back().and_then(|unit| "KMGT".find(unit)).map_or(0, |n| n + 1)),
             None => (short, 0),
@@ -194,11 +194,12 @@ mod tests {
             ("1.5M", 3 << 19),
             ("1 GiB", 1 << 30),
             ("3gb", 3 << 30),
+            ("4Gi", 4 << 30),
             ("1T", 1 << 40),
         ] {
             assert_eq!(text.parse(), Ok(Bytes(n)), "{text}");
         }
-        for text in ["", "M", "-1", "1X", "nan", "inf", "1e99"] {
+        for text in ["", "M", "I", "-1", "1X", "nan", "inf", "1e99"] {
             assert!(text.parse::<Bytes>().is_err(), "{text}");
         }
         let both: Vec<Bytes> = serde_json::from_str(r#"[1024, "1K"]"#).unwrap();

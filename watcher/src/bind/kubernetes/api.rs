@@ -219,9 +219,10 @@ impl Own {
         self.ask("the pod can not be patched", patience, || self.pods.patch(&self.name, &params, &patch)).await
     }
 
-    /// The same, asked once and for nothing that a job waits for: what comes of it does not say whether the server is there.
+    /// The same, asked once and for nothing that a job waits for: what comes of it does not say whether the server is there. Under a
+    /// name of its own, so that an audit log tells it from the binds.
     pub async fn patch_once(&self, patch: &Value) -> Result<(), Failure> {
-        let params = PatchParams { field_manager: Some("latebind".into()), ..PatchParams::default() };
+        let params = PatchParams { field_manager: Some("latebind-state".into()), ..PatchParams::default() };
         let patch = Patch::Strategic(patch);
         match timeout(ANSWER_WITHIN, self.pods.patch(&self.name, &params, &patch)).await {
             Ok(answer) => answer.map(drop).map_err(|e| refusal("the pod can not be patched", &e)),

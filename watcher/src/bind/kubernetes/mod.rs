@@ -64,6 +64,8 @@ pub struct Kubernetes {
     runtime: Runtime,
     memory: Mutex<Memory>,
     asked: Mutex<Option<Instant>>,
+    /// Held while the pod is being marked. A mark is a version of the pod, so a bind that has read the one before would have to start over.
+    marking: tokio::sync::Mutex<()>,
     /// A slot whose last bind was refused in a way that every other would be.
     doubt: Mutex<Option<u32>>,
 }
@@ -78,7 +80,15 @@ impl Kubernetes {
             Own::new(options.namespace.clone(), options.pod.clone(), options.uid.clone(), options.proxy.clone())
         };
         let own = own.map_err(std::io::Error::other)?;
-        Ok(Self { options, own, runtime, memory: Mutex::default(), asked: Mutex::default(), doubt: Mutex::default() })
+        Ok(Self {
+            options,
+            own,
+            runtime,
+            memory: Mutex::default(),
+            asked: Mutex::default(),
+            marking: tokio::sync::Mutex::default(),
+            doubt: Mutex::default(),
+        })
     }
 
     fn remember<T>(&self, with: impl FnOnce(&mut Memory) -> T) -> T {
@@ -100,6 +110,7 @@ impl Kubernetes {
     async fn bind_as_read(&self, slot: u32, image: &str, progress: &dyn Progress) -> Result<Container, Failure> {
         let name = view::container_name(slot);
         let wrong_pod = |why: String| Failure::retry("PodUnfit", why);
+        drop(self.marking.lock().await);
         let mut pod = self.told(self.own.get().await?, &name).await?;
         let mut before = view::payload(&pod, &name).map_err(wrong_pod)?;
         let (placeholder, its_image_id) = view::placeholder(&pod).map_err(wrong_pod)?;
@@ -414,7 +425,10 @@ impl Binder for Kubernetes {
     }
 
     fn mark(&self, busy: bool) -> Result<(), Failure> {
-        self.runtime.block_on(mark::mark(&self.own, busy))
+        self.runtime.block_on(async {
+            let _marking = self.marking.lock().await;
+            mark::mark(&self.own, busy).await
+        })
     }
 
     fn pod_waits_for_glue(&self) -> bool {

@@ -1,0 +1,171 @@
+//! Watcher, glue, payload container, pilot container and pairs of them are killed at each step of a job, and the pod's sandbox under it:
+//! no job is lost, none is reported twice, and none is good without a verified record. Our own cluster only.
+//!
+//! `LATEBIND_CLUSTER_FAULTS` says how many jobs, `LATEBIND_FAULT_SEED` repeats a run.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use latebind_cluster_tests::inside::Inside;
+use latebind_cluster_tests::pilot::{JOB_WITHIN, Options, Pilot, shell};
+use latebind_cluster_tests::{cluster, eventually};
+use latebind_tests::pod::kill;
+use watcher::bind::Class;
+
+const SIGKILL: i32 = 9;
+const STEPS: [&str; 8] = ["queued", "staging", "binding", "starting", "running", "collecting", "cleaning", "done"];
+/// The kubelet lets a container that ended wait for longer each time: after so many it is cheaper to have a new pod.
+const PILOTS_OF_A_POD: usize = 2;
+/// How long a job may take with all its attempts and the kubelet's waits.
+const RESULT_WITHIN: Duration = Duration::from_secs(240);
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Target {
+    Watcher,
+    Glue,
+    PayloadContainer,
+    PilotContainer,
+}
+
+const TARGETS: [Target; 4] = [Target::Watcher, Target::Glue, Target::PayloadContainer, Target::PilotContainer];
+
+fn number(name: &str) -> Option<usize> {
+    std::env::var(name).ok().and_then(|s| s.parse().ok())
+}
+
+fn say(text: &str) {
+    // Past the test harness, which would keep it to itself.
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+fn processes(container: &str) -> Vec<i32> {
+    cluster().node().processes(container)
+}
+
+/// Kills a part of the pod, if it is there just now.
+fn strike(pilot: &Pilot, target: Target) -> bool {
+    let name = if matches!(target, Target::Watcher | Target::PilotContainer) { "pilot" } else { "payload" };
+    let status = latebind_cluster_tests::pilot::status_of(&pilot.object(), name);
+    let Some(container) = status.as_ref().and_then(latebind_cluster_tests::pilot::container_id) else { return false };
+    let all = processes(&container);
+    // The first one made is the main process.
+    let hit = match target {
+        Target::Watcher | Target::Glue => all.iter().min().copied().into_iter().collect(),
+        Target::PayloadContainer | Target::PilotContainer => all,
+    };
+    hit.iter().for_each(|pid| kill(*pid, SIGKILL));
+    !hit.is_empty()
+}
+
+/// Waits until a job has come to a step, or is beyond it.
+fn comes_to(inside: &Inside, attempt: &str, step: usize) {
+    let (give_up, mut seen) = (Instant::now() + JOB_WITHIN, false);
+    while Instant::now() < give_up {
+        let phase = inside.phase(attempt);
+        let at = phase.as_deref().and_then(|phase| STEPS.iter().position(|name| *name == phase));
+        if at.is_some_and(|at| at >= step) || seen && phase.is_none() {
+            return;
+        }
+        seen |= phase.is_some();
+        thread::sleep(Duration::from_millis(1));
+    }
+    panic!("{attempt} has not come to {}", STEPS[step]);
+}
+
+/// Where in the spool the job is.
+fn places(pilot: &Pilot, name: &str) -> Vec<String> {
+    let spool = pilot.spool();
+    let claimed = fs::read_dir(spool.join("claimed")).into_iter().flatten().flatten().map(|e| e.path());
+    let all = ["new", "done", "held"].iter().map(|place| spool.join(place)).chain(claimed);
+    let entries = all.flat_map(|place| fs::read_dir(place).into_iter().flatten().flatten()).map(|e| e.path());
+    let own = entries.filter(|p| {
+        p.file_name().and_then(|n| n.to_str()).is_some_and(|n| n == name || n.starts_with(&format!("{name}.")))
+    });
+    own.map(|p| p.strip_prefix(&spool).unwrap().display().to_string()).collect()
+}
+
+#[test]
+fn at_each_step_no_job_is_lost_and_none_reported_twice() {
+    let (seed, runs) = (number("LATEBIND_FAULT_SEED").unwrap_or(3), number("LATEBIND_CLUSTER_FAULTS").unwrap_or(6));
+    say(&format!("faults on the cluster: {runs} jobs, seed {seed} (LATEBIND_FAULT_SEED={seed} repeats it)"));
+    let (mut kills, mut attempts, mut pilots) = (BTreeMap::<String, u32>::new(), 0, 0);
+    let mut pilot: Option<Pilot> = None;
+    for run in 0..runs {
+        if pilots >= PILOTS_OF_A_POD {
+            (pilot, pilots) = (None, 0);
+        }
+        let pilot = pilot.get_or_insert_with(|| Options::new().spool(&["--max-attempts", "20"]).start());
+        let inside = pilot.inside();
+        // As tests/tests/faults.rs does: each step, with each target alone and each pair.
+        let case = run * 57 + seed;
+        let (step, combination) = (case % 8, case / 8 % 20);
+        let targets = match combination.checked_sub(4) {
+            None => vec![TARGETS[combination]],
+            Some(pair) => vec![TARGETS[pair / 4], TARGETS[pair % 4]],
+        };
+        let name = format!("f{run}");
+        pilot.put(&name, &shell(&format!("sleep 1; echo {name}")));
+        comes_to(&inside, &format!("{name}.1"), step);
+        for target in targets {
+            let phase = inside.phase(&format!("{name}.1")).unwrap_or_else(|| "no attempt".into());
+            if strike(pilot, target) {
+                pilots += usize::from(matches!(target, Target::Watcher | Target::PilotContainer));
+                *kills.entry(format!("{target:?} while {phase}")).or_default() += 1;
+            }
+        }
+        let outcome = eventually(&format!("a result of {name}"), RESULT_WITHIN, || {
+            latebind_tests::pod::look_into(&pilot.spool(), &name)
+        });
+        let report = &outcome.is_good().report;
+        assert!(report.record.as_ref().is_some_and(|r| r.job == report.job), "{report:#?}");
+        assert_eq!(outcome.text("stdout"), format!("{name}\n"));
+        assert!(outcome.dir.join("result/record.jws").is_file());
+        assert_eq!(places(pilot, &name), [format!("done/{name}")], "the job is in one place");
+        attempts += report.attempt;
+    }
+    kills.iter().for_each(|(what, n)| say(&format!("  {n:>4}  {what}")));
+    let total: u32 = kills.values().sum();
+    say(&format!(
+        "faults on the cluster: seed {seed}: {runs} jobs, {total} kills, {attempts} attempts: none lost, none reported twice, none good without a record"
+    ));
+    assert!(total as usize > runs / 2, "{kills:?}");
+}
+
+/// The first process of the pod's PID namespace, which holds its sandbox.
+fn pause_of(pilot: &Pilot) -> i32 {
+    let namespace = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    let ours = namespace(pilot.main_process("payload"));
+    let pids = fs::read_dir("/proc").unwrap().flatten().filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
+    let mut inside = pids.filter(|pid| ours.is_some() && namespace(*pid) == ours);
+    let is_first = |pid: &i32| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        status.lines().any(|l| l.starts_with("NSpid:") && l.split_whitespace().last() == Some("1"))
+    };
+    inside.find(is_first).expect("a PID namespace has a first process")
+}
+
+/// All containers of the pod end at once, and others are made over the same volumes, install among them.
+#[test]
+fn a_sandbox_is_made_anew_over_the_old_volumes() {
+    let pilot = Options::new().spool(&[]).start();
+    let inside = pilot.inside();
+    pilot.put("under-way", &shell("echo begun; sleep 6; echo ended"));
+    inside.runs("under-way.1", 0);
+    fs::write(inside.volume("ctl-0").join("left"), "by the sandbox before").unwrap();
+    let (uid, before) = (pilot.object()["metadata"]["uid"].clone(), pilot.container_id("pilot"));
+    kill(pause_of(&pilot), SIGKILL);
+    pilot.replaced("pilot", &before, RESULT_WITHIN);
+    let outcome = eventually("a result of under-way", RESULT_WITHIN, || {
+        latebind_tests::pod::look_into(&pilot.spool(), "under-way")
+    });
+    assert_eq!((outcome.is_good().text("stdout").as_str(), outcome.report.attempt), ("begun\nended\n", 2));
+    let lost = pilot.attempt("under-way", 1);
+    assert_eq!(lost.class, Class::Retry, "{lost:#?}");
+    assert!(["GlueLost", "ContainerLost"].contains(&lost.reason.as_str()) && !lost.verified, "{lost:#?}");
+    assert_eq!(pilot.object()["metadata"]["uid"], uid, "another pod, not another sandbox");
+    assert_eq!(pilot.job("next", &shell("echo ran")).is_good().report.attempt, 1);
+    assert_eq!(places(&pilot, "under-way"), ["done/under-way"]);
+}
