@@ -62,6 +62,7 @@ test-cluster:
 	@.ci/setup.sh build images test
 	@.ci/build.sh
 	@images/build.sh
+	@images/build.sh htcondor-pilot
 	@.ci/test-cluster.sh
 
 # Storage of their own for these too, since they run in the machine's own PID namespace.

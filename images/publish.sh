@@ -42,11 +42,20 @@ push() {
         digest=$(cat "$work/digest")
         echo "pushed $registry/$name:$tag@$digest"
         case $name in
-        glue | pilot) printf -- '- {name: localhost/latebind/%s, newName: %s/%s, digest: "%s"}\n' \
+        glue | pilot | htcondor-pilot) printf -- '- {name: localhost/latebind/%s, newName: %s/%s, digest: "%s"}\n' \
             "$name" "$registry" "$name" "$digest" >>"$work/images" ;;
         esac
     done
     [ -s "$work/images" ] || return 0
+    # ../../deploy is for the plain pilot alone.
+    case " $* " in
+    *" pilot "*) ;;
+    *)
+        printf '\nLines for your kustomization:\nimages:\n'
+        cat "$work/images"
+        return 0
+        ;;
+    esac
     mkdir -p dist/deploy
     cat >dist/deploy/kustomization.yaml - "$work/images" <<'Y'
 # Written by images/publish.sh push: a start for a kustomization of your own, which would lie elsewhere.

@@ -1,6 +1,6 @@
 #!/bin/bash
-# push.sh [NAME...]: copies localhost/latebind/NAME:1 (default: all of images/) from the project's storage to where the cluster pulls
-# from, and notes the digests there, which tests ask for.
+# push.sh [NAME...]: copies localhost/latebind/NAME:1 (default: all of images/; those that are built by name only where they were) from the
+# project's storage to where the cluster pulls from, and notes the digests there, which tests ask for.
 #
 #   LATEBIND_REGISTRY   host[:port][/path], as NAME:1; INSECURE=1 leaves TLS out. By default the own cluster's open registry, where what
 #                       is there already is left alone; and busybox goes into the closed one too, for tests of images that are denied.
@@ -11,8 +11,10 @@ images=$here/../../images
 need_root
 if [ $# = 0 ]; then
     for file in "$images"/*/Containerfile; do
-        file=${file%/Containerfile}
-        set -- "$@" "${file##*/}"
+        name=${file%/Containerfile}
+        name=${name##*/}
+        if grep -q '^# by name only' "$file" && ! "$images/podman" image exists "localhost/latebind/$name:1"; then continue; fi
+        set -- "$@" "$name"
     done
 fi
 pushed=0 unchanged=0

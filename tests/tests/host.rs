@@ -115,6 +115,22 @@ fn a_pilot_that_is_killed_is_started_again() {
     assert_ne!(pod.main_process("pilot"), first);
 }
 
+/// Hit before it runs the pilot's program, a container can neither be started nor does it end: another one is made.
+#[test]
+fn a_pilot_that_is_killed_while_it_is_being_started_is_made_anew() {
+    let pod = Options::new().host(&["--restarts", "30"]).start();
+    pod.serves();
+    let pidfile = pod.place().join("pid/pilot");
+    let read = || fs::read_to_string(&pidfile).ok()?.trim().parse::<i32>().ok();
+    let mut last = pod.main_process("pilot");
+    kill(last, 9);
+    for _ in 0..6 {
+        last = eventually("another pilot", LIMIT, || read().filter(|pid| *pid != last));
+        kill(last, 9);
+    }
+    pod.job("after", &probe(&["hello"])).is_good();
+}
+
 #[test]
 fn a_second_pod_of_a_name_is_refused_and_the_first_not_hurt() {
     let pod = Pod::start();

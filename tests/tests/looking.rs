@@ -100,3 +100,27 @@ fn every_line_about_a_job_names_it_and_its_slot() {
     let over = lines.iter().find(|l| l["fields"]["message"] == "over").expect("the line that says it is over");
     assert_eq!((&over["span"]["job"], &over["span"]["slot"]), (&"named.1".into(), &0.into()), "{over}");
 }
+
+#[test]
+fn glues_lines_have_the_form_of_the_watchers() {
+    let pod = Pod::start();
+    pod.job("quiet", &probe(&["hello"])).is_good();
+    let log = std::fs::read_to_string(pod.place().join("log").join(pod.payload_role(0))).unwrap();
+    // The engine puts time, stream and whether it is a whole line before each.
+    let lines: Vec<&str> = log.lines().filter_map(|line| line.splitn(4, ' ').nth(3)).collect();
+    let keys = |line: &Value| {
+        let mut keys: Vec<String> = line.as_object().unwrap().keys().cloned().collect();
+        keys.retain(|key| key != "span");
+        keys
+    };
+    let said = pod.said();
+    let of_watcher = said.lines().find_map(|l| serde_json::from_str::<Value>(l).ok()).expect("a line of the watcher's");
+    assert!(!lines.is_empty());
+    for text in lines {
+        let line: Value = serde_json::from_str(text).unwrap_or_else(|e| panic!("{text}: {e}"));
+        assert_eq!(keys(&line), keys(&of_watcher), "{line}");
+        assert_eq!(line["fields"]["slot"], 0, "{line}");
+        assert!(["INFO", "WARN", "ERROR"].contains(&line["level"].as_str().unwrap()), "{line}");
+        assert!(line["fields"]["message"].is_string(), "{line}");
+    }
+}

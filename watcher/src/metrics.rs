@@ -256,5 +256,9 @@ mod tests {
         assert!(text.contains("latebind_binds_total 2") && text.contains("latebind_queued_jobs 4"), "{text}");
         assert!(text.contains("latebind_start_seconds_bucket{le=\"0.001\"} 2"), "{text}");
         assert!(text.ends_with("# EOF\n") && !text.contains("secret-name"));
+        let out = SlotLine { slot: 1, failed_starts: 3, out_s: Some(9.0), ..SlotLine::default() };
+        let text = metrics.text(&[out, SlotLine::default()], 0).unwrap();
+        assert!(text.contains("latebind_slots_out_of_service 1") && !text.contains("secret"), "{text}");
+        assert!(text.contains("latebind_slot_failed_starts{slot=\"1\"} 3"), "{text}");
     }
 }

@@ -141,16 +141,33 @@ fn a_job_that_takes_too_much_memory() {
     assert_eq!(pilot.status("pilot")["restartCount"], 0);
 }
 
+/// A data volume of 16 MiB.
+fn small_volume(spec: &mut Value) {
+    for volume in spec["volumes"].as_array_mut().unwrap() {
+        if volume["name"] == "data-0" {
+            volume["emptyDir"]["sizeLimit"] = json!("16Mi");
+        }
+    }
+}
+
+#[test]
+fn a_job_that_fills_its_volume_is_ended_before_the_pod_is_where_the_size_is_known() {
+    let pilot = pilot(&[]).change(small_volume).env("LATEBIND_DATA_SIZE", "16Mi").start();
+    let uid = pilot.object()["metadata"]["uid"].clone();
+    let script =
+        "dd if=/dev/zero of=big bs=1M count=11; while sleep 0.5; do dd if=/dev/zero bs=256k count=1 >>big; done";
+    let job = latebind_tests::pod::with(shell(script), "grace_s", json!(1));
+    let outcome = pilot.job("big", &job);
+    outcome.is("final", "LimitExceeded");
+    let limit = outcome.report.limit.as_ref().map(|l| (l.which, l.limit));
+    assert_eq!(limit, Some((watcher::job::limits::Which::Disk, (0.9 * f64::from(16 << 20)).floor())));
+    the_next_job_runs(&pilot, "big");
+    assert_eq!(pilot.object()["metadata"]["uid"], uid, "the pod was evicted");
+}
+
 #[test]
 fn a_job_that_fills_its_volume_costs_the_pod() {
-    let small = |spec: &mut Value| {
-        for volume in spec["volumes"].as_array_mut().unwrap() {
-            if volume["name"] == "data-0" {
-                volume["emptyDir"]["sizeLimit"] = json!("16Mi");
-            }
-        }
-    };
-    let pilot = pilot(&["--name", "same"]).change(small).start();
+    let pilot = pilot(&["--name", "same"]).change(small_volume).start();
     let uid = pilot.object()["metadata"]["uid"].clone();
     pilot.put("big", &shell("dd if=/dev/zero of=big bs=1M count=64 && sleep 600"));
     pilot.until("another pod has the name", Duration::from_secs(120), |pod| {

@@ -155,7 +155,7 @@ pub struct JobLine {
 }
 
 /// A slot, and the job that it has.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SlotLine {
     /// Its number.
     pub slot: u32,

@@ -18,12 +18,14 @@ use std::os::unix::process::CommandExt;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 /// Exit code for a pilot that was told to stop before it ran.
 const STOPPED: u8 = 128 + Signal::SIGTERM as u8;
+/// Exit code for a pilot that the engine could not start, as `docker run` has it.
+const NOT_STARTED: u8 = 125;
 /// First wait before a pilot that failed is started again; doubles each time.
 const RESTART_DELAY: Duration = Duration::from_millis(200);
 /// A pilot that lived this long before it failed has its restarts back.
@@ -94,7 +96,7 @@ pub fn run(engine: &Arc<Engine>, plan: Plan) -> Result<u8, Failure> {
         pilot: plan.pilot,
         restarts: plan.restarts,
         stop_within: plan.stop_within,
-        pilot_id: OnceLock::new(),
+        pilot_id: Mutex::default(),
         pause_id: OnceLock::new(),
         stopping: AtomicBool::new(false),
     });
@@ -170,7 +172,7 @@ struct Life {
     pilot: PilotShape,
     restarts: u32,
     stop_within: Option<Duration>,
-    pilot_id: OnceLock<String>,
+    pilot_id: Mutex<Option<String>>,
     pause_id: OnceLock<String>,
     stopping: AtomicBool,
 }
@@ -229,8 +231,13 @@ impl Life {
     }
 
     /// The main process of the pause or pilot container, if it runs.
-    fn main_process(&self, role: Role, id: &OnceLock<String>) -> Option<MainProcess> {
-        MainProcess::find(&self.shape().place.pidfile(&role.to_string()), id.get()?)
+    fn main_process(&self, role: Role, id: &str) -> Option<MainProcess> {
+        MainProcess::find(&self.shape().place.pidfile(&role.to_string()), id)
+    }
+
+    fn pilot_process(&self) -> Option<MainProcess> {
+        let id = self.pilot_id.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+        self.main_process(Role::Pilot, &id)
     }
 
     /// Whether the signal was sent. It is not while the runtime still prepares the container: it would be hit instead.
@@ -240,13 +247,13 @@ impl Life {
         let long_since = || {
             fs::metadata(pidfile).and_then(|m| m.modified()).is_ok_and(|t| t.elapsed().is_ok_and(|a| a > START_TIME))
         };
-        let main = self.main_process(Role::Pilot, &self.pilot_id);
+        let main = self.pilot_process();
         main.is_some_and(|main| (main.is_running(&self.pilot.program) || long_since()) && main.signal(signal).is_ok())
     }
 
     /// Ends every process of the pod: the kernel does, once the first of its PID namespace is gone.
     fn kill_all(&self) {
-        if let Some(main) = self.main_process(Role::Pause, &self.pause_id) {
+        if let Some(main) = self.pause_id.get().and_then(|id| self.main_process(Role::Pause, id)) {
             let _ = main.signal(Signal::SIGKILL);
         }
     }
@@ -262,11 +269,7 @@ impl Life {
         })?;
         let based = began.elapsed();
         thread::scope(|scope| {
-            let pilot = scope.spawn(|| -> Result<(), Failure> {
-                let id = self.podman(Role::Pilot, &["create"], shape.pilot(&self.pilot)?)?;
-                let _ = self.pilot_id.set(id);
-                Ok(())
-            });
+            let pilot = scope.spawn(|| self.create_pilot());
             let slots: Vec<_> = (0..shape.slots).map(|n| scope.spawn(move || self.server.bind(n, ""))).collect();
             for slot in slots {
                 let bound = slot.join().map_err(|_| failure("a payload container was not followed"))?;
@@ -290,6 +293,21 @@ impl Life {
         let said = said
             .map_err(|e| failure(format!("cannot start the {role} container: {e}{}", glue_said(self.shape(), role))))?;
         Ok(said.trim().to_owned())
+    }
+
+    fn create_pilot(&self) -> Result<(), Failure> {
+        let id = self.podman(Role::Pilot, &["create"], self.shape().pilot(&self.pilot)?)?;
+        *self.pilot_id.lock().unwrap_or_else(PoisonError::into_inner) = Some(id);
+        Ok(())
+    }
+
+    /// A container that was hit while the runtime was starting it can neither be started nor does it end.
+    fn create_pilot_again(&self) -> Result<(), Failure> {
+        let name = self.shape().container(Role::Pilot);
+        self.engine()
+            .call(&["rm", "--force", "--time", "0", "--ignore", &name], CALL_LIMIT)
+            .context(|| format!("cannot remove the pilot container {name}"))?;
+        self.create_pilot()
     }
 
     fn start_pause(&self) -> Result<(), Failure> {
@@ -386,14 +404,16 @@ impl Life {
                 "exited" | "stopped" => return Ok(u8::try_from(state.exit_code).unwrap_or(u8::MAX)),
                 "running" => {
                     // Its output is lost, but it is not over.
-                    if let Some(main) = self.main_process(Role::Pilot, &self.pilot_id) {
+                    if let Some(main) = self.pilot_process() {
                         main.ended_within(Duration::from_secs(3600)).context(|| "cannot wait for the pilot".into())?;
                     }
                     thread::sleep(SIGNAL_TICK);
                 }
                 _ if self.stopping.load(Ordering::SeqCst) => return Ok(STOPPED),
                 other => {
-                    return Err(failure(format!("the pilot container could not be started and is \"{other}\"")));
+                    tracing::warn!("the pilot container could not be started and is \"{other}\": another one is made");
+                    self.create_pilot_again()?;
+                    return Ok(NOT_STARTED);
                 }
             }
         }

@@ -122,7 +122,10 @@ impl Patched<'_> {
                 },
                 Says::Found(found) => return Ok(found),
                 Says::Fails(failure) => return Err(failure),
-                Says::BackOff(message) => back_off = Some((Instant::now(), message)),
+                Says::BackOff(message) => {
+                    back_off = Some((Instant::now(), message));
+                    old_image_since = None; // that one has ended; the wait may be longer than it could have lived
+                }
                 Says::OldImage(image_id) => {
                     candidate = None;
                     let since = *old_image_since.get_or_insert_with(Instant::now);
