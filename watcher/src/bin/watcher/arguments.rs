@@ -1,0 +1,295 @@
+//! What can be said on the command line.
+
+use std::io;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use watcher::bind::host;
+use watcher::job::life::Reuse;
+use watcher::job::limits::{Bytes, Limits};
+use watcher::serve;
+
+/// Seconds that a job may need for its end by default: soft to hard kill, the kill routine, and its results.
+pub const END_NEEDS: f64 = 30.0;
+
+/// Binds images to a pod's payload containers, runs jobs there, and believes only signed records.
+#[derive(Parser)]
+#[command(name = "watcher", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+#[derive(Subcommand)]
+pub enum Verb {
+    /// Run one job: watcher run IMAGE -- CMD ARGS. Exit code: the job's, 128+n for a signal, 124 timed out, 125 our failure,
+    /// 126 not executable, 127 not found.
+    Run(Box<RunArgs>),
+    /// Serve jobs from a spool directory, as many at once as there are slots.
+    Pilot(PilotArgs),
+    /// Serve clients on the socket in the private volume.
+    Serve(CoreArgs),
+    /// Say whether jobs can be run in this pod, one line for each thing. Exit code: 0 they can, 1 they can not.
+    Check(CoreArgs),
+    /// End glue for good in each slot, where that is what the pod waits for to complete; for a pilot whose watcher served, when both
+    /// have no more work.
+    Finish(CoreArgs),
+    /// Check a record against a kept key.
+    Verify {
+        /// The record, a compact JWS.
+        record: PathBuf,
+        /// The kept key's file.
+        #[arg(long, value_name = "FILE")]
+        key: PathBuf,
+    },
+    /// Print the reports in a spool or directory as a table.
+    Results {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// Print one report for people.
+    Report {
+        /// report.json, or the directory that has it.
+        path: PathBuf,
+    },
+    /// Draw a pilot's life from the reports in a spool or directory: all phases of all jobs, as an SVG on standard output.
+    Timeline {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// Show what the slots' jobs use now.
+    Top {
+        #[command(flatten)]
+        private: Private,
+        /// One JSON object a line.
+        #[arg(long)]
+        json: bool,
+        /// How often, seconds.
+        #[arg(long, value_name = "SECONDS", default_value_t = 2.0)]
+        every: f64,
+        /// End after so many times.
+        #[arg(long, value_name = "N")]
+        times: Option<u64>,
+    },
+    /// List the core's jobs.
+    Jobs(Private),
+    /// Send a signal to all processes of a running job.
+    Signal {
+        #[command(flatten)]
+        private: Private,
+        /// The job, with or without the number of its attempt.
+        job: String,
+        /// The signal: TERM, SIGUSR1, 10.
+        signal: String,
+        /// Only to its main process.
+        #[arg(long)]
+        main: bool,
+    },
+    /// Stop all processes of a running job at once. Its limits go on counting.
+    Stop(OneJob),
+    /// Let a stopped job continue.
+    Continue(OneJob),
+    /// (internal) Work under the payload's rights.
+    #[command(hide = true)]
+    Helper { task: String, uid: u32, gid: u32, kill_uid: u32 },
+}
+
+#[derive(Args, Clone)]
+pub struct Private {
+    /// The pilot's private volume: state, keys, socket.
+    #[arg(long, value_name = "DIR", default_value = serve::PRIVATE, env = "LATEBIND_PRIVATE")]
+    pub private: PathBuf,
+}
+
+#[derive(Args)]
+pub struct OneJob {
+    #[command(flatten)]
+    pub private: Private,
+    /// The job, with or without the number of its attempt.
+    pub job: String,
+}
+
+#[derive(Args, Clone)]
+pub struct CoreArgs {
+    #[command(flatten)]
+    pub private: Private,
+    /// How many slots the pod has.
+    #[arg(long, value_name = "N", default_value_t = 1, env = "LATEBIND_SLOTS")]
+    pub slots: u32,
+    /// How images are bound: by patching the pod's payload container, or by asking latebind-host.
+    #[arg(long, value_enum, default_value_t = BinderKind::Host, env = "LATEBIND_BINDER")]
+    pub binder: BinderKind,
+    /// Socket of the `host` binder.
+    #[arg(long, value_name = "PATH", default_value = host::SOCKET)]
+    pub bind_socket: PathBuf,
+    /// A socket for clients that are not root but have a slot's payload UID, such as HTCondor's drop-in; in a directory that
+    /// only the pilot container has.
+    #[arg(long, value_name = "PATH", env = "LATEBIND_CLIENTS")]
+    pub clients: Option<PathBuf>,
+    /// Name of the pod, for the `kubernetes` binder; the host name where none is given.
+    #[arg(long, value_name = "NAME", env = "LATEBIND_POD_NAME", hide_env_values = true)]
+    pub pod: Option<String>,
+    /// Its namespace; the service account's where none is given.
+    #[arg(long, value_name = "NAME", env = "LATEBIND_POD_NAMESPACE", hide_env_values = true)]
+    pub namespace: Option<String>,
+    /// Its UID: a later pod may get its name, and is left alone.
+    #[arg(long, value_name = "UID", env = "LATEBIND_POD_UID", hide_env_values = true)]
+    pub pod_uid: Option<String>,
+    /// A proxy to the API server; HTTPS_PROXY and its like are not looked at.
+    #[arg(long, value_name = "URL", env = "LATEBIND_API_PROXY")]
+    pub api_proxy: Option<http::Uri>,
+    /// How long the node may take to fetch an image, seconds (kubernetes binder).
+    #[arg(long, value_name = "SECONDS", default_value_t = 1800.0)]
+    pub pull_timeout: f64,
+    /// What a slot without work holds: the placeholder, or still the last job's container.
+    #[arg(long, value_enum, default_value_t = Idle::Placeholder)]
+    pub idle: Idle,
+    /// How long a slot is without work before it gets the placeholder, seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 2.0)]
+    pub idle_after: f64,
+    /// Whether a container serves one job or several of one owner.
+    #[arg(long, value_enum, default_value_t = Reuse::Never)]
+    pub reuse: Reuse,
+    /// Keep each start's key there, so that its record can be checked later.
+    #[arg(long, value_name = "DIR")]
+    pub keep_keys: Option<PathBuf>,
+    /// How long a new container may take until its glue is ready, seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30.0)]
+    pub ready_within: f64,
+    /// Tell metrics (OpenMetrics) at http://ADDR/metrics. The payload shares the pod's network and can ask too.
+    #[arg(long, value_name = "ADDR", env = "LATEBIND_METRICS")]
+    pub metrics: Option<std::net::SocketAddr>,
+    #[command(flatten)]
+    pub most: MostArgs,
+}
+
+/// How much any job may use; a job's own limits can only be lower.
+#[derive(Args, Clone)]
+#[command(next_help_heading = "Limits of every job")]
+pub struct MostArgs {
+    /// Wall time, seconds.
+    #[arg(long, value_name = "SECONDS", env = "LATEBIND_MAX_WALL")]
+    pub max_wall: Option<f64>,
+    /// CPU time of all its processes, seconds.
+    #[arg(long, value_name = "SECONDS", env = "LATEBIND_MAX_CPU")]
+    pub max_cpu: Option<f64>,
+    /// Memory of all its processes (512M, 4G); 95 % of the container's where that can be read.
+    #[arg(long, value_name = "BYTES", env = "LATEBIND_MAX_MEMORY")]
+    pub max_memory: Option<Bytes>,
+    /// Processes at once.
+    #[arg(long, value_name = "N", env = "LATEBIND_MAX_PROCESSES")]
+    pub max_processes: Option<u64>,
+    /// Bytes in the data volume; 90 % of its size where that is known.
+    #[arg(long, value_name = "BYTES", env = "LATEBIND_MAX_DISK")]
+    pub max_disk: Option<Bytes>,
+    /// Bytes of standard output and error, and of all that is fetched.
+    #[arg(long, value_name = "BYTES", env = "LATEBIND_MAX_OUTPUT")]
+    pub max_output: Option<Bytes>,
+    /// Size of a slot's data volume, where its file system does not say so: the emptyDir's sizeLimit.
+    #[arg(long, value_name = "BYTES", env = "LATEBIND_DATA_SIZE")]
+    pub data_size: Option<Bytes>,
+}
+
+impl MostArgs {
+    pub fn limits(&self) -> io::Result<Limits> {
+        let limits = Limits {
+            wall_s: self.max_wall,
+            cpu_s: self.max_cpu,
+            memory: self.max_memory,
+            processes: self.max_processes,
+            disk: self.max_disk,
+            output: self.max_output,
+        };
+        limits.check().map(|()| limits).map_err(io::Error::other)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BinderKind {
+    Host,
+    Kubernetes,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Idle {
+    Placeholder,
+    Keep,
+}
+
+#[derive(Args)]
+pub struct PilotArgs {
+    #[command(flatten)]
+    pub core: CoreArgs,
+    /// The spool.
+    #[arg(long, value_name = "DIR")]
+    pub spool: PathBuf,
+    /// Name to claim jobs under; kept in the private volume where none is given.
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Attempts that a job has before it is held.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub max_attempts: u32,
+    /// End once nothing waited for this long, seconds.
+    #[arg(long, value_name = "SECONDS")]
+    pub idle_exit: Option<f64>,
+}
+
+#[derive(Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub core: CoreArgs,
+    /// Have the job run by the watcher that listens there, and end it when this command ends; the only way for a caller that is
+    /// not root but has a slot's payload UID.
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["results", "owner", "env_file", "inputs"])]
+    pub socket: Option<PathBuf>,
+    /// A directory of the payload's beneath the slot's data/ to run in, instead of work/; nothing in it is copied or removed.
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["inputs", "output"])]
+    pub sandbox: Option<String>,
+    /// Forward standard input.
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Set a variable.
+    #[arg(short, long, value_name = "NAME=VALUE")]
+    pub env: Vec<String>,
+    /// Read variables from a file of shell assignments (docs/environment-files.md).
+    #[arg(long, value_name = "FILE")]
+    pub env_file: Vec<PathBuf>,
+    /// Start from an empty environment instead of the image's.
+    #[arg(long)]
+    pub clean_env: bool,
+    /// Working directory in the image.
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// Copy this directory's content into the job's work directory.
+    #[arg(long, value_name = "DIR")]
+    pub inputs: Option<PathBuf>,
+    /// Fetch this path beneath the work directory into --results.
+    #[arg(long, value_name = "PATH", requires = "results")]
+    pub output: Vec<String>,
+    /// Put record, report and outputs there.
+    #[arg(long, value_name = "DIR")]
+    pub results: Option<PathBuf>,
+    /// Wall limit, seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0.0)]
+    pub timeout: f64,
+    /// Seconds between soft and hard kill.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10.0)]
+    pub grace: f64,
+    /// Whose job it is, for --reuse same-owner.
+    #[arg(long, default_value = "")]
+    pub owner: String,
+    /// Name of the job.
+    #[arg(long)]
+    pub name: Option<String>,
+    /// End by the signal that ended the job, instead of with 128+n.
+    #[arg(long)]
+    pub same_signal: bool,
+    /// Say what goes on.
+    #[arg(short, long)]
+    pub verbose: bool,
+    /// The image.
+    pub image: String,
+    /// Program and arguments; required, since an image's ENTRYPOINT is not known here.
+    #[arg(last = true, required = true)]
+    pub argv: Vec<String>,
+}

@@ -1,0 +1,246 @@
+//! The first half of a job's life: its image bound and proven, and the job handed over.
+
+use std::cell::Cell;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use glue::contract::layout;
+use glue::processes::Proc;
+
+use crate::bind::{Failure, Progress, proof};
+use crate::job::cgroup::Group;
+use crate::job::relay::Relay;
+use crate::job::{Began, Bound, Phase, State, class, now, stage, start};
+use crate::keys;
+
+use super::ending::end_in;
+use super::{Around, ENGINE_NOTICES_WITHIN, Held, Life, Reuse, wait};
+
+/// How often a job's image is bound for one attempt. An image's root can kill the pilot before the mount proof: a restarted one
+/// must not do the same over and over again.
+const BINDS_MAX: u32 = 2;
+
+/// A bind as it goes on: tells its listeners, and is given up when the job is not wanted any more.
+struct Following<'a> {
+    around: &'a Around<'a>,
+    state: &'a State,
+    pulling_since: Cell<Option<Instant>>,
+}
+
+impl Progress for Following<'_> {
+    fn pulling(&self) {
+        self.pulling_since.set(Some(Instant::now()));
+        (self.around.on_phase)(&State { phase: Phase::Pulling, ..self.state.clone() });
+    }
+
+    fn note(&self, text: &str) {
+        tracing::warn!(job = %self.state.request.id, "{text}");
+    }
+
+    fn stop_wanted(&self) -> Option<String> {
+        self.around.control.settle();
+        self.around.control.stop_wanted()
+    }
+}
+
+/// Waits until the container's glue says `ready` under a new incarnation and has passed the mount proof.
+fn wait_for_glue(
+    around: &Around<'_>,
+    container: &crate::bind::Container,
+    before: Option<&str>,
+) -> Result<(Bound, OwnedFd), Failure> {
+    let slot = around.slot;
+    let give_up = Instant::now() + around.settings.ready_within;
+    loop {
+        slot.silence_chime();
+        around.control.settle();
+        // Wrong mounts show with whatever runs there; waiting for a glue that an image keeps away would be in vain.
+        proof::look_at_any(slot.number, &container.id)?;
+        let status = slot.status().ok().flatten().filter(|s| Some(s.incarnation.as_str()) != before);
+        let proc = Proc::open().map_err(|e| Failure::retry("EngineError", e.to_string()))?;
+        if let Some(status) = status
+            && let Ok(cgroup) = proc.cgroup(status.pid)
+            && proof::is_of_container(&cgroup, &container.id)
+        {
+            if !status.contract.contains(&glue::contract::VERSION) {
+                let message = format!("glue {} speaks contract {:?}", status.glue, status.contract);
+                return Err(Failure::retry("VersionMismatch", message));
+            }
+            if (status.uid, status.gid) != (slot.uid, slot.gid) {
+                return Err(Failure::retry("VersionMismatch", "glue and watcher see different owners of work/"));
+            }
+            slot.ids(status.kill_uid).check().map_err(|e| Failure::retry("VersionMismatch", e))?;
+            let glue = proof::prove(status.pid, slot.number, &container.id)?;
+            let (incarnation, pid, kill_uid) = (status.incarnation, status.pid, status.kill_uid);
+            return Ok((Bound { container: container.clone(), incarnation, pid, kill_uid, cgroup }, glue));
+        }
+        if let Some(why) = around.control.stop_wanted() {
+            return Err(Failure::retry("Cancelled", format!("{why}, before it had started")));
+        }
+        // The engine said that it runs: so either it is to be seen, or it has ended since.
+        if !proof::has_process(&container.id)
+            && let Ok(state) = around.binder.end_of(slot.number, &container.id, ENGINE_NOTICES_WITHIN)
+            && !(state.running && state.id == container.id)
+        {
+            return Err(class::of_end_before_ready(&state));
+        }
+        if Instant::now() >= give_up {
+            let message = format!("the new container's glue said nothing within {:?}", around.settings.ready_within);
+            return Err(Failure::retry("GlueSilent", message));
+        }
+        // The chime wakes at once; the short wait is for an image that keeps glue from ringing it.
+        wait([slot.chime(), around.control.woken(), slot.chime()], Some(Duration::from_millis(50)));
+    }
+}
+
+impl Life<'_> {
+    /// Processes of the payload UID that an earlier, lost job may have left, wherever but in the pilot's own container: while
+    /// one of them lives, it could exchange what is put into `work/`.
+    pub(super) fn end_leftovers(&self) -> Result<(), Failure> {
+        let slot = self.around.slot;
+        let unreadable = |e: std::io::Error| Failure::retry("EngineError", format!("/proc: {e}"));
+        let proc = Proc::open().map_err(unreadable)?;
+        let own = proc.cgroup(std::process::id() as i32).map_err(unreadable)?;
+        let kill_uid = slot.status().ok().flatten().map_or(layout::DEFAULT_KILL_UID + slot.number, |s| s.kill_uid);
+        for process in proc.of_uid(slot.uid).map_err(unreadable)? {
+            let Ok(cgroup) = proc.cgroup_of(&process) else { continue };
+            if cgroup != own {
+                tracing::warn!(slot = slot.number, pid = process.pid, "left over from an earlier job");
+                end_in(slot, kill_uid, &cgroup, Duration::from_secs_f64(self.state.request.kill_s))?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn bind(&mut self) -> Result<Phase, Failure> {
+        if self.resumed {
+            self.refuse_cancelled()?;
+        }
+        if self.state.binds >= BINDS_MAX {
+            let message = format!(
+                "the pilot was ended {} times while {} was being bound: its image may have done that",
+                self.state.binds, self.state.request.image
+            );
+            return Err(Failure::retry("PilotLost", message));
+        }
+        let slot = self.around.slot;
+        let request = &self.state.request;
+        let held = self.held.take().filter(|held| {
+            self.around.settings.reuse == Reuse::SameOwner
+                && !request.owner.is_empty()
+                && held.owner == request.owner
+                && held.bound.container.image == request.image
+                // Asked anew each time: a name may mean another image by now.
+                && self.around.binder.image_id(&request.image).is_ok_and(|id| id == held.bound.container.image_id)
+        });
+        if self.resumed {
+            stage::empty(slot)?; // an earlier watcher may have filled it in part
+        }
+        if let Some(held) = held
+            && let Ok(glue) = proof::prove(held.bound.pid, slot.number, &held.bound.container.id)
+            && slot.status().is_ok_and(|s| s.is_some_and(|s| s.incarnation == held.bound.incarnation))
+        {
+            stage::fill(slot, request)?;
+            self.state.report.reused_container = true;
+            self.take_bound(held.bound, glue);
+            return Ok(Phase::Starting);
+        }
+        let before = slot.status().ok().flatten().map(|status| status.incarnation);
+        slot.silence_chime();
+        self.state.binds += 1;
+        self.save()?;
+        let request = &self.state.request;
+        self.needs_placeholder = true; // until the mount proof, root in the new container may be the image's
+        let following = Following { around: self.around, state: self.state, pulling_since: Cell::new(None) };
+        let mut bound_to = None;
+        let (bound, staged) = std::thread::scope(|scope| {
+            let stage = scope.spawn(|| {
+                let began = Instant::now();
+                stage::fill(slot, request).map(|()| began.elapsed())
+            });
+            let bound = self.around.binder.bind(slot.number, &request.image, &following).and_then(|container| {
+                let proven = wait_for_glue(self.around, &container, before.as_deref());
+                bound_to = Some(container);
+                proven
+            });
+            let staged =
+                stage.join().unwrap_or_else(|_| Err(Failure::retry("StagingError", "the staging thread ended")));
+            (bound, staged)
+        });
+        let pulled = following.pulling_since.get().map_or(0.0, |since| since.elapsed().as_secs_f64());
+        self.state.report.durations.pull += pulled;
+        if pulled > 0.0 {
+            self.state.report.phases.push(Began { phase: Phase::Pulling, at: now() - pulled });
+        }
+        self.state.report.container = bound_to;
+        let (bound, glue) = bound?;
+        self.needs_placeholder = false;
+        self.take_bound(bound, glue);
+        self.state.report.durations.stage += staged?.as_secs_f64();
+        Ok(Phase::Starting)
+    }
+
+    fn take_bound(&mut self, bound: Bound, glue: OwnedFd) {
+        self.state.report.container = Some(bound.container.clone());
+        self.held = Some(Held { bound: bound.clone(), owner: self.state.request.owner.clone() });
+        self.state.bound = Some(bound);
+        self.glue = Some(glue);
+    }
+
+    /// Hands the job over exactly once. When an earlier watcher was interrupted here, either the startup file is still there,
+    /// or glue's status names its nonce, or it was never put.
+    pub(super) fn start(&mut self) -> Result<Phase, Failure> {
+        let slot = self.around.slot;
+        if self.resumed && self.state.secrets.is_some() {
+            self.pin_glue()?;
+            if slot.has_startup() {
+                slot.ring().map_err(|e| Failure::retry("VolumeFull", e.to_string()))?;
+                return Ok(Phase::Running);
+            }
+            if self.was_claimed() {
+                return Ok(Phase::Running);
+            }
+        }
+        self.refuse_cancelled()?;
+        if self.glue.is_none() {
+            self.pin_glue()?;
+        }
+        let routes = self.streams.take().map(|s| s.routes(slot, self.state.request.sandbox.is_some()));
+        let bound = self.bound()?;
+        let prepared = start::prepare(slot, bound, &self.state.request, routes.as_ref())?;
+        if let Some(dir) = &self.around.settings.keep_keys {
+            keys::keep(dir, &prepared.secrets)
+                .map_err(|e| Failure::retry("VolumeFull", format!("{}: {e}", dir.display())))?;
+        }
+        self.state.secrets = Some(prepared.secrets);
+        self.group = Group::open(self.bound()?.pid);
+        self.state.memory_size = self.group.as_ref().and_then(|g| g.memory_limit);
+        self.save()?; // before the file is put: from here on a restarted watcher can prove its record
+        slot.ctl.remove(layout::RECORD).map_err(|e| Failure::retry("VolumeFull", e.to_string()))?;
+        if let Some(routes) = routes {
+            let relay = Relay::start(slot, routes);
+            self.relay = Some(relay.map_err(|e| Failure::retry("RelayFailed", format!("streams: {e}")))?);
+        }
+        self.state.rung_at = Some(now());
+        start::hand_over(slot, &self.state.request, &prepared.file)?;
+        Ok(Phase::Running)
+    }
+
+    fn was_claimed(&self) -> bool {
+        let nonce = self.state.secrets.as_ref().map(|s| &s.nonce);
+        self.around.slot.status().is_ok_and(|status| status.is_some_and(|s| s.nonce.as_ref() == nonce))
+    }
+
+    /// A handle on the glue that the state names, or the certainty that it is gone.
+    pub(super) fn pin_glue(&mut self) -> Result<(), Failure> {
+        let bound = self.bound()?;
+        let pidfd = glue::sys::pidfd_open(bound.pid).ok();
+        // Which process this is was proven when it was bound; that its number has not passed on, its container says.
+        let same = Proc::open().and_then(|p| p.cgroup(bound.pid)).is_ok_and(|cgroup| cgroup == bound.cgroup);
+        match pidfd.filter(|_| same) {
+            Some(pidfd) => self.glue = Some(pidfd),
+            None => return Err(self.lost()),
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,101 @@
+//! After the job: its results are fetched, what it has left is ended, and the slot is cleaned.
+
+use std::time::Duration;
+
+use glue::processes::Proc;
+
+use crate::bind::{Class, Failure, Unattended, proof};
+use crate::helper;
+use crate::job::{Bound, Phase, collect, stage};
+use crate::slot::Slot;
+
+use super::Life;
+
+/// Ends what is left of the payload UID in the container, and makes sure of it.
+pub(super) fn end_processes(slot: &Slot, bound: &Bound, within: Duration) -> Result<(), Failure> {
+    let inside = || {
+        let proc = Proc::open()?;
+        let all = proc.of_uid(slot.uid)?;
+        Ok::<bool, std::io::Error>(all.iter().any(|p| proc.cgroup_of(p).is_ok_and(|c| c == bound.cgroup)))
+    };
+    if inside().is_ok_and(|any| !any) {
+        return Ok(());
+    }
+    end_in(slot, bound.kill_uid, &bound.cgroup, within)
+}
+
+/// Runs the kill routine for the slot's payload in one container.
+pub(super) fn end_in(slot: &Slot, kill_uid: u32, cgroup: &str, within: Duration) -> Result<(), Failure> {
+    let left = helper::kill(slot.ids(kill_uid), cgroup, within)
+        .map_err(|e| Failure::retry("KillFailed", format!("the payload's processes: {e}")))?;
+    match left {
+        0 => Ok(()),
+        n => Err(Failure::retry("Unkillable", format!("{n} processes of an earlier or this job could not be ended"))),
+    }
+}
+
+impl Life<'_> {
+    pub(super) fn collect(&mut self) -> Result<Phase, Failure> {
+        // A verified record says that nothing of the job lives; after a loss that has to be made sure of. Before the relays
+        // end: whoever still lives could keep them open.
+        if !self.state.report.verified || self.state.report.record.as_ref().is_some_and(|r| r.processes.unkilled > 0) {
+            self.end_job_processes();
+        }
+        if let Some(relay) = self.relay.take() {
+            relay.finish();
+        }
+        let record = self.state.record_jws.clone();
+        let collected =
+            collect::collect(self.around.slot, &self.state.request, record.as_deref(), &mut self.state.report);
+        if let Err(e) = collected {
+            self.state.report.missing_outputs.push(format!("results: {e}"));
+        }
+        Ok(Phase::Cleaning)
+    }
+
+    pub(super) fn clean(&mut self) -> Result<Phase, Failure> {
+        if self.needs_placeholder {
+            // Not touched while a foreign root may be in it; the core brings the placeholder back before the next job has it.
+            self.held = None;
+            return Ok(Phase::Done);
+        }
+        self.end_job_processes();
+        if let Some(relay) = self.relay.take() {
+            relay.finish();
+        }
+        let slot = self.around.slot;
+        if let Some(bound) = &self.state.bound {
+            let ids = slot.ids(bound.kill_uid);
+            let cleaned = helper::clean_ipc(ids);
+            self.note(cleaned.map_err(|e| Failure::retry("CleaningFailed", format!("IPC objects: {e}"))));
+        }
+        self.note(stage::empty(slot));
+        let report = &self.state.report;
+        if self.glue.as_ref().is_none_or(proof::has_ended) || report.class == Class::Retry {
+            self.held = None; // whatever was short there, the next attempt does not find it again
+        }
+        // Something may lie in its volumes that is no job's, and that the usual cleaning leaves alone.
+        self.needs_placeholder |= report.class == Class::Retry && report.reason == "VolumeFull";
+        Ok(Phase::Done)
+    }
+
+    /// Ends what is left of the job; what can not be ended loses its container, and so the engine has to end it.
+    fn end_job_processes(&mut self) {
+        let slot = self.around.slot;
+        let Some(bound) = self.state.bound.clone() else { return };
+        let within = Duration::from_secs_f64(self.state.request.kill_s);
+        if let Err(e) = end_processes(slot, &bound, within) {
+            self.note(Err(e));
+            self.note(self.around.binder.bind(slot.number, "", &Unattended).map(drop));
+            self.note(end_processes(slot, &bound, within));
+        }
+    }
+
+    /// Trouble while cleaning does not change the job's result; it only costs the slot its container.
+    pub(super) fn note(&mut self, result: Result<(), Failure>) {
+        if let Err(failure) = result {
+            self.held = None;
+            tracing::warn!(job = %self.state.request.id, slot = self.around.slot.number, "cleaning: {failure}");
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! One job's life in a slot: stage, bind, start, run, collect, clean. Each step is written down before it is taken, so that a
+//! restarted watcher goes on where the last one was, and a job has exactly one result.
+
+mod binding;
+mod ending;
+mod running;
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::bind::{Binder, Failure};
+use crate::job::cgroup::Group;
+use crate::job::control::Control;
+use crate::job::limits::{Bytes, Limits};
+use crate::job::relay::{Relay, Streams};
+use crate::job::{Began, Bound, Phase, State, class, now, rfc3339, stage, uptime};
+use crate::slot::Slot;
+use crate::store::Store;
+
+/// How long an engine may take to notice that a container has ended; the kubelet looks once a second.
+const ENGINE_NOTICES_WITHIN: Duration = Duration::from_secs(3);
+
+/// How containers are used for more than one job.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Reuse {
+    /// A fresh container for each job.
+    #[default]
+    Never,
+    /// The same container for the same owner and image, one job after the other.
+    SameOwner,
+}
+
+/// How the core treats jobs.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Container reuse.
+    pub reuse: Reuse,
+    /// How long a new container's glue may take until it says that it is ready.
+    pub ready_within: Duration,
+    /// Whether a slot without work goes back to the placeholder.
+    pub placeholder_when_idle: bool,
+    /// How long it is without work before that: a job that comes sooner does not wait for two binds.
+    pub idle_after: Duration,
+    /// Where keys are kept, if they are.
+    pub keep_keys: Option<std::path::PathBuf>,
+    /// How much any job may use.
+    pub limits: Limits,
+    /// How large a slot's data volume is, where its file system does not say so.
+    pub disk_size: Option<Bytes>,
+}
+
+/// Everything that one job's life needs from around it.
+pub struct Around<'a> {
+    /// The slot.
+    pub slot: &'a Slot,
+    /// How images are bound.
+    pub binder: &'a dyn Binder,
+    /// Where states are kept.
+    pub states: &'a Store,
+    /// How jobs are treated.
+    pub settings: &'a Settings,
+    /// What clients want of this job.
+    pub control: &'a Arc<Control>,
+    /// Is told of each new phase.
+    pub on_phase: &'a dyn Fn(&State),
+}
+
+/// What a slot still holds from its last job.
+#[derive(Clone, Debug)]
+pub struct Held {
+    /// The container.
+    pub bound: Bound,
+    /// Whose jobs may use it again.
+    pub owner: String,
+}
+
+/// What a job leaves of its slot.
+#[derive(Debug, Default)]
+pub struct After {
+    /// The container, where a next job of the same owner may use it.
+    pub held: Option<Held>,
+    /// Whether something unproven may run there: the placeholder has to come first.
+    pub needs_placeholder: bool,
+    /// What the job says of the slot.
+    pub start: class::Start,
+}
+
+/// Takes a job to its end, from whatever phase its state is in.
+pub fn live(around: &Around<'_>, state: &mut State, streams: Option<Streams>, held: Option<Held>) -> After {
+    let mut life = Life {
+        around,
+        state,
+        relay: None,
+        streams,
+        glue: None,
+        resumed: false,
+        held,
+        needs_placeholder: false,
+        group: None,
+    };
+    life.resumed = !matches!(life.state.phase, Phase::Queued | Phase::Staging);
+    life.state.slot = Some(around.slot.number);
+    life.state.report.slot = life.state.slot;
+    while life.state.phase != Phase::Done {
+        let step = match life.state.phase {
+            Phase::Queued => Ok(Phase::Staging),
+            Phase::Staging => life.stage(),
+            Phase::Binding | Phase::Pulling => life.bind(),
+            Phase::Starting => life.start(),
+            Phase::Running => life.run(),
+            Phase::Collecting => life.collect(),
+            Phase::Cleaning => life.clean(),
+            Phase::Done => Ok(Phase::Done),
+        };
+        let next = step.unwrap_or_else(|failure| life.failed(failure));
+        life.enter(next);
+    }
+    while around.control.next_steer().is_some() {} // who still waits for an answer learns that it is over
+    let start = class::start_of(&life.state.report);
+    After { held: life.held, needs_placeholder: life.needs_placeholder, start }
+}
+
+struct Life<'a> {
+    around: &'a Around<'a>,
+    state: &'a mut State,
+    relay: Option<Relay>,
+    streams: Option<Streams>,
+    /// Tells when the glue of the bound container ends.
+    glue: Option<OwnedFd>,
+    /// Whether an earlier watcher may have done a part of this phase.
+    resumed: bool,
+    held: Option<Held>,
+    /// Whether something may run in the container that was not proven: until the placeholder is back, nothing of the slot is touched.
+    needs_placeholder: bool,
+    /// What the container counts; opened while glue can be looked into.
+    group: Option<Group>,
+}
+
+impl Life<'_> {
+    /// Notes how long the last phase took, and the next one before anything of it is done.
+    fn enter(&mut self, next: Phase) {
+        let took = (uptime() - self.state.since_up).max(0.0);
+        let durations = &mut self.state.report.durations;
+        match self.state.phase {
+            Phase::Queued => durations.queued += took,
+            Phase::Staging => durations.stage += took,
+            Phase::Binding | Phase::Pulling => durations.bind += took,
+            Phase::Starting => durations.start += took,
+            Phase::Running => durations.run += took,
+            Phase::Collecting => durations.collect += took,
+            Phase::Cleaning => durations.clean += took,
+            Phase::Done => {}
+        }
+        self.state.phase = next;
+        (self.state.since, self.state.since_up) = (now(), uptime());
+        self.state.report.phases.push(Began { phase: next, at: self.state.since });
+        if next == Phase::Done {
+            self.state.report.finished_at = rfc3339(self.state.since);
+            self.state.secrets = None; // the key has done its work
+        }
+        self.save_or_say();
+        (self.around.on_phase)(self.state);
+    }
+
+    /// Writes the state down. What must not be done twice waits for that.
+    fn save(&self) -> Result<(), Failure> {
+        self.around.states.put(&self.state.request.id, self.state).map_err(|e| {
+            let reason = if stage::is_full(&e) { "VolumeFull" } else { "StateLost" };
+            Failure::retry(reason, format!("the job's state can not be kept in the private volume: {e}"))
+        })
+    }
+
+    /// For what can be done again: the job goes on; what is lost is the way back after a restart.
+    fn save_or_say(&self) {
+        if let Err(e) = self.save() {
+            tracing::error!(job = %self.state.request.id, "{e}");
+        }
+    }
+
+    /// A phase that failed: the report says why, and the slot is cleaned for the next job.
+    fn failed(&mut self, failure: Failure) -> Phase {
+        let report = &mut self.state.report;
+        tracing::warn!(job = %report.job, slot = report.slot, reason = %failure.reason, "{}", failure.message);
+        (report.class, report.reason, report.message) = (failure.class, failure.reason, failure.message);
+        match self.state.phase {
+            Phase::Cleaning => {
+                // A slot that could not be cleaned must not be used again as it is.
+                self.held = None;
+                Phase::Done
+            }
+            Phase::Running if self.state.request.results.is_some() => Phase::Collecting,
+            _ => Phase::Cleaning,
+        }
+    }
+
+    fn stage(&mut self) -> Result<Phase, Failure> {
+        self.refuse_cancelled()?;
+        self.state.request.check().map_err(|e| Failure::hold("InvalidJob", e))?;
+        let most = &self.around.settings.limits;
+        self.state.request.timeout_s = most.wall(self.state.request.timeout_s);
+        self.state.report.limits = self.state.request.limits.within(most);
+        self.end_leftovers()?;
+        if let Some(sandbox) = &self.state.request.sandbox {
+            stage::demand_sandbox(self.around.slot, sandbox)?;
+        }
+        stage::empty(self.around.slot)?;
+        Ok(Phase::Binding)
+    }
+
+    fn refuse_cancelled(&self) -> Result<(), Failure> {
+        match self.around.control.stop_wanted() {
+            Some(why) => Err(Failure::retry("Cancelled", format!("{why}, before it had started"))),
+            None => Ok(()),
+        }
+    }
+
+    fn bound(&self) -> Result<&Bound, Failure> {
+        self.state.bound.as_ref().ok_or_else(|| Failure::retry("StateLost", "the job's state names no container"))
+    }
+}
+
+/// Waits until one of the descriptors is readable, or the time is over.
+fn wait(fds: [BorrowedFd<'_>; 3], timeout: Option<Duration>) {
+    let millis = timeout.map_or(-1, |t| i32::try_from(t.as_millis()).unwrap_or(i32::MAX).saturating_add(1));
+    let mut wait = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+    let _ = poll(&mut wait, PollTimeout::try_from(millis).unwrap_or(PollTimeout::NONE));
+}

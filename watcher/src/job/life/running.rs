@@ -1,0 +1,238 @@
+//! A job that runs: its record is waited for, its clients are obeyed, and its limits kept.
+
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use glue::contract::record::{Outcome, Refusal};
+use glue::contract::status::Status;
+use glue::processes::{Pinned, Proc};
+use nix::sys::signal::Signal;
+
+use crate::bind::{Failure, proof};
+use crate::job::limits::{Crossed, Which};
+use crate::job::monitor::{self, Watched};
+use crate::job::relay::Relay;
+use crate::job::{Phase, class, seconds_of, steer};
+use crate::keys;
+
+use super::ending::end_processes;
+use super::{ENGINE_NOTICES_WITHIN, Life, wait};
+
+/// How long glue may take for its record once the job must be over: beyond that nobody is there who could write it.
+const RECORD_WITHIN: Duration = Duration::from_secs(60);
+
+impl Life<'_> {
+    /// Waits for the record, the end of glue, or a client's wish.
+    pub(super) fn run(&mut self) -> Result<Phase, Failure> {
+        if self.glue.is_none()
+            && let Err(lost) = self.pin_glue()
+        {
+            // Glue may have ended after it had written the record.
+            return if self.take_record()? { Ok(Phase::Collecting) } else { Err(lost) };
+        }
+        let slot = self.around.slot;
+        let mut hard_kill: Option<Instant> = None;
+        let mut give_up = self.over_at_last();
+        let mut started = false;
+        let _watching = self.watch();
+        loop {
+            slot.silence_chime();
+            if self.take_record()? {
+                return Ok(Phase::Collecting);
+            }
+            if self.glue.as_ref().is_none_or(proof::has_ended) {
+                // Its last act may have been the record.
+                return if self.take_record()? { Ok(Phase::Collecting) } else { Err(self.lost()) };
+            }
+            let status = slot.status().ok().flatten();
+            self.refused_startup(status.as_ref())?;
+            let main = status.filter(|s| s.nonce.as_ref() == self.nonce()).and_then(|s| s.main_pid);
+            if main.is_some() && !started {
+                started = true;
+                self.relay.iter_mut().for_each(Relay::job_has_started);
+            }
+            hard_kill = self.obey(main, hard_kill)?;
+            hard_kill = self.keep_within_limits(main, hard_kill);
+            if hard_kill.is_some_and(|at| Instant::now() >= at) {
+                hard_kill = None;
+                end_processes(slot, self.bound()?, Duration::from_secs_f64(self.state.request.kill_s))?;
+                give_up = Some(Instant::now() + RECORD_WITHIN);
+            }
+            if give_up.is_some_and(|at| Instant::now() >= at) {
+                self.state.report.refusal = Some(Refusal::Missing);
+                let message = "the job must be over for a minute, and its glue, which lives, has said nothing";
+                return Err(Failure::retry("GlueSilent", message));
+            }
+            let next = hard_kill.into_iter().chain(give_up).min();
+            let timeout = next.map(|at| at.saturating_duration_since(Instant::now()));
+            wait(
+                [slot.chime(), self.around.control.woken(), self.glue.as_ref().map_or(slot.chime(), AsFd::as_fd)],
+                timeout,
+            );
+        }
+    }
+
+    /// When glue must have written a record of a job that has a wall limit.
+    fn over_at_last(&self) -> Option<Instant> {
+        let request = &self.state.request;
+        let seconds = request.timeout_s + request.grace_s + request.kill_s;
+        let longest = Duration::try_from_secs_f64(seconds).ok().filter(|_| request.timeout_s > 0.0)?;
+        Instant::now().checked_add(longest + RECORD_WITHIN)
+    }
+
+    /// Watches the payload's processes. Without that the job still runs; only its limits do not hold.
+    fn watch(&mut self) -> Option<monitor::Watching> {
+        let bound = self.state.bound.as_ref()?;
+        let watched = Watched {
+            slot: self.around.slot.number,
+            ids: self.around.slot.ids(bound.kill_uid),
+            cgroup: bound.cgroup.clone(),
+            glue: bound.pid,
+            group: self.group.take(),
+            memory_size: self.state.memory_size,
+            disk_size: self.around.settings.disk_size.map(|b| b.0),
+            limits: self.state.request.limits.within(&self.around.settings.limits),
+        };
+        let started = monitor::start(watched, self.around.control);
+        if let Err(e) = &started {
+            tracing::error!(job = %self.state.request.id, slot = self.around.slot.number, "is not watched, its limits do not hold: {e}");
+        }
+        self.state.report.limits = self.around.control.board.limits();
+        started.ok()
+    }
+
+    /// A job that has crossed a limit gets TERM, and what is left after the grace gets KILL; at once, where the kernel would
+    /// soon end something of its own choice.
+    fn keep_within_limits(&mut self, main: Option<i32>, hard_kill: Option<Instant>) -> Option<Instant> {
+        let Some((crossed, at_once)) = self.around.control.board.crossed() else { return hard_kill };
+        if self.state.report.limit.is_none() && self.state.cancelled.is_none() {
+            tracing::warn!(job = %self.state.request.id, slot = self.around.slot.number, "{crossed}");
+            self.state.report.limit = Some(crossed);
+            self.save_or_say();
+            self.end_softly(main);
+            let grace = Duration::from_secs_f64(if at_once { 0.0 } else { self.state.request.grace_s });
+            return Some(Instant::now() + grace);
+        }
+        if at_once { hard_kill.map(|at| at.min(Instant::now())) } else { hard_kill }
+    }
+
+    /// TERM to the main process, which may have been stopped.
+    fn end_softly(&self, main: Option<i32>) {
+        self.signal_main(main, Signal::SIGTERM as i32);
+        if let Some(bound) = &self.state.bound {
+            let _ = steer::all(self.around.slot.ids(bound.kill_uid), &bound.cgroup, Signal::SIGCONT as i32);
+        }
+    }
+
+    /// What the report says of usage, from the monitor and from the record.
+    fn take_usage(&mut self) {
+        let Some(mut summary) = self.around.control.board.summary() else { return };
+        if let Some(record) = &self.state.report.record {
+            summary.add_record(record);
+        }
+        self.state.report.usage = Some(summary);
+    }
+
+    pub(super) fn nonce(&self) -> Option<&glue::contract::encoding::Bytes32> {
+        self.state.secrets.as_ref().map(|s| &s.nonce)
+    }
+
+    /// A startup file that glue did not take says why in its status.
+    fn refused_startup(&self, status: Option<&Status>) -> Result<(), Failure> {
+        let ours = self.state.secrets.as_ref().map(|s| s.startup_sha256.as_str());
+        match status.and_then(|s| s.refused.as_ref()) {
+            Some(refused) if Some(refused.startup_sha256.as_str()) == ours => {
+                Err(Failure::retry("StartupRefused", format!("glue refused the startup file: {}", refused.message)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Passes signals on to the job's main process; a cancelled job gets TERM, and what is left after the grace gets KILL.
+    fn obey(&mut self, main: Option<i32>, hard_kill: Option<Instant>) -> Result<Option<Instant>, Failure> {
+        self.around.control.settle();
+        let cancelled = self.around.control.cancelled();
+        if main.is_none() {
+            return Ok(hard_kill); // the wishes wait until there is somebody to send them to
+        }
+        while let Some(signal) = self.around.control.next_signal() {
+            self.signal_main(main, signal);
+        }
+        while let Some(wish) = self.around.control.next_steer() {
+            let bound = self.bound()?;
+            let sent = steer::all(self.around.slot.ids(bound.kill_uid), &bound.cgroup, wish.signal);
+            let _ = wish.done.send(sent.map_err(|e| e.to_string()));
+        }
+        let at_once = self.around.control.at_once();
+        if let Some(why) = cancelled
+            && self.state.cancelled.is_none()
+        {
+            self.state.cancelled = Some(why);
+            self.save_or_say();
+            if at_once {
+                return Ok(Some(Instant::now()));
+            }
+            self.end_softly(main);
+            return Ok(Some(Instant::now() + Duration::from_secs_f64(self.state.request.grace_s)));
+        }
+        Ok(hard_kill.map(|at| if at_once { at.min(Instant::now()) } else { at }))
+    }
+
+    fn signal_main(&self, main: Option<i32>, signal: i32) {
+        let Some(main) = main else { return };
+        let (Ok(pinned), Ok(proc)) = (Pinned::new(main), Proc::open()) else { return };
+        // Pinned first, then looked at: the number can not have passed to a stranger in between.
+        let is_payload = proc.process(main).is_some_and(|p| p.uid == self.around.slot.uid)
+            && self.state.bound.as_ref().is_some_and(|b| proc.cgroup(main).is_ok_and(|c| c == b.cgroup));
+        if let Ok(signal) = Signal::try_from(signal)
+            && is_payload
+        {
+            let _ = pinned.signal(signal);
+        }
+    }
+
+    /// Reads the record and verifies it. `Ok(false)`: there is none yet.
+    fn take_record(&mut self) -> Result<bool, Failure> {
+        let refused = |refusal: Refusal| Failure::retry("RecordRefused", refusal.to_string());
+        let Some(bytes) = self.around.slot.record().map_err(|e| Failure::retry("RecordRefused", e.to_string()))? else {
+            return Ok(false);
+        };
+        let Some(secrets) = &self.state.secrets else { return Err(refused(Refusal::BadSignature)) };
+        let report = &mut self.state.report;
+        match keys::check(Some(&bytes), secrets) {
+            Ok(record) => {
+                report.verified = true;
+                (report.exit_code, report.signal) = (record.exit_code, record.signal);
+                if record.outcome == Outcome::TimedOut {
+                    let at = record.ended_at.clone();
+                    let limit = self.state.request.timeout_s;
+                    report.limit = Some(Crossed { which: Which::Wall, limit, value: record.wall_s, at });
+                }
+                let (class, reason, message) =
+                    class::of_record(&record, self.state.cancelled.as_deref(), report.limit.as_ref());
+                (report.class, report.reason, report.message) = (class, reason.to_owned(), message);
+                let started = record.started_at.as_deref().and_then(seconds_of);
+                report.start_latency_ms = started.zip(self.state.rung_at).map(|(at, rung)| (at - rung) * 1e3);
+                report.record = Some(record);
+                self.state.record_jws = String::from_utf8(bytes).ok();
+                self.take_usage();
+                Ok(true)
+            }
+            Err(refusal) => {
+                report.refusal = Some(refusal);
+                Err(refused(refusal))
+            }
+        }
+    }
+
+    /// What is to be said when glue is gone and there is no record.
+    pub(super) fn lost(&mut self) -> Failure {
+        self.take_usage();
+        self.state.report.refusal = Some(Refusal::Missing);
+        self.held = None;
+        // The engine may take a moment to notice what the kernel has already said.
+        let container = self.state.bound.as_ref().map_or("", |b| b.container.id.as_str());
+        let state = self.around.binder.end_of(self.around.slot.number, container, ENGINE_NOTICES_WITHIN).ok();
+        class::of_loss(state.as_ref())
+    }
+}

@@ -1,0 +1,230 @@
+//! What a client asks for.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use glue::contract::layout;
+use glue::contract::startup::{EnvFormat, EnvMode, Object, Rlimit};
+use serde::{Deserialize, Serialize};
+
+use super::limits::Limits;
+use super::stage;
+
+/// Longest name of a job.
+const ID_MAX: usize = 128;
+
+/// Longest name of an image: 255 bytes of name, 128 of tag and a digest are the most that means anything.
+const IMAGE_MAX: usize = 1024;
+
+/// What a client asks for. Paths are those of the pilot container.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Request {
+    /// Name of this start of the job, unique within the pilot: letters, digits, `.`, `_`, `-`. Submitting a name again
+    /// attaches to the job that has it.
+    pub id: String,
+    /// The image to run in.
+    pub image: String,
+    /// Program and arguments; no shell in between.
+    pub argv: Vec<String>,
+    /// Whose job it is; for `--reuse same-owner`.
+    #[serde(default)]
+    pub owner: String,
+    /// Which attempt this is, from 1.
+    #[serde(default = "one")]
+    pub attempt: u32,
+    /// Variables, applied last.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// Where the environment starts from.
+    #[serde(default)]
+    pub env_mode: EnvMode,
+    /// Environment files, applied in order.
+    #[serde(default)]
+    pub env_files: Vec<EnvSource>,
+    /// Working directory; `work/` where none is given.
+    #[serde(default)]
+    pub cwd: Option<String>,
+    /// File mode creation mask, octal.
+    #[serde(default)]
+    pub umask: Option<String>,
+    /// Resource limits.
+    #[serde(default)]
+    pub rlimits: Object<Rlimit>,
+    /// Symbolic links to make in the image's root: path to target.
+    #[serde(default)]
+    pub links: Object<String>,
+    /// Whether to add an account line for the payload's UID to the image's passwd and group.
+    #[serde(default)]
+    pub passwd: bool,
+    /// Wall limit in seconds; 0 for none.
+    #[serde(default)]
+    pub timeout_s: f64,
+    /// How much it may use.
+    #[serde(default)]
+    pub limits: Limits,
+    /// Seconds between soft and hard kill.
+    #[serde(default = "ten")]
+    pub grace_s: f64,
+    /// Bound on the final clean-up, seconds.
+    #[serde(default = "ten")]
+    pub kill_s: f64,
+    /// A directory whose content is copied into `work/`.
+    #[serde(default)]
+    pub inputs: Option<PathBuf>,
+    /// A file for standard input.
+    #[serde(default)]
+    pub stdin: Option<PathBuf>,
+    /// Whether the client's own descriptors 0 to 2 are relayed; else output goes to files that are collected.
+    #[serde(default)]
+    pub relay: bool,
+    /// A directory beneath the slot's `data/` that the client has made, of the payload's, and looks after itself: nothing is
+    /// staged there, collected or removed. The job starts in it instead of in `work/`.
+    #[serde(default)]
+    pub sandbox: Option<String>,
+    /// The slot that it has to have; any where none is given.
+    #[serde(default)]
+    pub slot: Option<u32>,
+    /// Whether the job ends with its client's connection. The core sets it.
+    #[serde(default)]
+    pub tied: bool,
+    /// A directory for the results; made if need be.
+    #[serde(default)]
+    pub results: Option<PathBuf>,
+    /// Files and directories beneath `work/` that are collected into the results.
+    #[serde(default)]
+    pub outputs: Vec<String>,
+}
+
+/// An environment file in the pilot container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EnvSource {
+    /// Its path.
+    pub path: PathBuf,
+    /// How it is written.
+    pub format: EnvFormat,
+}
+
+const fn one() -> u32 {
+    1
+}
+
+const fn ten() -> f64 {
+    10.0
+}
+
+impl Request {
+    /// Checks what can be checked before the job has a slot; glue checks the rest.
+    pub fn check(&self) -> Result<(), String> {
+        if !is_id(&self.id) {
+            return Err(format!(
+                "job name {:?}: use 1 to {ID_MAX} letters, digits, '.', '_' or '-', not starting with '.'",
+                glue::contract::startup::printable(&self.id)
+            ));
+        }
+        if self.image.is_empty() {
+            return Err("no image is given".into());
+        }
+        // What else is wrong with a name, the engine says. This would reach terminals, or fill the pod's own object.
+        if self.image.len() > IMAGE_MAX || self.image.contains(char::is_control) {
+            return Err(format!("the image's name has control characters or more than {IMAGE_MAX} bytes"));
+        }
+        if self.argv.first().is_none_or(String::is_empty) {
+            return Err("no program is given: an image's own ENTRYPOINT is not known here, so argv is required".into());
+        }
+        if let Some(bad) = self.outputs.iter().find(|o| !layout::is_beneath(o)) {
+            return Err(format!("output {bad:?}: must be a path beneath work/, without . or .."));
+        }
+        if let Some(sandbox) = &self.sandbox {
+            let first = sandbox.split('/').next().unwrap_or_default();
+            if !layout::is_beneath(sandbox) || [layout::WORK, stage::IO].contains(&first) {
+                return Err(format!("sandbox {sandbox:?}: must be a directory of the client's beneath data/"));
+            }
+            if self.inputs.is_some() || !self.outputs.is_empty() {
+                return Err("a job in its client's own sandbox has no inputs and outputs to be copied".into());
+            }
+        }
+        self.limits.check()
+    }
+
+    /// What a client that is not root may not ask for: the core, which is root, would read and write files for it.
+    pub fn check_unprivileged(&self) -> Result<(), String> {
+        let paths = [
+            ("inputs", self.inputs.is_some()),
+            ("stdin", self.stdin.is_some()),
+            ("results", self.results.is_some()),
+            ("env_files", !self.env_files.is_empty()),
+            ("outputs", !self.outputs.is_empty()),
+            // It would decide who gets a container that was used before.
+            ("owner", !self.owner.is_empty()),
+        ];
+        match paths.into_iter().find(|(_, given)| *given) {
+            Some((field, _)) => Err(format!("{field}: only root may give this; pass descriptors and use a sandbox")),
+            None if !self.relay => Err("relay has to be true: nobody would fetch the output".into()),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Whether `id` can name a job, and a file.
+pub fn is_id(id: &str) -> bool {
+    (1..=ID_MAX).contains(&id.len())
+        && !id.starts_with('.')
+        && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
+
+    use super::{Request, is_id};
+
+    fn request(field: &str, value: serde_json::Value) -> Request {
+        let mut job = serde_json::json!({"id": "a", "image": "i", "argv": ["x"], "relay": true});
+        job[field] = value;
+        serde_json::from_value(job).unwrap()
+    }
+
+    #[test]
+    fn who_is_not_root_gets_no_file_read_or_written_by_root() {
+        assert_eq!(request("sandbox", "execute/dir_1".into()).check_unprivileged(), Ok(()));
+        for (field, value) in [
+            ("inputs", "/etc".into()),
+            ("stdin", "/etc/shadow".into()),
+            ("results", "/root".into()),
+            ("env_files", serde_json::json!([{"path": "/etc/shadow", "format": "sh"}])),
+            ("outputs", serde_json::json!(["x"])),
+            ("owner", "another".into()),
+            ("relay", false.into()),
+        ] {
+            assert!(request(field, value).check_unprivileged().is_err(), "{field}");
+        }
+    }
+
+    #[test]
+    fn a_sandbox_is_the_clients_own_place_beneath_data() {
+        assert_eq!(request("sandbox", "execute/dir_1".into()).check(), Ok(()));
+        for bad in ["", "/etc", "..", "a/../b", "work", "work/x", "io", "a//b"] {
+            assert!(request("sandbox", bad.into()).check().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn names() {
+        assert!(is_id("a") && is_id("job-1.2_x") && is_id(&"a".repeat(128)));
+        assert!(
+            !is_id("") && !is_id(".a") && !is_id("a/b") && !is_id("a b") && !is_id("ä") && !is_id(&"a".repeat(129))
+        );
+    }
+
+    #[test]
+    fn image_names_that_would_do_harm_are_refused() {
+        let with = |image: &str| {
+            let job = serde_json::json!({"id": "a", "image": image, "argv": ["x"]});
+            serde_json::from_value::<Request>(job).unwrap().check()
+        };
+        assert!(with("busybox:1").is_ok() && with("NOT a name").is_ok(), "the engine says what is wrong with it");
+        assert!(with("a\u{1b}[2J").is_err() && with(&"a".repeat(1025)).is_err() && with("").is_err());
+    }
+}

@@ -1,0 +1,229 @@
+//! A slot as the core serves it: job after job, and the placeholder in between.
+
+use std::io;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::bind::{Failure, Progress, proof};
+use crate::job::control::Control;
+use crate::job::life::{self, After, Around, Held};
+use crate::job::{Phase, State};
+use crate::slot::{ClientDirs, Slot};
+use crate::store::Store;
+
+use super::Core;
+
+/// How long to wait before the placeholder is bound again.
+const RESTORE_AGAIN_AFTER: Duration = Duration::from_secs(2);
+
+/// Opens a slot, and says whose its jobs are. That is written down the first time, before any image was bound: later a foreign root
+/// may have changed it, and closed the volumes to us. Then there is no slot until it is restored.
+pub(super) fn open_slot(number: u32, owners: &Store) -> io::Result<(Option<Slot>, (u32, u32))> {
+    let (name, opened) = (number.to_string(), Slot::open(number));
+    let Some(owner) = owners.get::<(u32, u32)>(&name)? else {
+        let slot = opened?;
+        let owner = (slot.uid, slot.gid);
+        owners.put(&name, &owner)?;
+        return Ok((Some(slot), owner));
+    };
+    let slot = match opened {
+        Ok(slot) if (slot.uid, slot.gid) == owner => Some(slot),
+        Ok(slot) => {
+            tracing::warn!(slot = number, "its work/ belongs to UID {}, not to {} as at first", slot.uid, owner.0);
+            None
+        }
+        Err(e) => {
+            tracing::warn!(slot = number, "{e}");
+            None
+        }
+    };
+    Ok((slot, owner))
+}
+
+/// The directories that the slot's clients have for their sandboxes, as they were the first time.
+pub(super) fn client_dirs(number: u32, slot: Option<&Slot>, owners: &Store) -> io::Result<ClientDirs> {
+    let name = format!("{number}-dirs");
+    match (owners.get(&name)?, slot) {
+        (Some(dirs), _) => Ok(dirs),
+        (None, Some(slot)) => {
+            let dirs = slot.client_dirs()?;
+            owners.put(&name, &dirs)?;
+            Ok(dirs)
+        }
+        (None, None) => Ok(ClientDirs::new()),
+    }
+}
+
+/// The placeholder of an idle slot is not waited for when there is work again.
+struct UntilWork<'a>(&'a Core, u32);
+
+impl Progress for UntilWork<'_> {
+    fn stop_wanted(&self) -> Option<String> {
+        let shared = self.0.lock();
+        (shared.ending || shared.next_for(self.1).is_some()).then(|| "there is work again".to_owned())
+    }
+}
+
+/// The placeholder that has to come back, unless the watcher ends or the job that it is for.
+struct UntilTheEnd<'a> {
+    core: &'a Core,
+    /// The job that waits for it, if any.
+    job: Option<Arc<Control>>,
+}
+
+impl Progress for UntilTheEnd<'_> {
+    fn stop_wanted(&self) -> Option<String> {
+        let ending = self.core.lock().ending.then(|| "the watcher ends".to_owned());
+        ending.or_else(|| self.job.as_ref()?.stop_wanted())
+    }
+}
+
+impl Core {
+    /// The slot with nothing foreign in it; `None` when the core ends before that. An earlier watcher may have been ended by what it was
+    /// about to refuse.
+    pub(super) fn settled(
+        &self,
+        number: u32,
+        slot: Option<Slot>,
+        owner: (u32, u32),
+        first: &mut Vec<String>,
+    ) -> Option<Slot> {
+        let under_way = first.last().cloned();
+        if let Some(slot) = slot {
+            let state = under_way.as_ref().and_then(|name| Some(self.lock().jobs.get(name)?.state.clone()));
+            let known = match state {
+                // It has a container of its own, which was proven.
+                Some(state) if state.bound.is_some() => true,
+                // Nothing there is touched: it may be a foreign root's, and a patch may still be on its way.
+                Some(state) if state.phase != Phase::Staging => false,
+                _ => self.is_known(&slot),
+            };
+            if known {
+                return Some(slot);
+            }
+        }
+        if let Some(slot) = self.restore(number, owner, under_way.as_deref()) {
+            return Some(slot);
+        }
+        if let Some(name) = under_way.filter(|_| !self.lock().ending) {
+            first.pop();
+            self.give_up(&name, Failure::retry("Cancelled", "told to end before it had started"));
+        }
+        self.restore(number, owner, None)
+    }
+
+    pub(super) fn serve_slot(&self, mut slot: Slot, mut first: Vec<String>) {
+        let mut held: Option<Held> = None;
+        // A glue that has run no job stands in a container that was bound for none.
+        let mut placeholder =
+            !self.settings.placeholder_when_idle || slot.status().is_ok_and(|s| s.is_some_and(|s| s.job.is_none()));
+        loop {
+            let name = match first.pop() {
+                Some(name) => name,
+                None => match self.take_queued(held.is_some(), &mut placeholder, &slot) {
+                    Some(name) => name,
+                    None => return,
+                },
+            };
+            placeholder = !self.settings.placeholder_when_idle;
+            let after = self.serve_job(&slot, &name, held);
+            held = after.held;
+            if after.needs_placeholder {
+                match self.restore(slot.number, (slot.uid, slot.gid), None) {
+                    Some(mended) => slot = mended,
+                    None => return,
+                }
+                placeholder = true;
+            }
+            self.keep_in_service(slot.number, after.start);
+        }
+    }
+
+    /// Whether what runs in the container can be ours: an earlier watcher may have left there what it would not have believed either.
+    fn is_known(&self, slot: &Slot) -> bool {
+        let state = self.binder.state(slot.number).map_err(|e| e.to_string());
+        let looked = state.and_then(|s| proof::look_at_any(slot.number, &s.id).map_err(|e| e.to_string()));
+        if let Err(why) = &looked {
+            tracing::warn!(slot = slot.number, "what runs in the payload container is not known to be glue: {why}");
+        }
+        looked.is_ok()
+    }
+
+    /// Brings the placeholder back and mends the volumes, however long it takes: no job is given a slot in which a foreign program
+    /// may be root, or on which it has left its marks. `None` when the core ends, or `job`, which waits for it, is not wanted any more.
+    fn restore(&self, number: u32, (uid, gid): (u32, u32), job: Option<&str>) -> Option<Slot> {
+        let end = UntilTheEnd { core: self, job: job.and_then(|name| self.control(name)) };
+        self.restoring.fetch_add(1, Ordering::Relaxed);
+        let mut mended = None;
+        let dirs = self.dirs.get(&number).cloned().unwrap_or_default();
+        while end.stop_wanted().is_none() {
+            let bound = self.binder.bind(number, "", &end);
+            let tried = bound.map_err(|e| format!("the placeholder can not be bound: {e}")).and_then(|_| {
+                Slot::mend(number, uid, gid, &dirs).map_err(|e| format!("its volumes can not be mended: {e}"))
+            });
+            match tried {
+                Ok(slot) => {
+                    mended = Some(slot);
+                    break;
+                }
+                Err(e) => tracing::warn!(slot = number, "no job yet, {e}"),
+            }
+            std::thread::sleep(RESTORE_AGAIN_AFTER);
+        }
+        self.restoring.fetch_sub(1, Ordering::Relaxed);
+        mended
+    }
+
+    /// The next job's name; `None` when the core ends. While there is none, the slot goes back to the placeholder after a while,
+    /// unless its container may serve a next job of the same owner.
+    fn take_queued(&self, holds: bool, placeholder: &mut bool, slot: &Slot) -> Option<String> {
+        let (mut idle_since, mut idle_after) = (Instant::now(), self.settings.idle_after);
+        let mut shared = self.lock();
+        loop {
+            if shared.ending {
+                return None;
+            }
+            if let Some(name) = shared.next_for(slot.number).and_then(|at| shared.queue.remove(at)) {
+                return Some(name);
+            }
+            if *placeholder || holds && self.settings.reuse == life::Reuse::SameOwner {
+                shared = self.shared.1.wait(shared).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            let left = idle_after.saturating_sub(idle_since.elapsed());
+            if !left.is_zero() {
+                shared =
+                    self.shared.1.wait_timeout(shared, left).map_or_else(|e| e.into_inner().0, |(shared, _)| shared);
+                continue;
+            }
+            drop(shared);
+            match self.binder.bind(slot.number, "", &UntilWork(self, slot.number)) {
+                Ok(_) => *placeholder = true,
+                Err(e) => {
+                    tracing::info!(slot = slot.number, "the placeholder is not bound: {e}");
+                    (idle_since, idle_after) = (Instant::now(), idle_after.max(RESTORE_AGAIN_AFTER));
+                }
+            }
+            shared = self.lock();
+        }
+    }
+
+    fn serve_job(&self, slot: &Slot, name: &str, held: Option<Held>) -> After {
+        let taken =
+            self.lock().jobs.get_mut(name).map(|job| (job.state.clone(), job.control.clone(), job.streams.take()));
+        let Some((mut state, control, streams)) = taken else { return After { held, ..After::default() } };
+        let on_phase = |state: &State| self.note(name, state);
+        let around = Around {
+            slot,
+            binder: self.binder.as_ref(),
+            states: &self.states,
+            settings: &self.settings,
+            control: &control,
+            on_phase: &on_phase,
+        };
+        // Whatever is said while the job has the slot says whose it is.
+        let _named = tracing::error_span!("job", job = name, slot = slot.number).entered();
+        life::live(&around, &mut state, streams, held)
+    }
+}
