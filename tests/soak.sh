@@ -1,6 +1,6 @@
 #!/bin/bash
-# soak.sh SECONDS: parts of pods are killed at random moments and steps of jobs for so long; the counts come last. Expects dist/ and the images
-# (make soak makes them). LATEBIND_FAULT_SEED repeats a run.
+# soak.sh SECONDS: parts of pods are killed at random moments and steps of jobs for so long; the counts come last. Expects dist/ and the
+# images (make soak makes them). LATEBIND_FAULT_SEED repeats a run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . .ci/rust.sh
@@ -12,4 +12,8 @@ case $LATEBIND_SOAK_SECONDS in
     exit 2
     ;;
 esac
-exec "$cargo" test --quiet --locked -p latebind-tests --test faults -- --nocapture at_random_moments
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+"$cargo" test --quiet --locked -p latebind-tests --test faults -- --nocapture at_random_moments 2>&1 | tee "$log"
+# Once more, after what cargo has to say.
+grep '^faults: seed .* jobs' "$log"

@@ -129,6 +129,7 @@ fn a_pilot_that_is_killed_while_it_is_being_started_is_made_anew() {
         kill(last, 9);
     }
     pod.job("after", &probe(&["hello"])).is_good();
+    assert!(pod.said().contains("another one is made"), "it was never hit in time: {}", pod.said());
 }
 
 #[test]

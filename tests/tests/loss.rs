@@ -67,6 +67,18 @@ fn the_payload_container_removed_while_the_job_runs() {
 }
 
 #[test]
+fn the_pilot_container_removed_while_the_job_runs() {
+    let pod = Pod::start();
+    pod.put("goes-on", &shell("echo ran; sleep 3"));
+    pod.runs("goes-on.1", 0);
+    let removed = podman(&["rm", "--force", "--time", "0", &pod.container("pilot")]);
+    assert!(removed.status.success(), "{}", String::from_utf8_lossy(&removed.stderr));
+    let outcome = pod.result("goes-on");
+    assert_eq!((outcome.is_good().report.attempt, outcome.text("stdout").as_str()), (1, "ran\n"));
+    pod.job("next", &probe(&["hello"])).is_good();
+}
+
+#[test]
 fn a_container_that_is_told_to_stop_says_so_in_its_record() {
     let pod = Options::new().pilot(&["--max-attempts", "1"]).start();
     pod.put("drained", &with(probe(&["sleep", "60"]), "grace_s", json!(0.2)));

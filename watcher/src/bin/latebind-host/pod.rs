@@ -397,6 +397,11 @@ impl Life {
             let text = match said {
                 Ok(text) => text,
                 Err(CallError::Closing) => return Err(failure("the pod is being ended")),
+                Err(CallError::Said { text, .. }) if text.contains("no such container") => {
+                    tracing::warn!("somebody has removed the pilot container: another one is made");
+                    self.create_pilot_again()?;
+                    return Ok(NOT_STARTED);
+                }
                 Err(e) => return Err(failure(format!("cannot ask for the pilot's exit code: {e}"))),
             };
             let state: PilotState = serde_json::from_str(&text).context(|| "podman's answer makes no sense".into())?;

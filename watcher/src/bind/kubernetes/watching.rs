@@ -89,8 +89,8 @@ pub struct Patched<'a> {
 enum Says {
     Nothing,
     BackOff(String),
-    /// A new container, but of an image that is not the wanted one: the kubelet will end it.
-    OldImage(String),
+    /// A new container of this ID, but of an image, which is named too, that is not the wanted one: the kubelet will end it.
+    OldImage(String, String),
     Found(Found),
     Fails(Failure),
 }
@@ -105,7 +105,7 @@ impl Patched<'_> {
     pub async fn follow(&self, first: Pod, mut changes: Follow, progress: &dyn Progress) -> Result<Found, Failure> {
         let mut first = Some(first);
         let mut gone_since: Option<Instant> = None;
-        let mut old_image_since: Option<Instant> = None;
+        let mut old_image: Option<(String, Instant)> = None;
         let mut candidate: Option<(Found, Instant)> = None;
         let (mut pulling, mut backed_off) = (false, false);
         let mut back_off: Option<(Instant, String)> = None;
@@ -124,11 +124,11 @@ impl Patched<'_> {
                 Says::Fails(failure) => return Err(failure),
                 Says::BackOff(message) => {
                     back_off = Some((Instant::now(), message));
-                    old_image_since = None; // that one has ended; the wait may be longer than it could have lived
+                    old_image = None; // that one has ended; the wait may be longer than it could have lived
                 }
-                Says::OldImage(image_id) => {
+                Says::OldImage(id, image_id) => {
                     candidate = None;
-                    let since = *old_image_since.get_or_insert_with(Instant::now);
+                    let (_, since) = old_image.get_or_insert_with(|| (id, Instant::now()));
                     if since.elapsed() >= OLD_IMAGE_LIVES {
                         return Err(self.wrong_image(&image_id));
                     }
@@ -149,7 +149,11 @@ impl Patched<'_> {
             {
                 return Ok(found);
             }
-            if old_image_since.is_some_and(|since| since.elapsed() >= OLD_IMAGE_LIVES) {
+            // Once it has ended, its successor may take as long as any.
+            if old_image.as_ref().is_some_and(|(id, _)| is_gone(id)) {
+                old_image = None;
+            }
+            if old_image.as_ref().is_some_and(|(_, since)| since.elapsed() >= OLD_IMAGE_LIVES) {
                 return Err(self.wrong_image("one that it may have had before"));
             }
             if gone_since.is_none() && is_gone(&self.before.id) {
@@ -239,7 +243,7 @@ impl Patched<'_> {
             return Says::Nothing;
         }
         if !self.is_wanted(&now.image_id) {
-            return Says::OldImage(waiting::printable(&now.image_id));
+            return Says::OldImage(now.id.clone(), waiting::printable(&now.image_id));
         }
         if now.running {
             return Says::Found(Found { id: now.id.clone(), image_id: now.image_id.clone() });
@@ -326,7 +330,7 @@ mod tests {
         let digest = Expected { digest: digest_of(B).map(str::to_owned), ..Expected::default() };
         for expected in [&digest, &another()] {
             assert_eq!(judged(&old, expected, &old), Says::Nothing);
-            assert!(matches!(judged(&old, expected, &payload("new", A)), Says::OldImage(_)));
+            assert!(matches!(judged(&old, expected, &payload("new", A)), Says::OldImage(..)));
             assert!(matches!(judged(&old, expected, &payload("new", B)), Says::Found(_)));
         }
         // The last life of the old container comes up late.
@@ -338,7 +342,7 @@ mod tests {
         // The same content under another name.
         let known = Expected { image_id: Some(A.into()), ..Expected::default() };
         assert!(matches!(judged(&old, &known, &payload("new", &A.replace("r/x", "q/y"))), Says::Found(_)));
-        assert!(matches!(judged(&old, &known, &payload("new", B)), Says::OldImage(_)));
+        assert!(matches!(judged(&old, &known, &payload("new", B)), Says::OldImage(..)));
         assert!(!Expected::default().is_clear() && another().is_clear());
     }
 
