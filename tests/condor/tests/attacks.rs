@@ -118,14 +118,16 @@ fn no_program_of_a_user_runs_in_the_pilot_container() {
 fn links_in_the_sandbox_lead_to_nothing_of_the_pilots() {
     let pool = Pool::shared();
     // HTCondor fetches outputs with the payload's UID, but in the pilot container.
-    for target in [
+    let targets = [
         "/pilot/pod.conf",
         "/pilot/log/StartLog",
         "/pilot/tokens/pool",
         "/proc/self/environ",
         "/var/lib/latebind/serve.sock",
-    ] {
-        let job = pool.shell(&format!("ln -s {target} stolen"), "transfer_output_files = stolen\n");
+    ];
+    // All at once: who fails to fetch takes its time.
+    let jobs = targets.map(|target| pool.shell(&format!("ln -s {target} stolen"), "transfer_output_files = stolen\n"));
+    for (target, job) in targets.iter().zip(&jobs) {
         let ad = job.until("over", latebind_condor_tests::JOB_WITHIN, |ad| {
             ad["JobStatus"] == status::HELD || ad["JobStatus"] == status::COMPLETED
         });
