@@ -113,8 +113,21 @@ fn data_has_no_room() {
 
 fn pod_with_private(memory: &Memory) -> Pod {
     let pod = Options::new().host(&["--private", memory.path().to_str().unwrap()]).start();
-    pod.serves();
+    // The pilot has passed its own checks then, one of which is that there is room.
+    pod.job("before", &probe(&["hello"])).is_good();
     pod
+}
+
+#[test]
+fn a_pilot_that_begins_without_room_takes_no_job_before_there_is_some() {
+    let memory = Memory::new(1 << 20);
+    let filler = Filler::all(memory.path());
+    let pod = Options::new().host(&["--private", memory.path().to_str().unwrap(), "--restarts", "30"]).start();
+    pod.put("waits", &shell("echo ran"));
+    eventually("it is said why", SAID_WITHIN, || pod.said().contains("No space left").then_some(()));
+    assert!(pod.spool.join("new/waits/job.json").exists(), "a job was taken that nothing could be written of");
+    drop(filler);
+    assert_eq!(pod.result("waits").is_good().report.attempt, 1);
 }
 
 /// The phase of an attempt, where the private volume is not in the pod's directory.
