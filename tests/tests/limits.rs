@@ -88,6 +88,9 @@ fn the_pilots_maxima_hold_for_every_job() {
     let outcome = pod.job("many", &many);
     has_crossed(&outcome, Which::Processes);
     assert_eq!(outcome.report.limit.as_ref().unwrap().limit, 4.0);
+    let outcome = pod.job("own", &limited(probe(&["sleep", "60"]), json!({"wall_s": 1})));
+    outcome.is("final", "TimedOut");
+    assert_eq!(outcome.report.limit.as_ref().map(|l| (l.which, l.limit)), Some((Which::Wall, 1.0)));
     let outcome = pod.job("long", &with(with(probe(&["sleep", "60"]), "timeout_s", json!(50)), "grace_s", json!(1)));
     outcome.is("final", "TimedOut");
     assert_eq!(outcome.report.limit.as_ref().map(|l| (l.which, l.limit)), Some((Which::Wall, 2.0)));

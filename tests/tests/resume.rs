@@ -106,6 +106,21 @@ fn a_job_that_ends_while_the_pilot_is_away_has_its_result() {
     assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
 }
 
+/// What the watcher that was killed has told to end is ended by the next one, though nothing asks for it once more.
+#[test]
+fn an_end_that_was_begun_is_brought_about() {
+    let pod = Pod::start();
+    let mut job = shell("trap 'echo told >told' TERM; sleep 600 & while :; do sleep 0.1; done");
+    (job["limits"], job["grace_s"]) = (json!({"processes": 1}), json!(8));
+    pod.put("stubborn", &job);
+    latebind_tests::pod::eventually("the soft kill", JOB_WITHIN, || pod.work(0).join("told").exists().then_some(()));
+    kill_the_pilot(&pod);
+    let outcome = pod.result("stubborn");
+    outcome.is("final", "LimitExceeded");
+    assert_eq!((outcome.report.signal, outcome.report.attempt), (Some(9), 1), "{:#?}", outcome.report);
+    pod.job("next", &probe(&["hello"])).is_good();
+}
+
 #[test]
 fn twice_in_one_job() {
     let pod = Pod::start();

@@ -394,6 +394,8 @@ fn fields_that_glue_would_refuse_are_held_before_they_reach_it() {
     let good = probe(&["hello"]);
     for (n, (field, value)) in [
         ("timeout_s", json!(-1)),
+        ("kill_s", json!(-1)),
+        ("grace_s", json!(1e30)),
         ("umask", json!("abc")),
         ("cwd", json!("relative")),
         ("rlimits", json!({"no_such": {"soft": 1, "hard": 1}})),

@@ -64,12 +64,12 @@ impl Group {
         (group.memory.is_some() || group.cpu.is_some()).then_some(group)
     }
 
-    /// Bytes in use now, without the files that the kernel would drop before it ends a process.
+    /// Bytes in use now, without the files, and what it knows of files, that the kernel would drop before it ends a process.
     pub fn memory_now(&mut self) -> Option<u64> {
         let (current, stat) = self.memory.as_mut()?;
         let current = whole(&text(current)?)?;
         let stat = text(stat)?;
-        let files: u64 = ["active_file", "inactive_file"]
+        let files: u64 = ["active_file", "inactive_file", "slab_reclaimable"]
             .iter()
             .filter_map(|name| number_after(&stat, &format!("total_{name}")).or_else(|| number_after(&stat, name)))
             .sum();

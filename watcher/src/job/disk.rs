@@ -18,6 +18,8 @@ const ENTRIES_MAX: usize = 20_000;
 /// Longest path that is gone into, and most directories that are remembered: what lies beyond is not counted.
 const PATH_MAX: usize = 4_000;
 const WAITING_MAX: usize = 100_000;
+/// Files of several names that are remembered in one count.
+const LINKS_MAX: usize = 100_000;
 
 /// A data volume.
 pub struct Disk {
@@ -96,7 +98,9 @@ impl Disk {
             *left = left.saturating_sub(1);
             let Ok(stat) = fstatat(&dir, entry.file_name(), AtFlags::AT_SYMLINK_NOFOLLOW) else { continue };
             let is_dir = stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFDIR.bits();
-            if !is_dir && stat.st_nlink > 1 && !self.links.insert(stat.st_ino) {
+            // Beyond what is remembered, a second name counts again.
+            let counts = is_dir || stat.st_nlink < 2 || self.links.len() >= LINKS_MAX || self.links.insert(stat.st_ino);
+            if !counts {
                 continue;
             }
             self.counted = self.counted.saturating_add(u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512));

@@ -53,7 +53,7 @@ impl<'de> Deserialize<'de> for Bytes {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
-    /// Wall time, seconds; a job's own is its `timeout_s`.
+    /// Wall time, seconds; for a job the same as its `timeout_s`: the smaller one holds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wall_s: Option<f64>,
     /// CPU time, seconds.

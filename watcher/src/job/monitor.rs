@@ -28,7 +28,9 @@ use crate::helper;
 const PERIOD: Duration = Duration::from_secs(2);
 /// When a job has just started: short jobs are seen too.
 const FIRST: Duration = Duration::from_millis(250);
-/// While a job uses more than half of the memory it may have: only its container's count, which costs next to nothing.
+/// In between: only its container's count of memory, which costs next to nothing.
+const GLANCE_PERIOD: Duration = Duration::from_millis(100);
+/// The same while a job uses more than half of the memory it may have.
 const CLOSE_PERIOD: Duration = Duration::from_millis(25);
 /// How often is asked for what only the payload's own UID may read.
 const DETAIL_PERIOD: Duration = Duration::from_secs(10);
@@ -153,8 +155,11 @@ fn follow(mut looker: Looker, limits: Limits, control: &Control, epoch: u64) {
     let (mut pause, mut next) = (FIRST, Instant::now() + FIRST);
     loop {
         // Between two looks, the container's count alone: a program fills its memory within less than 2 s.
-        let close = looker.group.is_some() && limits.memory.is_some_and(|l| looker.last.memory() > l.0 / 2);
-        let until = if close { next.min(Instant::now() + CLOSE_PERIOD) } else { next };
+        let until = match limits.memory.filter(|_| looker.group.is_some()) {
+            Some(limit) if looker.last.memory() > limit.0 / 2 => next.min(Instant::now() + CLOSE_PERIOD),
+            Some(_) => next.min(Instant::now() + GLANCE_PERIOD),
+            None => next,
+        };
         let mut inner = control.board.lock();
         while inner.epoch == epoch && Instant::now() < until {
             let left = until.saturating_duration_since(Instant::now());
@@ -383,7 +388,11 @@ impl Looker {
         let pids = self.pids.get(..self.pids.len().min(DETAIL_MAX)).unwrap_or_default();
         match helper::details(self.ids, pids) {
             Ok(details) => self.detail = Some((details, rss)),
-            Err(e) => tracing::debug!("details of the payload's processes: {e}"),
+            Err(e) => {
+                // An earlier share would be believed for as long as the payload keeps the helper from its work.
+                self.detail = None;
+                tracing::debug!("details of the payload's processes: {e}");
+            }
         }
         self.detail_at = Instant::now() + DETAIL_PERIOD.max(began.elapsed().mul_f64(1.0 / SHARE));
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use glue::contract::layout;
-use glue::contract::startup::{EnvFormat, EnvMode, Object, Rlimit};
+use glue::contract::startup::{EnvFormat, EnvMode, GRACE_MAX, KILL_MAX, Object, Rlimit, TIMEOUT_MAX};
 use serde::{Deserialize, Serialize};
 
 use super::limits::Limits;
@@ -133,6 +133,14 @@ impl Request {
         if self.argv.first().is_none_or(String::is_empty) {
             return Err("no program is given: an image's own ENTRYPOINT is not known here, so argv is required".into());
         }
+        let times = [
+            ("timeout_s", self.timeout_s, TIMEOUT_MAX),
+            ("grace_s", self.grace_s, GRACE_MAX),
+            ("kill_s", self.kill_s, KILL_MAX),
+        ];
+        if let Some((name, _, most)) = times.into_iter().find(|(_, value, most)| !(0.0..=*most).contains(value)) {
+            return Err(format!("{name}: must be a number of seconds from 0 to {most}"));
+        }
         if let Some(bad) = self.outputs.iter().find(|o| !layout::is_beneath(o)) {
             return Err(format!("output {bad:?}: must be a path beneath work/, without . or .."));
         }
@@ -207,6 +215,16 @@ mod tests {
         assert_eq!(request("sandbox", "execute/dir_1".into()).check(), Ok(()));
         for bad in ["", "/etc", "..", "a/../b", "work", "work/x", "io", "a//b"] {
             assert!(request("sandbox", bad.into()).check().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn times_that_are_none_are_refused() {
+        for field in ["timeout_s", "grace_s", "kill_s"] {
+            assert_eq!(request(field, 0.5.into()).check(), Ok(()), "{field}");
+            for bad in [-1.0, 1e30] {
+                assert!(request(field, bad.into()).check().is_err_and(|e| e.starts_with(field)), "{field} {bad}");
+            }
         }
     }
 

@@ -91,6 +91,7 @@ fn serve(core: &Core, stream: UnixStream) -> io::Result<()> {
     connection.release();
     if let Some(control) = tied.and_then(|job: Tied| job.control.or_else(|| core.control(&job.id))) {
         control.abandon("its client has gone");
+        core.drop_unwanted();
     }
     served
 }
@@ -102,8 +103,8 @@ impl Connection {
             let answer = match serde_json::from_slice::<Ask>(&line) {
                 Err(e) => Err(format!("not understood: {e}")),
                 Ok(Ask::Submit { job }) => self.submit(*job, &mut lines, tied),
-                Ok(Ask::Signal { signal, .. }) => on_job(tied.as_ref(), |control| control.signal(signal)),
-                Ok(Ask::Cancel { why, .. }) => on_job(tied.as_ref(), |control| control.cancel(&why)),
+                Ok(Ask::Signal { signal, .. }) => self.on_job(tied.as_ref(), |control| control.signal(signal)),
+                Ok(Ask::Cancel { why, .. }) => self.on_job(tied.as_ref(), |control| control.cancel(&why)),
                 Ok(Ask::Hold { hold }) => self.hold_own(hold),
                 Ok(Ask::Holds) => self.follow_holds(),
                 // It is forgotten with its connection.
@@ -202,10 +203,11 @@ impl Connection {
         let thread = std::thread::Builder::new().name("holds".into()).spawn(follow);
         thread.map(drop).map_err(|e| e.to_string())
     }
-}
 
-fn on_job(tied: Option<&Tied>, wish: impl FnOnce(&Control)) -> Result<(), String> {
-    let control = tied.and_then(|job| job.control.as_ref()).ok_or("this connection has no job")?;
-    wish(control);
-    Ok(())
+    fn on_job(&self, tied: Option<&Tied>, wish: impl FnOnce(&Control)) -> Result<(), String> {
+        let control = tied.and_then(|job| job.control.as_ref()).ok_or("this connection has no job")?;
+        wish(control);
+        self.core.drop_unwanted();
+        Ok(())
+    }
 }

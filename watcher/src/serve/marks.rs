@@ -11,7 +11,8 @@ const IDLE_FOR: Duration = Duration::from_secs(5);
 /// What is to be told.
 #[derive(Debug, Default)]
 pub struct Marks {
-    busy: Mutex<bool>,
+    /// `None`: not known yet.
+    busy: Mutex<Option<bool>>,
     changed: Condvar,
 }
 
@@ -33,13 +34,13 @@ impl Marks {
     /// Whether there is work now.
     pub fn set(&self, busy: bool) {
         let mut now = self.lock();
-        if *now != busy {
-            *now = busy;
+        if *now != Some(busy) {
+            *now = Some(busy);
             self.changed.notify_all();
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, bool> {
+    fn lock(&self) -> MutexGuard<'_, Option<bool>> {
         self.busy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -48,20 +49,19 @@ impl Marks {
         let mut told = None;
         loop {
             let mut busy = self.lock();
-            while Some(*busy) == told {
+            while *busy == told {
                 busy = self.changed.wait(busy).unwrap_or_else(PoisonError::into_inner);
             }
-            if !*busy && told.is_some() {
-                let idle = self.changed.wait_timeout_while(busy, IDLE_FOR, |busy| !*busy);
+            if *busy == Some(false) && told.is_some() {
+                let idle = self.changed.wait_timeout_while(busy, IDLE_FOR, |busy| *busy == Some(false));
                 busy = idle.map_or_else(|e| e.into_inner().0, |(busy, _)| busy);
-                if *busy {
+                if *busy == Some(true) {
                     continue;
                 }
             }
-            let now = *busy;
+            told = *busy;
             drop(busy);
-            told = Some(now);
-            tell(now);
+            told.into_iter().for_each(&mut tell);
         }
     }
 }
@@ -78,6 +78,7 @@ mod tests {
         let told = marks.clone();
         std::thread::spawn(move || told.follow(|busy| say.send(busy).unwrap()));
         let next = || said.recv_timeout(Duration::from_secs(30)).unwrap();
+        marks.set(false);
         assert!(!next(), "at first there is no work");
         marks.set(true);
         assert!(next());

@@ -170,6 +170,7 @@ impl Core {
             }
             core.lock().jobs.insert(name, Job { state, control, streams: None, listeners: Vec::new() });
         }
+        core.marks.set(!resumed.is_empty());
         let mut threads = Vec::new();
         for (number, slot, owner) in slots {
             let (core, mut first) = (core.clone(), resumed.remove(&number).unwrap_or_default());
@@ -233,6 +234,8 @@ impl Core {
     pub fn cancel_all(&self, why: &str) {
         let shared = self.lock();
         shared.jobs.values().filter(|job| job.state.phase != Phase::Done).for_each(|job| job.control.cancel(why));
+        drop(shared);
+        self.drop_unwanted();
     }
 
     /// Name, phase, slot and image of all jobs.

@@ -114,6 +114,7 @@ fn obey(core: &Core, ask: Ask, answers: &Shared, fds: &mut Vec<OwnedFd>) -> Opti
             None => Some(unknown(&job)),
             Some(control) => {
                 control.signal(signal);
+                core.drop_unwanted();
                 None
             }
         },
@@ -121,6 +122,7 @@ fn obey(core: &Core, ask: Ask, answers: &Shared, fds: &mut Vec<OwnedFd>) -> Opti
             None => Some(unknown(&job)),
             Some(control) => {
                 control.cancel(&why);
+                core.drop_unwanted();
                 None
             }
         },

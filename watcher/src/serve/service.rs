@@ -81,7 +81,7 @@ impl Core {
     }
 
     /// Jobs that wait and are not wanted any more need no slot to hear that.
-    fn drop_unwanted(&self) {
+    pub(super) fn drop_unwanted(&self) {
         let mut unwanted = Vec::new();
         {
             let mut shared = self.lock();

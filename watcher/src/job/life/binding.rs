@@ -14,7 +14,7 @@ use crate::job::{Began, Bound, Phase, State, class, now, stage, start};
 use crate::keys;
 
 use super::ending::end_in;
-use super::{Around, ENGINE_NOTICES_WITHIN, Held, Life, Reuse, wait};
+use super::{Around, ENGINE_NOTICES_WITHIN, Held, Life, Reuse, span, wait};
 
 /// How often a job's image is bound for one attempt. An image's root can kill the pilot before the mount proof: a restarted one
 /// must not do the same over and over again.
@@ -106,7 +106,7 @@ impl Life<'_> {
             let Ok(cgroup) = proc.cgroup_of(&process) else { continue };
             if cgroup != own {
                 tracing::warn!(slot = slot.number, pid = process.pid, "left over from an earlier job");
-                end_in(slot, kill_uid, &cgroup, Duration::from_secs_f64(self.state.request.kill_s))?;
+                end_in(slot, kill_uid, &cgroup, span(self.state.request.kill_s))?;
             }
         }
         Ok(())

@@ -9,7 +9,7 @@ use crate::helper;
 use crate::job::{Bound, Phase, collect, stage};
 use crate::slot::Slot;
 
-use super::Life;
+use super::{Life, span};
 
 /// Ends what is left of the payload UID in the container, and makes sure of it.
 pub(super) fn end_processes(slot: &Slot, bound: &Bound, within: Duration) -> Result<(), Failure> {
@@ -83,7 +83,7 @@ impl Life<'_> {
     fn end_job_processes(&mut self) {
         let slot = self.around.slot;
         let Some(bound) = self.state.bound.clone() else { return };
-        let within = Duration::from_secs_f64(self.state.request.kill_s);
+        let within = span(self.state.request.kill_s);
         if let Err(e) = end_processes(slot, &bound, within) {
             self.note(Err(e));
             self.note(self.around.binder.bind(slot.number, "", &Unattended).map(drop));

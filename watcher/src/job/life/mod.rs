@@ -200,8 +200,8 @@ impl Life<'_> {
         self.refuse_cancelled()?;
         self.state.request.check().map_err(|e| Failure::hold("InvalidJob", e))?;
         let most = &self.around.settings.limits;
-        self.state.request.timeout_s = most.wall(self.state.request.timeout_s);
         self.state.report.limits = self.state.request.limits.within(most);
+        self.state.request.timeout_s = self.state.report.limits.wall(self.state.request.timeout_s);
         self.end_leftovers()?;
         if let Some(sandbox) = &self.state.request.sandbox {
             stage::demand_sandbox(self.around.slot, sandbox)?;
@@ -220,6 +220,11 @@ impl Life<'_> {
     fn bound(&self) -> Result<&Bound, Failure> {
         self.state.bound.as_ref().ok_or_else(|| Failure::retry("StateLost", "the job's state names no container"))
     }
+}
+
+/// A length of time in seconds, which may come from a kept state. Whatever is none must not end the watcher again and again.
+fn span(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds).unwrap_or(Duration::from_secs(10))
 }
 
 /// Waits until one of the descriptors is readable, or the time is over.

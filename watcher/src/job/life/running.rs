@@ -16,7 +16,7 @@ use crate::job::{Phase, class, seconds_of, steer};
 use crate::keys;
 
 use super::ending::end_processes;
-use super::{ENGINE_NOTICES_WITHIN, Life, wait};
+use super::{ENGINE_NOTICES_WITHIN, Life, span, wait};
 
 /// How long glue may take for its record once the job must be over: beyond that nobody is there who could write it.
 const RECORD_WITHIN: Duration = Duration::from_secs(60);
@@ -31,7 +31,9 @@ impl Life<'_> {
             return if self.take_record()? { Ok(Phase::Collecting) } else { Err(lost) };
         }
         let slot = self.around.slot;
-        let mut hard_kill: Option<Instant> = None;
+        // An earlier watcher may have begun to end it.
+        let ending = self.state.cancelled.is_some() || self.state.report.limit.is_some();
+        let mut hard_kill = ending.then(|| Instant::now() + span(self.state.request.grace_s));
         let mut give_up = self.over_at_last();
         let mut started = false;
         let _watching = self.watch();
@@ -55,7 +57,14 @@ impl Life<'_> {
             hard_kill = self.keep_within_limits(main, hard_kill);
             if hard_kill.is_some_and(|at| Instant::now() >= at) {
                 hard_kill = None;
-                end_processes(slot, self.bound()?, Duration::from_secs_f64(self.state.request.kill_s))?;
+                match end_processes(slot, self.bound()?, span(self.state.request.kill_s)) {
+                    // No process can be made for the kill routine. Once the main process has ended glue does it, which needs none.
+                    Err(e) if e.reason == "KillFailed" => {
+                        tracing::warn!(slot = slot.number, "{e}");
+                        self.signal_main(main, Signal::SIGKILL as i32);
+                    }
+                    ended => ended?,
+                }
                 give_up = Some(Instant::now() + RECORD_WITHIN);
             }
             if give_up.is_some_and(|at| Instant::now() >= at) {
@@ -110,7 +119,7 @@ impl Life<'_> {
             self.state.report.limit = Some(crossed);
             self.save_or_say();
             self.end_softly(main);
-            let grace = Duration::from_secs_f64(if at_once { 0.0 } else { self.state.request.grace_s });
+            let grace = span(if at_once { 0.0 } else { self.state.request.grace_s });
             return Some(Instant::now() + grace);
         }
         if at_once { hard_kill.map(|at| at.min(Instant::now())) } else { hard_kill }
@@ -173,7 +182,7 @@ impl Life<'_> {
                 return Ok(Some(Instant::now()));
             }
             self.end_softly(main);
-            return Ok(Some(Instant::now() + Duration::from_secs_f64(self.state.request.grace_s)));
+            return Ok(Some(Instant::now() + span(self.state.request.grace_s)));
         }
         Ok(hard_kill.map(|at| if at_once { at.min(Instant::now()) } else { at }))
     }
