@@ -119,7 +119,10 @@ fn what_is_not_the_jobs_own_ending_is_none() {
     let (ad, reason) = pool.shell("exec /probe memory 3000 1").held_for();
     assert_eq!((&ad["HoldReasonCode"], &ad["HoldReasonSubCode"]), (&json!(21), &json!(102)), "{reason}");
     // The payload's limit, or the slot's, which HTCondor looks at; whoever is first.
-    assert!(reason.contains("the limit is 1024 MB") || reason.contains("the 972 MB of its slot"), "{reason}");
+    assert!(
+        reason.contains("the payload container has 1024 MB") || reason.contains("the 972 MB of its slot"),
+        "{reason}"
+    );
 
     // Drained, the pilot gives its job back, and ends well.
     let job = pool.shell("echo > begun; sleep 1000");
