@@ -92,6 +92,7 @@ fn no_program_of_a_user_runs_in_the_pilot_container() {
     let jobs = [
         "+PreCmd = \"own\"\ntransfer_input_files = own",
         "+PostCmd = \"own\"\ntransfer_input_files = own",
+        "+ToolDaemonCmd = \"own\"\ntransfer_input_files = own",
         "transfer_plugins = odd=own\ntransfer_input_files = odd://x",
     ]
     .map(|lines| pool.submit(&format!("{common}{lines}"), &files));

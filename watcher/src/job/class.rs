@@ -11,6 +11,9 @@ use crate::bind::{Class, ContainerState, Failure};
 /// The reason of a job that was ended because it used too much.
 pub const LIMIT_EXCEEDED: &str = "LimitExceeded";
 
+/// The reason of a job whose wall limit passed.
+pub const TIMED_OUT: &str = "TimedOut";
+
 /// The reason of a job that the kernel ended for memory.
 pub const OUT_OF_MEMORY: &str = "OutOfMemory";
 
@@ -22,7 +25,7 @@ const SIGKILL: i32 = 9;
 pub fn of_record(record: &Record, cancelled: Option<&str>, limit: Option<&Crossed>) -> (Class, &'static str, String) {
     let code = record.exit_code;
     match record.outcome {
-        Outcome::TimedOut => (Class::Final, "TimedOut", "the job's wall limit passed".into()),
+        Outcome::TimedOut => (Class::Final, TIMED_OUT, "the job's wall limit passed".into()),
         Outcome::Stopped => {
             (Class::Retry, "Stopped", "the payload container was told to stop while the job ran".into())
         }

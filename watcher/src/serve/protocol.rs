@@ -134,7 +134,7 @@ impl Hold {
         let reason = match (report.class, report.reason.as_str()) {
             (Class::Hold, reason) => reason,
             (Class::Final, class::LIMIT_EXCEEDED) if memory => class::OUT_OF_MEMORY,
-            (Class::Final, class::LIMIT_EXCEEDED) => class::LIMIT_EXCEEDED,
+            (Class::Final, reason @ (class::LIMIT_EXCEEDED | class::TIMED_OUT)) => reason,
             _ => return None,
         };
         Some(Self { reason: reason.into(), message: report.message.clone() })
@@ -201,7 +201,25 @@ pub fn find(jobs: &[JobLine], name: &str) -> Result<String, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{JobLine, Phase, find};
+    #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
+    use super::{Class, Hold, JobLine, Phase, Report, Which, class, find};
+    use crate::job::limits::Crossed;
+
+    fn held(class: Class, reason: &str, which: Option<Which>) -> Option<String> {
+        let request = serde_json::from_str(r#"{"id":"a","image":"i","argv":["true"]}"#).unwrap();
+        let limit = which.map(|which| Crossed { which, limit: 1.0, value: 2.0, at: String::new() });
+        Hold::of(&Report { class, reason: reason.into(), limit, ..Report::new(&request) }).map(|hold| hold.reason)
+    }
+
+    #[test]
+    fn a_batch_system_holds_what_no_other_run_would_mend() {
+        assert_eq!(held(Class::Hold, "ImageNotFound", None).unwrap(), "ImageNotFound");
+        assert_eq!(held(Class::Final, class::LIMIT_EXCEEDED, Some(Which::Memory)).unwrap(), class::OUT_OF_MEMORY);
+        assert_eq!(held(Class::Final, class::LIMIT_EXCEEDED, Some(Which::Disk)).unwrap(), class::LIMIT_EXCEEDED);
+        assert_eq!(held(Class::Final, class::TIMED_OUT, Some(Which::Wall)).unwrap(), class::TIMED_OUT);
+        assert_eq!(held(Class::Final, "Completed", None), None);
+        assert_eq!(held(Class::Retry, "GlueLost", None), None);
+    }
 
     #[test]
     fn a_job_is_found_by_the_name_that_people_know() {

@@ -1,6 +1,7 @@
 //! `startd-cron`: tells the startd, as a STARTD_CRON job that never ends, which slots' jobs are to be held and why. The startd then
 //! holds them by its own policy (WANT_HOLD), which is the only way for a job that has begun.
 
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::path::Path;
 
@@ -10,11 +11,21 @@ use watcher::serve::protocol::{CLIENTS, Hold};
 /// Prints an ad for each slot and each change, until the watcher has gone.
 pub fn print() -> io::Result<()> {
     let at = |e: io::Error| io::Error::new(e.kind(), format!("{CLIENTS}: {e}"));
-    Client::connect(Path::new(CLIENTS)).map_err(at)?.follow_holds(|slot, hold| {
+    let say = |slot, hold: Option<&Hold>| {
         let mut stdout = io::stdout();
-        stdout.write_all(ad(slot, hold.as_ref()).as_bytes())?;
+        stdout.write_all(ad(slot, hold).as_bytes())?;
         stdout.flush()
-    })
+    };
+    let mut slots = BTreeSet::new();
+    let followed = Client::connect(Path::new(CLIENTS)).map_err(at)?.follow_holds(|slot, hold| {
+        slots.insert(slot);
+        say(slot, hold.as_ref())
+    });
+    // The startd keeps what was said last, and would hold the next job for it.
+    for slot in slots {
+        say(slot, None)?;
+    }
+    followed
 }
 
 /// HTCondor counts slots from 1.

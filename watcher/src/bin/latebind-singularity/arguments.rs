@@ -115,15 +115,17 @@ pub fn parse(words: &[String]) -> Result<Call, String> {
     };
     job.image = image.to_owned();
     job.argv = words.map(str::to_owned).collect();
+    // A job has a working directory.
+    let is_probe = job.cwd.is_none();
     match (verb, job.argv.first().map(String::as_str)) {
         ("test", _) => Ok(Call::Test),
         ("run", _) => Err(format!(
             "an executable has to be given: what {image} would run by itself (its ENTRYPOINT) is not known here"
         )),
         (_, None) => Err("exec: no program is given".into()),
-        (_, Some("/exit_37")) if image.ends_with(".sif") => Ok(Call::Probe(Probe::ImageFile)),
-        (_, Some("/exit_37")) => Ok(Call::Probe(Probe::Sandbox)),
-        (_, Some("/get_user_ns")) => Ok(Call::Probe(Probe::UserNamespace)),
+        (_, Some("/exit_37")) if is_probe && image.ends_with(".sif") => Ok(Call::Probe(Probe::ImageFile)),
+        (_, Some("/exit_37")) if is_probe => Ok(Call::Probe(Probe::Sandbox)),
+        (_, Some("/get_user_ns")) if is_probe => Ok(Call::Probe(Probe::UserNamespace)),
         (_, Some(_)) => Ok(Call::Job(Box::new(job))),
     }
 }
@@ -194,6 +196,7 @@ mod tests {
             Ok(Call::Probe(Probe::Sandbox))
         );
         assert_eq!(read("exec -C /usr/libexec/condor/exit_37.sif /exit_37"), Ok(Call::Probe(Probe::ImageFile)));
+        assert_eq!(job("exec --pwd D docker://a /exit_37").argv, ["/exit_37"]);
         assert_eq!(read("exec -C /sandbox /get_user_ns"), Ok(Call::Probe(Probe::UserNamespace)));
         assert_eq!(
             read("-s -q test -S /tmp -S /var/tmp -W D --pwd D -B D --home D -C docker://a D/job.sh"),

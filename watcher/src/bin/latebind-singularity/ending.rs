@@ -6,12 +6,15 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use nix::fcntl::OFlag;
 use nix::sys::resource::{Resource, setrlimit};
 
 /// condor_starter looks for it when the job has ended: the job is then given back to its queue, with this text.
 const FAILURE_FILE: &str = ".job_wrapper_failure";
+/// Wait before it is tried again to make it.
+const AGAIN_AFTER: Duration = Duration::from_secs(5);
 
 /// An ending.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,15 +42,29 @@ impl Ending {
             Self::Again(why) => {
                 let line = one_line(&why);
                 complain(&line);
-                for dir in scratch_dirs() {
-                    if let Err(e) = say_failure(&dir, &line) {
-                        complain(&format!("{}: {e}", dir.display()));
-                    }
+                // Without the file the starter would take the job for done: where there is no room for it, this waits to be ended.
+                while no_room_to_say(&line) {
+                    std::thread::sleep(AGAIN_AFTER);
                 }
                 ExitCode::FAILURE
             }
         }
     }
+}
+
+/// Says it in each scratch directory; whether there was no room in any.
+fn no_room_to_say(line: &str) -> bool {
+    let (mut said, mut full) = (false, false);
+    for dir in scratch_dirs() {
+        match say_failure(&dir, line) {
+            Ok(()) => said = true,
+            Err(e) => {
+                full |= matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+                complain(&format!("{}: {e}", dir.display()));
+            }
+        }
+    }
+    full && !said
 }
 
 /// The job's scratch directory as the starter knows it, and where it started this program.
@@ -66,7 +83,9 @@ fn say_failure(dir: &Path, line: &str) -> io::Result<()> {
     let _ = fs::remove_file(&path);
     let flags = OFlag::O_NOFOLLOW.bits();
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o644).custom_flags(flags).open(path)?;
-    writeln!(file, "{line}")
+    // That it is there is what counts.
+    let _ = writeln!(file, "{line}");
+    Ok(())
 }
 
 fn one_line(text: &str) -> String {

@@ -11,7 +11,7 @@ use serde_json::json;
 use watcher::bind::Class;
 use watcher::job::{Report, Request};
 use watcher::serve::client::Client;
-use watcher::serve::protocol::{CLIENTS, Hold};
+use watcher::serve::protocol::{CLIENTS, Hold, LINE_MAX};
 
 use super::arguments::Job;
 use super::ending::{Ending, complain};
@@ -106,7 +106,7 @@ fn request_at(job: &Job, here: &Path, own: Vec<(String, String)>, table: &Table)
         }
     }
     let sandbox = here.to_str().and_then(|here| here.strip_prefix(&data)?.strip_prefix('/'));
-    serde_json::from_value(json!({
+    let request: Request = serde_json::from_value(json!({
         "id": "htcondor",
         "image": table.resolve(&job.image)?,
         "argv": job.argv,
@@ -116,7 +116,12 @@ fn request_at(job: &Job, here: &Path, own: Vec<(String, String)>, table: &Table)
         "relay": true,
         "sandbox": sandbox,
     }))
-    .map_err(|e| e.to_string())
+    .map_err(|e| e.to_string())?;
+    // It could not be handed on, however often.
+    match serde_json::to_string(&request) {
+        Ok(text) if text.len() > LINE_MAX - 1024 => Err("arguments and environment are more than 1 MiB".into()),
+        _ => Ok(request),
+    }
 }
 
 /// `/shared/slot/<n>/data` above this directory.
@@ -189,6 +194,13 @@ mod tests {
         ] {
             assert!(request_at(&job(&[]), Path::new(here), Vec::new(), &Table::default()).is_err(), "{here}");
         }
+    }
+
+    #[test]
+    fn what_can_not_be_handed_on_is_refused() {
+        let mut job = job(&[]);
+        job.argv.push("x".repeat(LINE_MAX));
+        assert!(request_at(&job, Path::new(D), Vec::new(), &Table::default()).is_err_and(|e| e.contains("1 MiB")));
     }
 
     #[test]
