@@ -175,6 +175,11 @@ pub fn kill(pid: i32, signal: i32) {
     done.expect("kill(1) is missing: .ci/setup.sh test");
 }
 
+/// Whether a process has ended and been reaped.
+pub fn is_gone(pid: i32) -> bool {
+    !Path::new(&format!("/proc/{pid}")).exists()
+}
+
 /// `latebind-host` with these arguments.
 pub fn host(arguments: &[&str]) -> Command {
     let mut command = Command::new(program("latebind-host"));
@@ -517,7 +522,7 @@ impl Pod {
         let path = self.place().join("pid").join(role);
         eventually(&format!("{}\n{}", path.display(), self.said()), START_WITHIN, || {
             let pid = fs::read_to_string(&path).ok()?.trim().parse().ok()?;
-            Path::new(&format!("/proc/{pid}")).exists().then_some(pid)
+            (!is_gone(pid)).then_some(pid)
         })
     }
 

@@ -10,7 +10,10 @@ use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use crate::pod::Scratch;
+use crate::pod::{Pod, Scratch, kill};
+
+const SIGCONT: i32 = 18;
+const SIGSTOP: i32 = 19;
 
 /// What a file system in memory gives away at a time.
 pub const PAGE: usize = 4096;
@@ -58,6 +61,24 @@ impl Filler {
 impl Drop for Filler {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// Stops a pod's watcher until it goes: who is first, watcher or kernel, is chance else.
+pub struct Unwatched(i32);
+
+impl Unwatched {
+    /// From now on.
+    pub fn new(pod: &Pod) -> Self {
+        let watcher = pod.main_process("pilot");
+        kill(watcher, SIGSTOP);
+        Self(watcher)
+    }
+}
+
+impl Drop for Unwatched {
+    fn drop(&mut self) {
+        kill(self.0, SIGCONT);
     }
 }
 

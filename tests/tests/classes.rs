@@ -3,7 +3,8 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use latebind_tests::pod::{BUSYBOX, NOSHELL, Options, Pod, eventually, kill, probe, shell, with};
+use latebind_tests::pod::{BUSYBOX, NOSHELL, Options, Pod, eventually, is_gone, kill, probe, shell, with};
+use latebind_tests::shortage::Unwatched;
 use serde_json::json;
 
 #[test]
@@ -81,7 +82,14 @@ fn a_job_that_is_killed_for_memory_is_held() {
 fn a_child_that_is_killed_for_memory_does_not_decide_for_the_job() {
     let pod = Options::new().host(&["--memory", "64m"]).start();
     // The job saw it, and made of it what it wanted.
-    let outcome = pod.job("parent", &shell("/probe memory 200 1; code=$?; sleep 0.1; echo $code; exit 5"));
+    let script = "while [ ! -e go ]; do sleep 0.1; done; /probe memory 200 1; code=$?; sleep 0.1; echo $code; exit 5";
+    pod.put("parent", &shell(script));
+    let job = pod.runs("parent.1", 0);
+    let unwatched = Unwatched::new(&pod);
+    fs::write(pod.work(0).join("go"), "").unwrap();
+    eventually("the job is over", Duration::from_secs(20), || is_gone(job).then_some(()));
+    drop(unwatched);
+    let outcome = pod.result("parent");
     outcome.is("final", "Error");
     assert_eq!((outcome.report.exit_code, outcome.text("stdout").as_str()), (Some(5), "137\n"));
 }

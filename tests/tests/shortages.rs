@@ -7,9 +7,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use latebind_tests::pod::{
-    BUSYBOX, JOB_WITHIN, Options, Outcome, Pod, eventually, kill, look_into, podman, probe, shell, with,
+    BUSYBOX, JOB_WITHIN, Options, Outcome, Pod, eventually, is_gone, kill, look_into, podman, probe, shell, with,
 };
-use latebind_tests::shortage::{Filler, Memory, no_more_processes};
+use latebind_tests::shortage::{Filler, Memory, Unwatched, no_more_processes};
 use serde_json::{Value, json};
 use watcher::bind::Class;
 
@@ -222,17 +222,20 @@ fn a_job_takes_all_processes_and_leaves_them() {
 #[test]
 fn glue_itself_is_ended_for_memory() {
     let pod = Options::new().host(&["--memory", "96m"]).start();
-    pod.put("large", &shell("sleep 1; for n in 1 2 3 4 5 6 7 8; do /probe memory 20 60 & done; wait"));
+    let script = "while [ ! -e go ]; do sleep 0.1; done; for n in 1 2 3 4 5 6 7 8; do /probe memory 20 60 & done; wait";
+    pod.put("large", &shell(script));
     let job = pod.runs("large.1", 0);
     // Glue is the smallest of its container: the kernel is told to like it least, and the job is of many small processes.
     let glue = pod.main_process(&pod.payload_role(0));
     fs::write(format!("/proc/{glue}/oom_score_adj"), "1000").unwrap();
+    let unwatched = Unwatched::new(&pod);
+    fs::write(pod.work(0).join("go"), "").unwrap();
+    eventually("the kernel ends glue", SAID_WITHIN, || is_gone(glue).then_some(()));
+    drop(unwatched);
     let outcome = pod.result_within("large", SAID_WITHIN);
     outcome.is("hold", "OutOfMemory");
     assert!(!outcome.report.verified && outcome.report.record.is_none(), "glue was not hit: {:#?}", outcome.report);
-    eventually("what the job has left is gone", SAID_WITHIN, || {
-        (!Path::new(&format!("/proc/{job}")).exists()).then_some(())
-    });
+    eventually("what the job has left is gone", SAID_WITHIN, || is_gone(job).then_some(()));
     next_is_good(&pod, "large");
 }
 

@@ -5,7 +5,7 @@ use glue::contract::layout::FULL_CODE;
 use glue::contract::record::{Outcome, Record, Stage};
 
 use super::Report;
-use super::limits::Crossed;
+use super::limits::{Crossed, Limits, Which};
 use crate::bind::{Class, ContainerState, Failure};
 
 /// The reason of a job that was ended because it used too much.
@@ -14,16 +14,24 @@ pub const LIMIT_EXCEEDED: &str = "LimitExceeded";
 /// The reason of a job whose wall limit passed.
 pub const TIMED_OUT: &str = "TimedOut";
 
-/// The reason of a job that the kernel ended for memory.
+/// The reason of a job that took all of its container's memory, whether the kernel ended it or the watcher, just before.
 pub const OUT_OF_MEMORY: &str = "OutOfMemory";
 
 /// SIGKILL, the signal with which the kernel ends a process for memory.
 const SIGKILL: i32 = 9;
 
 /// Class, reason and message of a verified record. `cancelled` is why the watcher itself ended the job, if it did, `limit` the
-/// limit for which it did.
-pub fn of_record(record: &Record, cancelled: Option<&str>, limit: Option<&Crossed>) -> (Class, &'static str, String) {
+/// limit for which it did, `asked` the limits that job and pilot have named.
+pub fn of_record(
+    record: &Record,
+    cancelled: Option<&str>,
+    limit: Option<&Crossed>,
+    asked: &Limits,
+) -> (Class, &'static str, String) {
     let code = record.exit_code;
+    if let (Outcome::Signaled | Outcome::Exited, None, Some(crossed)) = (record.outcome, cancelled, limit) {
+        return of_limit(crossed, asked);
+    }
     match record.outcome {
         Outcome::TimedOut => (Class::Final, TIMED_OUT, "the job's wall limit passed".into()),
         Outcome::Stopped => {
@@ -32,9 +40,6 @@ pub fn of_record(record: &Record, cancelled: Option<&str>, limit: Option<&Crosse
         Outcome::NotStarted => of_failure(record),
         Outcome::Signaled | Outcome::Exited if cancelled.is_some() => {
             (Class::Retry, "Cancelled", cancelled.unwrap_or_default().to_owned())
-        }
-        Outcome::Signaled | Outcome::Exited if limit.is_some() => {
-            (Class::Final, LIMIT_EXCEEDED, limit.map(|l| format!("the job was ended: {l}")).unwrap_or_default())
         }
         Outcome::Signaled => {
             let signal = record.signal.unwrap_or(0);
@@ -46,6 +51,16 @@ pub fn of_record(record: &Record, cancelled: Option<&str>, limit: Option<&Crosse
         Outcome::Exited if code == Some(0) => (Class::Final, "Completed", String::new()),
         Outcome::Exited => (Class::Final, "Error", format!("the job exited with code {}", code.unwrap_or(-1))),
     }
+}
+
+/// The container's memory was nobody's choice of a limit, and whether kernel or watcher is first there is chance: both mean the same.
+fn of_limit(crossed: &Crossed, asked: &Limits) -> (Class, &'static str, String) {
+    let message = format!("the job was ended: {crossed}");
+    let is_asked = asked.memory.is_some_and(|bytes| crossed.limit >= bytes.0 as f64);
+    if crossed.which == Which::Memory && !is_asked {
+        return (Class::Hold, OUT_OF_MEMORY, message);
+    }
+    (Class::Final, LIMIT_EXCEEDED, message)
 }
 
 fn out_of_memory() -> String {
@@ -166,11 +181,33 @@ pub fn exit_code(report: &Report) -> i32 {
     let outcome = report.record.as_ref().filter(|_| report.verified).map(|r| r.outcome);
     match (outcome, report.reason.as_str()) {
         (Some(Outcome::TimedOut), _) | (Some(_), LIMIT_EXCEEDED) => 124,
+        (Some(_), OUT_OF_MEMORY) if report.limit.is_some() => 124,
         (Some(Outcome::NotStarted), "CommandNotFound") => 127,
         (Some(Outcome::NotStarted), "CommandNotExecutable") => 126,
         (Some(Outcome::Exited | Outcome::Signaled), _) => {
             report.exit_code.or(report.signal.map(|s| 128 + s)).unwrap_or(125)
         }
         _ => 125,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::limits::Bytes;
+    use super::*;
+
+    #[test]
+    fn the_containers_memory_is_a_hold_and_a_limit_that_was_asked_for_is_final() {
+        let of = |which, limit, asked: Option<u64>| {
+            let crossed = Crossed { which, limit, value: limit + 1.0, at: String::new() };
+            let (class, reason, message) =
+                of_limit(&crossed, &Limits { memory: asked.map(Bytes), ..Limits::default() });
+            assert!(message.contains("its limit is"), "{message}");
+            (class, reason)
+        };
+        assert_eq!(of(Which::Memory, 95.0, None), (Class::Hold, OUT_OF_MEMORY));
+        assert_eq!(of(Which::Memory, 95.0, Some(200)), (Class::Hold, OUT_OF_MEMORY), "more than there is");
+        assert_eq!(of(Which::Memory, 50.0, Some(50)), (Class::Final, LIMIT_EXCEEDED));
+        assert_eq!(of(Which::Disk, 90.0, None), (Class::Final, LIMIT_EXCEEDED));
     }
 }

@@ -217,8 +217,9 @@ impl Life<'_> {
                     let limit = self.state.request.timeout_s;
                     report.limit = Some(Crossed { which: Which::Wall, limit, value: record.wall_s, at });
                 }
+                let asked = self.state.request.limits.within(&self.around.settings.limits);
                 let (class, reason, message) =
-                    class::of_record(&record, self.state.cancelled.as_deref(), report.limit.as_ref());
+                    class::of_record(&record, self.state.cancelled.as_deref(), report.limit.as_ref(), &asked);
                 (report.class, report.reason, report.message) = (class, reason.to_owned(), message);
                 let started = record.started_at.as_deref().and_then(seconds_of);
                 report.start_latency_ms = started.zip(self.state.rung_at).map(|(at, rung)| (at - rung) * 1e3);
