@@ -320,15 +320,15 @@ impl Outcome {
         &self.report.container.as_ref().unwrap_or_else(|| panic!("no container in {:#?}", self.report)).id
     }
 
-    /// Class as lower-case text, and reason.
-    pub fn class(&self) -> (String, &str) {
-        (format!("{:?}", self.report.class).to_lowercase(), &self.report.reason)
+    /// Class and reason.
+    pub fn class(&self) -> (&str, &str) {
+        (self.report.class.name(), &self.report.reason)
     }
 
     /// Fails unless class and reason are these.
     #[track_caller]
     pub fn is(&self, class: &str, reason: &str) -> &Self {
-        assert_eq!(self.class(), (class.to_owned(), reason), "{:#?}", self.report);
+        assert_eq!(self.class(), (class, reason), "{:#?}", self.report);
         self
     }
 

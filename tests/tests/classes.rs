@@ -162,7 +162,7 @@ fn after_the_last_attempt_the_job_is_held() {
     lose_every_attempt(&pod, "hopeless", 2);
     let outcome = pod.result("hopeless");
     assert_eq!(outcome.place, "held");
-    assert_eq!((outcome.class().0.as_str(), outcome.report.attempt), ("retry", 2), "{:#?}", outcome.report);
+    assert_eq!((outcome.class().0, outcome.report.attempt), ("retry", 2), "{:#?}", outcome.report);
     assert!(!outcome.report.verified && outcome.report.exit_code.is_none());
     pod.job("next", &probe(&["hello"])).is_good();
 }

@@ -14,7 +14,7 @@ fn counted(seconds: &str) -> Value {
 }
 
 fn ran_once(outcome: &Outcome, when: &str) {
-    assert_eq!(outcome.class(), ("final".to_owned(), "Completed"), "killed {when}: {:#?}", outcome.report);
+    assert_eq!(outcome.class(), ("final", "Completed"), "killed {when}: {:#?}", outcome.report);
     assert!(outcome.report.verified, "killed {when}: {:#?}", outcome.report);
     assert_eq!(outcome.report.attempt, 1, "killed {when}: counted more than once");
     assert_eq!(outcome.text("outputs/out"), "ran\n", "killed {when}: ran more than once");

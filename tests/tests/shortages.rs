@@ -30,7 +30,7 @@ fn next_is_good(pod: &Pod, after: &str) {
 /// The attempt was lost for want of room, and nothing of it is taken for a result.
 #[track_caller]
 fn had_no_room(outcome: &Outcome, when: &str) {
-    assert_eq!(outcome.class(), ("retry".to_owned(), "VolumeFull"), "{when}: {:#?}", outcome.report);
+    assert_eq!(outcome.class(), ("retry", "VolumeFull"), "{when}: {:#?}", outcome.report);
     let report = &outcome.report;
     assert!(!report.verified && report.exit_code.is_none() && !report.message.is_empty(), "{when}: {report:#?}");
     assert!(!outcome.dir.join("result/record.jws").exists(), "{when}");

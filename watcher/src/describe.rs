@@ -13,9 +13,8 @@ pub fn text(report: &Report) -> String {
     let mut line = |name: &str, value: &str| {
         let _ = writeln!(text, "{name:<10} {}", printable(value));
     };
-    let class = format!("{:?}", report.class).to_lowercase();
     line("job", &format!("{}, attempt {}", report.job, report.attempt));
-    line("result", &format!("{} ({class})", report.reason));
+    line("result", &format!("{} ({})", report.reason, report.class.name()));
     if !report.message.is_empty() {
         line("", &report.message);
     }
@@ -41,17 +40,7 @@ pub fn text(report: &Report) -> String {
     if let Some(slot) = report.slot {
         line("slot", &slot.to_string());
     }
-    let d = &report.durations;
-    let phases = [
-        ("queued", d.queued),
-        ("stage", d.stage),
-        ("bind", d.bind),
-        ("pull", d.pull),
-        ("start", d.start),
-        ("run", d.run),
-        ("collect", d.collect),
-        ("clean", d.clean),
-    ];
+    let phases = report.durations.by_name();
     let taken: Vec<String> =
         phases.iter().filter(|(_, s)| *s >= 0.0005).map(|(name, s)| format!("{name} {s:.3} s")).collect();
     line("phases", &taken.join(", "));

@@ -114,28 +114,14 @@ impl Default for Metrics {
 impl Metrics {
     /// A job is over.
     pub fn over(&self, report: &Report) {
-        let class = match report.class {
-            crate::bind::Class::Final => "final",
-            crate::bind::Class::Retry => "retry",
-            crate::bind::Class::Hold => "hold",
-        };
+        let class = report.class.name();
         self.endings.get_or_create(&Ending { class, reason: report.reason.clone() }).inc();
-        let d = &report.durations;
         if report.reused_container {
             self.reused.inc();
-        } else if d.start > 0.0 {
+        } else if report.durations.start > 0.0 {
             self.binds.inc();
         }
-        for (phase, seconds) in [
-            ("queued", d.queued),
-            ("stage", d.stage),
-            ("bind", d.bind),
-            ("pull", d.pull),
-            ("start", d.start),
-            ("run", d.run),
-            ("collect", d.collect),
-            ("clean", d.clean),
-        ] {
+        for (phase, seconds) in report.durations.by_name() {
             if seconds > 0.0 {
                 self.phases.get_or_create(&InPhase { phase }).observe(seconds);
             }

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use glue::contract::record::Outcome;
 use glue::contract::startup::printable;
 
-use crate::bind::Class;
 use crate::job::Report;
 
 /// All reports below `dir` (two levels of job directories, as a spool has them), by the time of their end.
@@ -63,18 +62,13 @@ fn row(report: &Report) -> [String; 8] {
         Some(Outcome::NotStarted) => format!("not-started: {}", report.reason),
         None => format!("- ({})", report.reason),
     };
-    let class = match report.class {
-        Class::Final => "final",
-        Class::Retry => "retry",
-        Class::Hold => "hold",
-    };
     let image = printable(&report.image);
     let image = image.strip_prefix("localhost/latebind/").map_or(image.clone(), str::to_owned);
     [
         printable(report.job.rsplit_once('.').map_or(report.job.as_str(), |(job, _)| job)),
         image,
         printable(&outcome),
-        class.into(),
+        report.class.name().into(),
         if report.durations.bind > 0.0 { format!("{:.2} s", report.durations.bind) } else { "-".into() },
         report.start_latency_ms.map_or_else(|| "-".into(), |ms| format!("{ms:.2} ms")),
         record.map_or_else(|| "-".into(), |r| format!("{:.3} s", r.wall_s)),

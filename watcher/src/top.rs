@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::job::usage::bytes;
-use crate::job::{now, rfc3339};
+use crate::job::{Phase, now, rfc3339};
 use crate::serve::client::Client;
 use crate::serve::protocol::SlotLine;
 
@@ -101,7 +101,7 @@ fn table(slots: &[SlotLine], cpus: &[Option<f64>], queued: usize) -> String {
     for (line, cpu) in slots.iter().zip(cpus) {
         let stopped = line.live.is_some_and(|live| live.stopped);
         let idle = if line.out_s.is_some() { "backs off" } else { "idle" };
-        let phase = line.phase.map_or_else(|| idle.into(), |phase| format!("{phase:?}").to_lowercase());
+        let phase = line.phase.map_or(idle, Phase::name);
         let usage = line.live.map(|live| live.usage);
         let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".into());
         let row = format!(
@@ -109,7 +109,7 @@ fn table(slots: &[SlotLine], cpus: &[Option<f64>], queued: usize) -> String {
             line.slot,
             start_of(line.job.as_deref().unwrap_or("-"), 13),
             end_of(line.image.as_deref().unwrap_or("-"), 15),
-            if stopped { "stopped" } else { phase.get(..9).unwrap_or(&phase) },
+            if stopped { "stopped" } else { phase.get(..9).unwrap_or(phase) },
             or_dash(usage.map(|u| short(u.processes))),
             or_dash(cpu.map(|c| if c < 99.9 { format!("{c:.2}") } else { format!("{c:.0}") })),
             or_dash(usage.map(|u| cpu_time(u.cpu_s))),

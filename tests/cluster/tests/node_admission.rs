@@ -14,7 +14,7 @@ fn hello(image: &str) -> Value {
 #[track_caller]
 fn the_next_job_runs(pilot: &Pilot, after: &str) {
     let outcome = pilot.job(&format!("after-{after}"), &hello(&cluster().image("busybox")));
-    assert_eq!(outcome.class(), ("final".to_owned(), "Completed"), "after {after}: {:#?}", outcome.report);
+    assert_eq!(outcome.class(), ("final", "Completed"), "after {after}: {:#?}", outcome.report);
 }
 
 /// A pilot that tries each job once, in a namespace whose pods are judged.

@@ -27,7 +27,7 @@ fn in_image(image: &str) -> Value {
 #[track_caller]
 fn the_next_job_runs(pilot: &Pilot, after: &str) -> Outcome {
     let outcome = pilot.job(&format!("after-{after}"), &in_image(&cluster().image("noshell")));
-    assert_eq!(outcome.class(), ("final".to_owned(), "Completed"), "after {after}: {:#?}", outcome.report);
+    assert_eq!(outcome.class(), ("final", "Completed"), "after {after}: {:#?}", outcome.report);
     assert!(outcome.report.verified, "after {after}: {:#?}", outcome.report);
     outcome
 }
@@ -38,7 +38,7 @@ fn the_next_job_runs(pilot: &Pilot, after: &str) -> Outcome {
 fn fails(pilot: &Pilot, name: &str, image: &str, class: &str, reason: &str, words: &[&str]) -> Outcome {
     let outcome = pilot.job(name, &in_image(image));
     let report = &outcome.report;
-    assert_eq!(outcome.class(), (class.to_owned(), reason), "{name}: {report:#?}");
+    assert_eq!(outcome.class(), (class, reason), "{name}: {report:#?}");
     assert!(words.iter().any(|w| report.message.contains(w)), "{name}: none of {words:?} in: {}", report.message);
     assert!(report.record.is_none() && !report.verified && report.exit_code.is_none(), "{name}: {report:#?}");
     assert!(report.durations.bind < AT_ONCE, "{name}: {report:#?}");

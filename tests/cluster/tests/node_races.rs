@@ -23,7 +23,7 @@ fn job(number: usize) -> (Value, &'static str) {
 
 #[track_caller]
 fn ran_in(outcome: &Outcome, image: &str, case: &str) {
-    assert_eq!(outcome.class(), ("final".to_owned(), "Completed"), "{case}: {:#?}", outcome.report);
+    assert_eq!(outcome.class(), ("final", "Completed"), "{case}: {:#?}", outcome.report);
     let stdout = outcome.text("stdout");
     assert!(stdout.starts_with(if image == "debian" { "12." } else { "busybox" }), "{case}: {stdout}");
     let container = outcome.report.container.as_ref().unwrap();

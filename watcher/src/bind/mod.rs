@@ -22,6 +22,17 @@ pub enum Class {
     Hold,
 }
 
+impl Class {
+    /// As reports have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Final => "final",
+            Self::Retry => "retry",
+            Self::Hold => "hold",
+        }
+    }
+}
+
 /// Why something could not be done, in a form that a pilot can act on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {

@@ -49,6 +49,23 @@ pub enum Phase {
     Done,
 }
 
+impl Phase {
+    /// As reports have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Staging => "staging",
+            Self::Binding => "binding",
+            Self::Pulling => "pulling",
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Collecting => "collecting",
+            Self::Cleaning => "cleaning",
+            Self::Done => "done",
+        }
+    }
+}
+
 /// A container whose glue has been proven.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bound {
@@ -99,6 +116,22 @@ pub struct Durations {
     pub collect: f64,
     /// Cleaning the slot.
     pub clean: f64,
+}
+
+impl Durations {
+    /// Each with its name, in their order.
+    pub fn by_name(&self) -> [(&'static str, f64); 8] {
+        [
+            ("queued", self.queued),
+            ("stage", self.stage),
+            ("bind", self.bind),
+            ("pull", self.pull),
+            ("start", self.start),
+            ("run", self.run),
+            ("collect", self.collect),
+            ("clean", self.clean),
+        ]
+    }
 }
 
 /// What came of a job: exactly one for each attempt.

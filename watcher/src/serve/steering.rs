@@ -17,7 +17,7 @@ impl Core {
             let shared = self.lock();
             let job = shared.jobs.get(id).ok_or_else(|| format!("there is no job {id:?}: see watcher jobs"))?;
             if job.state.phase != Phase::Running {
-                return Err(format!("{id} is not running but {:?}", job.state.phase).to_lowercase());
+                return Err(format!("{id} is not running but {}", job.state.phase.name()));
             }
             job.control.steer(signal)
         };

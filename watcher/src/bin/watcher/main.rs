@@ -262,17 +262,13 @@ fn run_one(args: &RunArgs) -> io::Result<ExitCode> {
     }
     if report.class != watcher::bind::Class::Final || report.record.as_ref().is_some_and(|r| r.error.is_some()) {
         let mut stderr = io::stderr();
-        writeln!(stderr, "watcher: {} ({}): {}", report.reason, class_name(&report), report.message)?;
+        writeln!(stderr, "watcher: {} ({}): {}", report.reason, report.class.name(), report.message)?;
     }
     drop(running);
     if let Some(signal) = report.signal.filter(|_| args.same_signal && report.verified) {
         let _ = signal_hook::low_level::emulate_default_handler(signal);
     }
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(OUR_FAILURE)))
-}
-
-fn class_name(report: &watcher::job::Report) -> String {
-    format!("{:?}", report.class).to_lowercase()
 }
 
 fn request_of(args: &RunArgs) -> io::Result<Request> {
@@ -364,8 +360,7 @@ fn list(private: &Private) -> io::Result<ExitCode> {
     let jobs = serve::client::Client::connect(&private.private.join(protocol::SOCKET))?.jobs()?;
     let line = |job: &protocol::JobLine| {
         let slot = job.slot.map_or_else(|| "-".into(), |n| n.to_string());
-        let phase = format!("{:?}", job.phase).to_lowercase();
-        format!("{}\t{phase}\t{slot}\t{}\n", job.job, glue::contract::startup::printable(&job.image))
+        format!("{}\t{}\t{slot}\t{}\n", job.job, job.phase.name(), glue::contract::startup::printable(&job.image))
     };
     say(&jobs.iter().map(line).collect::<String>())
 }
