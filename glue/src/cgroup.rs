@@ -1,7 +1,7 @@
 //! What the container's own cgroup has counted, read only where a real cgroup file system is mounted.
 #![forbid(unsafe_code)]
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::fcntl::OFlag;
 
@@ -51,17 +51,24 @@ fn text(path: &str) -> Option<String> {
     let path = std::ffi::CString::new(path).ok()?;
     let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     let fd = sys::openat(nix::fcntl::AT_FDCWD, &path, flags.bits(), 0).ok()?;
-    if !MAGICS.contains(&sys::file_system_type(fd.as_fd()).ok()?) {
+    if !is_cgroup(fd.as_fd()) {
         return None;
     }
     String::from_utf8(read_whole(fd.as_fd(), 16_384).ok()?).ok()
 }
 
-fn whole(text: &str) -> Option<u64> {
+/// Whether a file is of a cgroup file system, and so the kernel's word.
+pub fn is_cgroup(file: BorrowedFd<'_>) -> bool {
+    sys::file_system_type(file).is_ok_and(|magic| MAGICS.contains(&magic))
+}
+
+/// A file that is one number.
+pub fn whole(text: &str) -> Option<u64> {
     text.trim_ascii().parse().ok()
 }
 
-fn number_after(text: &str, name: &str) -> Option<u64> {
+/// The number behind this name, in a file that has a name and a number on each line.
+pub fn number_after(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).and_then(whole)
 }
 

@@ -10,6 +10,7 @@ use glue::contract::layout;
 use crate::bind::{Binder, proof};
 use crate::job::now;
 use crate::slot::Slot;
+use crate::text::one_line;
 
 /// Clocks that differ by more than this many seconds make tokens and records look old or not yet made.
 const CLOCK_MAY_DIFFER: f64 = 5.0;
@@ -74,8 +75,7 @@ impl Display for Line {
             Grade::Warning => "warn",
             Grade::Bad => "BAD",
         };
-        let one_line: String = self.finding.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-        write!(f, "{grade:<4}  {}: {one_line}", self.what)?;
+        write!(f, "{grade:<4}  {}: {}", self.what, one_line(&self.finding))?;
         if self.mend.is_empty() { Ok(()) } else { write!(f, "; to mend it, {}", self.mend) }
     }
 }

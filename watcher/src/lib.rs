@@ -19,6 +19,7 @@ pub mod serve;
 pub mod slot;
 pub mod source;
 pub mod store;
+pub mod text;
 pub mod timeline;
 pub mod top;
 pub mod tree;

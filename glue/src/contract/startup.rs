@@ -519,16 +519,7 @@ impl Startup {
                 return invalid("rlimits", &format!("{name}: the soft limit is above the hard limit"));
             }
         }
-        for (field, value, most) in [
-            ("timeout_s", self.timeout_s, TIMEOUT_MAX),
-            ("grace_s", self.grace_s, GRACE_MAX),
-            ("kill_s", self.kill_s, KILL_MAX),
-        ] {
-            if !(0.0..=most).contains(&value) {
-                return invalid(field, &format!("must be a number from 0 to {} seconds", most as u64));
-            }
-        }
-        Ok(())
+        check_times(self.timeout_s, self.grace_s, self.kill_s)
     }
 
     /// The umask as a number, or `None` where its text is none.
@@ -539,6 +530,17 @@ impl Startup {
         }
         u32::from_str_radix(text, 8).ok().filter(|bits| *bits <= 0o777)
     }
+}
+
+/// Whether the fields of these names are lengths of time within their bounds, in seconds.
+pub fn check_times(timeout_s: f64, grace_s: f64, kill_s: f64) -> Result<(), Invalid> {
+    let times = [("timeout_s", timeout_s, TIMEOUT_MAX), ("grace_s", grace_s, GRACE_MAX), ("kill_s", kill_s, KILL_MAX)];
+    for (field, value, most) in times {
+        if !(0.0..=most).contains(&value) {
+            return invalid(field, &format!("must be a number from 0 to {} seconds", most as u64));
+        }
+    }
+    Ok(())
 }
 
 /// Linux's number of a resource limit (`asm-generic/resource.h`), by its name in lower case.

@@ -8,11 +8,9 @@ use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
+use glue::cgroup::{is_cgroup, number_after, whole};
 use glue::sys;
 use nix::fcntl::OFlag;
-
-/// `CGROUP_SUPER_MAGIC` (version 1) and `CGROUP2_SUPER_MAGIC` of statfs(2).
-const MAGICS: [i64; 2] = [0x0027_e0eb, 0x6367_7270];
 
 /// Limits above this are none: version 1 says so with a number of pages near 2^63.
 const NO_LIMIT: u64 = 1 << 60;
@@ -41,10 +39,8 @@ impl Group {
         let root = File::open(format!("/proc/{pid}/root")).ok()?;
         let open = |path: &str| -> Option<File> {
             let found = find(&root, path).ok()?;
-            if !MAGICS.contains(&sys::file_system_type(found.as_fd()).ok()?) {
-                return None;
-            }
-            File::open(format!("/proc/self/fd/{}", found.as_raw_fd())).ok()
+            let opened = || File::open(format!("/proc/self/fd/{}", found.as_raw_fd())).ok();
+            if is_cgroup(found.as_fd()) { opened() } else { None }
         };
         let two = |name: &str| open(&format!("sys/fs/cgroup/{name}"));
         let one = |group: &str, name: &str| {
@@ -108,14 +104,6 @@ fn text(file: &mut File) -> Option<String> {
     file.rewind().ok()?;
     file.take(16_384).read_to_string(&mut text).ok()?;
     Some(text)
-}
-
-fn whole(text: &str) -> Option<u64> {
-    text.trim_ascii().parse().ok()
-}
-
-fn number_after(text: &str, name: &str) -> Option<u64> {
-    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).and_then(whole)
 }
 
 #[cfg(test)]

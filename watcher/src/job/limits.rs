@@ -5,6 +5,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::usage::{Usage, bytes};
+use super::{now, rfc3339};
 
 /// Which share of the container's memory a job may use where nothing else is said: it ends before the kernel ends it.
 const MEMORY_SHARE: f64 = 0.95;
@@ -164,8 +165,8 @@ impl Limits {
         Ok(())
     }
 
-    /// The first limit that this usage is above.
-    pub fn crossed(&self, usage: &Usage, at: &str) -> Option<Crossed> {
+    /// The first limit that this usage is above, as of now.
+    pub fn crossed(&self, usage: &Usage) -> Option<Crossed> {
         let bytes = |limit: Option<Bytes>| limit.map(|b| b.0 as f64);
         let looked = [
             (Which::Cpu, self.cpu_s, usage.cpu_s),
@@ -176,7 +177,7 @@ impl Limits {
         ];
         looked.into_iter().find_map(|(which, limit, value)| {
             let limit = limit.filter(|limit| value > *limit)?;
-            Some(Crossed { which, limit, value, at: at.to_owned() })
+            Some(Crossed { which, limit, value, at: rfc3339(now()) })
         })
     }
 }
@@ -236,9 +237,9 @@ mod tests {
             ("disk", Which::Disk),
             ("output", Which::Output),
         ] {
-            let crossed = one(name, 10.into()).crossed(&usage, "now");
+            let crossed = one(name, 10.into()).crossed(&usage);
             assert_eq!(crossed.as_ref().map(|c| (c.which, c.limit, c.value)), Some((which, 10.0, 11.0)));
-            assert_eq!(one(name, 11.into()).crossed(&usage, "now"), None, "what is used up is not crossed: {name}");
+            assert_eq!(one(name, 11.into()).crossed(&usage), None, "what is used up is not crossed: {name}");
         }
         assert!(serde_json::from_str::<Limits>(r#"{"memroy": 1}"#).is_err());
     }
@@ -246,7 +247,7 @@ mod tests {
     #[test]
     fn shared_pages_count_once_where_that_is_known() {
         let limits = Limits { memory: Some(Bytes(100)), ..Limits::default() };
-        assert!(limits.crossed(&Usage { rss: 500, ..Usage::default() }, "").is_some());
-        assert!(limits.crossed(&Usage { rss: 500, pss: Some(80), ..Usage::default() }, "").is_none());
+        assert!(limits.crossed(&Usage { rss: 500, ..Usage::default() }).is_some());
+        assert!(limits.crossed(&Usage { rss: 500, pss: Some(80), ..Usage::default() }).is_none());
     }
 }

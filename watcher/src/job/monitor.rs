@@ -21,7 +21,6 @@ use super::control::Control;
 use super::disk::Disk;
 use super::limits::{Crossed, Limits, Which};
 use super::usage::{Summary, Usage};
-use super::{now, rfc3339};
 use crate::helper;
 
 /// How often is looked.
@@ -173,11 +172,12 @@ fn follow(mut looker: Looker, limits: Limits, control: &Control, epoch: u64) {
         let whole = Instant::now() >= next;
         let cost = cpu_of_thread();
         let mut usage = if whole { looker.look() } else { looker.glance() };
-        if limits.crossed(&usage, "").is_some_and(|c| c.which == Which::Memory) && looker.could_be_shared() {
+        let mut crossed = limits.crossed(&usage);
+        if crossed.as_ref().is_some_and(|c| c.which == Which::Memory) && looker.could_be_shared() {
             usage = looker.look_closely();
+            crossed = limits.crossed(&usage);
         }
         let cost = (cpu_of_thread() - cost).max(0.0);
-        let crossed = limits.crossed(&usage, &rfc3339(now()));
         let at_once = looker.is_nearly_full();
         let mut inner = control.board.lock();
         if inner.epoch != epoch {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use glue::contract::layout;
-use glue::contract::startup::{EnvFormat, EnvMode, GRACE_MAX, KILL_MAX, Object, Rlimit, TIMEOUT_MAX};
+use glue::contract::startup::{EnvFormat, EnvMode, Object, Rlimit, check_times, printable};
 use serde::{Deserialize, Serialize};
 
 use super::limits::Limits;
@@ -120,7 +120,7 @@ impl Request {
         if !is_id(&self.id) {
             return Err(format!(
                 "job name {:?}: use 1 to {ID_MAX} letters, digits, '.', '_' or '-', not starting with '.'",
-                glue::contract::startup::printable(&self.id)
+                printable(&self.id)
             ));
         }
         if self.image.is_empty() {
@@ -133,14 +133,7 @@ impl Request {
         if self.argv.first().is_none_or(String::is_empty) {
             return Err("no program is given: an image's own ENTRYPOINT is not known here, so argv is required".into());
         }
-        let times = [
-            ("timeout_s", self.timeout_s, TIMEOUT_MAX),
-            ("grace_s", self.grace_s, GRACE_MAX),
-            ("kill_s", self.kill_s, KILL_MAX),
-        ];
-        if let Some((name, _, most)) = times.into_iter().find(|(_, value, most)| !(0.0..=*most).contains(value)) {
-            return Err(format!("{name}: must be a number of seconds from 0 to {most}"));
-        }
+        check_times(self.timeout_s, self.grace_s, self.kill_s).map_err(|e| e.to_string())?;
         if let Some(bad) = self.outputs.iter().find(|o| !layout::is_beneath(o)) {
             return Err(format!("output {bad:?}: must be a path beneath work/, without . or .."));
         }

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use watcher::serve::client::Client;
 use watcher::serve::protocol::{CLIENTS, Hold};
+use watcher::text::one_line;
 
 /// Prints an ad for each slot and each change, until the watcher has gone.
 pub fn print() -> io::Result<()> {
@@ -40,8 +41,7 @@ fn ad(slot: u32, hold: Option<&Hold>) -> String {
 
 /// A ClassAd string on one line.
 fn quoted(text: &str) -> String {
-    let plain = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>();
-    format!("\"{}\"", plain.replace('\\', "\\\\").replace('"', "\\\""))
+    format!("\"{}\"", one_line(text).replace('\\', "\\\\").replace('"', "\\\""))
 }
 
 #[cfg(test)]

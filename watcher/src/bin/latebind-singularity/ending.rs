@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use nix::fcntl::OFlag;
 use nix::sys::resource::{Resource, setrlimit};
+use watcher::text::one_line;
 
 /// condor_starter looks for it when the job has ended: the job is then given back to its queue, with this text.
 const FAILURE_FILE: &str = ".job_wrapper_failure";
@@ -86,10 +87,6 @@ fn say_failure(dir: &Path, line: &str) -> io::Result<()> {
     // That it is there is what counts.
     let _ = writeln!(file, "{line}");
     Ok(())
-}
-
-fn one_line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// Into the job's standard error, behind what the job has written: this descriptor does not know how far that is.

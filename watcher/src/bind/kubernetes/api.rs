@@ -15,8 +15,8 @@ use serde_json::Value;
 use tokio::time::{sleep, timeout};
 
 use super::pod::Pod;
-use super::waiting::printable;
 use crate::bind::Failure;
+use crate::text::one_line;
 
 /// How long an API server may be away, or refuse a token that is being renewed, before a bind is given up.
 const PATIENCE: Duration = Duration::from_secs(150);
@@ -55,8 +55,8 @@ pub struct Own {
 
 /// A server's refusal, as text.
 fn said(status: &Status) -> String {
-    let code = format!("HTTP {} {}", status.code, printable(&status.reason));
-    format!("{} ({})", printable(&status.message), code.trim_end())
+    let code = format!("HTTP {} {}", status.code, one_line(&status.reason));
+    format!("{} ({})", one_line(&status.message), code.trim_end())
 }
 
 fn text(e: &kube::Error) -> String {
@@ -73,7 +73,7 @@ fn text(e: &kube::Error) -> String {
                 }
                 cause = inner.source();
             }
-            printable(&text)
+            one_line(&text)
         }
     }
 }

@@ -30,6 +30,7 @@ use self::view::Payload;
 use self::watching::{Expected, Patched};
 use super::{Binder, Class, Container, ContainerState, Failure, Progress};
 use crate::check::Line;
+use crate::text::one_line;
 
 /// How long the kubelet may take to tell of a new pod's containers.
 const TOLD_WITHIN: Duration = Duration::from_secs(20);
@@ -330,7 +331,7 @@ fn accept_rewritten(plan: &Plan, wanted: String) -> Result<String, Failure> {
         "ImageRewritten",
         format!(
             "the cluster made {} of {}: what that holds is not known. Ask for the image by digest, or for the name that the cluster wants",
-            waiting::printable(&wanted),
+            one_line(&wanted),
             plan.reference
         ),
     ))
@@ -351,7 +352,7 @@ fn state_in(pod: &Pod, name: &str) -> Result<ContainerState, Failure> {
 }
 
 fn said(ended: &view::Ended) -> String {
-    waiting::printable(format!("{} {}", ended.reason, ended.message).trim())
+    one_line(format!("{} {}", ended.reason, ended.message).trim())
 }
 
 /// What a version of the pod says of the end of one container, if it knows of that.

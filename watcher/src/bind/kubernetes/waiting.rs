@@ -4,6 +4,7 @@
 //! said is only in the message, as text of the runtime.
 
 use crate::bind::{Class, Failure};
+use crate::text::one_line;
 
 /// What a waiting container means.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,7 +50,7 @@ pub fn of(reason: &str, message: &str) -> Failure {
         "CreateContainerError" | "RunContainerError" | "StartError" | "ContainerCannotRun" => of_create(message),
         _ => (Class::Retry, "StartError"),
     };
-    Failure { class, reason: name.to_owned(), message: format!("the kubelet says {reason}: {}", printable(message)) }
+    Failure { class, reason: name.to_owned(), message: format!("the kubelet says {reason}: {}", one_line(message)) }
 }
 
 /// What a registry's or runtime's text means. First what passes by itself: a busy registry may say anything besides.
@@ -107,11 +108,6 @@ fn of_create(message: &str) -> (Class, &'static str) {
     } else {
         (Class::Hold, "CreateContainerError")
     }
-}
-
-/// Engines quote what registries and images hold, and people read it on terminals.
-pub fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use super::view::{self, Ended, Payload};
 use super::waiting::{self, Verdict};
 use crate::bind::{ContainerState, Failure, Progress, proof};
 use crate::job::class;
+use crate::text::one_line;
 
 /// How often the world beside the watch is looked at.
 const TICK: Duration = Duration::from_millis(100);
@@ -212,7 +213,7 @@ impl Patched<'_> {
         if now.wanted != self.reference {
             let message =
                 format!("somebody else changed the container's image from {} to {}", self.reference, now.wanted);
-            return Says::Fails(Failure::retry("ImageChanged", waiting::printable(&message)));
+            return Says::Fails(Failure::retry("ImageChanged", one_line(&message)));
         }
         if whole.observed.zip(self.generation).is_some_and(|(observed, ours)| observed < ours) {
             return Says::Nothing; // the kubelet has not seen the patch
@@ -234,7 +235,7 @@ impl Patched<'_> {
                 // Ours it is that ended, not the one before.
                 Verdict::BackOff => match now.last.as_ref().filter(|last| is_new(&last.id)) {
                     Some(last) if self.is_wanted(&now.image_id) => Says::Fails(ended_at_once(last)),
-                    _ => Says::BackOff(waiting::printable(message)),
+                    _ => Says::BackOff(one_line(message)),
                 },
                 Verdict::Fails(failure) => Says::Fails(failure),
             };
@@ -243,7 +244,7 @@ impl Patched<'_> {
             return Says::Nothing;
         }
         if !self.is_wanted(&now.image_id) {
-            return Says::OldImage(now.id.clone(), waiting::printable(&now.image_id));
+            return Says::OldImage(now.id.clone(), one_line(&now.image_id));
         }
         if now.running {
             return Says::Found(Found { id: now.id.clone(), image_id: now.image_id.clone() });
@@ -272,7 +273,7 @@ fn ended_at_once(ended: &Ended) -> Failure {
             id: ended.id.clone(),
             exit_code: Some(i64::from(ended.code)),
             oom_killed: ended.reason == "OOMKilled",
-            said: waiting::printable(&ended.message),
+            said: one_line(&ended.message),
             ..ContainerState::default()
         }),
     }
