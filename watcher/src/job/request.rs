@@ -115,6 +115,37 @@ const fn ten() -> f64 {
 }
 
 impl Request {
+    /// One of this name that asks for nothing yet.
+    pub fn new(id: String) -> Self {
+        Self {
+            id,
+            image: String::new(),
+            argv: Vec::new(),
+            owner: String::new(),
+            attempt: one(),
+            env: BTreeMap::new(),
+            env_mode: EnvMode::default(),
+            env_files: Vec::new(),
+            cwd: None,
+            umask: None,
+            rlimits: Object::default(),
+            links: Object::default(),
+            passwd: false,
+            timeout_s: 0.0,
+            limits: Limits::default(),
+            grace_s: ten(),
+            kill_s: ten(),
+            inputs: None,
+            stdin: None,
+            relay: false,
+            sandbox: None,
+            slot: None,
+            tied: false,
+            results: None,
+            outputs: Vec::new(),
+        }
+    }
+
     /// Checks what can be checked before the job has a slot; glue checks the rest.
     pub fn check(&self) -> Result<(), String> {
         if !is_id(&self.id) {

@@ -2,6 +2,7 @@
 //! after three in a row it takes none for a while, which doubles with each further failure, and says so.
 
 use std::collections::HashMap;
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -13,8 +14,6 @@ use crate::job::class::Start;
 const FAILURES: u32 = 3;
 /// First and longest time without a job.
 const FOR: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(300));
-/// How often is looked whether the time is over.
-const TICK: Duration = Duration::from_millis(100);
 
 /// What is known of a slot.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -63,7 +62,7 @@ impl Core {
             service.until = pause.and_then(|pause| Instant::now().checked_add(pause));
             (pause, service.clone())
         };
-        let (Some(pause), Some(until)) = (pause, service.until) else { return };
+        let Some(pause) = pause else { return };
         tracing::error!(
             slot,
             failed_starts = service.failed,
@@ -72,10 +71,9 @@ impl Core {
             service.why
         );
         self.restoring.fetch_add(1, Ordering::Relaxed);
-        while Instant::now() < until && !self.lock().ending {
-            self.drop_unwanted();
-            std::thread::sleep(TICK);
-        }
+        let (shared, changed) = &*self.shared;
+        let locked = shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ended = changed.wait_timeout_while(locked, pause, |shared| !shared.ending);
         self.restoring.fetch_sub(1, Ordering::Relaxed);
         tracing::warn!(slot, "in service again: the next job shows whether it can be");
     }

@@ -273,11 +273,9 @@ impl Claimed {
         let env_files = job.env_files.iter().map(|f| Ok(EnvSource { path: beside(&f.name)?, format: f.format }));
         let inputs = self.dir.join("inputs");
         Ok(Request {
-            id: format!("{}.{}", self.name, self.attempt),
             image: job.image,
             argv: job.argv,
             owner: job.owner,
-            attempt: self.attempt,
             env: job.env,
             env_mode: job.env_mode,
             env_files: env_files.collect::<Result<_, String>>()?,
@@ -292,44 +290,15 @@ impl Claimed {
             kill_s: job.kill_s,
             inputs: inputs.symlink_metadata().is_ok().then_some(inputs),
             stdin: job.stdin.as_deref().map(beside).transpose()?,
-            relay: false,
-            sandbox: None,
-            slot: None,
-            tied: false,
             results: Some(self.dir.join("result")),
             outputs: job.outputs,
+            ..self.unreadable()
         })
     }
 
     /// A request that stands for a job whose file can not be read, for its report.
     pub fn unreadable(&self) -> Request {
-        Request {
-            id: format!("{}.{}", self.name, self.attempt),
-            image: String::new(),
-            argv: Vec::new(),
-            owner: String::new(),
-            attempt: self.attempt,
-            env: BTreeMap::new(),
-            env_mode: EnvMode::default(),
-            env_files: Vec::new(),
-            cwd: None,
-            umask: None,
-            rlimits: Object::default(),
-            links: Object::default(),
-            passwd: false,
-            timeout_s: 0.0,
-            limits: Limits::default(),
-            grace_s: 10.0,
-            kill_s: 10.0,
-            inputs: None,
-            stdin: None,
-            relay: false,
-            sandbox: None,
-            slot: None,
-            tied: false,
-            results: None,
-            outputs: Vec::new(),
-        }
+        Request { attempt: self.attempt, ..Request::new(format!("{}.{}", self.name, self.attempt)) }
     }
 }
 

@@ -52,7 +52,7 @@ impl Expected {
     }
 }
 
-/// A container that runs the wanted image.
+/// A container that runs the wanted image, or another.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Found {
     /// Its ID.
@@ -90,8 +90,8 @@ pub struct Patched<'a> {
 enum Says {
     Nothing,
     BackOff(String),
-    /// A new container of this ID, but of an image, which is named too, that is not the wanted one: the kubelet will end it.
-    OldImage(String, String),
+    /// A new container, but not of the wanted image: the kubelet will end it.
+    OldImage(Found),
     Found(Found),
     Fails(Failure),
 }
@@ -106,7 +106,7 @@ impl Patched<'_> {
     pub async fn follow(&self, first: Pod, mut changes: Follow, progress: &dyn Progress) -> Result<Found, Failure> {
         let mut first = Some(first);
         let mut gone_since: Option<Instant> = None;
-        let mut old_image: Option<(String, Instant)> = None;
+        let mut old_image: Option<(Found, Instant)> = None;
         let mut candidate: Option<(Found, Instant)> = None;
         let (mut pulling, mut backed_off) = (false, false);
         let mut back_off: Option<(Instant, String)> = None;
@@ -127,12 +127,9 @@ impl Patched<'_> {
                     back_off = Some((Instant::now(), message));
                     old_image = None; // that one has ended; the wait may be longer than it could have lived
                 }
-                Says::OldImage(id, image_id) => {
+                Says::OldImage(old) => {
                     candidate = None;
-                    let (_, since) = old_image.get_or_insert_with(|| (id, Instant::now()));
-                    if since.elapsed() >= OLD_IMAGE_LIVES {
-                        return Err(self.wrong_image(&image_id));
-                    }
+                    old_image.get_or_insert_with(|| (old, Instant::now()));
                 }
                 Says::Nothing => {}
             }
@@ -151,11 +148,9 @@ impl Patched<'_> {
                 return Ok(found);
             }
             // Once it has ended, its successor may take as long as any.
-            if old_image.as_ref().is_some_and(|(id, _)| is_gone(id)) {
-                old_image = None;
-            }
-            if old_image.as_ref().is_some_and(|(_, since)| since.elapsed() >= OLD_IMAGE_LIVES) {
-                return Err(self.wrong_image("one that it may have had before"));
+            old_image = old_image.filter(|(old, _)| !is_gone(&old.id));
+            if let Some((old, _)) = old_image.as_ref().filter(|(_, since)| since.elapsed() >= OLD_IMAGE_LIVES) {
+                return Err(self.wrong_image(&old.image_id));
             }
             if gone_since.is_none() && is_gone(&self.before.id) {
                 gone_since = Some(Instant::now());
@@ -244,7 +239,7 @@ impl Patched<'_> {
             return Says::Nothing;
         }
         if !self.is_wanted(&now.image_id) {
-            return Says::OldImage(now.id.clone(), one_line(&now.image_id));
+            return Says::OldImage(Found { id: now.id.clone(), image_id: one_line(&now.image_id) });
         }
         if now.running {
             return Says::Found(Found { id: now.id.clone(), image_id: now.image_id.clone() });
