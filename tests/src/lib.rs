@@ -10,6 +10,7 @@
 )]
 
 pub mod engine;
+pub mod fault;
 pub mod job;
 pub mod pod;
 pub mod processes;

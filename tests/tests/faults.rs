@@ -5,11 +5,11 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use latebind_tests::pod::{JOB_WITHIN, Options, Pod, kill, look_into, podman, shell, with};
+use latebind_tests::fault::{CASES, STEPS, TARGETS, Target, case, comes_to, is_reported_once, number, say};
+use latebind_tests::pod::{JOB_WITHIN, Options, Pod, kill, podman, shell, with};
 use serde_json::json;
 
 /// How long a job may take, with all its attempts: the spool's delay doubles with each.
@@ -20,22 +20,6 @@ const JOBS_OF_A_POD: u64 = 25;
 
 /// latebind-host takes a pilot that fails 5 times within minutes for one that can not run.
 const PILOTS_OF_A_POD: u64 = 3;
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Target {
-    Watcher,
-    Glue,
-    PayloadContainer,
-    PilotContainer,
-}
-
-const TARGETS: [Target; 4] = [Target::Watcher, Target::Glue, Target::PayloadContainer, Target::PilotContainer];
-
-/// A job's steps in their order, as the watcher writes them down.
-const STEPS: [&str; 8] = ["queued", "staging", "binding", "starting", "running", "collecting", "cleaning", "done"];
-
-/// Each step with each target alone, and with each pair of them.
-const CASES: u64 = 8 * (4 + 16);
 
 /// When and what is killed.
 enum Fault {
@@ -54,13 +38,9 @@ impl Fault {
         Self::Moments([(first, delays[0]), (second, delays[1])].into_iter().take(if pair { 2 } else { 1 }).collect())
     }
 
-    /// The case of this number, of `CASES`.
-    fn at_step(case: u64, random: &mut Random) -> Self {
-        let (step, combination) = ((case % 8) as usize, (case / 8 % 20) as usize);
-        let targets = match combination.checked_sub(4) {
-            None => vec![TARGETS[combination]],
-            Some(pair) => vec![TARGETS[pair / 4], TARGETS[pair % 4]],
-        };
+    /// The `n`th of those at a step.
+    fn at_step(n: u64, seed: u64, random: &mut Random) -> Self {
+        let (step, targets) = case(n, seed);
         // At once, and up to 63 ms later: most steps are shorter than that.
         let delay = (1 << random.below(7)) - 1;
         Self::Step(step, targets, Duration::from_millis(delay))
@@ -104,29 +84,12 @@ fn strike(pod: &Pod, target: Target) -> bool {
     }
 }
 
-/// Waits until a job has come to a step, or is beyond it.
-fn comes_to(pod: &Pod, attempt: &str, step: usize) {
-    let give_up = Instant::now() + JOB_WITHIN;
-    let mut seen = false;
-    while Instant::now() < give_up {
-        let phase = pod.phase(attempt);
-        let at = phase.as_deref().and_then(|phase| STEPS.iter().position(|name| *name == phase));
-        // What is delivered is forgotten.
-        if at.is_some_and(|at| at >= step) || seen && phase.is_none() {
-            return;
-        }
-        seen |= phase.is_some();
-        thread::sleep(Duration::from_micros(200));
-    }
-    panic!("{attempt} has not come to {}:\n{}", STEPS[step], pod.said());
-}
-
 /// One job with a fault, and what has to be true of it in the end.
 fn one(pod: &Pod, fault: Fault, name: &str, counts: &mut Counts) {
     let mut hit = |target: Target| {
         let phase = pod.phase(&format!("{name}.1")).unwrap_or_else(|| "no attempt".into());
         if strike(pod, target) {
-            counts.pilots += u64::from(matches!(target, Target::Watcher | Target::PilotContainer));
+            counts.pilots += u64::from(target.is_of_the_pilot());
             *counts.kills.entry(format!("{target:?} while {phase}")).or_default() += 1;
         }
     };
@@ -141,31 +104,15 @@ fn one(pod: &Pod, fault: Fault, name: &str, counts: &mut Counts) {
             }
         }
         Fault::Step(step, targets, delay) => {
-            comes_to(pod, &format!("{name}.1"), step);
+            let there = comes_to(step, JOB_WITHIN, || pod.phase(&format!("{name}.1")));
+            assert!(there, "{name} has not come to {}:\n{}", STEPS[step], pod.said());
             thread::sleep(delay);
             targets.into_iter().for_each(hit);
         }
     }
     let outcome = pod.result_within(name, RESULT_WITHIN);
-    outcome.is_good();
+    is_reported_once(&outcome, &pod.spool, name);
     let report = &outcome.report;
-    let record = report.record.as_ref().unwrap_or_else(|| panic!("good without a record: {report:#?}"));
-    assert_eq!((record.job.as_str(), outcome.text("stdout")), (report.job.as_str(), format!("{name}\n")));
-    assert!(outcome.dir.join("result/record.jws").is_file());
-    // Reported once, and nowhere else.
-    thread::sleep(Duration::from_millis(20));
-    let places = ["new", "done", "held"].iter().map(|place| pod.spool.join(place));
-    let claimed = fs::read_dir(pod.spool.join("claimed")).into_iter().flatten().flatten().map(|e| e.path());
-    let here: Vec<_> = places
-        .chain(claimed)
-        .flat_map(|place| fs::read_dir(place).into_iter().flatten().flatten())
-        .map(|entry| entry.path())
-        .filter(|path| {
-            path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n == name || n.starts_with(&format!("{name}.")))
-        })
-        .collect();
-    assert_eq!(here, [pod.spool.join("done").join(name)], "the job is in one place");
-    assert!(look_into(&pod.spool, name).is_some());
     counts.jobs += 1;
     counts.attempts += u64::from(report.attempt);
     counts.most_attempts = counts.most_attempts.max(report.attempt);
@@ -204,15 +151,6 @@ fn summary(counts: &Counts, seed: u64) -> String {
     )
 }
 
-fn say(text: &str) {
-    // Past the test harness, which would keep it to itself.
-    let _ = writeln!(std::io::stderr(), "{text}");
-}
-
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().and_then(|s| s.parse().ok())
-}
-
 fn tried(counts: &Counts) {
     assert!(counts.jobs > 0 && counts.kills.values().sum::<u64>() > counts.jobs / 2, "{:?}", counts.kills);
 }
@@ -227,7 +165,7 @@ fn at_random_moments_no_job_is_lost_and_none_reported_twice() {
     let began = Instant::now();
     tried(&run(seed, |jobs, random| match soak {
         Some(time) if began.elapsed() >= time => None,
-        Some(_) if jobs % 2 == 0 => Some(Fault::at_step(random.below(CASES), random)),
+        Some(_) if jobs % 2 == 0 => Some(Fault::at_step(random.below(CASES), 0, random)),
         None if jobs >= 8 => None,
         _ => Some(Fault::at_random(random)),
     }));
@@ -237,7 +175,5 @@ fn at_random_moments_no_job_is_lost_and_none_reported_twice() {
 #[test]
 fn at_each_step_no_job_is_lost_and_none_reported_twice() {
     let (seed, runs) = (number("LATEBIND_FAULT_SEED").unwrap_or(2), number("LATEBIND_FAULT_RUNS").unwrap_or(8));
-    // So that a few runs meet each step and different targets: 57 is one more than a multiple of 8, and has no factor in common with
-    // the number of cases.
-    tried(&run(seed, |jobs, random| (jobs < runs).then(|| Fault::at_step(jobs * 57 + seed, random))));
+    tried(&run(seed, |jobs, random| (jobs < runs).then(|| Fault::at_step(jobs, seed, random))));
 }

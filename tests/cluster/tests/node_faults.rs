@@ -5,41 +5,19 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use latebind_cluster_tests::inside::Inside;
 use latebind_cluster_tests::pilot::{JOB_WITHIN, Options, Pilot, shell};
 use latebind_cluster_tests::{cluster, eventually};
+use latebind_tests::fault::{STEPS, Target, case, comes_to, is_reported_once, number, places, say};
 use latebind_tests::pod::kill;
 use watcher::bind::Class;
 
 const SIGKILL: i32 = 9;
-const STEPS: [&str; 8] = ["queued", "staging", "binding", "starting", "running", "collecting", "cleaning", "done"];
 /// The kubelet lets a container that ended wait for longer each time: after so many it is cheaper to have a new pod.
-const PILOTS_OF_A_POD: usize = 2;
+const PILOTS_OF_A_POD: u32 = 2;
 /// How long a job may take with all its attempts and the kubelet's waits.
 const RESULT_WITHIN: Duration = Duration::from_secs(240);
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Target {
-    Watcher,
-    Glue,
-    PayloadContainer,
-    PilotContainer,
-}
-
-const TARGETS: [Target; 4] = [Target::Watcher, Target::Glue, Target::PayloadContainer, Target::PilotContainer];
-
-fn number(name: &str) -> Option<usize> {
-    std::env::var(name).ok().and_then(|s| s.parse().ok())
-}
-
-fn say(text: &str) {
-    // Past the test harness, which would keep it to itself.
-    let _ = writeln!(std::io::stderr(), "{text}");
-}
 
 fn processes(container: &str) -> Vec<i32> {
     cluster().node().processes(container)
@@ -47,7 +25,7 @@ fn processes(container: &str) -> Vec<i32> {
 
 /// Kills a part of the pod, if it is there just now.
 fn strike(pilot: &Pilot, target: Target) -> bool {
-    let name = if matches!(target, Target::Watcher | Target::PilotContainer) { "pilot" } else { "payload" };
+    let name = if target.is_of_the_pilot() { "pilot" } else { "payload" };
     let status = latebind_cluster_tests::pilot::status_of(&pilot.object(), name);
     let Some(container) = status.as_ref().and_then(latebind_cluster_tests::pilot::container_id) else { return false };
     let all = processes(&container);
@@ -58,33 +36,6 @@ fn strike(pilot: &Pilot, target: Target) -> bool {
     };
     hit.iter().for_each(|pid| kill(*pid, SIGKILL));
     !hit.is_empty()
-}
-
-/// Waits until a job has come to a step, or is beyond it.
-fn comes_to(inside: &Inside, attempt: &str, step: usize) {
-    let (give_up, mut seen) = (Instant::now() + JOB_WITHIN, false);
-    while Instant::now() < give_up {
-        let phase = inside.phase(attempt);
-        let at = phase.as_deref().and_then(|phase| STEPS.iter().position(|name| *name == phase));
-        if at.is_some_and(|at| at >= step) || seen && phase.is_none() {
-            return;
-        }
-        seen |= phase.is_some();
-        thread::sleep(Duration::from_millis(1));
-    }
-    panic!("{attempt} has not come to {}", STEPS[step]);
-}
-
-/// Where in the spool the job is.
-fn places(pilot: &Pilot, name: &str) -> Vec<String> {
-    let spool = pilot.spool();
-    let claimed = fs::read_dir(spool.join("claimed")).into_iter().flatten().flatten().map(|e| e.path());
-    let all = ["new", "done", "held"].iter().map(|place| spool.join(place)).chain(claimed);
-    let entries = all.flat_map(|place| fs::read_dir(place).into_iter().flatten().flatten()).map(|e| e.path());
-    let own = entries.filter(|p| {
-        p.file_name().and_then(|n| n.to_str()).is_some_and(|n| n == name || n.starts_with(&format!("{name}.")))
-    });
-    own.map(|p| p.strip_prefix(&spool).unwrap().display().to_string()).collect()
 }
 
 #[test]
@@ -99,39 +50,30 @@ fn at_each_step_no_job_is_lost_and_none_reported_twice() {
         }
         let pilot = pilot.get_or_insert_with(|| Options::new().spool(&["--max-attempts", "20"]).start());
         let inside = pilot.inside();
-        // As tests/tests/faults.rs does: each step, with each target alone and each pair.
-        let case = run * 57 + seed;
-        let (step, combination) = (case % 8, case / 8 % 20);
-        let targets = match combination.checked_sub(4) {
-            None => vec![TARGETS[combination]],
-            Some(pair) => vec![TARGETS[pair / 4], TARGETS[pair % 4]],
-        };
+        let (step, targets) = case(run, seed);
         let name = format!("f{run}");
         pilot.put(&name, &shell(&format!("sleep 1; echo {name}")));
-        comes_to(&inside, &format!("{name}.1"), step);
+        let there = comes_to(step, JOB_WITHIN, || inside.phase(&format!("{name}.1")));
+        assert!(there, "{name} has not come to {}", STEPS[step]);
         for target in targets {
             let phase = inside.phase(&format!("{name}.1")).unwrap_or_else(|| "no attempt".into());
             if strike(pilot, target) {
-                pilots += usize::from(matches!(target, Target::Watcher | Target::PilotContainer));
+                pilots += u32::from(target.is_of_the_pilot());
                 *kills.entry(format!("{target:?} while {phase}")).or_default() += 1;
             }
         }
         let outcome = eventually(&format!("a result of {name}"), RESULT_WITHIN, || {
             latebind_tests::pod::look_into(&pilot.spool(), &name)
         });
-        let report = &outcome.is_good().report;
-        assert!(report.record.as_ref().is_some_and(|r| r.job == report.job), "{report:#?}");
-        assert_eq!(outcome.text("stdout"), format!("{name}\n"));
-        assert!(outcome.dir.join("result/record.jws").is_file());
-        assert_eq!(places(pilot, &name), [format!("done/{name}")], "the job is in one place");
-        attempts += report.attempt;
+        is_reported_once(&outcome, &pilot.spool(), &name);
+        attempts += outcome.report.attempt;
     }
     kills.iter().for_each(|(what, n)| say(&format!("  {n:>4}  {what}")));
     let total: u32 = kills.values().sum();
     say(&format!(
         "faults on the cluster: seed {seed}: {runs} jobs, {total} kills, {attempts} attempts: none lost, none reported twice, none good without a record"
     ));
-    assert!(total as usize > runs / 2, "{kills:?}");
+    assert!(u64::from(total) > runs / 2, "{kills:?}");
 }
 
 /// The first process of the pod's PID namespace, which holds its sandbox.
@@ -167,5 +109,5 @@ fn a_sandbox_is_made_anew_over_the_old_volumes() {
     assert!(["GlueLost", "ContainerLost"].contains(&lost.reason.as_str()) && !lost.verified, "{lost:#?}");
     assert_eq!(pilot.object()["metadata"]["uid"], uid, "another pod, not another sandbox");
     assert_eq!(pilot.job("next", &shell("echo ran")).is_good().report.attempt, 1);
-    assert_eq!(places(&pilot, "under-way"), ["done/under-way"]);
+    assert_eq!(places(&pilot.spool(), "under-way"), ["done/under-way"]);
 }
