@@ -3,15 +3,13 @@
 # unmodified; kept for later runs.
 set -euo pipefail
 suite=${1:?usage: debootstrap.sh SUITE OUT.tar}
-out=${2:?usage: debootstrap.sh SUITE OUT.tar}
+out=$(realpath -m "${2:?usage: debootstrap.sh SUITE OUT.tar}")
+. "$(dirname "$0")/../debian-root.sh"
 # The account that HTCondor's daemons have when they are not root. A fixed number, since `glue install --dir execute:UID:GID`, which
 # runs in another image, gives it the EXECUTE directory. Below the payloads' 20000.
 condor=19000
-# The archive that this machine uses itself, which may be the only one it reaches.
-mirror=$(apt-get indextargets --format '$(REPO_URI) $(CODENAME)' 'Created-By: Packages' 2>/dev/null |
-    sed -n 's/ bookworm$//p' | grep -m 1 /debian || echo http://deb.debian.org/debian)
+mirror=$(debian_mirror)
 echo "images: fetching Debian $suite with HTCondor from $mirror, about two minutes, once; kept as $out"
-mkdir -p "$(dirname "$out")"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 fail() {
@@ -31,11 +29,4 @@ unshare --mount bash -euo pipefail -c '
     export DEBIAN_FRONTEND=noninteractive LC_ALL=C
     chroot "$0" apt-get -q install -y --no-install-recommends condor procps
 ' "$root" >>"$work/log" 2>&1 || fail "HTCondor could not be installed"
-cd "$root"
-rm -rf usr/sbin/policy-rc.d var/cache/apt/* var/lib/apt/lists/* var/log/apt var/log/*.log usr/share/doc/* usr/share/man/* \
-    usr/share/locale/* usr/share/info/* etc/condor/config.d/*
-: >etc/resolv.conf
-rm -f etc/hostname
-tar --sort=name --numeric-owner --exclude='./dev/*' --exclude='./proc/*' -cf "$work/root.tar" .
-mv "$work/root.tar" "$out.new"
-mv "$out.new" "$out"
+pack_root "$root" "$out" "$root"/{usr/sbin/policy-rc.d,var/log/apt,var/log/*.log,etc/condor/config.d/*}

@@ -1,0 +1,22 @@
+# debian-root.sh: what the scripts that fetch a Debian root file system share; to be sourced.
+
+# debian_mirror: the archive that this machine uses itself, which may be the only one it reaches.
+debian_mirror() {
+    apt-get indextargets --format '$(REPO_URI) $(CODENAME)' 'Created-By: Packages' 2>/dev/null |
+        sed -n 's/ bookworm$//p' | grep -m 1 /debian || echo http://deb.debian.org/debian
+}
+
+# pack_root ROOT OUT.tar WHAT...: leaves out documentation, what packages were fetched from, what this machine has put there, and the paths WHAT;
+# OUT.tar is there whole or not at all. ROOT's parent directory is used for it.
+pack_root() (
+    root=$1 out=$2
+    shift 2
+    cd "$root"
+    rm -rf var/cache/apt/* var/lib/apt/lists/* usr/share/doc/* usr/share/man/* usr/share/locale/* usr/share/info/* "$@"
+    : >etc/resolv.conf
+    rm -f etc/hostname
+    tar --sort=name --numeric-owner --exclude='./dev/*' --exclude='./proc/*' -cf ../root.tar .
+    mkdir -p "$(dirname "$out")"
+    mv ../root.tar "$out.new"
+    mv "$out.new" "$out"
+)
