@@ -33,6 +33,9 @@ impl Class {
     }
 }
 
+/// The reason of a failure for which whoever was asked gave no answer.
+pub const API_UNAVAILABLE: &str = "ApiUnavailable";
+
 /// Why something could not be done, in a form that a pilot can act on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {

@@ -3,10 +3,13 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::bind::Binder;
+use crate::bind::{API_UNAVAILABLE, Binder};
 
 /// How long a pod is without work before that is told: jobs that follow each other are one piece of work.
 const IDLE_FOR: Duration = Duration::from_secs(5);
+
+/// When it is told again, where nobody was there to hear it.
+const AGAIN_AFTER: Duration = Duration::from_secs(30);
 
 /// What is to be told.
 #[derive(Debug, Default)]
@@ -22,10 +25,13 @@ impl Marks {
         let marks = Arc::new(Self::default());
         let told = marks.clone();
         std::thread::Builder::new().name("marks".into()).spawn(move || {
-            told.follow(|busy| {
-                if let Err(e) = binder.mark(busy) {
+            told.follow(AGAIN_AFTER, |busy| {
+                let marked = binder.mark(busy);
+                if let Err(e) = &marked {
                     tracing::warn!(busy, "the pod is not marked as idle or busy: {e}");
                 }
+                // What is not allowed now is not allowed later either.
+                !marked.is_err_and(|e| e.reason == API_UNAVAILABLE)
             });
         })?;
         Ok(marks)
@@ -44,14 +50,13 @@ impl Marks {
         self.busy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells each change once, whatever comes of it.
-    fn follow(&self, mut tell: impl FnMut(bool)) {
-        let mut told = None;
+    /// Tells each change; again after a time, where `tell` says that it has not arrived.
+    fn follow(&self, again_after: Duration, mut tell: impl FnMut(bool) -> bool) {
+        let (mut told, mut arrived) = (None, true);
         loop {
-            let mut busy = self.lock();
-            while *busy == told {
-                busy = self.changed.wait(busy).unwrap_or_else(PoisonError::into_inner);
-            }
+            let wait = if arrived { Duration::MAX } else { again_after };
+            let changed = self.changed.wait_timeout_while(self.lock(), wait, |busy| *busy == told);
+            let mut busy = changed.map_or_else(|e| e.into_inner().0, |(busy, _)| busy);
             if *busy == Some(false) && told.is_some() {
                 let idle = self.changed.wait_timeout_while(busy, IDLE_FOR, |busy| *busy == Some(false));
                 busy = idle.map_or_else(|e| e.into_inner().0, |(busy, _)| busy);
@@ -61,7 +66,7 @@ impl Marks {
             }
             told = *busy;
             drop(busy);
-            told.into_iter().for_each(&mut tell);
+            arrived = told.is_none_or(&mut tell);
         }
     }
 }
@@ -73,13 +78,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_change_is_told_once_and_a_short_pause_is_none() {
+    fn each_change_is_told_until_it_arrives_and_a_short_pause_is_none() {
         let (marks, (say, said)) = (Arc::new(Marks::default()), std::sync::mpsc::channel());
         let told = marks.clone();
-        std::thread::spawn(move || told.follow(|busy| say.send(busy).unwrap()));
+        // Once nobody hears it.
+        let mut deaf = true;
+        std::thread::spawn(move || {
+            told.follow(Duration::from_millis(10), |busy| {
+                say.send(busy).unwrap();
+                !std::mem::replace(&mut deaf, false)
+            });
+        });
         let next = || said.recv_timeout(Duration::from_secs(30)).unwrap();
         marks.set(false);
         assert!(!next(), "at first there is no work");
+        assert!(!next(), "it is told again");
         marks.set(true);
         assert!(next());
         marks.set(false);

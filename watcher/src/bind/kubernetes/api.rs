@@ -15,7 +15,7 @@ use serde_json::Value;
 use tokio::time::{sleep, timeout};
 
 use super::pod::Pod;
-use crate::bind::Failure;
+use crate::bind::{API_UNAVAILABLE, Failure};
 use crate::text::one_line;
 
 /// How long an API server may be away, or refuse a token that is being renewed, before a bind is given up.
@@ -117,7 +117,7 @@ fn refusal(what: &str, e: &kube::Error) -> Failure {
         kube::Error::Api(status) if status.code == 403 && !is_rbac(status) => Failure::hold("ImageNotAllowed", message),
         kube::Error::Api(status) if matches!(status.code, 400 | 422) => Failure::hold("PatchRefused", message),
         kube::Error::Api(status) if status.code == 403 => Failure::retry("PatchRefused", message),
-        _ => Failure::retry("ApiUnavailable", message),
+        _ => Failure::retry(API_UNAVAILABLE, message),
     }
 }
 
@@ -226,7 +226,7 @@ impl Own {
         let patch = Patch::Strategic(patch);
         match timeout(ANSWER_WITHIN, self.pods.patch(&self.name, &params, &patch)).await {
             Ok(answer) => answer.map(drop).map_err(|e| refusal("the pod can not be patched", &e)),
-            Err(_) => Err(Failure::retry("ApiUnavailable", format!("no answer within {ANSWER_WITHIN:?}"))),
+            Err(_) => Err(Failure::retry(API_UNAVAILABLE, format!("no answer within {ANSWER_WITHIN:?}"))),
         }
     }
 

@@ -6,7 +6,7 @@ use super::api::Own;
 use super::pod::{Container, Pod};
 use super::reference::digest_of;
 use super::view::{self, Payload, Shape};
-use crate::bind::Failure;
+use crate::bind::{API_UNAVAILABLE, Failure};
 use crate::check::{Line, clock};
 
 /// The Role that the shipped manifests give.
@@ -139,7 +139,7 @@ async fn time(own: &Own) -> Line {
     match ask.await {
         Ok(date) => clock(&date),
         Err(e) => {
-            Line::of("clock", Err::<String, _>(Failure::retry("ApiUnavailable", e.to_string())), "see the lines above")
+            Line::of("clock", Err::<String, _>(Failure::retry(API_UNAVAILABLE, e.to_string())), "see the lines above")
         }
     }
 }

@@ -28,7 +28,7 @@ use self::pod::Pod;
 use self::reference::{Reference, of_image_id};
 use self::view::Payload;
 use self::watching::{Expected, Patched};
-use super::{Binder, Class, Container, ContainerState, Failure, Progress};
+use super::{API_UNAVAILABLE, Binder, Class, Container, ContainerState, Failure, Progress};
 use crate::check::Line;
 use crate::text::one_line;
 
@@ -105,7 +105,7 @@ impl Kubernetes {
             }
         }
         let message = format!("the pod changed {CONFLICTS_MAX} times between being read and being patched");
-        Err(Failure::retry("ApiUnavailable", message))
+        Err(Failure::retry(API_UNAVAILABLE, message))
     }
 
     async fn bind_as_read(&self, slot: u32, image: &str, progress: &dyn Progress) -> Result<Container, Failure> {
@@ -400,7 +400,7 @@ impl Binder for Kubernetes {
     }
 
     fn end_of(&self, slot: u32, container: &str, within: Duration) -> Result<ContainerState, Failure> {
-        let silent = || Failure::retry("ApiUnavailable", "the API server did not answer in time");
+        let silent = || Failure::retry(API_UNAVAILABLE, "the API server did not answer in time");
         let end =
             async { tokio::time::timeout(within + LOOK_AGAIN, Self::end_of(self, slot, container, within)).await };
         self.runtime.block_on(end).unwrap_or_else(|_| Err(silent()))
@@ -413,7 +413,7 @@ impl Binder for Kubernetes {
         }
         let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         if asked.is_some_and(|at| at.elapsed() < LOOK_AGAIN) {
-            return Err(Failure::retry("ApiUnavailable", "the API server did not answer, or refused the last patch"));
+            return Err(Failure::retry(API_UNAVAILABLE, "the API server did not answer, or refused the last patch"));
         }
         *asked = Some(Instant::now());
         self.runtime.block_on(self.look_again(doubt))?;
