@@ -184,3 +184,22 @@ fn killed_at_random_moments_3() {
 fn killed_at_random_moments_4() {
     at_random_moments(4);
 }
+
+/// What a foreign root has left is gone, also where the watcher was ended between the placeholder's return and the mending.
+#[test]
+fn volumes_that_were_to_be_mended_are_mended_by_the_next_watcher() {
+    let pod = Pod::start();
+    pod.job("before", &probe(&["hello"])).is_good();
+    let (noted, left) = (pod.private().join("slots/0-unmended.json"), pod.place().join("slot-0/data/left"));
+    assert!(!noted.exists());
+    fs::write(&left, "by a foreign root").unwrap();
+    let was = kill_the_pilot(&pod);
+    is_back(&pod, was);
+    pod.job("nothing-is-noted", &probe(&["hello"])).is_good();
+    assert!(left.exists(), "it would have been removed in any case");
+    fs::write(&noted, "true").unwrap();
+    let was = kill_the_pilot(&pod);
+    is_back(&pod, was);
+    assert_eq!(pod.job("after", &probe(&["hello"])).is_good().report.attempt, 1);
+    assert!(!left.exists() && !noted.exists());
+}

@@ -69,6 +69,8 @@ impl Shared {
 pub struct Core {
     shared: Arc<(Mutex<Shared>, Condvar)>,
     states: Store,
+    /// What is written down of slots.
+    slots_kept: Store,
     settings: Arc<Settings>,
     binder: Arc<dyn Binder>,
     restoring: Arc<AtomicUsize>,
@@ -120,6 +122,7 @@ impl Core {
             marks,
             shared: Arc::default(),
             states: Store::open(parts.private.join("jobs"))?,
+            slots_kept: owners,
             settings: Arc::new(parts.settings),
             binder: parts.binder,
             restoring: Arc::default(),

@@ -55,6 +55,11 @@ pub(super) fn client_dirs(number: u32, slot: Option<&Slot>, owners: &Store) -> i
     }
 }
 
+/// What is written down while a slot's volumes may have marks of a foreign root.
+fn unmended(number: u32) -> String {
+    format!("{number}-unmended")
+}
+
 /// The placeholder of an idle slot is not waited for when there is work again.
 struct UntilWork<'a>(&'a Core, u32);
 
@@ -97,7 +102,7 @@ impl Core {
                 Some(state) if state.bound.is_some() => true,
                 // Nothing there is touched: it may be a foreign root's, and a patch may still be on its way.
                 Some(state) if state.phase != Phase::Staging => false,
-                _ => self.is_known(&slot),
+                _ => self.is_known(&slot) && self.is_as_it_was(&slot),
             };
             if known {
                 return Some(slot);
@@ -150,11 +155,28 @@ impl Core {
         looked.is_ok()
     }
 
+    /// Whether the volumes are as they were before there was any image: an earlier watcher may have been ended before it had mended them.
+    fn is_as_it_was(&self, slot: &Slot) -> bool {
+        let dirs = self.dirs.get(&slot.number);
+        let found = slot.client_dirs().unwrap_or_default();
+        let changed: Vec<_> =
+            dirs.into_iter().flatten().filter(|(name, owner)| found.get(*name) != Some(owner)).collect();
+        if !changed.is_empty() {
+            tracing::warn!(slot = slot.number, "directories of its clients are not as they were: {changed:?}");
+        }
+        changed.is_empty() && matches!(self.slots_kept.get::<bool>(&unmended(slot.number)), Ok(None))
+    }
+
     /// Brings the placeholder back and mends the volumes, however long it takes: no job is given a slot in which a foreign program
     /// may be root, or on which it has left its marks. `None` when the core ends, or `job`, which waits for it, is not wanted any more.
     fn restore(&self, number: u32, (uid, gid): (u32, u32), job: Option<&str>) -> Option<Slot> {
         let end = UntilTheEnd { core: self, job: job.and_then(|name| self.control(name)) };
         self.restoring.fetch_add(1, Ordering::Relaxed);
+        // Until now the foreign container gave itself away; once the placeholder is there, nothing but this does.
+        let unmended = unmended(number);
+        if let Err(e) = self.slots_kept.put(&unmended, &true) {
+            tracing::warn!(slot = number, "{unmended} can not be written down: {e}");
+        }
         let mut mended = None;
         let dirs = self.dirs.get(&number).cloned().unwrap_or_default();
         while end.stop_wanted().is_none() {
@@ -164,6 +186,9 @@ impl Core {
             });
             match tried {
                 Ok(slot) => {
+                    if let Err(e) = self.slots_kept.remove(&unmended) {
+                        tracing::warn!(slot = number, "it will be mended again after a restart: {e}");
+                    }
                     mended = Some(slot);
                     break;
                 }
