@@ -2,7 +2,7 @@
 # up.sh NAME [SLOTS]: a pool for tests on this machine: a pod of latebind-host whose pilot is HTCondor, and a central manager with a
 # schedd in one container beside it. Both have one network, which is loopback alone. Ends when the slots are there. The pool's files
 # are in $LATEBIND_STATE/pools/NAME. Further settings of the pilot: LATEBIND_PILOT_ENV, a line NAME=VALUE for each; a line TOKEN alone
-# gives it the pool's token by that variable, and no file of it.
+# gives it the pool's token by that variable, and no file of it. Further words for latebind-host: LATEBIND_HOST_WORDS.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 name=${1:?usage: up.sh NAME [SLOTS]} slots=${2:-1}
@@ -45,7 +45,7 @@ done <<<"${LATEBIND_PILOT_ENV:-}"
     --pilot-env LATEBIND_DEFAULT_IMAGE=docker://localhost/latebind/debian:1 \
     --pilot-env 'LATEBIND_CONDOR_CONFIG=include : /etc/latebind-tests/pilot.conf' \
     --mount "$PWD/tests/condor/pilot.conf:/etc/latebind-tests/pilot.conf:ro" \
-    ${settings[@]+"${settings[@]}"} --restarts 0 --stop-timeout 60 &
+    ${settings[@]+"${settings[@]}"} ${LATEBIND_HOST_WORDS:---restarts 0} --stop-timeout 60 &
     echo $! >"$dir/pid"
     code=0
     wait $! || code=$?

@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::statvfs::statvfs;
 
 use crate::pod::{Pod, Scratch, kill};
 
@@ -62,6 +63,35 @@ impl Drop for Filler {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.0);
     }
+}
+
+/// A file system in memory in which no file can be made; until it goes.
+pub struct NoMoreFiles(PathBuf);
+
+impl NoMoreFiles {
+    /// The one at `dir`.
+    pub fn new(dir: &Path) -> Self {
+        let new = Self(dir.to_owned());
+        new.also_now();
+        new
+    }
+
+    /// None in the place of those either that have been removed meanwhile.
+    pub fn also_now(&self) {
+        let now = statvfs(&self.0).unwrap();
+        allow_files(&self.0, now.files() - now.files_free()).unwrap();
+    }
+}
+
+impl Drop for NoMoreFiles {
+    fn drop(&mut self) {
+        let _ = allow_files(&self.0, 1 << 16);
+    }
+}
+
+fn allow_files(dir: &Path, most: u64) -> nix::Result<()> {
+    let options = format!("nr_inodes={most}");
+    mount(None::<&str>, dir, None::<&str>, MsFlags::MS_REMOUNT, Some(options.as_str()))
 }
 
 /// Stops a pod's watcher until it goes: who is first, watcher or kernel, is chance else.

@@ -48,10 +48,16 @@ impl Pool {
 
     /// One for this test alone, with so many slots and these further settings of the pilot.
     pub fn own(slots: u32, settings: &[&str]) -> Self {
+        Self::of_host("--restarts 0", slots, settings)
+    }
+
+    /// The same, and with these words for latebind-host.
+    pub fn of_host(words: &str, slots: u32, settings: &[&str]) -> Self {
         let name = unique("p");
         let said = script("up.sh")
             .args([&name, &slots.to_string()])
             .env("LATEBIND_PILOT_ENV", settings.join("\n"))
+            .env("LATEBIND_HOST_WORDS", words)
             .output()
             .unwrap();
         assert!(said.status.success(), "up.sh: {}", String::from_utf8_lossy(&said.stderr));
@@ -61,6 +67,11 @@ impl Pool {
     /// The pool's files on this machine.
     pub fn dir(&self) -> PathBuf {
         latebind_tests::pod::state().join("pools").join(&self.name)
+    }
+
+    /// The pod's own files on this machine.
+    pub fn pod(&self) -> PathBuf {
+        latebind_tests::pod::state().join("pods").join(&self.name)
     }
 
     /// What latebind-host and the pilot have said.
@@ -146,6 +157,15 @@ impl Pool {
         self.submit(&all, &[("job.sh", &format!("#!/bin/sh\n{script}\n"))])
     }
 
+    /// A job under way whose first start goes on until it is lost, however long that takes.
+    #[track_caller]
+    pub fn begun(&self) -> Job<'_> {
+        let script = "echo > begun; grep -q '^NumJobStarts = [1-9]' \"$_CONDOR_JOB_AD\" || sleep 1000; echo whole";
+        let job = self.shell(script, "");
+        job.sandbox_has(0, "begun");
+        job
+    }
+
     /// Waits for the end of latebind-host, whose exit code is the pilot's.
     #[track_caller]
     pub fn exit_code(&self, within: Duration) -> String {
@@ -158,7 +178,7 @@ impl Pool {
     #[track_caller]
     pub fn payload(&self, slot: u32) -> String {
         let prefix = format!("slot-{slot}-");
-        let dir = latebind_tests::pod::state().join("pods").join(&self.name).join("pid");
+        let dir = self.pod().join("pid");
         let lives = fs::read_dir(dir).unwrap().flatten();
         let lives = lives.filter_map(|e| e.file_name().to_str()?.strip_prefix(&prefix)?.parse::<u64>().ok());
         self.container(&format!("{prefix}{}", lives.max().unwrap()))
@@ -275,6 +295,16 @@ impl Job<'_> {
         let reason = ad["HoldReason"].as_str().unwrap_or_default();
         assert!(reason.contains(words), "held for {reason:?}, not for {words:?}");
         ad
+    }
+
+    /// One of [`Pool::begun`] is given back with these words in its log, runs again, and ends well.
+    #[track_caller]
+    pub fn runs_again(&self, words: &str) {
+        self.until("started again", JOB_WITHIN, |ad| ad["NumJobStarts"].as_i64() >= Some(2));
+        let log = self.text("log");
+        assert!(log.contains(words), "no {words:?} in {log}");
+        self.ends_with(0);
+        assert_eq!(self.text("out"), "whole\n");
     }
 
     /// A file of the user's directory, which may not be there.

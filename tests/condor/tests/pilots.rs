@@ -1,8 +1,12 @@
-//! Pilots of their own: two slots at once, GPUs, and how a pilot ends.
+//! Pilots of their own: two slots at once, GPUs, volumes that are full or changed by others, and how a pilot ends.
 
-use std::time::Duration;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::time::{Duration, Instant};
 
-use latebind_condor_tests::{JOB_WITHIN, Job, Pool, status};
+use latebind_condor_tests::{JOB_WITHIN, Job, Pool, podman, status};
+use latebind_tests::pod::eventually;
+use latebind_tests::shortage::NoMoreFiles;
 
 /// How long a pilot may take to end that has nothing left to do.
 const PILOT_WITHIN: Duration = Duration::from_secs(300);
@@ -103,4 +107,40 @@ fn the_end_of_a_pod_is_no_jobs_result() {
     assert_eq!(pool.exit_code(PILOT_WITHIN), "0");
     let log = job.text("log");
     assert!(log.contains("Job was evicted") && !log.contains("Job terminated"), "{log}");
+}
+
+#[test]
+fn the_container_while_its_volume_is_full() {
+    let pool = Pool::of_host("--restarts 0 --data-size 64m", 1, &[]);
+    let job = pool.begun();
+    let full = NoMoreFiles::new(&pool.pod().join("slot-0/data"));
+    let killed = podman(&["kill", &pool.payload(0)]).output().unwrap();
+    assert!(killed.status.success(), "{killed:?}");
+    eventually("the watcher has noticed", JOB_WITHIN, || pool.said().contains("Lost").then_some(()));
+    // The starter is told of a loss by a file, for which there is no room. It would take the job for done now.
+    let until = Instant::now() + Duration::from_secs(12);
+    while Instant::now() < until {
+        full.also_now();
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let ad = job.ad();
+    let (now, starts) = (ad["JobStatus"].as_i64(), ad["NumJobStarts"].as_i64());
+    assert_eq!((now, starts), (Some(status::RUNNING), Some(1)), "{}\n{}", job.text("log"), pool.logs());
+    drop(full);
+    job.runs_again("Lost");
+}
+
+#[test]
+fn the_pilot_while_its_directory_leads_elsewhere() {
+    let pool = Pool::of_host("--restarts 3", 1, &[]);
+    pool.shell("echo first", "").ends_with(0);
+    // As the root of an image that shadows our mounts could have left it.
+    let execute = pool.pod().join("slot-0/data/execute");
+    fs::remove_dir_all(&execute).unwrap();
+    symlink("/etc", &execute).unwrap();
+    let killed = podman(&["kill", &pool.container("pilot")]).output().unwrap();
+    assert!(killed.status.success(), "{killed:?}");
+    pool.shell("echo second", "").ends_with(0);
+    assert_eq!(pool.in_pilot("stat -c %U:%a /etc"), "root:755\n");
+    assert!(fs::symlink_metadata(&execute).unwrap().is_dir());
 }
