@@ -5,7 +5,7 @@ use std::fs;
 use std::thread;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use latebind_tests::pod::{JOB_WITHIN, Options, Outcome, Pod, kill, look_into, probe, shell, with};
+use latebind_tests::pod::{JOB_WITHIN, Options, Outcome, Pod, eventually, kill, look_into, probe, shell, with};
 use serde_json::{Value, json};
 
 /// A job that notes each of its runs where the next run of the same attempt would find it, and in its output.
@@ -43,7 +43,7 @@ fn kill_the_pilot(pod: &Pod) -> i32 {
 
 /// Waits until another pilot lives.
 fn is_back(pod: &Pod, was: i32) {
-    latebind_tests::pod::eventually(&format!("a new pilot\n{}", pod.said()), JOB_WITHIN, || {
+    eventually(&format!("a new pilot\n{}", pod.said()), JOB_WITHIN, || {
         let text = fs::read_to_string(pod.place().join("pid/pilot")).ok()?;
         text.trim().parse::<i32>().ok().filter(|pid| *pid != was)
     });
@@ -185,12 +185,16 @@ fn killed_at_random_moments_4() {
     at_random_moments(4);
 }
 
-/// What a foreign root has left is gone, also where the watcher was ended between the placeholder's return and the mending.
+/// What a foreign root has left is gone, also where the watcher was ended before it had mended the volumes: that a foreign root can have
+/// been there is noted before each bind, until the proof.
 #[test]
 fn volumes_that_were_to_be_mended_are_mended_by_the_next_watcher() {
     let pod = Pod::start();
-    pod.job("before", &probe(&["hello"])).is_good();
+    pod.serves();
     let (noted, left) = (pod.private().join("slots/0-unmended.json"), pod.place().join("slot-0/data/left"));
+    pod.put("before", &probe(&["hello"]));
+    eventually("it is noted that an image is bound", JOB_WITHIN, || noted.exists().then_some(()));
+    pod.result("before").is_good();
     assert!(!noted.exists());
     fs::write(&left, "by a foreign root").unwrap();
     let was = kill_the_pilot(&pod);

@@ -25,6 +25,12 @@ const STATUS_MAX: u64 = 64 << 10;
 /// Directories in `data/` that a client has made for its sandboxes (HTCondor's `execute/`): name, owner and group.
 pub type ClientDirs = BTreeMap<String, (u32, u32)>;
 
+/// What is written down in the private volume while a slot's volumes may have marks of a foreign root: from before an image that is
+/// not proven can run, until it is proven, or the placeholder is back and the volumes are mended. HTCondor's pilot waits for its end.
+pub fn unmended(number: u32) -> String {
+    format!("{number}-unmended")
+}
+
 /// An open slot.
 pub struct Slot {
     /// Its number.

@@ -29,7 +29,8 @@ pub fn of_record(
     asked: &Limits,
 ) -> (Class, &'static str, String) {
     let code = record.exit_code;
-    if let (Outcome::Signaled | Outcome::Exited, None, Some(crossed)) = (record.outcome, cancelled, limit) {
+    let ended_by_it = matches!(record.outcome, Outcome::Signaled | Outcome::Exited | Outcome::TimedOut);
+    if let Some(crossed) = limit.filter(|l| l.which != Which::Wall && ended_by_it && cancelled.is_none()) {
         return of_limit(crossed, asked);
     }
     match record.outcome {
@@ -176,12 +177,12 @@ pub fn of_end_before_ready(state: &ContainerState) -> Failure {
 }
 
 /// Exit code of `watcher run` for a job's report, as docker-run(1) has them: the job's own code, 128+n for a signal, 124 for
-/// a limit that it crossed (timeout(1) for the wall limit), 126 not executable, 127 not found, 125 for every failure of ours.
+/// a limit that it crossed (timeout(1) for the wall limit), 137 for all of its container's memory, 126 not executable, 127 not found, 125 for every failure of ours.
 pub fn exit_code(report: &Report) -> i32 {
     let outcome = report.record.as_ref().filter(|_| report.verified).map(|r| r.outcome);
     match (outcome, report.reason.as_str()) {
-        (Some(Outcome::TimedOut), _) | (Some(_), LIMIT_EXCEEDED) => 124,
-        (Some(_), OUT_OF_MEMORY) if report.limit.is_some() => 124,
+        (Some(_), TIMED_OUT | LIMIT_EXCEEDED) => 124,
+        (Some(_), OUT_OF_MEMORY) => 128 + SIGKILL,
         (Some(Outcome::NotStarted), "CommandNotFound") => 127,
         (Some(Outcome::NotStarted), "CommandNotExecutable") => 126,
         (Some(Outcome::Exited | Outcome::Signaled), _) => {

@@ -57,10 +57,10 @@ impl Marks {
             let wait = if arrived { Duration::MAX } else { again_after };
             let changed = self.changed.wait_timeout_while(self.lock(), wait, |busy| *busy == told);
             let mut busy = changed.map_or_else(|e| e.into_inner().0, |(busy, _)| busy);
-            if *busy == Some(false) && told.is_some() {
+            if *busy == Some(false) && told == Some(true) {
                 let idle = self.changed.wait_timeout_while(busy, IDLE_FOR, |busy| *busy == Some(false));
                 busy = idle.map_or_else(|e| e.into_inner().0, |(busy, _)| busy);
-                if *busy == Some(true) {
+                if *busy == told && arrived {
                     continue;
                 }
             }

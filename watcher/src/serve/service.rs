@@ -73,7 +73,7 @@ impl Core {
         self.restoring.fetch_add(1, Ordering::Relaxed);
         let (shared, changed) = &*self.shared;
         let locked = shared.lock().unwrap_or_else(PoisonError::into_inner);
-        let _ended = changed.wait_timeout_while(locked, pause, |shared| !shared.ending);
+        drop(changed.wait_timeout_while(locked, pause, |shared| !shared.ending));
         self.restoring.fetch_sub(1, Ordering::Relaxed);
         tracing::warn!(slot, "in service again: the next job shows whether it can be");
     }

@@ -9,7 +9,7 @@ use crate::bind::{Failure, Progress, proof};
 use crate::job::control::Control;
 use crate::job::life::{self, After, Around, Held};
 use crate::job::{Phase, State};
-use crate::slot::{ClientDirs, Slot};
+use crate::slot::{ClientDirs, Slot, unmended};
 use crate::store::Store;
 
 use super::Core;
@@ -53,11 +53,6 @@ pub(super) fn client_dirs(number: u32, slot: Option<&Slot>, owners: &Store) -> i
         }
         (None, None) => Ok(ClientDirs::new()),
     }
-}
-
-/// What is written down while a slot's volumes may have marks of a foreign root.
-fn unmended(number: u32) -> String {
-    format!("{number}-unmended")
 }
 
 /// The placeholder of an idle slot is not waited for when there is work again.
@@ -155,7 +150,8 @@ impl Core {
         looked.is_ok()
     }
 
-    /// Whether the volumes are as they were before there was any image: an earlier watcher may have been ended before it had mended them.
+    /// Whether the volumes are as they were before there was any image: an earlier watcher may have been ended before it had mended
+    /// what an image had left that was not proven.
     fn is_as_it_was(&self, slot: &Slot) -> bool {
         let dirs = self.dirs.get(&slot.number);
         let found = slot.client_dirs().unwrap_or_default();
@@ -172,11 +168,6 @@ impl Core {
     fn restore(&self, number: u32, (uid, gid): (u32, u32), job: Option<&str>) -> Option<Slot> {
         let end = UntilTheEnd { core: self, job: job.and_then(|name| self.control(name)) };
         self.restoring.fetch_add(1, Ordering::Relaxed);
-        // Until now the foreign container gave itself away; once the placeholder is there, nothing but this does.
-        let unmended = unmended(number);
-        if let Err(e) = self.slots_kept.put(&unmended, &true) {
-            tracing::warn!(slot = number, "{unmended} can not be written down: {e}");
-        }
         let mut mended = None;
         let dirs = self.dirs.get(&number).cloned().unwrap_or_default();
         while end.stop_wanted().is_none() {
@@ -186,7 +177,7 @@ impl Core {
             });
             match tried {
                 Ok(slot) => {
-                    if let Err(e) = self.slots_kept.remove(&unmended) {
+                    if let Err(e) = self.slots_kept.remove(&unmended(number)) {
                         tracing::warn!(slot = number, "it will be mended again after a restart: {e}");
                     }
                     mended = Some(slot);
@@ -243,6 +234,7 @@ impl Core {
             slot,
             binder: self.binder.as_ref(),
             states: &self.states,
+            slots: &self.slots_kept,
             settings: &self.settings,
             control: &control,
             on_phase: &on_phase,

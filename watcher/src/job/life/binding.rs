@@ -12,9 +12,10 @@ use crate::job::cgroup::Group;
 use crate::job::relay::Relay;
 use crate::job::{Began, Bound, Phase, State, class, now, stage, start};
 use crate::keys;
+use crate::slot::unmended;
 
 use super::ending::end_in;
-use super::{Around, ENGINE_NOTICES_WITHIN, Held, Life, Reuse, span, wait};
+use super::{Around, ENGINE_NOTICES_WITHIN, Held, Life, Reuse, not_kept, span, wait};
 
 /// How often a job's image is bound for one attempt. An image's root can kill the pilot before the mount proof: a restarted one
 /// must not do the same over and over again.
@@ -149,7 +150,8 @@ impl Life<'_> {
         slot.silence_chime();
         self.state.binds += 1;
         self.save()?;
-        let request = &self.state.request;
+        let (request, mark) = (&self.state.request, unmended(slot.number));
+        self.around.slots.put(&mark, &true).map_err(|e| not_kept("the slot's state", &e))?;
         self.needs_placeholder = true; // until the mount proof, root in the new container may be the image's
         let following = Following { around: self.around, state: self.state, pulling_since: Cell::new(None) };
         let mut bound_to = None;
@@ -174,6 +176,7 @@ impl Life<'_> {
         }
         self.state.report.container = bound_to;
         let (bound, glue) = bound?;
+        self.around.slots.remove(&mark).map_err(|e| not_kept("the slot's state", &e))?;
         self.needs_placeholder = false;
         self.take_bound(bound, glue);
         self.state.report.durations.stage += staged?.as_secs_f64();

@@ -60,6 +60,8 @@ pub struct Around<'a> {
     pub binder: &'a dyn Binder,
     /// Where states are kept.
     pub states: &'a Store,
+    /// What is kept of slots.
+    pub slots: &'a Store,
     /// How jobs are treated.
     pub settings: &'a Settings,
     /// What clients want of this job.
@@ -139,6 +141,11 @@ struct Life<'a> {
     group: Option<Group>,
 }
 
+fn not_kept(what: &str, e: &std::io::Error) -> Failure {
+    let reason = if stage::is_full(e) { "VolumeFull" } else { "StateLost" };
+    Failure::retry(reason, format!("{what} can not be kept in the private volume: {e}"))
+}
+
 impl Life<'_> {
     /// Notes how long the last phase took, and the next one before anything of it is done.
     fn enter(&mut self, next: Phase) {
@@ -167,10 +174,7 @@ impl Life<'_> {
 
     /// Writes the state down. What must not be done twice waits for that.
     fn save(&self) -> Result<(), Failure> {
-        self.around.states.put(&self.state.request.id, self.state).map_err(|e| {
-            let reason = if stage::is_full(&e) { "VolumeFull" } else { "StateLost" };
-            Failure::retry(reason, format!("the job's state can not be kept in the private volume: {e}"))
-        })
+        self.around.states.put(&self.state.request.id, self.state).map_err(|e| not_kept("the job's state", &e))
     }
 
     /// For what can be done again: the job goes on; what is lost is the way back after a restart.

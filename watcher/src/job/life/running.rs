@@ -212,7 +212,8 @@ impl Life<'_> {
             Ok(record) => {
                 report.verified = true;
                 (report.exit_code, report.signal) = (record.exit_code, record.signal);
-                if record.outcome == Outcome::TimedOut {
+                // The wall may pass while a job that has crossed another limit is in its grace.
+                if record.outcome == Outcome::TimedOut && report.limit.is_none() {
                     let at = record.ended_at.clone();
                     let limit = self.state.request.timeout_s;
                     report.limit = Some(Crossed { which: Which::Wall, limit, value: record.wall_s, at });
