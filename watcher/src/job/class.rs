@@ -177,7 +177,8 @@ pub fn of_end_before_ready(state: &ContainerState) -> Failure {
 }
 
 /// Exit code of `watcher run` for a job's report, as docker-run(1) has them: the job's own code, 128+n for a signal, 124 for
-/// a limit that it crossed (timeout(1) for the wall limit), 137 for all of its container's memory, 126 not executable, 127 not found, 125 for every failure of ours.
+/// a limit that it crossed (timeout(1) for the wall limit), 137 for all of its container's memory, 126 not executable, 127 not
+/// found, 125 for every failure of ours.
 pub fn exit_code(report: &Report) -> i32 {
     let outcome = report.record.as_ref().filter(|_| report.verified).map(|r| r.outcome);
     match (outcome, report.reason.as_str()) {
