@@ -1,0 +1,1 @@
+//! Connections, lines and descriptors that clients of the watcher's sockets send.

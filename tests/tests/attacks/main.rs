@@ -1,0 +1,15 @@
+//! What a hostile payload, image or user tries against the pilot and against the truth of a result, and that it gains nothing:
+//! one file for each promise of `docs/threat-model.md`.
+
+mod bounds;
+mod clients;
+mod images;
+mod kernel_state;
+mod leftovers;
+mod other_slots;
+mod pilot;
+mod record;
+mod spool;
+mod start;
+mod steering;
+mod terminal;

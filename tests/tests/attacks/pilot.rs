@@ -1,0 +1,89 @@
+//! The pilot, its processes, files and sockets, as a payload reaches for them.
+
+use std::time::Duration;
+
+use latebind_tests::pod::{Outcome, Pod, probe, shell};
+
+/// Runs a script that prints what worked, one line each.
+fn nothing_works(name: &str, script: &str) -> Outcome {
+    let pod = Pod::start();
+    let outcome = pod.job(name, &shell(script));
+    outcome.is_good();
+    assert_eq!(outcome.text("stdout"), "looked\n", "{}", outcome.text("stderr"));
+    pod.job("next", &probe(&["hello"])).is_good();
+    outcome
+}
+
+#[test]
+fn the_pilots_process_can_not_be_looked_into() {
+    nothing_works(
+        "looker",
+        "exec 2>/dev/null; seen=; for p in /proc/[0-9]*; do \
+           [ \"$(stat -c %u $p)\" = 20000 ] && continue; seen=\"$seen $(cat $p/comm)\"; \
+           [ -n \"$(head -c 1 $p/environ | od -A n -t x1)\" ] && echo \"environ of $p\"; \
+           [ -n \"$(ls $p/root/)\" ] && echo \"root of $p\"; \
+           [ -n \"$(ls $p/cwd/)\" ] && echo \"cwd of $p\"; \
+           [ -n \"$(ls $p/fd)\" ] && echo \"fd of $p\"; \
+           [ -n \"$(ls $p/map_files)\" ] && echo \"map_files of $p\"; \
+           for t in $p/task/*; do [ -n \"$(ls $t/fd)\" ] && echo \"fd of $t\"; done; \
+           [ -n \"$(readlink $p/exe)\" ] && echo \"exe of $p\"; \
+           head -c 1 $p/mem && echo \"mem of $p\"; \
+           [ -n \"$(head -c 10 $p/maps)\" ] && echo \"maps of $p\"; \
+           [ -n \"$(readlink $p/ns/mnt)\" ] && echo \"namespace of $p\"; \
+           ( : >>$p/mem ) && echo \"mem of $p for writing\"; \
+           echo 1 >$p/oom_score_adj && echo \"oom score of $p\"; \
+         done; case $seen in *watcher*glue*|*glue*watcher*) echo looked;; *) echo \"saw only $seen\";; esac",
+    );
+}
+
+#[test]
+fn control_files_and_sockets_are_out_of_reach() {
+    nothing_works(
+        "reacher",
+        "exec 2>/dev/null; cd /shared/slot/0; ls ctl && echo list; cat ctl/status.json && echo status; cat ctl/record.jws && echo record; \
+         echo x >ctl/startup.json && echo startup; echo >ctl/bell && echo bell; rm -rf ctl/* && [ -e ctl/x ] && echo removed; \
+         mv ctl ctl2 && echo moved; rmdir ctl && echo rmdir; chmod 777 ctl && echo chmod; ln -s /tmp ctl/x && echo link; \
+         echo x >data/x && echo data; mv data/work data/w && echo work; mkdir data/io2 && echo mkdir; ls -A data/io/x; \
+         rm -f data/io/stdout && echo stdout; ln -sf /etc/passwd data/io/stdout && echo io; \
+         mv /shared/bin/glue /x && echo glue; echo x >>/shared/bin/glue && echo glue; \
+         for s in /run/latebind-host/bind.sock /var/lib/latebind/serve.sock /spool /var/lib/latebind; do [ -e $s ] && echo $s; done; \
+         for p in /proc/[0-9]*; do for s in run/latebind-host/bind.sock var/lib/latebind/serve.sock spool; do \
+           [ -e $p/root/$s ] && echo $p/root/$s; done; done; \
+         grep -E 'bind.sock|serve.sock|@.*latebind' /proc/net/unix | while read -r a b c d e f g path; do \
+           /probe connect \"$path\" </dev/null && echo \"connected $path\"; done; \
+         echo looked",
+    );
+}
+
+#[test]
+fn neither_watcher_nor_glue_can_be_signalled() {
+    let pod = Pod::start();
+    pod.serves();
+    let pilot = pod.main_process("pilot");
+    let pause = pod.main_process("pause");
+    let script = "for s in 0 KILL STOP TERM USR1 CONT; do for p in /proc/[0-9]*; do p=${p#/proc/}; \
+                  [ \"$(stat -c %u /proc/$p 2>/dev/null)\" = 20000 ] && continue; \
+                  kill -$s $p 2>/dev/null && echo \"$s $p\"; done; done; kill -KILL 1 2>/dev/null && echo 1; echo tried";
+    let outcome = pod.job("killer", &shell(script));
+    assert_eq!(outcome.is_good().text("stdout"), "tried\n");
+    assert_eq!((pod.main_process("pilot"), pod.main_process("pause")), (pilot, pause));
+    assert!(!pod.said().contains("is started again"));
+}
+
+#[test]
+fn a_loop_of_kills_hurts_nobody_but_the_payload() {
+    let pod = Pod::start();
+    pod.serves();
+    let pilot = pod.main_process("pilot");
+    // PID 1 of the pod is glue's pause, which is what the probe asks for before it does this.
+    for (name, attack) in [("kills", "kill-loop"), ("stops", "stop-everything")] {
+        let began = std::time::Instant::now();
+        let outcome = pod.job(name, &probe(&[attack, "4", "--i-am-in-a-container"]));
+        outcome.is_good();
+        assert_eq!(outcome.report.record.as_ref().unwrap().processes.unkilled, 0);
+        assert!(began.elapsed() < Duration::from_secs(25), "{:?}", began.elapsed());
+    }
+    assert_eq!(pod.main_process("pilot"), pilot);
+    let next = pod.job("next", &shell("ps -o user,args | grep -c '[p]robe [ks]'"));
+    assert_eq!(next.text("stdout"), "0\n");
+}

@@ -1,0 +1,1 @@
+//! Cancel, stop, signals and limits, as a payload tries to escape them.

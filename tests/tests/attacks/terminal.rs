@@ -1,0 +1,1 @@
+//! Foreign text on an operator's terminal.
