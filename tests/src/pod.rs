@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use serde_json::{Value, json};
+use watcher::bind::Reason;
 use watcher::job::Report;
 
 /// A shell, the usual tools, and /probe.
@@ -322,12 +323,14 @@ impl Outcome {
 
     /// Class and reason.
     pub fn class(&self) -> (&str, &str) {
-        (self.report.class.name(), &self.report.reason)
+        (self.report.class.name(), self.report.reason.as_str())
     }
 
     /// Fails unless class and reason are these.
     #[track_caller]
     pub fn is(&self, class: &str, reason: &str) -> &Self {
+        let known = Reason::parse(reason).unwrap_or_else(|| panic!("{reason} is not a reason"));
+        assert!(known.classes().iter().any(|c| c.name() == class), "{reason} is never {class}");
         assert_eq!(self.class(), (class, reason), "{:#?}", self.report);
         self
     }

@@ -11,7 +11,7 @@ use latebind_tests::pod::{
 };
 use latebind_tests::shortage::{Filler, Memory, Unwatched, no_more_processes};
 use serde_json::{Value, json};
-use watcher::bind::Class;
+use watcher::bind::{Class, Reason};
 
 /// Within this it is known; nothing here has to be waited for but the engine, on a machine that is busy.
 const SAID_WITHIN: Duration = Duration::from_secs(20);
@@ -214,7 +214,7 @@ fn a_job_takes_all_processes_and_leaves_them() {
         let began = Instant::now();
         let outcome = pod.job(name, &shell(script));
         let report = &outcome.report;
-        assert!(report.verified && report.class == Class::Final && report.reason == "Error", "{report:#?}");
+        assert!(report.verified && report.class == Class::Final && report.reason == Reason::Error, "{report:#?}");
         assert!(began.elapsed() < SAID_WITHIN + JOB_WITHIN, "{:?}", began.elapsed());
         next_is_good(&pod, name);
     }

@@ -101,7 +101,7 @@ mod tests {
         let request =
             serde_json::from_value(serde_json::json!({"id": "a.1", "image": "i\x1b[2J", "argv": ["x"]})).unwrap();
         let mut report = Report::new(&request);
-        report.reason = "LimitExceeded".into();
+        report.reason = crate::bind::Reason::LimitExceeded;
         report.limits.memory = Some(Bytes(64 << 20));
         report.limit =
             Some(Crossed { which: Which::Memory, limit: 67_108_864.0, value: 1e8, at: "2026-01-01T00:00:00Z".into() });

@@ -13,6 +13,7 @@ pub mod job;
 pub mod keys;
 pub mod metrics;
 pub mod pilot;
+pub mod reason;
 pub mod results;
 pub mod run;
 pub mod serve;

@@ -32,7 +32,7 @@ const REQUEST_MAX: usize = 8 << 10;
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Ending {
     class: &'static str,
-    reason: String,
+    reason: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -115,7 +115,7 @@ impl Metrics {
     /// A job is over.
     pub fn over(&self, report: &Report) {
         let class = report.class.name();
-        self.endings.get_or_create(&Ending { class, reason: report.reason.clone() }).inc();
+        self.endings.get_or_create(&Ending { class, reason: report.reason.as_str() }).inc();
         if report.reused_container {
             self.reused.inc();
         } else if report.durations.start > 0.0 {
@@ -224,7 +224,7 @@ fn answer(core: &Core, mut stream: TcpStream) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bind::Class;
+    use crate::bind::{Class, Reason};
 
     #[test]
     fn endings_are_counted_by_class_and_reason_and_name_no_job() {
@@ -232,7 +232,7 @@ mod tests {
         let request =
             serde_json::from_value(serde_json::json!({"id": "secret-name", "image": "i", "argv": ["x"]})).unwrap();
         let mut report = Report::new(&request);
-        (report.class, report.reason) = (Class::Final, "Completed".into());
+        (report.class, report.reason) = (Class::Final, Reason::Completed);
         (report.durations.start, report.durations.run, report.start_latency_ms) = (0.01, 3.0, Some(0.6));
         metrics.over(&report);
         metrics.over(&report);

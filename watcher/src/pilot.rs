@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use glue::contract::encoding::hex;
 
-use crate::bind::{Binder, Class, Failure};
+use crate::bind::{Binder, Class, Failure, Reason};
 use crate::check::{self, Grade};
 use crate::job::{Phase, Report, now, rfc3339};
 use crate::serve::Core;
@@ -178,7 +178,8 @@ fn give_back_lost(private: &Path, spool: &Spool, most: u32) -> io::Result<Vec<Cl
         return Ok(unfinished);
     }
     for claimed in unfinished.drain(..) {
-        let lost = Failure::retry("PilotLost", "the pod in which this attempt was made is gone, and its word with it");
+        let lost =
+            Failure::retry(Reason::PilotLost, "the pod in which this attempt was made is gone, and its word with it");
         let to = spool.deliver(&claimed, &refused(&claimed, &lost), most)?;
         tracing::warn!(job = %claimed.name, attempt = claimed.attempt, to, "claimed by an earlier pod of this name");
     }
@@ -201,10 +202,10 @@ fn forget_delivered(settings: &Loop, unfinished: &[Claimed]) -> io::Result<()> {
 /// One claimed job, from the core to its place in the spool.
 fn one_job(settings: &Loop, spool: &Spool, claimed: &Claimed, stop: &AtomicBool) -> io::Result<()> {
     let report = match claimed.request() {
-        Err(why) => refused(claimed, &Failure::hold("InvalidJob", why)),
+        Err(why) => refused(claimed, &Failure::hold(Reason::InvalidJob, why)),
         Ok(request) => {
             if let Err(why) = request.check() {
-                refused(claimed, &Failure::hold("InvalidJob", why))
+                refused(claimed, &Failure::hold(Reason::InvalidJob, why))
             } else {
                 let client = Client::connect(&settings.socket)?;
                 let canceller = client.try_clone()?;
@@ -238,7 +239,7 @@ fn one_job(settings: &Loop, spool: &Spool, claimed: &Claimed, stop: &AtomicBool)
 fn refused(claimed: &Claimed, failure: &Failure) -> Report {
     let request = claimed.request().unwrap_or_else(|_| claimed.unreadable());
     let mut report = Report::new(&request);
-    (report.class, report.reason, report.message) = (failure.class, failure.reason.clone(), failure.message.clone());
+    (report.class, report.reason, report.message) = (failure.class, failure.reason, failure.message.clone());
     report.finished_at = rfc3339(now());
     report
 }

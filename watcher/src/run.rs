@@ -7,6 +7,7 @@ use std::path::Path;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
 
+use crate::bind::Reason;
 use crate::job::{Phase, Report, Request, class};
 use crate::serve::client::Client;
 
@@ -41,7 +42,7 @@ pub fn run(socket: &Path, request: &Request, interactive: bool, verbose: bool) -
     })?;
     client.forget(&report.job)?;
     let code = match last.load(std::sync::atomic::Ordering::Relaxed) {
-        signal if signal != 0 && report.reason == "Cancelled" && !report.verified => 128 + signal,
+        signal if signal != 0 && report.reason == Reason::Cancelled && !report.verified => 128 + signal,
         _ => class::exit_code(&report),
     };
     Ok((report, code))

@@ -90,7 +90,11 @@ pub fn svg(reports: &[(PathBuf, Report)]) -> Result<String, String> {
         }
         if let (Some(first), Some(last)) = (report.phases.first(), report.phases.last()) {
             let room = x(last.at) - x(first.at);
-            let end = if report.reason == "Completed" { String::new() } else { format!(" ({})", report.reason) };
+            let end = if report.reason == crate::bind::Reason::Completed {
+                String::new()
+            } else {
+                format!(" ({})", report.reason)
+            };
             let label = format!("{}{end}", printable(&report.job));
             // Roughly as wide as these letters are; the title has the whole.
             let fits = label.chars().take((room / 6.0) as usize).collect::<String>();

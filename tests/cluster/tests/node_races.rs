@@ -8,7 +8,7 @@ use latebind_cluster_tests::cluster;
 use latebind_cluster_tests::pilot::{Options, Pilot, debian, shell};
 use latebind_tests::pod::{Outcome, kill};
 use serde_json::{Value, json};
-use watcher::bind::Class;
+use watcher::bind::{Class, Reason};
 
 const SIGKILL: i32 = 9;
 
@@ -32,7 +32,7 @@ fn ran_in(outcome: &Outcome, image: &str, case: &str) {
 
 /// Earlier attempts have failed by what was done to them, and have no result.
 #[track_caller]
-fn earlier_ones_are_no_results(pilot: &Pilot, name: &str, outcome: &Outcome) -> Vec<String> {
+fn earlier_ones_are_no_results(pilot: &Pilot, name: &str, outcome: &Outcome) -> Vec<Reason> {
     let reports = (1..outcome.report.attempt).map(|number| pilot.attempt(name, number));
     let mut reasons = Vec::new();
     for report in reports {
@@ -74,7 +74,7 @@ fn somebody_else_patches_the_same_container() {
         let outcome = pilot.result(&name);
         ran_in(&outcome, image, &case);
         let reasons = earlier_ones_are_no_results(&pilot, &name, &outcome);
-        changed += reasons.iter().filter(|r| *r == "ImageChanged").count();
+        changed += reasons.iter().filter(|r| **r == Reason::ImageChanged).count();
         println!("{case}: {reasons:?}");
     }
     assert!(changed > 0, "no patch has met a bind: nothing was tried");

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Binder, Class, Container, ContainerState, Failure, Progress};
+use super::{Binder, Class, Container, ContainerState, Failure, Progress, Reason};
 use crate::check::Line;
 
 /// Where `latebind-host` mounts its socket in the pilot container.
@@ -28,7 +28,7 @@ pub struct Host {
 struct Answer {
     ok: bool,
     class: Option<Class>,
-    reason: String,
+    reason: Option<Reason>,
     message: String,
     container: String,
     image: String,
@@ -45,7 +45,7 @@ impl Host {
     }
 
     fn silent(&self, e: &std::io::Error) -> Failure {
-        Failure::retry("EngineError", format!("latebind-host does not answer at {}: {e}", self.socket.display()))
+        Failure::retry(Reason::EngineError, format!("latebind-host does not answer at {}: {e}", self.socket.display()))
     }
 
     fn ask(&self, request: &serde_json::Value) -> Result<Answer, Failure> {
@@ -63,7 +63,9 @@ impl Host {
         if answer.ok {
             return Ok(answer);
         }
-        Err(Failure { class: answer.class.unwrap_or(Class::Retry), reason: answer.reason, message: answer.message })
+        let reason = answer.reason.unwrap_or(Reason::Unknown);
+        let class = answer.class.filter(|class| reason.may_be(*class)).unwrap_or(reason.class());
+        Err(Failure::new(class, reason, answer.message))
     }
 }
 

@@ -9,63 +9,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::check::Line;
-
-/// What an ending means to the pilot; see `docs/protocol.md`, "What an ending means".
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Class {
-    /// The job's own result.
-    Final,
-    /// Nothing that the job did: it should run again, elsewhere or later.
-    Retry,
-    /// It will fail again until its user changes something.
-    Hold,
-}
-
-impl Class {
-    /// As reports have it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Final => "final",
-            Self::Retry => "retry",
-            Self::Hold => "hold",
-        }
-    }
-}
-
-/// The reason of a failure for which whoever was asked gave no answer.
-pub const API_UNAVAILABLE: &str = "ApiUnavailable";
-
-/// Why something could not be done, in a form that a pilot can act on.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Failure {
-    /// What it means to the pilot.
-    pub class: Class,
-    /// One CamelCase word, as Kubernetes has them.
-    pub reason: String,
-    /// The whole story, with the engine's own words.
-    pub message: String,
-}
-
-impl Failure {
-    /// A failure that goes away by trying again.
-    pub fn retry(reason: &str, message: impl Into<String>) -> Self {
-        Self { class: Class::Retry, reason: reason.to_owned(), message: message.into() }
-    }
-
-    /// A failure that stays until the user changes something.
-    pub fn hold(reason: &str, message: impl Into<String>) -> Self {
-        Self { class: Class::Hold, reason: reason.to_owned(), message: message.into() }
-    }
-}
-
-impl std::fmt::Display for Failure {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {}", self.reason, self.message)
-    }
-}
-
-impl std::error::Error for Failure {}
+pub use crate::reason::{Class, Failure, Reason};
 
 /// A payload container with a wanted image, as the engine names it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,8 +38,8 @@ pub struct ContainerState {
     pub oom_killed: bool,
     /// The engine's own words on its end, where it has any.
     pub said: String,
-    /// What ends the whole pod, and this container with it: a reason and the engine's words.
-    pub pod_ends: Option<(String, String)>,
+    /// What ends the whole pod, and this container with it: a reason and the engine's message.
+    pub pod_ends: Option<(Reason, String)>,
 }
 
 /// What a bind tells while it goes on, and asks.

@@ -13,10 +13,7 @@ use glue::contract::{layout, mounts};
 use glue::processes::Proc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::Failure;
-
-/// Why a container is not believed.
-pub const REASON: &str = "MountProofFailed";
+use super::{Failure, Reason};
 
 /// A process that is ending has no mounts any more, a moment before it counts as ended.
 const ENDING: Duration = Duration::from_millis(100);
@@ -29,19 +26,19 @@ pub fn is_of_container(cgroup: &str, container: &str) -> bool {
 
 /// Proves that `pid` is our glue in `container`. Returns a handle on that process, which tells when it ends.
 pub fn prove(pid: i32, slot: u32, container: &str) -> Result<OwnedFd, Failure> {
-    let ended = || Failure::retry("GlueLost", format!("glue (process {pid}) ended while it was being looked at"));
+    let ended = || Failure::retry(Reason::GlueLost, format!("glue (process {pid}) ended while it was being looked at"));
     // Pinned first: everything below is then about this process and no successor of its number.
     let pinned = match glue::sys::pidfd_open(pid) {
         Ok(pinned) => pinned,
         Err(e) if e.raw_os_error() == Some(nix::libc::ESRCH) => return Err(ended()),
-        Err(e) => return Err(Failure::hold(REASON, format!("process {pid}, said to be glue: {e}"))),
+        Err(e) => return Err(Failure::hold(Reason::MountProofFailed, format!("process {pid}, said to be glue: {e}"))),
     };
     let proven = prove_pinned(pid, slot, container);
     // What is read of a process that ends meanwhile is wrong in many ways; none of them is the image's fault.
     if has_ended_within(&pinned, if proven.is_ok() { Duration::ZERO } else { ENDING }) {
         return Err(ended());
     }
-    proven.map(|()| pinned).map_err(|why| Failure::hold(REASON, why))
+    proven.map(|()| pinned).map_err(|why| Failure::hold(Reason::MountProofFailed, why))
 }
 
 fn prove_pinned(pid: i32, slot: u32, container: &str) -> Result<(), String> {
@@ -101,7 +98,9 @@ pub fn look_at_any(slot: u32, container: &str) -> Result<bool, Failure> {
         if proc.cgroup(pid).is_ok_and(|cgroup| is_of_container(&cgroup, container)) {
             let Err(why) = prove_mounts(pid, slot) else { return Ok(true) };
             match glue::sys::pidfd_open(pid) {
-                Ok(pinned) if !has_ended_within(&pinned, ENDING) => return Err(Failure::hold(REASON, why)),
+                Ok(pinned) if !has_ended_within(&pinned, ENDING) => {
+                    return Err(Failure::hold(Reason::MountProofFailed, why));
+                }
                 _ => continue, // it was about to end
             }
         }

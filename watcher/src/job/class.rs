@@ -6,16 +6,7 @@ use glue::contract::record::{Outcome, Record, Stage};
 
 use super::Report;
 use super::limits::{Crossed, Limits, Which};
-use crate::bind::{Class, ContainerState, Failure};
-
-/// The reason of a job that was ended because it used too much.
-pub const LIMIT_EXCEEDED: &str = "LimitExceeded";
-
-/// The reason of a job whose wall limit passed.
-pub const TIMED_OUT: &str = "TimedOut";
-
-/// The reason of a job that took all of its container's memory, whether the kernel ended it or the watcher, just before.
-pub const OUT_OF_MEMORY: &str = "OutOfMemory";
+use crate::bind::{Class, ContainerState, Failure, Reason};
 
 /// SIGKILL, the signal with which the kernel ends a process for memory.
 const SIGKILL: i32 = 9;
@@ -27,41 +18,41 @@ pub fn of_record(
     cancelled: Option<&str>,
     limit: Option<&Crossed>,
     asked: &Limits,
-) -> (Class, &'static str, String) {
+) -> (Class, Reason, String) {
     let code = record.exit_code;
     let ended_by_it = matches!(record.outcome, Outcome::Signaled | Outcome::Exited | Outcome::TimedOut);
     if let Some(crossed) = limit.filter(|l| l.which != Which::Wall && ended_by_it && cancelled.is_none()) {
         return of_limit(crossed, asked);
     }
     match record.outcome {
-        Outcome::TimedOut => (Class::Final, TIMED_OUT, "the job's wall limit passed".into()),
+        Outcome::TimedOut => (Class::Final, Reason::TimedOut, "the job's wall limit passed".into()),
         Outcome::Stopped => {
-            (Class::Retry, "Stopped", "the payload container was told to stop while the job ran".into())
+            (Class::Retry, Reason::Stopped, "the payload container was told to stop while the job ran".into())
         }
         Outcome::NotStarted => of_failure(record),
         Outcome::Signaled | Outcome::Exited if cancelled.is_some() => {
-            (Class::Retry, "Cancelled", cancelled.unwrap_or_default().to_owned())
+            (Class::Retry, Reason::Cancelled, cancelled.unwrap_or_default().to_owned())
         }
         Outcome::Signaled => {
             let signal = record.signal.unwrap_or(0);
             if signal == SIGKILL && record.cgroup.and_then(|c| c.oom_kills).unwrap_or(0) > 0 {
-                return (Class::Hold, OUT_OF_MEMORY, out_of_memory());
+                return (Class::Hold, Reason::OutOfMemory, out_of_memory());
             }
-            (Class::Final, "Signaled", format!("the job was ended by signal {signal}"))
+            (Class::Final, Reason::Signaled, format!("the job was ended by signal {signal}"))
         }
-        Outcome::Exited if code == Some(0) => (Class::Final, "Completed", String::new()),
-        Outcome::Exited => (Class::Final, "Error", format!("the job exited with code {}", code.unwrap_or(-1))),
+        Outcome::Exited if code == Some(0) => (Class::Final, Reason::Completed, String::new()),
+        Outcome::Exited => (Class::Final, Reason::Error, format!("the job exited with code {}", code.unwrap_or(-1))),
     }
 }
 
 /// The container's memory was nobody's choice of a limit, and whether kernel or watcher is first there is chance: both mean the same.
-fn of_limit(crossed: &Crossed, asked: &Limits) -> (Class, &'static str, String) {
+fn of_limit(crossed: &Crossed, asked: &Limits) -> (Class, Reason, String) {
     let message = format!("the job was ended: {crossed}");
     let is_asked = asked.memory.is_some_and(|bytes| crossed.limit >= bytes.0 as f64);
     if crossed.which == Which::Memory && !is_asked {
-        return (Class::Hold, OUT_OF_MEMORY, message);
+        return (Class::Hold, Reason::OutOfMemory, message);
     }
-    (Class::Final, LIMIT_EXCEEDED, message)
+    (Class::Final, Reason::LimitExceeded, message)
 }
 
 fn out_of_memory() -> String {
@@ -69,25 +60,25 @@ fn out_of_memory() -> String {
 }
 
 /// A job that was not started: some of it is the user's, some of it the node's.
-fn of_failure(record: &Record) -> (Class, &'static str, String) {
+fn of_failure(record: &Record) -> (Class, Reason, String) {
     let Some(failure) = &record.error else {
-        return (Class::Retry, "NotStarted", "the job was not started".into());
+        return (Class::Retry, Reason::NotStarted, "the job was not started".into());
     };
     // What the machine lacks at the moment is nobody's fault and may be there elsewhere.
     let passing = ["EAGAIN", "ENOMEM", "EIO", "EMFILE", "ENFILE", "ENOSPC", "ESTALE", "ETIMEDOUT"];
     let reason = match (failure.stage, failure.errno.as_str()) {
-        (_, errno) if passing.contains(&errno) => "ResourceShortage",
-        (Stage::Exec, "ENOENT" | "ENOTDIR") => "CommandNotFound",
-        (Stage::Exec, _) => "CommandNotExecutable",
-        (Stage::Environment, _) => "EnvironmentError",
-        (Stage::Stdio, _) => "StdioError",
-        (Stage::Startup, _) => "StartupError",
-        (Stage::Privileges, _) => "PrivilegeError",
+        (_, errno) if passing.contains(&errno) => Reason::ResourceShortage,
+        (Stage::Exec, "ENOENT" | "ENOTDIR") => Reason::CommandNotFound,
+        (Stage::Exec, _) => Reason::CommandNotExecutable,
+        (Stage::Environment, _) => Reason::EnvironmentError,
+        (Stage::Stdio, _) => Reason::StdioError,
+        (Stage::Startup, _) => Reason::StartupError,
+        (Stage::Privileges, _) => Reason::PrivilegeError,
     };
     let class = match reason {
-        "ResourceShortage" | "PrivilegeError" => Class::Retry,
+        Reason::ResourceShortage | Reason::PrivilegeError => Class::Retry,
         // A start that was cut off has no field to blame; a refused field has.
-        "StartupError" if failure.errno.is_empty() && failure.message.contains("cut off") => Class::Retry,
+        Reason::StartupError if failure.errno.is_empty() && failure.message.contains("cut off") => Class::Retry,
         _ => Class::Hold,
     };
     // It may name what the image holds, and people read it on terminals.
@@ -96,7 +87,7 @@ fn of_failure(record: &Record) -> (Class, &'static str, String) {
 }
 
 fn no_room() -> Failure {
-    Failure::retry("VolumeFull", "the slot's ctl volume had no room for what glue has to say; it is emptied")
+    Failure::retry(Reason::VolumeFull, "the slot's ctl volume had no room for what glue has to say; it is emptied")
 }
 
 /// What the end of a job says of the slot that it had.
@@ -111,34 +102,16 @@ pub enum Start {
     Unknown,
 }
 
-/// Reasons that lie in the slot or its node, and meet the next job as well.
-const OF_THE_SLOT: [&str; 12] = [
-    "EngineError",
-    "GlueSilent",
-    "KillFailed",
-    "PrivilegeError",
-    "ResourceShortage",
-    "StagingError",
-    "StartError",
-    "StartupRefused",
-    "StateLost",
-    "Unkillable",
-    "VersionMismatch",
-    "VolumeFull",
-];
-
-/// Reasons that do so where the job never came to run: later it may have been the job.
-const BEFORE_IT_RAN: [&str; 2] = ["ContainerLost", "GlueLost"];
-
 /// Whether the slot can start jobs.
 pub fn start_of(report: &Report) -> Start {
-    let reason = report.reason.as_str();
+    let reason = report.reason;
     let ran = report.record.as_ref().is_some_and(|record| record.outcome != Outcome::NotStarted);
     match report.class {
         Class::Final => Start::Good,
         _ if ran => Start::Good,
-        Class::Retry if OF_THE_SLOT.contains(&reason) => Start::Bad(format!("{reason}: {}", report.message)),
-        Class::Retry if BEFORE_IT_RAN.contains(&reason) && report.durations.run == 0.0 => {
+        Class::Retry if reason.is_of_slot() => Start::Bad(format!("{reason}: {}", report.message)),
+        // Later it may have been the job.
+        Class::Retry if matches!(reason, Reason::ContainerLost | Reason::GlueLost) && report.durations.run == 0.0 => {
             Start::Bad(format!("{reason}: {}", report.message))
         }
         _ => Start::Unknown,
@@ -148,16 +121,16 @@ pub fn start_of(report: &Report) -> Start {
 /// The end of a glue that left no record.
 pub fn of_loss(state: Option<&ContainerState>) -> Failure {
     match state {
-        Some(ContainerState { pod_ends: Some((reason, message)), .. }) => Failure::retry(reason, message.clone()),
-        Some(state) if state.oom_killed => Failure::hold(OUT_OF_MEMORY, out_of_memory()),
+        Some(ContainerState { pod_ends: Some((reason, message)), .. }) => Failure::retry(*reason, message.clone()),
+        Some(state) if state.oom_killed => Failure::hold(Reason::OutOfMemory, out_of_memory()),
         Some(state) if !state.running && state.exit_code == Some(FULL_CODE.into()) => no_room(),
         Some(state) if !state.running => {
             let code = state.exit_code.map_or_else(|| "unknown".into(), |c| c.to_string());
             let said = if state.said.is_empty() { String::new() } else { format!(": {}", state.said) };
             let message = format!("the payload container ended without a record (exit code {code}{said})");
-            Failure::retry("ContainerLost", message)
+            Failure::retry(Reason::ContainerLost, message)
         }
-        _ => Failure::retry("GlueLost", "glue ended without a record, so nothing is known of the job's end"),
+        _ => Failure::retry(Reason::GlueLost, "glue ended without a record, so nothing is known of the job's end"),
     }
 }
 
@@ -169,10 +142,10 @@ pub fn of_end_before_ready(state: &ContainerState) -> Failure {
     let message = format!("the new container ended{code} before its glue was ready: see the container's log{said}");
     match state.exit_code {
         _ if state.pod_ends.is_some() => of_loss(Some(state)),
-        _ if state.oom_killed => Failure::hold(OUT_OF_MEMORY, out_of_memory()),
+        _ if state.oom_killed => Failure::hold(Reason::OutOfMemory, out_of_memory()),
         Some(code) if code == i64::from(FULL_CODE) => no_room(),
-        Some(1..=127) => Failure::hold("ContainerCannotRun", message),
-        _ => Failure::retry("ContainerLost", message),
+        Some(1..=127) => Failure::hold(Reason::ContainerCannotRun, message),
+        _ => Failure::retry(Reason::ContainerLost, message),
     }
 }
 
@@ -181,11 +154,11 @@ pub fn of_end_before_ready(state: &ContainerState) -> Failure {
 /// found, 125 for every failure of ours.
 pub fn exit_code(report: &Report) -> i32 {
     let outcome = report.record.as_ref().filter(|_| report.verified).map(|r| r.outcome);
-    match (outcome, report.reason.as_str()) {
-        (Some(_), TIMED_OUT | LIMIT_EXCEEDED) => 124,
-        (Some(_), OUT_OF_MEMORY) => 128 + SIGKILL,
-        (Some(Outcome::NotStarted), "CommandNotFound") => 127,
-        (Some(Outcome::NotStarted), "CommandNotExecutable") => 126,
+    match (outcome, report.reason) {
+        (Some(_), Reason::TimedOut | Reason::LimitExceeded) => 124,
+        (Some(_), Reason::OutOfMemory) => 128 + SIGKILL,
+        (Some(Outcome::NotStarted), Reason::CommandNotFound) => 127,
+        (Some(Outcome::NotStarted), Reason::CommandNotExecutable) => 126,
         (Some(Outcome::Exited | Outcome::Signaled), _) => {
             report.exit_code.or(report.signal.map(|s| 128 + s)).unwrap_or(125)
         }
@@ -207,9 +180,9 @@ mod tests {
             assert!(message.contains("its limit is"), "{message}");
             (class, reason)
         };
-        assert_eq!(of(Which::Memory, 95.0, None), (Class::Hold, OUT_OF_MEMORY));
-        assert_eq!(of(Which::Memory, 95.0, Some(200)), (Class::Hold, OUT_OF_MEMORY), "more than there is");
-        assert_eq!(of(Which::Memory, 50.0, Some(50)), (Class::Final, LIMIT_EXCEEDED));
-        assert_eq!(of(Which::Disk, 90.0, None), (Class::Final, LIMIT_EXCEEDED));
+        assert_eq!(of(Which::Memory, 95.0, None), (Class::Hold, Reason::OutOfMemory));
+        assert_eq!(of(Which::Memory, 95.0, Some(200)), (Class::Hold, Reason::OutOfMemory), "more than there is");
+        assert_eq!(of(Which::Memory, 50.0, Some(50)), (Class::Final, Reason::LimitExceeded));
+        assert_eq!(of(Which::Disk, 90.0, None), (Class::Final, Reason::LimitExceeded));
     }
 }

@@ -11,10 +11,9 @@ use glue::volume::Dir;
 use nix::fcntl::OFlag;
 use nix::sys::stat::{SFlag, fstat};
 
-use super::class::LIMIT_EXCEEDED;
 use super::limits::{Crossed, Which};
 use super::{Report, Request, now, rfc3339, stage};
-use crate::bind::Class;
+use crate::bind::{Class, Reason};
 use crate::slot::Slot;
 use crate::store::put_file;
 
@@ -83,7 +82,7 @@ pub fn collect(slot: &Slot, request: &Request, record: Option<&str>, report: &mu
     {
         let value = (most - budget.bytes).saturating_add(above) as f64;
         let crossed = Crossed { which: Which::Output, limit: limit.0 as f64, value, at: rfc3339(now()) };
-        (report.reason, report.message) = (LIMIT_EXCEEDED.into(), format!("not all was fetched: {crossed}"));
+        (report.reason, report.message) = (Reason::LimitExceeded, format!("not all was fetched: {crossed}"));
         report.limit = Some(crossed);
     }
     Ok(())

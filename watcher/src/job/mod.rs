@@ -23,7 +23,7 @@ use glue::contract::encoding::Bytes32;
 use glue::contract::record::{Record, Refusal};
 use serde::{Deserialize, Serialize};
 
-use crate::bind::{Class, Container};
+use crate::bind::{Class, Container, Reason};
 
 /// How far a job is. Each step is written down before it is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -151,8 +151,8 @@ pub struct Report {
     pub container: Option<Container>,
     /// What it means to the pilot.
     pub class: Class,
-    /// One CamelCase word on why it ended: `Completed`, `Error`, `TimedOut`, or what went wrong.
-    pub reason: String,
+    /// Why it ended, in one word.
+    pub reason: Reason,
     /// The whole story in words.
     pub message: String,
     /// The job's exit code, from a verified record only.
@@ -211,7 +211,7 @@ impl Report {
             image: request.image.clone(),
             container: None,
             class: Class::Retry,
-            reason: "Unknown".into(),
+            reason: Reason::Unknown,
             message: String::new(),
             exit_code: None,
             signal: None,

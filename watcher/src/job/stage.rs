@@ -17,7 +17,7 @@ use nix::sys::stat::{Mode, fchmod, mkdirat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, unlinkat};
 
 use super::Request;
-use crate::bind::Failure;
+use crate::bind::{Failure, Reason};
 use crate::slot::Slot;
 use crate::tree;
 
@@ -31,7 +31,7 @@ pub fn is_full(e: &io::Error) -> bool {
 
 fn at(what: impl std::fmt::Display) -> impl FnOnce(io::Error) -> Failure {
     move |e| {
-        let reason = if is_full(&e) { "VolumeFull" } else { "StagingError" };
+        let reason = if is_full(&e) { Reason::VolumeFull } else { Reason::StagingError };
         Failure::retry(reason, format!("{what}: {e}"))
     }
 }
@@ -40,7 +40,7 @@ fn at(what: impl std::fmt::Display) -> impl FnOnce(io::Error) -> Failure {
 fn unusable(path: &Path) -> impl FnOnce(io::Error) -> Failure {
     move |e| match e {
         e if is_full(&e) => at(path.display())(e),
-        e => Failure::hold("InputUnusable", format!("{}: {e}", path.display())),
+        e => Failure::hold(Reason::InputUnusable, format!("{}: {e}", path.display())),
     }
 }
 
@@ -86,7 +86,7 @@ pub fn empty(slot: &Slot) -> Result<(), Failure> {
 
 /// A sandbox of the client's has to be a directory of the payload's within the slot; what is in it is the client's business.
 pub fn demand_sandbox(slot: &Slot, path: &str) -> Result<(), Failure> {
-    let invalid = |why: String| Failure::hold("InvalidJob", format!("sandbox {path:?} beneath data/: {why}"));
+    let invalid = |why: String| Failure::hold(Reason::InvalidJob, format!("sandbox {path:?} beneath data/: {why}"));
     let open = open_dir(slot, path).map_err(|e| invalid(e.to_string()))?;
     let stat = nix::sys::stat::fstat(&open).map_err(|e| invalid(e.to_string()))?;
     if stat.st_uid != slot.uid {

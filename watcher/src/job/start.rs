@@ -8,7 +8,7 @@ use glue::contract::startup::{EnvFile, Object, Startup, Stream};
 
 use super::relay::{Route, Routes};
 use super::{Bound, Request, Secrets, stage};
-use crate::bind::Failure;
+use crate::bind::{Failure, Reason};
 use crate::slot::Slot;
 use crate::tree;
 
@@ -47,7 +47,7 @@ fn stream(n: usize, request: &Request, routes: Option<&Routes>, file: &str) -> O
 
 /// Makes the startup file for one start, with a fresh key and nonce.
 pub fn prepare(slot: &Slot, bound: &Bound, request: &Request, routes: Option<&Routes>) -> Result<Prepared, Failure> {
-    let random = |e: io::Error| Failure::retry("EngineError", format!("no random numbers: {e}"));
+    let random = |e: io::Error| Failure::retry(Reason::EngineError, format!("no random numbers: {e}"));
     let (key, nonce) = (fresh().map_err(random)?, fresh().map_err(random)?);
     let sandbox = request.sandbox.as_ref().map(|path| format!("{}/{path}", slot.data.path()));
     let mut env = request.env.clone();
@@ -85,11 +85,11 @@ pub fn prepare(slot: &Slot, bound: &Bound, request: &Request, routes: Option<&Ro
     // Glue checks the same again; here it comes back with the job still unclaimed.
     startup
         .check(slot.ids(bound.kill_uid), &bound.incarnation)
-        .map_err(|invalid| Failure::hold("InvalidJob", invalid.to_string()))?;
-    let file = serde_json::to_vec(&startup).map_err(|e| Failure::hold("InvalidJob", e.to_string()))?;
+        .map_err(|invalid| Failure::hold(Reason::InvalidJob, invalid.to_string()))?;
+    let file = serde_json::to_vec(&startup).map_err(|e| Failure::hold(Reason::InvalidJob, e.to_string()))?;
     if file.len() as u64 > STARTUP_MAX {
         let message = format!("the startup file would have {} bytes, more than {STARTUP_MAX}", file.len());
-        return Err(Failure::hold("InvalidJob", message));
+        return Err(Failure::hold(Reason::InvalidJob, message));
     }
     let startup_sha256 = sha256_hex(&file);
     let secrets =
@@ -104,9 +104,9 @@ pub fn hand_over(slot: &Slot, request: &Request, file: &[u8]) -> Result<(), Fail
         let mut text = Vec::new();
         tree::open_file(&source.path)
             .and_then(|file| file.take(ENV_FILE_MAX + 1).read_to_end(&mut text))
-            .map_err(|e| Failure::hold("EnvironmentError", format!("{shown}: {e}")))?;
+            .map_err(|e| Failure::hold(Reason::EnvironmentError, format!("{shown}: {e}")))?;
         if text.len() as u64 > ENV_FILE_MAX {
-            return Err(Failure::hold("EnvironmentError", format!("{shown} has more than {ENV_FILE_MAX} bytes")));
+            return Err(Failure::hold(Reason::EnvironmentError, format!("{shown} has more than {ENV_FILE_MAX} bytes")));
         }
         slot.ctl.replace(&format!("{ENV_PREFIX}{n}"), &text, 0o600).map_err(put_failed)?;
     }
@@ -115,5 +115,5 @@ pub fn hand_over(slot: &Slot, request: &Request, file: &[u8]) -> Result<(), Fail
 }
 
 fn put_failed(e: io::Error) -> Failure {
-    Failure::retry("VolumeFull", format!("the job can not be handed over: {e}"))
+    Failure::retry(Reason::VolumeFull, format!("the job can not be handed over: {e}"))
 }

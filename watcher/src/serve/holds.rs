@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use super::Core;
 use super::protocol::{Hold, Tell};
-use crate::bind::Class;
+use crate::bind::{Class, Reason};
 use crate::job::Report;
 
 /// Wait after the first failure, seconds; doubles with each in a row.
@@ -51,8 +51,8 @@ impl Core {
     pub(super) fn back_off(&self, slot: u32, report: &Report) -> f64 {
         let mut shared = self.lock();
         let failures = shared.holds.failures.entry(slot).or_default();
-        match (report.class, report.reason.as_str()) {
-            (Class::Retry, "Cancelled") => 0.0,
+        match (report.class, report.reason) {
+            (Class::Retry, Reason::Cancelled) => 0.0,
             (Class::Retry, _) => {
                 *failures = failures.saturating_add(1);
                 (BACK_OFF_FIRST * 2f64.powi(*failures - 1)).min(BACK_OFF_MAX)

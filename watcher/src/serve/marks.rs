@@ -3,7 +3,7 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::bind::{API_UNAVAILABLE, Binder};
+use crate::bind::{Binder, Reason};
 
 /// How long a pod is without work before that is told: jobs that follow each other are one piece of work.
 const IDLE_FOR: Duration = Duration::from_secs(5);
@@ -31,7 +31,7 @@ impl Marks {
                     tracing::warn!(busy, "the pod is not marked as idle or busy: {e}");
                 }
                 // What is not allowed now is not allowed later either.
-                !marked.is_err_and(|e| e.reason == API_UNAVAILABLE)
+                !marked.is_err_and(|e| e.reason == Reason::ApiUnavailable)
             });
         })?;
         Ok(marks)

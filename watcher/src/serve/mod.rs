@@ -18,7 +18,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use self::slots::{client_dirs, open_slot};
-use crate::bind::{Binder, Failure};
+use crate::bind::{Binder, Failure, Reason};
 use crate::job::control::Control;
 use crate::job::life::Settings;
 use crate::job::relay::Streams;
@@ -186,7 +186,7 @@ impl Core {
         }
         // Slots that the pod does not have any more: their jobs are lost, and somebody waits for that answer.
         for name in resumed.into_values().flatten() {
-            core.give_up(&name, Failure::retry("SlotLost", "the slot that had the job does not exist any more"));
+            core.give_up(&name, Failure::retry(Reason::SlotLost, "the slot that had the job does not exist any more"));
         }
         Ok(Running { core, threads })
     }

@@ -2,10 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::bind::Class;
+use crate::bind::{Class, Reason};
 use crate::job::limits::Which;
 use crate::job::monitor::Live;
-use crate::job::{Phase, Report, Request, class};
+use crate::job::{Phase, Report, Request};
 
 /// Where clients that are not root connect to, in the pilot container's own file system.
 pub const CLIENTS: &str = "/run/latebind/clients.sock";
@@ -121,7 +121,7 @@ pub enum Tell {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hold {
     /// One word, as in a report.
-    pub reason: String,
+    pub reason: Reason,
     /// In words for the job's user.
     pub message: String,
 }
@@ -131,13 +131,13 @@ impl Hold {
     /// other run would differ, but it is no result of the job's own.
     pub fn of(report: &Report) -> Option<Self> {
         let memory = report.limit.as_ref().is_some_and(|crossed| crossed.which == Which::Memory);
-        let reason = match (report.class, report.reason.as_str()) {
+        let reason = match (report.class, report.reason) {
             (Class::Hold, reason) => reason,
-            (Class::Final, class::LIMIT_EXCEEDED) if memory => class::OUT_OF_MEMORY,
-            (Class::Final, reason @ (class::LIMIT_EXCEEDED | class::TIMED_OUT)) => reason,
+            (Class::Final, Reason::LimitExceeded) if memory => Reason::OutOfMemory,
+            (Class::Final, reason @ (Reason::LimitExceeded | Reason::TimedOut)) => reason,
             _ => return None,
         };
-        Some(Self { reason: reason.into(), message: report.message.clone() })
+        Some(Self { reason, message: report.message.clone() })
     }
 }
 
@@ -202,23 +202,23 @@ pub fn find(jobs: &[JobLine], name: &str) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
-    use super::{Class, Hold, JobLine, Phase, Report, Which, class, find};
+    use super::{Class, Hold, JobLine, Phase, Reason, Report, Which, find};
     use crate::job::limits::Crossed;
 
-    fn held(class: Class, reason: &str, which: Option<Which>) -> Option<String> {
+    fn held(class: Class, reason: Reason, which: Option<Which>) -> Option<Reason> {
         let request = serde_json::from_str(r#"{"id":"a","image":"i","argv":["true"]}"#).unwrap();
         let limit = which.map(|which| Crossed { which, limit: 1.0, value: 2.0, at: String::new() });
-        Hold::of(&Report { class, reason: reason.into(), limit, ..Report::new(&request) }).map(|hold| hold.reason)
+        Hold::of(&Report { class, reason, limit, ..Report::new(&request) }).map(|hold| hold.reason)
     }
 
     #[test]
     fn a_batch_system_holds_what_no_other_run_would_mend() {
-        assert_eq!(held(Class::Hold, "ImageNotFound", None).unwrap(), "ImageNotFound");
-        assert_eq!(held(Class::Final, class::LIMIT_EXCEEDED, Some(Which::Memory)).unwrap(), class::OUT_OF_MEMORY);
-        assert_eq!(held(Class::Final, class::LIMIT_EXCEEDED, Some(Which::Disk)).unwrap(), class::LIMIT_EXCEEDED);
-        assert_eq!(held(Class::Final, class::TIMED_OUT, Some(Which::Wall)).unwrap(), class::TIMED_OUT);
-        assert_eq!(held(Class::Final, "Completed", None), None);
-        assert_eq!(held(Class::Retry, "GlueLost", None), None);
+        assert_eq!(held(Class::Hold, Reason::ImageNotFound, None), Some(Reason::ImageNotFound));
+        assert_eq!(held(Class::Final, Reason::LimitExceeded, Some(Which::Memory)), Some(Reason::OutOfMemory));
+        assert_eq!(held(Class::Final, Reason::LimitExceeded, Some(Which::Disk)), Some(Reason::LimitExceeded));
+        assert_eq!(held(Class::Final, Reason::TimedOut, Some(Which::Wall)), Some(Reason::TimedOut));
+        assert_eq!(held(Class::Final, Reason::Completed, None), None);
+        assert_eq!(held(Class::Retry, Reason::GlueLost, None), None);
     }
 
     #[test]

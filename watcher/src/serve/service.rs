@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::Core;
-use crate::bind::Failure;
+use crate::bind::{Failure, Reason};
 use crate::job::class::Start;
 
 /// So many failures in a row take a slot out of service.
@@ -92,7 +92,7 @@ impl Core {
             });
         }
         for (name, why) in unwanted {
-            self.give_up(&name, Failure::retry("Cancelled", format!("{why}, before it had started")));
+            self.give_up(&name, Failure::retry(Reason::Cancelled, format!("{why}, before it had started")));
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::bind::{Failure, Progress, proof};
+use crate::bind::{Failure, Progress, Reason, proof};
 use crate::job::control::Control;
 use crate::job::life::{self, After, Around, Held};
 use crate::job::{Phase, State};
@@ -108,7 +108,7 @@ impl Core {
         }
         if let Some(name) = under_way.filter(|_| !self.lock().ending) {
             first.pop();
-            self.give_up(&name, Failure::retry("Cancelled", "told to end before it had started"));
+            self.give_up(&name, Failure::retry(Reason::Cancelled, "told to end before it had started"));
         }
         self.restore(number, owner, None)
     }

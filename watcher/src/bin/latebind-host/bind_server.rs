@@ -6,7 +6,7 @@
 use crate::container::PodShape;
 use crate::engine::Engine;
 use crate::failure::{Context, Failure};
-use crate::images::{self, AllowList, Class, Pull, Refusal};
+use crate::images::{self, AllowList, Class, Pull, Reason, Refusal};
 use crate::reference::Reference;
 use crate::slot::{Slot, State};
 use nix::sys::socket::{getsockopt, sockopt};
@@ -87,7 +87,7 @@ enum Answer {
     Image { ok: bool, image: String, image_id: String, pulled: bool },
     State { ok: bool, container: String, image: String, status: &'static str, exit_code: Option<i32>, oom_killed: bool },
     Info { ok: bool, name: String, slots: u32, memory: Option<u64>, cpus: Option<f64>, pids: Option<u64> },
-    Refused { ok: bool, class: Class, reason: &'static str, message: String },
+    Refused { ok: bool, class: Class, reason: Reason, message: String },
 }
 
 impl From<Refusal> for Answer {
@@ -97,7 +97,7 @@ impl From<Refusal> for Answer {
 }
 
 fn bad(message: impl Into<String>) -> Refusal {
-    Refusal::retry("BadRequest", message)
+    Refusal::retry(Reason::BadRequest, message)
 }
 
 impl BindServer {
@@ -116,10 +116,10 @@ impl BindServer {
             "" => Reference::parse(&self.shape.glue_image),
             name => Reference::parse(name),
         }
-        .map_err(|why| Refusal::hold("InvalidImageName", why))?;
+        .map_err(|why| Refusal::hold(Reason::InvalidImageName, why))?;
         if !image.is_empty() && !self.allowed.allows(&reference) {
             return Err(Refusal::hold(
-                "ImageNotAllowed",
+                Reason::ImageNotAllowed,
                 format!("{reference} is not on this pod's allow list; whoever runs the pod can add it with --allow"),
             ));
         }
@@ -272,14 +272,14 @@ mod tests {
             r#"{"version":1,"verb":"state","slot":0,"image":""}"#,
         ] {
             let refusal = understand(line.as_bytes()).unwrap_err();
-            assert_eq!((refusal.reason, refusal.class), ("BadRequest", Class::Retry), "{line}");
+            assert_eq!((refusal.reason, refusal.class), (Reason::BadRequest, Class::Retry), "{line}");
         }
     }
 
     #[test]
     fn answers_are_what_the_protocol_says() {
         let line = |answer: &Answer| serde_json::to_string(answer).unwrap();
-        let refused = Answer::from(Refusal::hold("ImageNotFound", "no"));
+        let refused = Answer::from(Refusal::hold(Reason::ImageNotFound, "no"));
         assert_eq!(line(&refused), r#"{"ok":false,"class":"hold","reason":"ImageNotFound","message":"no"}"#);
         let State { container, image, status, exit_code, oom_killed } = State { status: "missing", ..State::default() };
         let state = Answer::State { ok: true, container, image, status, exit_code, oom_killed };

@@ -2,18 +2,9 @@
 
 use crate::engine::{CALL_LIMIT, CallError, Engine, PULL_LIMIT};
 use crate::reference::Reference;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use std::fmt;
-
-/// What a refusal means to the pilot: whether another try may do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Class {
-    /// The user has to change something.
-    Hold,
-    /// Not the job's fault.
-    Retry,
-}
+pub use watcher::bind::{Class, Reason};
 
 /// Why no container was bound.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,25 +12,25 @@ pub struct Refusal {
     /// Whether another try may do.
     pub class: Class,
     /// One word, of the bind protocol.
-    pub reason: &'static str,
+    pub reason: Reason,
     /// For people.
     pub message: String,
 }
 
 impl Refusal {
     /// One that the user has to mend.
-    pub fn hold(reason: &'static str, message: impl Into<String>) -> Self {
+    pub fn hold(reason: Reason, message: impl Into<String>) -> Self {
         Self { class: Class::Hold, reason, message: message.into() }
     }
 
     /// One that may not come again.
-    pub fn retry(reason: &'static str, message: impl Into<String>) -> Self {
+    pub fn retry(reason: Reason, message: impl Into<String>) -> Self {
         Self { class: Class::Retry, reason, message: message.into() }
     }
 
     /// The engine itself is what failed.
     pub fn engine(doing: &str, e: &CallError) -> Self {
-        Self::retry("EngineError", format!("{doing}: {e}"))
+        Self::retry(Reason::EngineError, format!("{doing}: {e}"))
     }
 }
 
@@ -123,11 +114,14 @@ pub fn prepare(engine: &Engine, image: &Reference, pull: Pull, progress: bool) -
     let inspected = match inspect(engine, &name)? {
         Some(inspected) => inspected,
         None if pull == Pull::Never => {
-            return Err(Refusal::hold("ImageNotFound", format!("{name} is not on this machine, and pulling is off")));
+            return Err(Refusal::hold(
+                Reason::ImageNotFound,
+                format!("{name} is not on this machine, and pulling is off"),
+            ));
         }
         None if image.is_local() => {
             return Err(Refusal::hold(
-                "ImageNotFound",
+                Reason::ImageNotFound,
                 format!("{name} is not on this machine, where it would be built"),
             ));
         }
@@ -141,18 +135,22 @@ pub fn prepare(engine: &Engine, image: &Reference, pull: Pull, progress: bool) -
             done.map_err(|e| pull_refusal(&name, &e))?;
             pulled = true;
             inspect(engine, &name)?.ok_or_else(|| {
-                Refusal::retry("EngineError", format!("{name} was pulled, and is not on this machine all the same"))
+                Refusal::retry(
+                    Reason::EngineError,
+                    format!("{name} was pulled, and is not on this machine all the same"),
+                )
             })?
         }
     };
     if let Some(what) = mismatch(&inspected) {
-        return Err(Refusal::hold("WrongArchitecture", format!("{name} {what}")));
+        return Err(Refusal::hold(Reason::WrongArchitecture, format!("{name} {what}")));
     }
     Ok(Ready { id: format!("sha256:{}", inspected.id.trim_start_matches("sha256:")), pulled })
 }
 
 fn inspect(engine: &Engine, name: &str) -> Result<Option<Inspected>, Refusal> {
-    let failed = |e: &dyn fmt::Display| Refusal::retry("EngineError", format!("cannot inspect the image {name}: {e}"));
+    let failed =
+        |e: &dyn fmt::Display| Refusal::retry(Reason::EngineError, format!("cannot inspect the image {name}: {e}"));
     match engine.call(&["image", "inspect", name], CALL_LIMIT) {
         Ok(text) => {
             let mut all: Vec<Inspected> = serde_json::from_str(&text).map_err(|e| failed(&e))?;
@@ -196,7 +194,7 @@ fn pull_refusal(name: &str, e: &CallError) -> Refusal {
             let (class, reason) = pull_class(text);
             Refusal { class, reason, message }
         }
-        _ => Refusal::retry("EngineError", message),
+        _ => Refusal::retry(Reason::EngineError, message),
     }
 }
 
@@ -204,7 +202,7 @@ fn pull_refusal(name: &str, e: &CallError) -> Refusal {
 ///
 /// Words with a slash are left out (addresses, paths, names of images): they are the user's, and must decide nothing.
 /// What may pass by itself is looked for first, since a registry in trouble also says "not found".
-fn pull_class(text: &str) -> (Class, &'static str) {
+fn pull_class(text: &str) -> (Class, Reason) {
     const PASSING: [&str; 21] = [
         "i/o timeout",
         "timed out",
@@ -236,17 +234,17 @@ fn pull_class(text: &str) -> (Class, &'static str) {
     let text = words.join(" ");
     let says = |any: &[&str]| any.iter().any(|said| text.contains(said));
     if says(&PASSING) {
-        (Class::Retry, "EngineError")
+        (Class::Retry, Reason::EngineError)
     } else if says(&["invalid reference"]) {
-        (Class::Hold, "InvalidImageName")
+        (Class::Hold, Reason::InvalidImageName)
     } else if says(&ARCHITECTURE) {
-        (Class::Hold, "WrongArchitecture")
+        (Class::Hold, Reason::WrongArchitecture)
     } else if says(&DENIED) {
-        (Class::Hold, "ImageAccessDenied")
+        (Class::Hold, Reason::ImageAccessDenied)
     } else if says(&MISSING) {
-        (Class::Hold, "ImageNotFound")
+        (Class::Hold, Reason::ImageNotFound)
     } else {
-        (Class::Retry, "EngineError")
+        (Class::Retry, Reason::EngineError)
     }
 }
 
@@ -271,14 +269,14 @@ pub fn start_refusal(doing: &str, e: &CallError) -> Refusal {
             let text = text.to_lowercase();
             let says = |any: &[&str]| any.iter().any(|said| text.contains(said));
             if says(&IMAGE) && !says(&PASSING) {
-                Refusal::hold("CreateContainerError", message)
+                Refusal::hold(Reason::CreateContainerError, message)
             } else {
-                Refusal::retry("StartError", message)
+                Refusal::retry(Reason::StartError, message)
             }
         }
-        CallError::TookTooLong(_) => Refusal::retry("StartError", message),
+        CallError::TookTooLong(_) => Refusal::retry(Reason::StartError, message),
         CallError::Said { code: None, .. } | CallError::Closing | CallError::Broken(_) => {
-            Refusal::retry("EngineError", message)
+            Refusal::retry(Reason::EngineError, message)
         }
     }
 }
@@ -332,44 +330,50 @@ mod tests {
         for (said, reason) in [
             (
                 "initializing source docker://quay.io/a/b:1: reading manifest 1 in quay.io/a/b: manifest unknown",
-                "ImageNotFound",
+                Reason::ImageNotFound,
             ),
             (
                 "initializing source docker://r/a: reading manifest latest in r/a: name unknown: repository a not found",
-                "ImageNotFound",
+                Reason::ImageNotFound,
             ),
             (
                 "reading manifest 12 in docker.io/library/x: requested access to the resource is denied",
-                "ImageAccessDenied",
+                Reason::ImageAccessDenied,
             ),
             (
                 "reading manifest v1 in quay.io/a/b: unauthorized: access to the requested resource is not authorized",
-                "ImageAccessDenied",
+                Reason::ImageAccessDenied,
             ),
             (
                 "pinging container registry r.example: Get \"https://r.example/v2/\": dial tcp: lookup r.example on 1.1.1.1:53: no such host",
-                "EngineError",
+                Reason::EngineError,
             ),
             (
                 "pinging container registry r: Get \"https://r/v2/\": dial tcp 10.0.0.1:443: connect: connection refused",
-                "EngineError",
+                Reason::EngineError,
             ),
-            ("pinging container registry r: Get \"https://r/v2/\": dial tcp 10.0.0.1:443: i/o timeout", "EngineError"),
-            ("reading manifest 1 in r/a: toomanyrequests: You have reached your pull rate limit", "EngineError"),
-            ("reading manifest 1 in r/a: received unexpected HTTP status: 503 Service Unavailable", "EngineError"),
-            ("initializing source docker://r/denied/unauthorized:1: something never heard of", "EngineError"),
+            (
+                "pinging container registry r: Get \"https://r/v2/\": dial tcp 10.0.0.1:443: i/o timeout",
+                Reason::EngineError,
+            ),
+            ("reading manifest 1 in r/a: toomanyrequests: You have reached your pull rate limit", Reason::EngineError),
+            (
+                "reading manifest 1 in r/a: received unexpected HTTP status: 503 Service Unavailable",
+                Reason::EngineError,
+            ),
+            ("initializing source docker://r/denied/unauthorized:1: something never heard of", Reason::EngineError),
             (
                 "initializing source docker://r/timeout/a:1: reading manifest 1 in r/timeout/a: manifest unknown",
-                "ImageNotFound",
+                Reason::ImageNotFound,
             ),
             (
                 "choosing an image from manifest list docker://r/a: no image found in manifest list for architecture amd64",
-                "WrongArchitecture",
+                Reason::WrongArchitecture,
             ),
-            ("invalid reference format", "InvalidImageName"),
+            ("invalid reference format", Reason::InvalidImageName),
         ] {
             assert_eq!(pull_class(said).1, reason, "{said}");
-            assert_eq!(pull_class(said).0 == Class::Retry, reason == "EngineError", "{said}");
+            assert_eq!(pull_class(said).0 == Class::Retry, reason == Reason::EngineError, "{said}");
         }
     }
 
@@ -377,10 +381,10 @@ mod tests {
     fn what_a_failed_start_means() {
         let said = |text: &str| CallError::Said { code: Some(126), text: text.into() };
         let image = said("runc create failed: error mounting \"/x\" to rootfs at \"/shared/bin\": not a directory");
-        assert_eq!(start_refusal("", &image).reason, "CreateContainerError");
-        assert_eq!(start_refusal("", &said("error mounting: no space left on device")).reason, "StartError");
+        assert_eq!(start_refusal("", &image).reason, Reason::CreateContainerError);
+        assert_eq!(start_refusal("", &said("error mounting: no space left on device")).reason, Reason::StartError);
         assert_eq!(start_refusal("", &said("never heard of")).class, Class::Retry);
-        assert_eq!(start_refusal("", &CallError::Closing).reason, "EngineError");
+        assert_eq!(start_refusal("", &CallError::Closing).reason, Reason::EngineError);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::container::{PodShape, Role};
 use crate::engine::{CALL_LIMIT, CallError, Engine, START_LIMIT, with_verb};
-use crate::images::{self, Ready, Refusal, start_refusal};
+use crate::images::{self, Ready, Reason, Refusal, start_refusal};
 use crate::main_process::MainProcess;
 use serde::Deserialize;
 use std::fs;
@@ -124,7 +124,7 @@ impl Slot {
         let mut lives = locked(&self.binding);
         if *locked(&self.newest) != ticket.0 {
             return Err(Refusal::retry(
-                "EngineError",
+                Reason::EngineError,
                 format!("a later request for slot {} came while this one waited: nothing was changed", self.number),
             ));
         }
@@ -132,8 +132,9 @@ impl Slot {
         lives.0 += 1;
         let role = Role::Payload(self.number, lives.0);
         let name = shape.container(role);
-        let options =
-            shape.payload(self.number, lives.0, &ready.id).map_err(|e| Refusal::retry("EngineError", e.to_string()))?;
+        let options = shape
+            .payload(self.number, lives.0, &ready.id)
+            .map_err(|e| Refusal::retry(Reason::EngineError, e.to_string()))?;
         let old = locked(&self.current).take();
         if let Err(refusal) = old.as_ref().map_or(Ok(()), |old| end(engine, old)) {
             // Still there, perhaps still running: the next bind has to try again to end it.
@@ -200,8 +201,9 @@ impl Slot {
             let container = payload.id.clone();
             match engine.call(&["container", "inspect", "--format={{json .State}}", &payload.id], CALL_LIMIT) {
                 Ok(text) => {
-                    let inspected: Inspected = serde_json::from_str(&text)
-                        .map_err(|e| Refusal::retry("EngineError", format!("podman's answer makes no sense: {e}")))?;
+                    let inspected: Inspected = serde_json::from_str(&text).map_err(|e| {
+                        Refusal::retry(Reason::EngineError, format!("podman's answer makes no sense: {e}"))
+                    })?;
                     let Inspected { running, exit_code, oom_killed } = inspected;
                     // The engine hears of an end a little later than the kernel tells us.
                     if running && gone && since.elapsed() < NOTICE_LIMIT {

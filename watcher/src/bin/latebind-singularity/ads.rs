@@ -33,7 +33,7 @@ pub fn print() -> io::Result<()> {
 fn ad(slot: u32, hold: Option<&Hold>) -> String {
     let number = slot + 1;
     let (reason, message) = match hold {
-        Some(hold) => (quoted(&hold.reason), quoted(&hold.message)),
+        Some(hold) => (quoted(hold.reason.as_str()), quoted(&hold.message)),
         None => ("undefined".into(), "undefined".into()),
     };
     format!("SlotId = {number}\nLatebindHold = {reason}\nLatebindHoldMessage = {message}\n- slot{number} update:true\n")
@@ -46,11 +46,13 @@ fn quoted(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use watcher::bind::Reason;
+
     use super::*;
 
     #[test]
     fn ads_are_one_line_for_each_attribute() {
-        let hold = Hold { reason: "ImageNotFound".into(), message: "no \"a\\b\"\nthere".into() };
+        let hold = Hold { reason: Reason::ImageNotFound, message: "no \"a\\b\"\nthere".into() };
         let text = ad(0, Some(&hold));
         assert!(text.contains("\nLatebindHoldMessage = \"no \\\"a\\\\b\\\" there\"\n"), "{text}");
         assert!(text.starts_with("SlotId = 1\n") && text.ends_with("- slot1 update:true\n"));

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use glue::contract::layout;
 use serde_json::json;
-use watcher::bind::Class;
+use watcher::bind::{Class, Reason};
 use watcher::job::{Report, Request};
 use watcher::serve::client::Client;
 use watcher::serve::protocol::{CLIENTS, Hold, LINE_MAX};
@@ -41,7 +41,7 @@ pub fn run(job: Result<Job, String>) -> Ending {
     };
     match request {
         Err(why) => {
-            let hold = Hold { reason: "InvalidJob".into(), message: why.clone() };
+            let hold = Hold { reason: Reason::InvalidJob, message: why.clone() };
             match client.hold(hold) {
                 Ok(()) => held(&signals, why),
                 Err(e) => again(&signals, AGAIN_AFTER, format!("{why}; the job could not be held: {e}")),

@@ -15,7 +15,7 @@ use serde_json::Value;
 use tokio::time::{sleep, timeout};
 
 use super::pod::Pod;
-use crate::bind::{API_UNAVAILABLE, Failure};
+use crate::bind::{Failure, Reason};
 use crate::text::one_line;
 
 /// How long an API server may be away, or refuse a token that is being renewed, before a bind is given up.
@@ -26,9 +26,6 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(15);
 
 /// How long the server keeps one watch open; a connection that died without a word is noticed a little later.
 const WATCH_FOR: Duration = Duration::from_secs(60);
-
-/// The reason of a patch that was made for a version of the pod which is not the last one any more.
-pub const CONFLICT: &str = "Conflict";
 
 /// First and longest wait before something is tried again.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
@@ -111,13 +108,17 @@ fn is_rbac(status: &Status) -> bool {
 fn refusal(what: &str, e: &kube::Error) -> Failure {
     let message = format!("{what}: {}", text(e));
     match e {
-        kube::Error::Api(status) if is_denied(status) => Failure::hold("ImageNotAllowed", message),
-        kube::Error::Api(status) if status.code == 404 || is_other_pod(status) => Failure::retry("PodLost", message),
-        kube::Error::Api(status) if status.code == 409 => Failure::retry(CONFLICT, message),
-        kube::Error::Api(status) if status.code == 403 && !is_rbac(status) => Failure::hold("ImageNotAllowed", message),
-        kube::Error::Api(status) if matches!(status.code, 400 | 422) => Failure::hold("PatchRefused", message),
-        kube::Error::Api(status) if status.code == 403 => Failure::retry("PatchRefused", message),
-        _ => Failure::retry(API_UNAVAILABLE, message),
+        kube::Error::Api(status) if is_denied(status) => Failure::hold(Reason::ImageNotAllowed, message),
+        kube::Error::Api(status) if status.code == 404 || is_other_pod(status) => {
+            Failure::retry(Reason::PodLost, message)
+        }
+        kube::Error::Api(status) if status.code == 409 => Failure::retry(Reason::Conflict, message),
+        kube::Error::Api(status) if status.code == 403 && !is_rbac(status) => {
+            Failure::hold(Reason::ImageNotAllowed, message)
+        }
+        kube::Error::Api(status) if matches!(status.code, 400 | 422) => Failure::hold(Reason::PatchRefused, message),
+        kube::Error::Api(status) if status.code == 403 => Failure::retry(Reason::PatchRefused, message),
+        _ => Failure::retry(Reason::ApiUnavailable, message),
     }
 }
 
@@ -208,7 +209,7 @@ impl Own {
         }
         let message =
             format!("the name {} belongs to another pod now: its UID is {found}, this one's was {ours}", self.name);
-        Err(Failure::retry("PodLost", message))
+        Err(Failure::retry(Reason::PodLost, message))
     }
 
     /// Changes the pod; returns it as the server then has it.
@@ -226,7 +227,7 @@ impl Own {
         let patch = Patch::Strategic(patch);
         match timeout(ANSWER_WITHIN, self.pods.patch(&self.name, &params, &patch)).await {
             Ok(answer) => answer.map(drop).map_err(|e| refusal("the pod can not be patched", &e)),
-            Err(_) => Err(Failure::retry(API_UNAVAILABLE, format!("no answer within {ANSWER_WITHIN:?}"))),
+            Err(_) => Err(Failure::retry(Reason::ApiUnavailable, format!("no answer within {ANSWER_WITHIN:?}"))),
         }
     }
 
@@ -283,7 +284,7 @@ impl Follow {
                 self.version = mark.metadata.resource_version;
                 Ok(None)
             }
-            Ok(Some(Ok(WatchEvent::Deleted(_)))) => Err(Failure::retry("PodLost", "the pod was deleted")),
+            Ok(Some(Ok(WatchEvent::Deleted(_)))) => Err(Failure::retry(Reason::PodLost, "the pod was deleted")),
             Ok(Some(Ok(WatchEvent::Error(status)))) => {
                 // Most often 410: what happened since is not known any more, so the whole pod is read again.
                 tracing::debug!("watch: {}", said(&status));
@@ -366,20 +367,20 @@ mod tests {
             (failure.class, failure.reason)
         };
         let rbac = "pods \"x\" is forbidden: User \"u\" cannot patch resource \"pods\" in API group \"\"";
-        assert_eq!(of(403, rbac), (Class::Retry, "PatchRefused".into()));
-        assert_eq!(of(403, "admission webhook \"w\" denied the request: no"), (Class::Hold, "ImageNotAllowed".into()));
-        assert_eq!(of(403, "denied: this image cannot be used here"), (Class::Hold, "ImageNotAllowed".into()));
+        assert_eq!(of(403, rbac), (Class::Retry, Reason::PatchRefused));
+        assert_eq!(of(403, "admission webhook \"w\" denied the request: no"), (Class::Hold, Reason::ImageNotAllowed));
+        assert_eq!(of(403, "denied: this image cannot be used here"), (Class::Hold, Reason::ImageNotAllowed));
         for code in [400, 403, 422, 500] {
             let webhook = "admission webhook \"w.x\" denied the request: images of x only";
-            assert_eq!(of(code, webhook), (Class::Hold, "ImageNotAllowed".into()), "{code}");
+            assert_eq!(of(code, webhook), (Class::Hold, Reason::ImageNotAllowed), "{code}");
             assert!(!passes(&api(code, webhook), false), "{code}");
         }
         let policy = "pods \"p\" is forbidden: ValidatingAdmissionPolicy 'x' with binding 'y' denied request: no";
-        assert_eq!(of(422, policy), (Class::Hold, "ImageNotAllowed".into()));
-        assert_eq!(of(422, "invalid image"), (Class::Hold, "PatchRefused".into()));
-        assert_eq!(of(404, "not found"), (Class::Retry, "PodLost".into()));
-        assert_eq!(of(409, "the object has been modified"), (Class::Retry, CONFLICT.into()));
-        assert_eq!(of(503, "away"), (Class::Retry, "ApiUnavailable".into()));
+        assert_eq!(of(422, policy), (Class::Hold, Reason::ImageNotAllowed));
+        assert_eq!(of(422, "invalid image"), (Class::Hold, Reason::PatchRefused));
+        assert_eq!(of(404, "not found"), (Class::Retry, Reason::PodLost));
+        assert_eq!(of(409, "the object has been modified"), (Class::Retry, Reason::Conflict));
+        assert_eq!(of(503, "away"), (Class::Retry, Reason::ApiUnavailable));
         assert!(refusal("w", &api(422, "the words")).message.contains("the words"));
     }
 }

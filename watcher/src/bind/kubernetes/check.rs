@@ -6,7 +6,7 @@ use super::api::Own;
 use super::pod::{Container, Pod};
 use super::reference::digest_of;
 use super::view::{self, Payload, Shape};
-use crate::bind::{API_UNAVAILABLE, Failure};
+use crate::bind::{Failure, Reason};
 use crate::check::{Line, clock};
 
 /// The Role that the shipped manifests give.
@@ -138,9 +138,11 @@ async fn time(own: &Own) -> Line {
     };
     match ask.await {
         Ok(date) => clock(&date),
-        Err(e) => {
-            Line::of("clock", Err::<String, _>(Failure::retry(API_UNAVAILABLE, e.to_string())), "see the lines above")
-        }
+        Err(e) => Line::of(
+            "clock",
+            Err::<String, _>(Failure::retry(Reason::ApiUnavailable, e.to_string())),
+            "see the lines above",
+        ),
     }
 }
 

@@ -22,13 +22,13 @@ use glue::contract::encoding::hex;
 use serde_json::json;
 use tokio::runtime::Runtime;
 
-use self::api::{CONFLICT, Own};
+use self::api::Own;
 use self::memory::Memory;
 use self::pod::Pod;
 use self::reference::{Reference, of_image_id};
 use self::view::Payload;
 use self::watching::{Expected, Patched};
-use super::{API_UNAVAILABLE, Binder, Class, Container, ContainerState, Failure, Progress};
+use super::{Binder, Class, Container, ContainerState, Failure, Progress, Reason};
 use crate::check::Line;
 use crate::text::one_line;
 
@@ -100,17 +100,19 @@ impl Kubernetes {
     async fn bind(&self, slot: u32, image: &str, progress: &dyn Progress) -> Result<Container, Failure> {
         for _ in 0..CONFLICTS_MAX {
             match self.bind_as_read(slot, image, progress).await {
-                Err(failure) if failure.reason == CONFLICT => tracing::debug!(slot, "{failure}; reading the pod again"),
+                Err(failure) if failure.reason == Reason::Conflict => {
+                    tracing::debug!(slot, "{failure}; reading the pod again")
+                }
                 bound => return bound,
             }
         }
         let message = format!("the pod changed {CONFLICTS_MAX} times between being read and being patched");
-        Err(Failure::retry(API_UNAVAILABLE, message))
+        Err(Failure::retry(Reason::Conflict, message))
     }
 
     async fn bind_as_read(&self, slot: u32, image: &str, progress: &dyn Progress) -> Result<Container, Failure> {
         let name = view::container_name(slot);
-        let wrong_pod = |why: String| Failure::retry("PodUnfit", why);
+        let wrong_pod = |why: String| Failure::retry(Reason::PodUnfit, why);
         drop(self.marking.lock().await);
         let mut pod = self.told(self.own.get().await?, &name).await?;
         let mut before = view::payload(&pod, &name).map_err(wrong_pod)?;
@@ -142,7 +144,7 @@ impl Kubernetes {
         }
         let bound = self.change(slot, image, &view::whole(&pod), &before, plan, progress).await;
         // What a tag meant when it was first bound may be gone from the registry since, and the tag mean something else.
-        let is_gone = bound.as_ref().is_err_and(|e| e.reason == "ImageNotFound");
+        let is_gone = bound.as_ref().is_err_and(|e| e.reason == Reason::ImageNotFound);
         let is_tag = image != placeholder && Reference::parse(image).is_some_and(|r| r.digest.is_none());
         if is_gone && is_tag && self.remember(|m| m.forget(image)) {
             progress.note(&format!("slot {slot}: what {image} was before is not there any more; it is asked for anew"));
@@ -168,9 +170,9 @@ impl Kubernetes {
         let pod = self.own.get_once().await?;
         let Some(slot) = doubt else { return Ok(()) };
         if let Some((reason, message)) = view::whole(&pod).ends {
-            return Err(Failure::retry(&reason, message));
+            return Err(Failure::retry(reason, message));
         }
-        let seen = view::payload(&pod, &view::container_name(slot)).map_err(|e| Failure::retry("PodUnfit", e))?;
+        let seen = view::payload(&pod, &view::container_name(slot)).map_err(|e| Failure::retry(Reason::PodUnfit, e))?;
         check::try_patch(&self.own, &pod, slot, &seen).await
     }
 
@@ -186,7 +188,7 @@ impl Kubernetes {
     ) -> Result<Container, Failure> {
         let name = view::container_name(slot);
         if let Some((reason, message)) = &whole.ends {
-            return Err(Failure::retry(reason, message.clone()));
+            return Err(Failure::retry(*reason, message.clone()));
         }
         if let Some(note) = self.remember(|m| m.back_off(slot, &plan.reference, plan.why_not_fresh)) {
             progress.note(&note);
@@ -207,11 +209,11 @@ impl Kubernetes {
         }
         let patched_at = Instant::now();
         let pod = self.own.patch(&patch, false).await.inspect_err(|failure| {
-            if failure.reason == CONFLICT && was_settled {
+            if failure.reason == Reason::Conflict && was_settled {
                 self.remember(|m| m.settle(slot, &before.wanted)); // nothing was changed
             }
         })?;
-        let after = view::payload(&pod, &name).map_err(|e| Failure::retry("PodUnfit", e))?;
+        let after = view::payload(&pod, &name).map_err(|e| Failure::retry(Reason::PodUnfit, e))?;
         let mut reference = plan.reference.clone();
         if after.wanted != reference {
             reference = accept_rewritten(&plan, after.wanted)?;
@@ -252,7 +254,8 @@ impl Kubernetes {
             return as_it_is(expected, "it can not be read");
         };
         let mut mark = [0; 6];
-        glue::sys::random(&mut mark).map_err(|e| Failure::retry("EngineError", format!("no random numbers: {e}")))?;
+        glue::sys::random(&mut mark)
+            .map_err(|e| Failure::retry(Reason::EngineError, format!("no random numbers: {e}")))?;
         if let Some(digest) = &parsed.digest {
             expected.digest = Some(digest.clone());
             return Ok(Plan { reference: parsed.fresh(digest, &hex(&mark)), expected, why_not_fresh: "" });
@@ -310,7 +313,7 @@ async fn until_unwanted(progress: &dyn Progress) -> String {
 /// A failure that is not of this image, and that a next job would have as well: the pod is another's or ends, or this pilot may
 /// not patch it.
 fn is_any_images(failure: &Failure) -> bool {
-    failure.class == Class::Retry && (failure.reason == "PatchRefused" || failure.reason.starts_with("Pod"))
+    failure.class == Class::Retry && (failure.reason == Reason::PatchRefused || failure.reason.is_of_pod())
 }
 
 /// What goes into the spec.
@@ -328,7 +331,7 @@ fn accept_rewritten(plan: &Plan, wanted: String) -> Result<String, Failure> {
         return Ok(wanted);
     }
     Err(Failure::hold(
-        "ImageRewritten",
+        Reason::ImageRewritten,
         format!(
             "the cluster made {} of {}: what that holds is not known. Ask for the image by digest, or for the name that the cluster wants",
             one_line(&wanted),
@@ -339,7 +342,7 @@ fn accept_rewritten(plan: &Plan, wanted: String) -> Result<String, Failure> {
 
 /// What a version of the pod says of the container now.
 fn state_in(pod: &Pod, name: &str) -> Result<ContainerState, Failure> {
-    let seen = view::payload(pod, name).map_err(|e| Failure::retry("PodUnfit", e))?;
+    let seen = view::payload(pod, name).map_err(|e| Failure::retry(Reason::PodUnfit, e))?;
     let ended = seen.ended.as_ref();
     Ok(ContainerState {
         id: seen.id.clone(),
@@ -384,13 +387,16 @@ impl Binder for Kubernetes {
                 }
                 bound
             }
-            Either::Right((why, _)) => Err(Failure::retry("Cancelled", format!("{why}, before it had started"))),
+            Either::Right((why, _)) => Err(Failure::retry(Reason::Cancelled, format!("{why}, before it had started"))),
         }
     }
 
     fn image_id(&self, image: &str) -> Result<String, Failure> {
         self.remember(|m| m.known(image)).ok_or_else(|| {
-            Failure::retry("ImageUnknown", format!("no container of {image} has run yet, so its content is not known"))
+            Failure::retry(
+                Reason::ImageUnknown,
+                format!("no container of {image} has run yet, so its content is not known"),
+            )
         })
     }
 
@@ -400,7 +406,7 @@ impl Binder for Kubernetes {
     }
 
     fn end_of(&self, slot: u32, container: &str, within: Duration) -> Result<ContainerState, Failure> {
-        let silent = || Failure::retry(API_UNAVAILABLE, "the API server did not answer in time");
+        let silent = || Failure::retry(Reason::ApiUnavailable, "the API server did not answer in time");
         let end =
             async { tokio::time::timeout(within + LOOK_AGAIN, Self::end_of(self, slot, container, within)).await };
         self.runtime.block_on(end).unwrap_or_else(|_| Err(silent()))
@@ -413,7 +419,10 @@ impl Binder for Kubernetes {
         }
         let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         if asked.is_some_and(|at| at.elapsed() < LOOK_AGAIN) {
-            return Err(Failure::retry(API_UNAVAILABLE, "the API server did not answer, or refused the last patch"));
+            return Err(Failure::retry(
+                Reason::ApiUnavailable,
+                "the API server did not answer, or refused the last patch",
+            ));
         }
         *asked = Some(Instant::now());
         self.runtime.block_on(self.look_again(doubt))?;

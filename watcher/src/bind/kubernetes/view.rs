@@ -1,6 +1,8 @@
 //! A pod as the binder reads it: one payload container's part of its spec and status, found by name.
 
 use super::pod::{ContainerStatus, Pod, Terminated};
+use crate::bind::Reason;
+use crate::text::one_line;
 
 /// Name of the init container that installs glue; its image is the placeholder.
 pub const INSTALL: &str = "install";
@@ -76,8 +78,8 @@ pub struct Whole {
     pub generation: Option<i64>,
     /// The generation that the kubelet's status is about; `None` where the server does not say.
     pub observed: Option<i64>,
-    /// What ends the pod: a reason of ours, and the words.
-    pub ends: Option<(String, String)>,
+    /// What ends the pod: a reason of ours, and the message.
+    pub ends: Option<(Reason, String)>,
 }
 
 /// An ID without the runtime's name before it.
@@ -106,13 +108,15 @@ pub fn whole(pod: &Pod) -> Whole {
     let text = |field: Option<&String>| field.cloned().unwrap_or_default();
     let ends = match status.map(|s| (s, s.phase.as_str())) {
         Some((status, phase @ ("Failed" | "Succeeded"))) => {
-            // Evicted, DeadlineExceeded, NodeShutdown, ...: the kubelet's own words.
-            let reason = if status.reason.is_empty() { "PodEnded" } else { status.reason.as_str() };
-            Some((reason.to_owned(), format!("the pod is {phase}. {}", status.message).trim_end().to_owned()))
+            let why = if status.reason.is_empty() { String::new() } else { format!(" ({})", status.reason) };
+            let message = one_line(format!("the pod is {phase}{why}. {}", status.message).trim_end());
+            Some((Reason::of_pod_status(&status.reason), message))
         }
-        _ => pod.metadata.deletion_timestamp.as_ref().map(|at| {
-            ("PodDeleted".to_owned(), format!("the pod is being deleted; its grace period ends at {}", at.0))
-        }),
+        _ => pod
+            .metadata
+            .deletion_timestamp
+            .as_ref()
+            .map(|at| (Reason::PodDeleted, format!("the pod is being deleted; its grace period ends at {}", at.0))),
     };
     Whole {
         uid: text(pod.metadata.uid.as_ref()),
@@ -242,7 +246,7 @@ mod tests {
     fn the_pods_end_is_told_in_the_kubelets_words() {
         let evicted =
             pod(json!({"containers": []}), json!({"phase": "Failed", "reason": "Evicted", "message": "disk"}));
-        assert_eq!(whole(&evicted).ends, Some(("Evicted".into(), "the pod is Failed. disk".into())));
+        assert_eq!(whole(&evicted).ends, Some((Reason::Evicted, "the pod is Failed (Evicted). disk".into())));
         assert_eq!(whole(&pod(json!({"containers": []}), json!({"phase": "Running"}))).ends, None);
     }
 }

@@ -3,7 +3,7 @@
 //! The reasons are the kubelet's (pkg/kubelet/images/types.go, pkg/kubelet/container/sync_result.go); what a registry
 //! said is only in the message, as text of the runtime.
 
-use crate::bind::{Class, Failure};
+use crate::bind::{Class, Failure, Reason};
 use crate::text::one_line;
 
 /// What a waiting container means.
@@ -42,27 +42,27 @@ pub fn is_about_pulling(reason: &str) -> bool {
 /// The failure behind a reason and message.
 pub fn of(reason: &str, message: &str) -> Failure {
     let (class, name) = match reason {
-        "InvalidImageName" => (Class::Hold, "InvalidImageName"),
-        "ErrImageNeverPull" => (Class::Hold, "ImageNotFound"),
+        "InvalidImageName" => (Class::Hold, Reason::InvalidImageName),
+        "ErrImageNeverPull" => (Class::Hold, Reason::ImageNotFound),
         "ErrImagePull" | "ImagePullBackOff" | "ImageInspectError" | "RegistryUnavailable" => of_pull(message),
         // What the pod's own manifest lacks, a Secret say, is the operator's to mend.
-        "CreateContainerConfigError" => (Class::Retry, "CreateContainerConfigError"),
+        "CreateContainerConfigError" => (Class::Retry, Reason::CreateContainerConfigError),
         "CreateContainerError" | "RunContainerError" | "StartError" | "ContainerCannotRun" => of_create(message),
-        _ => (Class::Retry, "StartError"),
+        _ => (Class::Retry, Reason::StartError),
     };
-    Failure { class, reason: name.to_owned(), message: format!("the kubelet says {reason}: {}", one_line(message)) }
+    Failure::new(class, name, format!("the kubelet says {reason}: {}", one_line(message)))
 }
 
 /// What a registry's or runtime's text means. First what passes by itself: a busy registry may say anything besides.
-fn of_pull(message: &str) -> (Class, &'static str) {
+fn of_pull(message: &str) -> (Class, Reason) {
     let text = message.to_lowercase();
     let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
     if says(&[" 429", "too many requests", "toomanyrequests"]) {
-        (Class::Retry, "RegistryBusy")
+        (Class::Retry, Reason::RegistryBusy)
     } else if says(&["no space left", "disk quota"]) {
-        (Class::Retry, "VolumeFull")
+        (Class::Retry, Reason::VolumeFull)
     } else if says(&["no match for platform", "no matching manifest", "exec format error"]) {
-        (Class::Hold, "WrongArchitecture")
+        (Class::Hold, Reason::WrongArchitecture)
     } else if says(&[
         " 401",
         " 403",
@@ -73,7 +73,7 @@ fn of_pull(message: &str) -> (Class, &'static str) {
         "authorization failed",
         "authentication required",
     ]) {
-        (Class::Hold, "ImageAccessDenied")
+        (Class::Hold, Reason::ImageAccessDenied)
     } else if says(&[
         "not found",
         "notfound",
@@ -83,16 +83,16 @@ fn of_pull(message: &str) -> (Class, &'static str) {
         "name_unknown",
         "does not exist",
     ]) {
-        (Class::Hold, "ImageNotFound")
+        (Class::Hold, Reason::ImageNotFound)
     } else if says(&["invalid reference", "couldn't parse image", "invalid checksum digest"]) {
-        (Class::Hold, "InvalidImageName")
+        (Class::Hold, Reason::InvalidImageName)
     } else {
-        (Class::Retry, "RegistryUnavailable")
+        (Class::Retry, Reason::RegistryUnavailable)
     }
 }
 
 /// What a runtime's text about a container that could not be made or started means.
-fn of_create(message: &str) -> (Class, &'static str) {
+fn of_create(message: &str) -> (Class, Reason) {
     let text = message.to_lowercase();
     let passing = [
         "no space left",
@@ -104,9 +104,9 @@ fn of_create(message: &str) -> (Class, &'static str) {
         "unavailable",
     ];
     if passing.iter().any(|word| text.contains(word)) {
-        (Class::Retry, "StartError")
+        (Class::Retry, Reason::StartError)
     } else {
-        (Class::Hold, "CreateContainerError")
+        (Class::Hold, Reason::CreateContainerError)
     }
 }
 
@@ -114,31 +114,31 @@ fn of_create(message: &str) -> (Class, &'static str) {
 mod tests {
     use super::*;
 
-    fn fails(reason: &str, message: &str) -> (Class, String) {
+    fn fails(reason: &str, message: &str) -> (Class, Reason) {
         match judge(reason, message) {
             Verdict::Fails(failure) => (failure.class, failure.reason),
-            other => (Class::Final, format!("{other:?}")),
+            other => panic!("{other:?}"),
         }
     }
 
     #[test]
     fn pulls_that_fail() {
         let table = [
-            ("failed to resolve reference \"r/x:1\": r/x:1: not found", Class::Hold, "ImageNotFound"),
-            ("unexpected status code [manifests 1]: 401 Unauthorized", Class::Hold, "ImageAccessDenied"),
+            ("failed to resolve reference \"r/x:1\": r/x:1: not found", Class::Hold, Reason::ImageNotFound),
+            ("unexpected status code [manifests 1]: 401 Unauthorized", Class::Hold, Reason::ImageAccessDenied),
             (
                 "pull access denied, repository does not exist or may require authorization",
                 Class::Hold,
-                "ImageAccessDenied",
+                Reason::ImageAccessDenied,
             ),
-            ("unexpected status code: 429 Too Many Requests", Class::Retry, "RegistryBusy"),
-            ("unexpected status code: 503 Service Unavailable", Class::Retry, "RegistryUnavailable"),
-            ("dial tcp: connection refused", Class::Retry, "RegistryUnavailable"),
-            ("no match for platform in manifest: not found", Class::Hold, "WrongArchitecture"),
-            ("write /x: no space left on device", Class::Retry, "VolumeFull"),
+            ("unexpected status code: 429 Too Many Requests", Class::Retry, Reason::RegistryBusy),
+            ("unexpected status code: 503 Service Unavailable", Class::Retry, Reason::RegistryUnavailable),
+            ("dial tcp: connection refused", Class::Retry, Reason::RegistryUnavailable),
+            ("no match for platform in manifest: not found", Class::Hold, Reason::WrongArchitecture),
+            ("write /x: no space left on device", Class::Retry, Reason::VolumeFull),
         ];
         for (message, class, reason) in table {
-            assert_eq!(fails("ErrImagePull", message), (class, reason.to_owned()), "{message}");
+            assert_eq!(fails("ErrImagePull", message), (class, reason), "{message}");
         }
     }
 

@@ -7,7 +7,7 @@ use super::pod::Pod;
 use super::reference::{Reference, digest_of};
 use super::view::{self, Ended, Payload};
 use super::waiting::{self, Verdict};
-use crate::bind::{ContainerState, Failure, Progress, proof};
+use crate::bind::{ContainerState, Failure, Progress, Reason, proof};
 use crate::job::class;
 use crate::text::one_line;
 
@@ -162,7 +162,7 @@ impl Patched<'_> {
                         self.reference,
                         self.pull_timeout.as_secs()
                     );
-                    return Err(Failure::retry("PullTimeout", message));
+                    return Err(Failure::retry(Reason::PullTimeout, message));
                 }
                 Some(since) if since.elapsed() >= QUICK && !pulling && !backed_off && candidate.is_none() => {
                     pulling = true;
@@ -173,7 +173,7 @@ impl Patched<'_> {
                         "the kubelet did not end the old container within {} s of the patch",
                         END_WITHIN.as_secs()
                     );
-                    return Err(Failure::retry("EngineError", message));
+                    return Err(Failure::retry(Reason::EngineError, message));
                 }
                 _ => {}
             }
@@ -187,28 +187,28 @@ impl Patched<'_> {
         );
         // Else the slot goes to the placeholder first, and the next try starts from what is known.
         if self.expected.or_another {
-            Failure::hold("ImageNotProven", message)
+            Failure::hold(Reason::ImageNotProven, message)
         } else {
-            Failure::retry("ImageNotProven", message)
+            Failure::retry(Reason::ImageNotProven, message)
         }
     }
 
     fn read(&self, pod: &Pod) -> Says {
         let whole = view::whole(pod);
         if whole.uid != self.uid {
-            return Says::Fails(Failure::retry("PodLost", "another pod has this name now"));
+            return Says::Fails(Failure::retry(Reason::PodLost, "another pod has this name now"));
         }
         if let Some((reason, message)) = whole.ends {
-            return Says::Fails(Failure::retry(&reason, message));
+            return Says::Fails(Failure::retry(reason, message));
         }
         let now = match view::payload(pod, self.name) {
             Ok(now) => now,
-            Err(why) => return Says::Fails(Failure::retry("PodUnfit", why)),
+            Err(why) => return Says::Fails(Failure::retry(Reason::PodUnfit, why)),
         };
         if now.wanted != self.reference {
             let message =
                 format!("somebody else changed the container's image from {} to {}", self.reference, now.wanted);
-            return Says::Fails(Failure::retry("ImageChanged", one_line(&message)));
+            return Says::Fails(Failure::retry(Reason::ImageChanged, one_line(&message)));
         }
         if whole.observed.zip(self.generation).is_some_and(|(observed, ours)| observed < ours) {
             return Says::Nothing; // the kubelet has not seen the patch

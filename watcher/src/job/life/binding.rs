@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use glue::contract::layout;
 use glue::processes::Proc;
 
-use crate::bind::{Failure, Progress, proof};
+use crate::bind::{Failure, Progress, Reason, proof};
 use crate::job::cgroup::Group;
 use crate::job::relay::Relay;
 use crate::job::{Began, Bound, Phase, State, class, now, stage, start};
@@ -58,25 +58,25 @@ fn wait_for_glue(
         // Wrong mounts show with whatever runs there; waiting for a glue that an image keeps away would be in vain.
         proof::look_at_any(slot.number, &container.id)?;
         let status = slot.status().ok().flatten().filter(|s| Some(s.incarnation.as_str()) != before);
-        let proc = Proc::open().map_err(|e| Failure::retry("EngineError", e.to_string()))?;
+        let proc = Proc::open().map_err(|e| Failure::retry(Reason::EngineError, e.to_string()))?;
         if let Some(status) = status
             && let Ok(cgroup) = proc.cgroup(status.pid)
             && proof::is_of_container(&cgroup, &container.id)
         {
             if !status.contract.contains(&glue::contract::VERSION) {
                 let message = format!("glue {} speaks contract {:?}", status.glue, status.contract);
-                return Err(Failure::retry("VersionMismatch", message));
+                return Err(Failure::retry(Reason::VersionMismatch, message));
             }
             if (status.uid, status.gid) != (slot.uid, slot.gid) {
-                return Err(Failure::retry("VersionMismatch", "glue and watcher see different owners of work/"));
+                return Err(Failure::retry(Reason::VersionMismatch, "glue and watcher see different owners of work/"));
             }
-            slot.ids(status.kill_uid).check().map_err(|e| Failure::retry("VersionMismatch", e))?;
+            slot.ids(status.kill_uid).check().map_err(|e| Failure::retry(Reason::VersionMismatch, e))?;
             let glue = proof::prove(status.pid, slot.number, &container.id)?;
             let (incarnation, pid, kill_uid) = (status.incarnation, status.pid, status.kill_uid);
             return Ok((Bound { container: container.clone(), incarnation, pid, kill_uid, cgroup }, glue));
         }
         if let Some(why) = around.control.stop_wanted() {
-            return Err(Failure::retry("Cancelled", format!("{why}, before it had started")));
+            return Err(Failure::retry(Reason::Cancelled, format!("{why}, before it had started")));
         }
         // The engine said that it runs: so either it is to be seen, or it has ended since.
         if !proof::has_process(&container.id)
@@ -87,7 +87,7 @@ fn wait_for_glue(
         }
         if Instant::now() >= give_up {
             let message = format!("the new container's glue said nothing within {:?}", around.settings.ready_within);
-            return Err(Failure::retry("GlueSilent", message));
+            return Err(Failure::retry(Reason::GlueSilent, message));
         }
         // The chime wakes at once; the short wait is for an image that keeps glue from ringing it.
         wait([slot.chime(), around.control.woken(), slot.chime()], Some(Duration::from_millis(50)));
@@ -99,7 +99,7 @@ impl Life<'_> {
     /// one of them lives, it could exchange what is put into `work/`.
     pub(super) fn end_leftovers(&self) -> Result<(), Failure> {
         let slot = self.around.slot;
-        let unreadable = |e: std::io::Error| Failure::retry("EngineError", format!("/proc: {e}"));
+        let unreadable = |e: std::io::Error| Failure::retry(Reason::EngineError, format!("/proc: {e}"));
         let proc = Proc::open().map_err(unreadable)?;
         let own = proc.cgroup(std::process::id() as i32).map_err(unreadable)?;
         let kill_uid = slot.status().ok().flatten().map_or(layout::DEFAULT_KILL_UID + slot.number, |s| s.kill_uid);
@@ -122,7 +122,7 @@ impl Life<'_> {
                 "the pilot was ended {} times while {} was being bound: its image may have done that",
                 self.state.binds, self.state.request.image
             );
-            return Err(Failure::retry("PilotLost", message));
+            return Err(Failure::retry(Reason::PilotLost, message));
         }
         let slot = self.around.slot;
         let request = &self.state.request;
@@ -166,7 +166,7 @@ impl Life<'_> {
                 proven
             });
             let staged =
-                stage.join().unwrap_or_else(|_| Err(Failure::retry("StagingError", "the staging thread ended")));
+                stage.join().unwrap_or_else(|_| Err(Failure::retry(Reason::StagingError, "the staging thread ended")));
             (bound, staged)
         });
         let pulled = following.pulling_since.get().map_or(0.0, |since| since.elapsed().as_secs_f64());
@@ -197,7 +197,7 @@ impl Life<'_> {
         if self.resumed && self.state.secrets.is_some() {
             self.pin_glue()?;
             if slot.has_startup() {
-                slot.ring().map_err(|e| Failure::retry("VolumeFull", e.to_string()))?;
+                slot.ring().map_err(|e| Failure::retry(Reason::VolumeFull, e.to_string()))?;
                 return Ok(Phase::Running);
             }
             if self.was_claimed() {
@@ -213,16 +213,16 @@ impl Life<'_> {
         let prepared = start::prepare(slot, bound, &self.state.request, routes.as_ref())?;
         if let Some(dir) = &self.around.settings.keep_keys {
             keys::keep(dir, &prepared.secrets)
-                .map_err(|e| Failure::retry("VolumeFull", format!("{}: {e}", dir.display())))?;
+                .map_err(|e| Failure::retry(Reason::VolumeFull, format!("{}: {e}", dir.display())))?;
         }
         self.state.secrets = Some(prepared.secrets);
         self.group = Group::open(self.bound()?.pid);
         self.state.memory_size = self.group.as_ref().and_then(|g| g.memory_limit);
         self.save()?; // before the file is put: from here on a restarted watcher can prove its record
-        slot.ctl.remove(layout::RECORD).map_err(|e| Failure::retry("VolumeFull", e.to_string()))?;
+        slot.ctl.remove(layout::RECORD).map_err(|e| Failure::retry(Reason::VolumeFull, e.to_string()))?;
         if let Some(routes) = routes {
             let relay = Relay::start(slot, routes);
-            self.relay = Some(relay.map_err(|e| Failure::retry("RelayFailed", format!("streams: {e}")))?);
+            self.relay = Some(relay.map_err(|e| Failure::retry(Reason::RelayFailed, format!("streams: {e}")))?);
         }
         self.state.rung_at = Some(now());
         start::hand_over(slot, &self.state.request, &prepared.file)?;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use glue::processes::Proc;
 
-use crate::bind::{Class, Failure, Unattended, proof};
+use crate::bind::{Class, Failure, Reason, Unattended, proof};
 use crate::helper;
 use crate::job::{Bound, Phase, collect, stage};
 use crate::slot::Slot;
@@ -27,10 +27,13 @@ pub(super) fn end_processes(slot: &Slot, bound: &Bound, within: Duration) -> Res
 /// Runs the kill routine for the slot's payload in one container.
 pub(super) fn end_in(slot: &Slot, kill_uid: u32, cgroup: &str, within: Duration) -> Result<(), Failure> {
     let left = helper::kill(slot.ids(kill_uid), cgroup, within)
-        .map_err(|e| Failure::retry("KillFailed", format!("the payload's processes: {e}")))?;
+        .map_err(|e| Failure::retry(Reason::KillFailed, format!("the payload's processes: {e}")))?;
     match left {
         0 => Ok(()),
-        n => Err(Failure::retry("Unkillable", format!("{n} processes of an earlier or this job could not be ended"))),
+        n => Err(Failure::retry(
+            Reason::Unkillable,
+            format!("{n} processes of an earlier or this job could not be ended"),
+        )),
     }
 }
 
@@ -67,7 +70,7 @@ impl Life<'_> {
         if let Some(bound) = &self.state.bound {
             let ids = slot.ids(bound.kill_uid);
             let cleaned = helper::clean_ipc(ids);
-            self.note(cleaned.map_err(|e| Failure::retry("CleaningFailed", format!("IPC objects: {e}"))));
+            self.note(cleaned.map_err(|e| Failure::retry(Reason::CleaningFailed, format!("IPC objects: {e}"))));
         }
         self.note(stage::empty(slot));
         let report = &self.state.report;
@@ -75,7 +78,7 @@ impl Life<'_> {
             self.held = None; // whatever was short there, the next attempt does not find it again
         }
         // Something may lie in its volumes that is no job's, and that the usual cleaning leaves alone.
-        self.needs_placeholder |= report.class == Class::Retry && report.reason == "VolumeFull";
+        self.needs_placeholder |= report.class == Class::Retry && report.reason == Reason::VolumeFull;
         Ok(Phase::Done)
     }
 

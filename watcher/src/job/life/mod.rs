@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::bind::{Binder, Failure};
+use crate::bind::{Binder, Failure, Reason};
 use crate::job::cgroup::Group;
 use crate::job::control::Control;
 use crate::job::limits::{Bytes, Limits};
@@ -142,7 +142,7 @@ struct Life<'a> {
 }
 
 fn not_kept(what: &str, e: &std::io::Error) -> Failure {
-    let reason = if stage::is_full(e) { "VolumeFull" } else { "StateLost" };
+    let reason = if stage::is_full(e) { Reason::VolumeFull } else { Reason::StateLost };
     Failure::retry(reason, format!("{what} can not be kept in the private volume: {e}"))
 }
 
@@ -202,7 +202,7 @@ impl Life<'_> {
 
     fn stage(&mut self) -> Result<Phase, Failure> {
         self.refuse_cancelled()?;
-        self.state.request.check().map_err(|e| Failure::hold("InvalidJob", e))?;
+        self.state.request.check().map_err(|e| Failure::hold(Reason::InvalidJob, e))?;
         let most = &self.around.settings.limits;
         self.state.report.limits = self.state.request.limits.within(most);
         self.state.request.timeout_s = self.state.report.limits.wall(self.state.request.timeout_s);
@@ -216,13 +216,13 @@ impl Life<'_> {
 
     fn refuse_cancelled(&self) -> Result<(), Failure> {
         match self.around.control.stop_wanted() {
-            Some(why) => Err(Failure::retry("Cancelled", format!("{why}, before it had started"))),
+            Some(why) => Err(Failure::retry(Reason::Cancelled, format!("{why}, before it had started"))),
             None => Ok(()),
         }
     }
 
     fn bound(&self) -> Result<&Bound, Failure> {
-        self.state.bound.as_ref().ok_or_else(|| Failure::retry("StateLost", "the job's state names no container"))
+        self.state.bound.as_ref().ok_or_else(|| Failure::retry(Reason::StateLost, "the job's state names no container"))
     }
 }
 

@@ -8,7 +8,7 @@ use glue::contract::status::Status;
 use glue::processes::{Pinned, Proc};
 use nix::sys::signal::Signal;
 
-use crate::bind::{Failure, proof};
+use crate::bind::{Failure, Reason, proof};
 use crate::job::limits::{Crossed, Which};
 use crate::job::monitor::{self, Watched};
 use crate::job::relay::Relay;
@@ -59,7 +59,7 @@ impl Life<'_> {
                 hard_kill = None;
                 match end_processes(slot, self.bound()?, span(self.state.request.kill_s)) {
                     // No process can be made for the kill routine. Once the main process has ended glue does it, which needs none.
-                    Err(e) if e.reason == "KillFailed" => {
+                    Err(e) if e.reason == Reason::KillFailed => {
                         tracing::warn!(slot = slot.number, "{e}");
                         self.signal_main(main, Signal::SIGKILL as i32);
                     }
@@ -70,7 +70,7 @@ impl Life<'_> {
             if give_up.is_some_and(|at| Instant::now() >= at) {
                 self.state.report.refusal = Some(Refusal::Missing);
                 let message = "the job must be over for a minute, and its glue, which lives, has said nothing";
-                return Err(Failure::retry("GlueSilent", message));
+                return Err(Failure::retry(Reason::GlueSilent, message));
             }
             let next = hard_kill.into_iter().chain(give_up).min();
             let timeout = next.map(|at| at.saturating_duration_since(Instant::now()));
@@ -150,9 +150,10 @@ impl Life<'_> {
     fn refused_startup(&self, status: Option<&Status>) -> Result<(), Failure> {
         let ours = self.state.secrets.as_ref().map(|s| s.startup_sha256.as_str());
         match status.and_then(|s| s.refused.as_ref()) {
-            Some(refused) if Some(refused.startup_sha256.as_str()) == ours => {
-                Err(Failure::retry("StartupRefused", format!("glue refused the startup file: {}", refused.message)))
-            }
+            Some(refused) if Some(refused.startup_sha256.as_str()) == ours => Err(Failure::retry(
+                Reason::StartupRefused,
+                format!("glue refused the startup file: {}", refused.message),
+            )),
             _ => Ok(()),
         }
     }
@@ -202,8 +203,10 @@ impl Life<'_> {
 
     /// Reads the record and verifies it. `Ok(false)`: there is none yet.
     fn take_record(&mut self) -> Result<bool, Failure> {
-        let refused = |refusal: Refusal| Failure::retry("RecordRefused", refusal.to_string());
-        let Some(bytes) = self.around.slot.record().map_err(|e| Failure::retry("RecordRefused", e.to_string()))? else {
+        let refused = |refusal: Refusal| Failure::retry(Reason::RecordRefused, refusal.to_string());
+        let Some(bytes) =
+            self.around.slot.record().map_err(|e| Failure::retry(Reason::RecordRefused, e.to_string()))?
+        else {
             return Ok(false);
         };
         let Some(secrets) = &self.state.secrets else { return Err(refused(Refusal::BadSignature)) };
@@ -221,7 +224,7 @@ impl Life<'_> {
                 let asked = self.state.request.limits.within(&self.around.settings.limits);
                 let (class, reason, message) =
                     class::of_record(&record, self.state.cancelled.as_deref(), report.limit.as_ref(), &asked);
-                (report.class, report.reason, report.message) = (class, reason.to_owned(), message);
+                (report.class, report.reason, report.message) = (class, reason, message);
                 let started = record.started_at.as_deref().and_then(seconds_of);
                 report.start_latency_ms = started.zip(self.state.rung_at).map(|(at, rung)| (at - rung) * 1e3);
                 report.record = Some(record);
