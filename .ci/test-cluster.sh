@@ -54,6 +54,5 @@ else
 fi
 # Two at a time: so many pods fit on our node.
 step "tests on Kubernetes" "$cargo" test --locked --no-fail-fast -p "$package" ${targets[@]+"${targets[@]}"} -- --test-threads=2
-once_more "tests on Kubernetes" "$cargo" test --locked -p "$package"
 stop_cluster
 conclude
