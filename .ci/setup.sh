@@ -4,7 +4,7 @@
 set -eu
 . "$(dirname "$0")/rust.sh"
 
-want= seconds=0
+want='' seconds=0
 add() { # add SECONDS PACKAGE...: SECONDS are what downloading and unpacking these took on two cores, rounded up
     cost=$1 new=
     shift
@@ -26,8 +26,11 @@ for purpose; do
     images) add 30 podman runc crun netavark busybox-static debootstrap gcc libc6-dev ;;
     demo) add 5 openssl procps ;;
     test)
-        add 20 gcc libc6-dev bash dash util-linux procps openssl
-        [ -n "$(dev_cargo)" ] || add 30 rustc-web cargo-web rustfmt-web rust-web-clippy
+        add 20 gcc libc6-dev bash dash util-linux procps openssl shellcheck python3
+        # rustup's toolchain has its own components; what it lacks, the step that needs it names.
+        case $(dev_cargo) in
+        '' | /usr/bin/cargo) add 30 rustc-web cargo-web rustfmt-web rust-web-clippy ;;
+        esac
         ;;
     bench) add 5 tini dumb-init strace ;;
     # Programs for tests/cluster, which takes the rest apart from what is installed.

@@ -11,11 +11,11 @@ export CARGO_TERM_COLOR=never
 export LATEBIND_POOL=${LATEBIND_POOL:-shared}
 own=$(mktemp)
 trap 'rm -f "$log" "$own" "$own.code"; tests/condor/down.sh "$LATEBIND_POOL"' EXIT
-"$cargo" test --quiet --locked --no-run -p latebind-condor-tests && tests/condor/up.sh "$LATEBIND_POOL" || {
+if ! "$cargo" test --quiet --locked --no-run -p latebind-condor-tests || ! tests/condor/up.sh "$LATEBIND_POOL"; then
     echo "test-condor.sh: there is no pool, no test was run" >&2
     echo "0 passed, 0 failed"
     exit 1
-}
+fi
 tests() { "$cargo" test --locked --no-fail-fast -p latebind-condor-tests "$@"; }
 # Pools that a test has for itself are mostly waited for: beside the others.
 {

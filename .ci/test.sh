@@ -1,6 +1,7 @@
 #!/bin/bash
-# test.sh: format, lints, unit tests, integration tests; ends with `N passed, M failed`. Fails where a test failed or was left
-# out, where none ran, and where format or lints complain. Expects dist/ and the images (make test makes them).
+# test.sh: format, lints, documentation, dependencies, unit tests, integration tests; ends with `N passed, M failed`.
+# Fails where a test failed or was left out, where none ran, and where a check complains or cannot run.
+# Expects dist/ and the images (make test makes them).
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 . .ci/rust.sh
@@ -8,17 +9,26 @@ cd "$(dirname "$0")/.." || exit
 cargo=$(need_cargo) || exit
 export LATEBIND_STATE=${LATEBIND_STATE:-/var/lib/latebind-test} # see the Makefile
 export CARGO_TERM_COLOR=never
-if "$cargo" fmt --version >/dev/null 2>&1; then
-    step "format" "$cargo" fmt --all --check
-else
-    echo "test.sh: no rustfmt here, the format is not checked"
-fi
-if "$cargo" clippy --version >/dev/null 2>&1; then
-    step "lints" "$cargo" clippy --quiet --locked --workspace --all-targets -- -D warnings
-else
-    echo "test.sh: no clippy here, lints are not checked"
-fi
-step "unit tests" "$cargo" test --quiet --locked --no-fail-fast --workspace --exclude latebind-tests \
+
+# with_tool SUBCOMMAND COMPONENT COMMAND...: runs COMMAND, or fails and names the missing component
+with_tool() {
+    local subcommand=$1 component=$2
+    shift 2
+    "$cargo" "$subcommand" --version >/dev/null 2>&1 || {
+        echo "test.sh: $component is missing for $cargo: run rustup component add $component, or .ci/setup.sh test"
+        return 1
+    }
+    "$@"
+}
+step "format" with_tool fmt rustfmt "$cargo" fmt --all --check
+step "shell scripts" .ci/lint-shell.sh
+step "lints" with_tool clippy clippy "$cargo" clippy --quiet --locked --workspace --all-targets -- -D warnings
+step "documentation" env RUSTDOCFLAGS="-D warnings" \
+    "$cargo" doc --quiet --locked --no-deps --workspace --document-private-items
+step "dependencies" .ci/check-dependencies.py "$cargo"
+# Apart from the build, so that its output does not hide the tests' own.
+step "build of the tests" "$cargo" test --quiet --locked --workspace --no-run
+step "unit tests" "$cargo" test --locked --no-fail-fast --workspace --exclude latebind-tests \
     --exclude latebind-cluster-tests --exclude latebind-condor-tests
 # Two at a time: each starts several containers, and two cores are enough for all there is to test.
 step "integration tests" "$cargo" test --locked --no-fail-fast -p latebind-tests -- --test-threads=2

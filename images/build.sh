@@ -55,7 +55,7 @@ while read -r image inputs; do
 done < <(podman images --filter label=latebind.inputs --format '{{.Repository}}:{{.Tag}} {{index .Labels "latebind.inputs"}}')
 
 build() {
-    local name=$1 dir=images/$1 image=localhost/latebind/$1:1 base= inputs path old
+    local name=$1 dir=images/$1 image=localhost/latebind/$1:1 base='' inputs path old
     [ -z "${digest[$name]:-}" ] || return 0
     [ -f "$dir/Containerfile" ] || die "there is no $dir/Containerfile"
     inputs=$(sed -n 's/^# inputs: *//p' "$dir/Containerfile")

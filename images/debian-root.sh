@@ -1,4 +1,5 @@
 # debian-root.sh: what the scripts that fetch a Debian root file system share; to be sourced.
+# shellcheck shell=sh
 
 # debian_mirror: the archive that this machine uses itself, which may be the only one it reaches.
 debian_mirror() {
@@ -9,14 +10,14 @@ debian_mirror() {
 # pack_root ROOT OUT.tar WHAT...: leaves out documentation, what packages were fetched from, what this machine has put there, and the paths WHAT;
 # OUT.tar is there whole or not at all. ROOT's parent directory is used for it.
 pack_root() (
-    root=$1 out=$2
+    to=$2
+    cd "$1" || exit
     shift 2
-    cd "$root"
     rm -rf var/cache/apt/* var/lib/apt/lists/* usr/share/doc/* usr/share/man/* usr/share/locale/* usr/share/info/* "$@"
     : >etc/resolv.conf
     rm -f etc/hostname
     tar --sort=name --numeric-owner --exclude='./dev/*' --exclude='./proc/*' -cf ../root.tar .
-    mkdir -p "$(dirname "$out")"
-    mv ../root.tar "$out.new"
-    mv "$out.new" "$out"
+    mkdir -p "$(dirname "$to")"
+    mv ../root.tar "$to.new"
+    mv "$to.new" "$to"
 )

@@ -35,6 +35,7 @@ while read -r line; do
     *) settings+=(--pilot-env "$line") ;;
     esac
 done <<<"${LATEBIND_PILOT_ENV:-}"
+read -ra words <<<"${LATEBIND_HOST_WORDS:---restarts 0}"
 {
     dist/latebind-host pod --name "$name" --slots "$slots" --memory "$memory" --cpus 1 --pull never \
     --pilot-image "$image" --pilot-program /usr/sbin/latebind-htcondor \
@@ -45,7 +46,7 @@ done <<<"${LATEBIND_PILOT_ENV:-}"
     --pilot-env LATEBIND_DEFAULT_IMAGE=docker://localhost/latebind/debian:1 \
     --pilot-env 'LATEBIND_CONDOR_CONFIG=include : /etc/latebind-tests/pilot.conf' \
     --mount "$PWD/tests/condor/pilot.conf:/etc/latebind-tests/pilot.conf:ro" \
-    ${settings[@]+"${settings[@]}"} ${LATEBIND_HOST_WORDS:---restarts 0} --stop-timeout 60 &
+    ${settings[@]+"${settings[@]}"} "${words[@]}" --stop-timeout 60 &
     echo $! >"$dir/pid"
     code=0
     wait $! || code=$?
