@@ -2,6 +2,7 @@
 //! was, the job runs once, and has exactly one result.
 
 use std::fs;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
@@ -206,4 +207,28 @@ fn volumes_that_were_to_be_mended_are_mended_by_the_next_watcher() {
     is_back(&pod, was);
     assert_eq!(pod.job("after", &probe(&["hello"])).is_good().report.attempt, 1);
     assert!(!left.exists() && !noted.exists());
+}
+
+/// As a power loss can leave files that were not on disk yet. The slot's volumes are then reset, since what was noted of them is lost.
+#[test]
+fn empty_state_files_do_not_keep_a_watcher_from_starting() {
+    let pod = Pod::start();
+    pod.job("before", &probe(&["hello"])).is_good();
+    let (slots, jobs) = (pod.private().join("slots"), pod.private().join("jobs"));
+    let name = pod.private().join("name");
+    fs::write(jobs.join("never-heard-of.1.json"), "").unwrap();
+    for path in [slots.join("0.json"), slots.join("0-dirs.json"), name.clone()] {
+        assert!(fs::metadata(&path).unwrap().len() > 0, "{} was empty before", path.display());
+        fs::write(&path, "").unwrap();
+    }
+    let left = pod.place().join("slot-0/data/left");
+    fs::write(&left, "by a foreign root").unwrap();
+    let was = kill_the_pilot(&pod);
+    is_back(&pod, was);
+    pod.job("after", &probe(&["hello"])).is_good();
+    for path in [slots.join("0"), slots.join("0-dirs"), jobs.join("never-heard-of.1")] {
+        assert!(Path::new(&format!("{}.unreadable", path.display())).exists(), "{} is not set aside", path.display());
+    }
+    assert!(!left.exists(), "the volumes were used as they were");
+    assert!(fs::read_to_string(&name).unwrap().starts_with("pilot-"));
 }

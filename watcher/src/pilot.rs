@@ -10,7 +10,7 @@ use glue::contract::encoding::hex;
 
 use crate::bind::{Binder, Class, Failure, Reason};
 use crate::check::{self, Grade};
-use crate::job::{Phase, Report, now, rfc3339};
+use crate::job::{Phase, Report, is_id, now, rfc3339};
 use crate::serve::Core;
 use crate::serve::client::Client;
 use crate::source::spool::{Claimed, Spool};
@@ -51,20 +51,22 @@ pub struct Loop {
 /// The name under which jobs are claimed: the same in every life of this pilot.
 fn own_name(private: &Path, given: Option<&str>) -> io::Result<String> {
     if let Some(given) = given {
-        return Ok(given.to_owned());
+        let invalid = || io::Error::other(format!("--name {given:?}: use 1 to 128 letters, digits, '.', '_' or '-'"));
+        return is_id(given).then(|| given.to_owned()).ok_or_else(invalid);
     }
     let path = private.join("name");
     match std::fs::read_to_string(&path) {
-        Ok(name) => Ok(name),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            let mut random = [0; 6];
-            glue::sys::random(&mut random)?;
-            let name = format!("pilot-{}", hex(&random));
-            crate::store::put_file(&path, name.as_bytes(), 0o600)?;
-            Ok(name)
-        }
-        Err(e) => Err(e),
+        Ok(name) if is_id(&name) => return Ok(name),
+        Ok(bad) => tracing::error!("{}: {bad:?} is not a pilot's name; a new one is made", path.display()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) if e.kind() == io::ErrorKind::InvalidData => tracing::error!("{}: {e}", path.display()),
+        Err(e) => return Err(e),
     }
+    let mut random = [0; 6];
+    glue::sys::random(&mut random)?;
+    let name = format!("pilot-{}", hex(&random));
+    crate::store::put_file(&path, name.as_bytes(), 0o600)?;
+    Ok(name)
 }
 
 /// Serves the spool until there is nothing more to do, or `stop` is set. Returns how many jobs were brought to an end.
@@ -250,6 +252,24 @@ mod tests {
 
     use super::*;
     use std::fs;
+
+    #[test]
+    fn a_pilot_keeps_its_name_and_makes_a_new_one_where_it_is_unreadable() {
+        let private = std::env::temp_dir().join(format!("latebind-pilot-name-{}", std::process::id()));
+        fs::create_dir_all(&private).unwrap();
+        let name = own_name(&private, None).unwrap();
+        assert_eq!(own_name(&private, None).unwrap(), name);
+        for bad in [&b""[..], b"../x", b"\xff"] {
+            fs::write(private.join("name"), bad).unwrap();
+            let new = own_name(&private, None).unwrap();
+            assert!(is_id(&new) && new != name, "{new}");
+        }
+        assert_eq!(own_name(&private, Some("given")).unwrap(), "given");
+        for bad in ["", "a/b", "..", ".hidden"] {
+            assert!(own_name(&private, Some(bad)).is_err(), "{bad}");
+        }
+        fs::remove_dir_all(private).unwrap();
+    }
 
     #[test]
     fn what_a_lost_pod_had_claimed_is_an_attempt() {

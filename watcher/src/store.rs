@@ -1,4 +1,4 @@
-//! What survives a restart: small JSON files in the pilot's private volume, each put in one step.
+//! What survives a restart: small JSON files in the pilot's private volume, each replaced in one step.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -12,8 +12,17 @@ use serde::de::DeserializeOwned;
 #[derive(Clone, Debug)]
 pub struct Store(PathBuf);
 
+/// Whether a file has to survive a power loss before the caller goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Durability {
+    /// On disk when the call returns.
+    Synced,
+    /// Written back by the kernel in its own time.
+    Unsynced,
+}
+
 impl Store {
-    /// Opens the directory, and makes it where there is none.
+    /// Opens the directory; creates it if it does not exist.
     pub fn open(path: impl Into<PathBuf>) -> io::Result<Self> {
         let path = path.into();
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&path)?;
@@ -25,12 +34,24 @@ impl Store {
         self.0.join(format!("{name}.json"))
     }
 
-    /// Puts a value in one step: a reader, or a restarted watcher, finds the old or the new one, never half of it.
+    /// Replaces a value in one step, and returns once it is on disk: a restarted watcher finds the old or the new value, also after a
+    /// power loss.
     pub fn put<T: Serialize>(&self, name: &str, value: &T) -> io::Result<()> {
-        put_file(&self.path(name), &serde_json::to_vec_pretty(value).map_err(io::Error::other)?, 0o600)
+        self.replace(name, value, Durability::Synced)
     }
 
-    /// The value, or `None` where there is none.
+    /// The same without waiting for the disk. A killed watcher loses nothing; after a power loss the value may be unreadable, which
+    /// [`Store::get_or_set_aside`] treats as absent.
+    pub fn put_unsynced<T: Serialize>(&self, name: &str, value: &T) -> io::Result<()> {
+        self.replace(name, value, Durability::Unsynced)
+    }
+
+    fn replace<T: Serialize>(&self, name: &str, value: &T, durability: Durability) -> io::Result<()> {
+        let bytes = serde_json::to_vec_pretty(value).map_err(io::Error::other)?;
+        replace_file(&self.path(name), &bytes, 0o600, durability)
+    }
+
+    /// The value, or `None` if there is no such file. An error if the file cannot be read or understood.
     pub fn get<T: DeserializeOwned>(&self, name: &str) -> io::Result<Option<T>> {
         match fs::read(self.path(name)) {
             Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(io::Error::other),
@@ -39,7 +60,26 @@ impl Store {
         }
     }
 
-    /// Forgets the value, if it is there.
+    /// The value, or `None` if there is none that can be understood. An unreadable file is logged and renamed to `*.unreadable`, so that
+    /// it does not keep the watcher from starting. Only for values whose absence is safe: for a mark, use [`Store::contains`].
+    pub fn get_or_set_aside<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
+        self.get(name).unwrap_or_else(|e| {
+            let path = self.path(name);
+            let aside = path.with_extension("unreadable");
+            tracing::error!("{}: {e}; set aside as {}", path.display(), aside.display());
+            if let Err(e) = fs::rename(&path, &aside) {
+                tracing::error!("{}: cannot be set aside: {e}", path.display());
+            }
+            None
+        })
+    }
+
+    /// Whether there is a file of this name, readable or not; also if that cannot be determined.
+    pub fn contains(&self, name: &str) -> bool {
+        self.path(name).symlink_metadata().map_or_else(|e| e.kind() != io::ErrorKind::NotFound, |_| true)
+    }
+
+    /// Removes the value, if there is one.
     pub fn remove(&self, name: &str) -> io::Result<()> {
         match fs::remove_file(self.path(name)) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
@@ -57,33 +97,80 @@ impl Store {
     }
 }
 
-/// Writes a file under a temporary name, then renames it.
+/// Writes a file under a temporary name, flushes it to disk, renames it, and flushes the directory: after a power loss the file is the
+/// old or the new one, complete.
 pub fn put_file(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    replace_file(path, bytes, mode, Durability::Synced)
+}
+
+/// Flushes a directory's entries to disk.
+pub fn sync_dir(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+fn replace_file(path: &Path, bytes: &[u8], mode: u32, durability: Durability) -> io::Result<()> {
+    let synced = durability == Durability::Synced;
     let temporary = path.with_extension("tmp");
     let _ = fs::remove_file(&temporary);
     let mut file: File = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
-    let put = file.write_all(bytes).and_then(|()| fs::rename(&temporary, path));
-    put.inspect_err(|_| {
+    let written = file.write_all(bytes).and_then(|()| if synced { file.sync_data() } else { Ok(()) });
+    written.and_then(|()| fs::rename(&temporary, path)).inspect_err(|_| {
         let _ = fs::remove_file(&temporary);
-    })
+    })?;
+    match path.parent().filter(|_| synced) {
+        Some(parent) => sync_dir(parent),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    struct Scratch(PathBuf, Store);
+
+    impl Scratch {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("latebind-store-{}-{name}", std::process::id()));
+            let store = Store::open(&path).unwrap();
+            Self(path, store)
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
     #[test]
     fn values_come_back_and_go() {
-        let path = std::env::temp_dir().join(format!("latebind-store-{}", std::process::id()));
-        let store = Store::open(&path).unwrap();
+        let scratch = Scratch::new("values");
+        let store = &scratch.1;
         assert_eq!(store.get::<u32>("a").unwrap(), None);
         store.put("a", &1).unwrap();
-        store.put("a", &2).unwrap();
+        store.put_unsynced("a", &2).unwrap();
         assert_eq!(store.get::<u32>("a").unwrap(), Some(2));
         assert_eq!(store.names().unwrap(), ["a"]);
         store.remove("a").unwrap();
         store.remove("a").unwrap();
         assert!(store.names().unwrap().is_empty());
-        fs::remove_dir_all(path).unwrap();
+    }
+
+    #[test]
+    fn an_unreadable_value_is_absent_and_set_aside_but_its_file_still_counts_as_a_mark() {
+        let scratch = Scratch::new("unreadable");
+        let store = &scratch.1;
+        for bytes in [&b""[..], b"\0\0\0\0", b"{\"half\":"] {
+            fs::write(store.path("a"), bytes).unwrap();
+            assert!(store.get::<u32>("a").is_err());
+            assert!(store.contains("a"), "a mark is there whatever it says");
+            assert_eq!(store.get_or_set_aside::<u32>("a"), None);
+            assert!(!store.contains("a"));
+            assert_eq!(fs::read(scratch.0.join("a.unreadable")).unwrap(), bytes, "nothing is thrown away");
+        }
+        assert!(store.names().unwrap().is_empty());
+        store.put("a", &3).unwrap();
+        assert_eq!(store.get_or_set_aside::<u32>("a"), Some(3));
     }
 }

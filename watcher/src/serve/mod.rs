@@ -138,18 +138,12 @@ impl Core {
         }
         let mut resumed: HashMap<u32, Vec<String>> = HashMap::new();
         for name in core.states.names()? {
-            let mut state: State = match core.states.get(&name) {
-                Ok(Some(state)) => state,
-                Ok(None) => continue,
-                Err(e) => {
-                    tracing::error!(job = %name, "its state can not be read and is put aside: {e}");
-                    let path = core.states.path(&name);
-                    std::fs::rename(&path, path.with_extension("unreadable"))?;
-                    continue;
-                }
-            };
+            let Some(mut state) = core.states.get_or_set_aside::<State>(&name) else { continue };
             if state.phase == Phase::Done && state.request.tied {
-                core.states.remove(&name)?; // whom it was for has gone
+                // Its client has gone.
+                if let Err(e) = core.states.remove(&name) {
+                    tracing::warn!(job = %name, "not forgotten: {e}");
+                }
                 continue;
             }
             let control = Arc::new(Control::new()?);

@@ -21,9 +21,14 @@ const RESTORE_AGAIN_AFTER: Duration = Duration::from_secs(2);
 /// may have changed it, and closed the volumes to us. Then there is no slot until it is restored.
 pub(super) fn open_slot(number: u32, owners: &Store) -> io::Result<(Option<Slot>, (u32, u32))> {
     let (name, opened) = (number.to_string(), Slot::open(number));
-    let Some(owner) = owners.get::<(u32, u32)>(&name)? else {
+    let known = owners.contains(&name);
+    let Some(owner) = owners.get_or_set_aside::<(u32, u32)>(&name) else {
         let slot = opened?;
         let owner = (slot.uid, slot.gid);
+        if known {
+            // What was written down is unreadable: an image may have run here, so the volumes are reset before the slot is used.
+            owners.put(&unmended(number), &true)?;
+        }
         owners.put(&name, &owner)?;
         return Ok((Some(slot), owner));
     };
@@ -44,7 +49,7 @@ pub(super) fn open_slot(number: u32, owners: &Store) -> io::Result<(Option<Slot>
 /// The directories that the slot's clients have for their sandboxes, as they were the first time.
 pub(super) fn client_dirs(number: u32, slot: Option<&Slot>, owners: &Store) -> io::Result<ClientDirs> {
     let name = format!("{number}-dirs");
-    match (owners.get(&name)?, slot) {
+    match (owners.get_or_set_aside(&name), slot) {
         (Some(dirs), _) => Ok(dirs),
         (None, Some(slot)) => {
             let dirs = slot.client_dirs()?;
@@ -160,7 +165,7 @@ impl Core {
         if !changed.is_empty() {
             tracing::warn!(slot = slot.number, "directories of its clients are not as they were: {changed:?}");
         }
-        changed.is_empty() && matches!(self.slots_kept.get::<bool>(&unmended(slot.number)), Ok(None))
+        changed.is_empty() && !self.slots_kept.contains(&unmended(slot.number))
     }
 
     /// Brings the placeholder back and mends the volumes, however long it takes: no job is given a slot in which a foreign program

@@ -168,7 +168,11 @@ impl Life<'_> {
             self.state.report.finished_at = rfc3339(self.state.since);
             self.state.secrets = None; // the key has done its work
         }
-        self.save_or_say();
+        match next {
+            // The report of a job that is over is its only result until it is delivered.
+            Phase::Done => self.say_if_lost(self.save()),
+            _ => self.save_or_say(),
+        }
         (self.around.on_phase)(self.state);
     }
 
@@ -177,9 +181,15 @@ impl Life<'_> {
         self.around.states.put(&self.state.request.id, self.state).map_err(|e| not_kept("the job's state", &e))
     }
 
-    /// For what can be done again: the job goes on; what is lost is the way back after a restart.
+    /// For what can be done again: the job goes on; what is lost is the way back after a restart. Does not wait for the disk, which a
+    /// payload can keep busy.
     fn save_or_say(&self) {
-        if let Err(e) = self.save() {
+        let saved = self.around.states.put_unsynced(&self.state.request.id, self.state);
+        self.say_if_lost(saved.map_err(|e| not_kept("the job's state", &e)));
+    }
+
+    fn say_if_lost(&self, saved: Result<(), Failure>) {
+        if let Err(e) = saved {
             tracing::error!(job = %self.state.request.id, "{e}");
         }
     }
