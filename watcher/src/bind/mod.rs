@@ -2,6 +2,7 @@
 
 pub mod host;
 pub mod kubernetes;
+pub mod message;
 pub mod proof;
 
 use std::time::{Duration, Instant};

@@ -1,54 +1,16 @@
 //! How much a job may use: its own limits, and the pilot's maxima for all jobs.
 
-use std::str::FromStr;
-
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
 use super::usage::{Usage, bytes};
 use super::{now, rfc3339};
+pub use crate::size::Bytes;
 
 /// Which share of the container's memory a job may use where nothing else is said: it ends before the kernel ends it.
 const MEMORY_SHARE: f64 = 0.95;
 
 /// Which share of the data volume.
 const DISK_SHARE: f64 = 0.90;
-
-/// A number of bytes: a number, or a text such as `512M` (powers of 1024).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(transparent)]
-pub struct Bytes(pub u64);
-
-impl FromStr for Bytes {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let bad = || format!("{text:?} is no number of bytes: use 1048576, 512K, 512M, 4G or 1T");
-        let upper = text.trim().to_ascii_uppercase();
-        let short = ["IB", "I", "B"].iter().find_map(|end| upper.strip_suffix(end)).unwrap_or(&upper);
-        let (digits, power) = match short.strip_suffix(['K', 'M', 'G', 'T']) {
-            Some(digits) => (digits, short.chars().next_back().and_then(|unit| "KMGT".find(unit)).map_or(0, |n| n + 1)),
-            None => (short, 0),
-        };
-        let number: f64 = digits.trim().parse().map_err(|_| bad())?;
-        let value = number * 1024_f64.powi(i32::try_from(power).unwrap_or(0));
-        if value.is_finite() && (0.0..=9e18).contains(&value) { Ok(Self(value as u64)) } else { Err(bad()) }
-    }
-}
-
-impl<'de> Deserialize<'de> for Bytes {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Either {
-            Number(u64),
-            Text(String),
-        }
-        match Either::deserialize(from)? {
-            Either::Number(n) => Ok(Self(n)),
-            Either::Text(text) => text.parse().map_err(serde::de::Error::custom),
-        }
-    }
-}
 
 /// Limits of one job, or the pilot's for each; what is left out is not limited.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -185,28 +147,6 @@ impl Limits {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn bytes_are_read() {
-        for (text, n) in [
-            ("0", 0),
-            ("17", 17),
-            ("2K", 2048),
-            ("1.5M", 3 << 19),
-            ("1 GiB", 1 << 30),
-            ("3gb", 3 << 30),
-            ("4Gi", 4 << 30),
-            ("1T", 1 << 40),
-        ] {
-            assert_eq!(text.parse(), Ok(Bytes(n)), "{text}");
-        }
-        for text in ["", "M", "I", "-1", "1X", "nan", "inf", "1e99"] {
-            assert!(text.parse::<Bytes>().is_err(), "{text}");
-        }
-        let both: Vec<Bytes> = serde_json::from_str(r#"[1024, "1K"]"#).unwrap();
-        assert_eq!(both, [Bytes(1024), Bytes(1024)]);
-        assert!(serde_json::from_str::<Bytes>("-1").is_err());
-    }
 
     #[test]
     fn the_smaller_limit_counts() {

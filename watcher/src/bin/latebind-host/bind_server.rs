@@ -7,7 +7,6 @@ use crate::container::PodShape;
 use crate::engine::Engine;
 use crate::failure::{Context, Failure};
 use crate::images::{self, AllowList, Class, Pull, Reason, Refusal};
-use crate::reference::Reference;
 use crate::slot::{Slot, State};
 use nix::sys::socket::{getsockopt, sockopt};
 use serde::{Deserialize, Serialize};
@@ -20,6 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
+use watcher::reference::Reference;
 
 /// Name of the socket in its directory.
 const SOCKET: &str = "bind.sock";
@@ -113,8 +113,8 @@ impl BindServer {
     /// Makes sure that the image may be bound and is here; an empty name is the placeholder.
     fn prepare(&self, image: &str) -> Result<images::Ready, Refusal> {
         let reference = match image {
-            "" => Reference::parse(&self.shape.glue_image),
-            name => Reference::parse(name),
+            "" => Reference::parse_full(&self.shape.glue_image),
+            name => Reference::parse_full(name),
         }
         .map_err(|why| Refusal::hold(Reason::InvalidImageName, why))?;
         if !image.is_empty() && !self.allowed.allows(&reference) {

@@ -1,10 +1,11 @@
 //! Which images a pilot may bind, whether they are here, and what it means when they are not.
 
 use crate::engine::{CALL_LIMIT, CallError, Engine, PULL_LIMIT};
-use crate::reference::Reference;
 use serde::Deserialize;
 use std::fmt;
+use watcher::bind::message::Message;
 pub use watcher::bind::{Class, Reason};
+use watcher::reference::Reference;
 
 /// Why no container was bound.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -156,13 +157,13 @@ fn inspect(engine: &Engine, name: &str) -> Result<Option<Inspected>, Refusal> {
             let mut all: Vec<Inspected> = serde_json::from_str(&text).map_err(|e| failed(&e))?;
             Ok(all.pop())
         }
-        Err(CallError::Said { code: Some(_), text }) if is_unknown_image(&text) => Ok(None),
+        // Its exit code says whether there is such an image; an error's text holds the name.
+        Err(e @ CallError::Said { code: Some(_), .. }) => match engine.call(&["image", "exists", name], CALL_LIMIT) {
+            Err(CallError::Said { code: Some(1), .. }) => Ok(None),
+            _ => Err(failed(&e)),
+        },
         Err(e) => Err(failed(&e)),
     }
-}
-
-fn is_unknown_image(text: &str) -> bool {
-    ["image not known", "no such image", "unable to find"].iter().any(|said| text.contains(said))
 }
 
 /// This machine's architecture, as image configurations name it.
@@ -189,86 +190,24 @@ fn mismatch(image: &Inspected) -> Option<String> {
 
 fn pull_refusal(name: &str, e: &CallError) -> Refusal {
     let message = format!("cannot pull {name}: {e}");
-    match e {
+    let reason = match e {
         CallError::Said { code: Some(_), text } => {
-            let (class, reason) = pull_class(text);
-            Refusal { class, reason, message }
+            Message::read(text, name).of_pull().unwrap_or(Reason::RegistryUnavailable)
         }
-        _ => Refusal::retry(Reason::EngineError, message),
-    }
+        CallError::TookTooLong(_) => Reason::PullTimeout,
+        _ => Reason::EngineError,
+    };
+    Refusal { class: reason.class(), reason, message }
 }
 
-/// The meaning of what podman said when a pull failed.
-///
-/// Words with a slash are left out (addresses, paths, names of images): they are the user's, and must decide nothing.
-/// What may pass by itself is looked for first, since a registry in trouble also says "not found".
-fn pull_class(text: &str) -> (Class, Reason) {
-    const PASSING: [&str; 21] = [
-        "i/o timeout",
-        "timed out",
-        "timeout",
-        "deadline exceeded",
-        "connection refused",
-        "connection reset",
-        "no such host",
-        "server misbehaving",
-        "network is unreachable",
-        "no route to host",
-        "broken pipe",
-        "unexpected eof",
-        "toomanyrequests",
-        "too many requests",
-        "rate limit",
-        "500 internal",
-        "502 bad",
-        "503 service",
-        "504 gateway",
-        "no space left",
-        "x509",
-    ];
-    const DENIED: [&str; 5] = ["unauthorized", "denied", "authentication required", "401", "403 forbidden"];
-    const MISSING: [&str; 5] = ["manifest unknown", "name unknown", "not found", "404", "no such image"];
-    const ARCHITECTURE: [&str; 2] = ["no image found in", "choosing an image from manifest list"];
-    let text = text.to_lowercase().replace("i/o timeout", "timeout");
-    let words: Vec<&str> = text.split_whitespace().filter(|w| !w.contains('/')).collect();
-    let text = words.join(" ");
-    let says = |any: &[&str]| any.iter().any(|said| text.contains(said));
-    if says(&PASSING) {
-        (Class::Retry, Reason::EngineError)
-    } else if says(&["invalid reference"]) {
-        (Class::Hold, Reason::InvalidImageName)
-    } else if says(&ARCHITECTURE) {
-        (Class::Hold, Reason::WrongArchitecture)
-    } else if says(&DENIED) {
-        (Class::Hold, Reason::ImageAccessDenied)
-    } else if says(&MISSING) {
-        (Class::Hold, Reason::ImageNotFound)
-    } else {
-        (Class::Retry, Reason::EngineError)
-    }
-}
-
-/// The meaning of what podman said when a container could not be made or started: a fault of the image's files, which
-/// no other try mends, or of the engine.
+/// The meaning of podman's error where a container could not be made or started: a fault of the image's files, which
+/// another try does not change, or of the engine.
 pub fn start_refusal(doing: &str, e: &CallError) -> Refusal {
-    const IMAGE: [&str; 8] = [
-        "error mounting",
-        "unable to find user",
-        "mtab",
-        "not a directory",
-        "is a directory",
-        "too many levels of symbolic links",
-        "cannot be mounted because",
-        "exec format error",
-    ];
-    const PASSING: [&str; 4] =
-        ["no space left", "cannot allocate memory", "resource temporarily", "device or resource busy"];
     let message = format!("{doing}: {e}");
     match e {
         CallError::Said { code: Some(_), text } => {
-            let text = text.to_lowercase();
-            let says = |any: &[&str]| any.iter().any(|said| text.contains(said));
-            if says(&IMAGE) && !says(&PASSING) {
+            let said = Message::read(text, "");
+            if said.is_of_images_files() && !said.is_passing() {
                 Refusal::hold(Reason::CreateContainerError, message)
             } else {
                 Refusal::retry(Reason::StartError, message)
@@ -315,7 +254,7 @@ mod tests {
 
     #[test]
     fn the_allow_list() {
-        let image = |text| Reference::parse(text).unwrap();
+        let image = |text| Reference::parse_full(text).unwrap();
         let list = AllowList::new(&["quay.io/mine/*".into()]);
         assert!(list.allows(&image("localhost/x:1")));
         assert!(list.allows(&image("quay.io/mine/x")));
@@ -327,54 +266,19 @@ mod tests {
 
     #[test]
     fn what_a_failed_pull_means() {
-        for (said, reason) in [
-            (
-                "initializing source docker://quay.io/a/b:1: reading manifest 1 in quay.io/a/b: manifest unknown",
-                Reason::ImageNotFound,
-            ),
-            (
-                "initializing source docker://r/a: reading manifest latest in r/a: name unknown: repository a not found",
-                Reason::ImageNotFound,
-            ),
-            (
-                "reading manifest 12 in docker.io/library/x: requested access to the resource is denied",
-                Reason::ImageAccessDenied,
-            ),
-            (
-                "reading manifest v1 in quay.io/a/b: unauthorized: access to the requested resource is not authorized",
-                Reason::ImageAccessDenied,
-            ),
-            (
-                "pinging container registry r.example: Get \"https://r.example/v2/\": dial tcp: lookup r.example on 1.1.1.1:53: no such host",
-                Reason::EngineError,
-            ),
-            (
-                "pinging container registry r: Get \"https://r/v2/\": dial tcp 10.0.0.1:443: connect: connection refused",
-                Reason::EngineError,
-            ),
-            (
-                "pinging container registry r: Get \"https://r/v2/\": dial tcp 10.0.0.1:443: i/o timeout",
-                Reason::EngineError,
-            ),
-            ("reading manifest 1 in r/a: toomanyrequests: You have reached your pull rate limit", Reason::EngineError),
-            (
-                "reading manifest 1 in r/a: received unexpected HTTP status: 503 Service Unavailable",
-                Reason::EngineError,
-            ),
-            ("initializing source docker://r/denied/unauthorized:1: something never heard of", Reason::EngineError),
-            (
-                "initializing source docker://r/timeout/a:1: reading manifest 1 in r/timeout/a: manifest unknown",
-                Reason::ImageNotFound,
-            ),
-            (
-                "choosing an image from manifest list docker://r/a: no image found in manifest list for architecture amd64",
-                Reason::WrongArchitecture,
-            ),
-            ("invalid reference format", Reason::InvalidImageName),
-        ] {
-            assert_eq!(pull_class(said).1, reason, "{said}");
-            assert_eq!(pull_class(said).0 == Class::Retry, reason == Reason::EngineError, "{said}");
-        }
+        let refused = |name: &str, said: &str| {
+            let refusal = pull_refusal(name, &CallError::Said { code: Some(125), text: said.into() });
+            (refusal.class, refusal.reason)
+        };
+        let unknown =
+            "initializing source docker://r.example/denied:1: reading manifest 1 in r.example/denied: manifest unknown";
+        assert_eq!(refused("r.example/denied:1", unknown), (Class::Hold, Reason::ImageNotFound));
+        let away = "initializing source docker://r.example/denied:401: pinging container registry r.example: Get \"https://r.example/v2/\": dial tcp: lookup r.example: no such host";
+        assert_eq!(refused("r.example/denied:401", away), (Class::Retry, Reason::RegistryUnavailable));
+        let new = "initializing source docker://r.example/denied/unauthorized:1: something never heard of";
+        assert_eq!(refused("r.example/denied/unauthorized:1", new), (Class::Retry, Reason::RegistryUnavailable));
+        let late = pull_refusal("r.example/a:1", &CallError::TookTooLong(PULL_LIMIT));
+        assert_eq!((late.class, late.reason), (Class::Retry, Reason::PullTimeout));
     }
 
     #[test]

@@ -16,7 +16,6 @@ mod one_command;
 mod pidfd;
 mod place;
 mod pod;
-mod reference;
 mod slot;
 mod volumes;
 
@@ -27,7 +26,6 @@ use crate::failure::{Context, Failure, failure};
 use crate::images::AllowList;
 use crate::place::Place;
 use crate::pod::Plan;
-use crate::reference::Reference;
 use clap::Parser;
 use glue::contract::layout::SLOT_MAX;
 use std::fs;
@@ -37,6 +35,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use tracing_subscriber::EnvFilter;
+use watcher::reference::Reference;
 
 /// Exit code of this program's own failures, as `docker run` has it.
 const OWN_FAILURE: u8 = 125;
@@ -91,7 +90,7 @@ fn log_at(level: &str) {
 }
 
 fn run_one(engine: Engine, run: RunArguments) -> Result<u8, Failure> {
-    let image = Reference::parse(&run.image).map_err(failure)?;
+    let image = Reference::parse_full(&run.image).map_err(failure)?;
     let one = one_command::translate(&run)?;
     // Before there is a pod: this is where most goes wrong, and a pull shows its progress to the user.
     images::prepare(&engine, &image, run.common.pull, true).map_err(|refusal| failure(refusal.message))?;
@@ -165,7 +164,7 @@ fn shape(engine: &Engine, common: &Common, kind: &str, slots: u32) -> Result<Pod
         None => format!("{kind}-{}", random_digits()?),
     };
     for image in [&common.glue_image, &common.pilot_image] {
-        Reference::parse(image).map_err(failure)?;
+        Reference::parse_full(image).map_err(failure)?;
     }
     Ok(PodShape {
         place: engine.place().pod(&name),

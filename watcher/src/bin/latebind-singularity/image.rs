@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use watcher::bind::kubernetes::reference::Reference;
+use watcher::reference::Reference;
 
 /// Where the table of rewritten names is in the pilot container: lines `PREFIX REPLACEMENT`, the longest prefix counts.
 pub const TABLE: &str = "/etc/latebind/images";
@@ -52,7 +52,7 @@ impl Table {
                  docker://NAME"
             ));
         }
-        let reference = Reference::parse(name).ok_or_else(|| format!("{image:?} is no image name"))?;
+        let reference = Reference::parse(name)?;
         let tag = match (&reference.tag, &reference.digest) {
             (Some(tag), _) => format!(":{tag}"),
             (None, None) => ":latest".into(),

@@ -92,16 +92,30 @@ fn is_other_pod(status: &Status) -> bool {
     status.code == 409 && status.message.contains("UID")
 }
 
+/// What the server itself says about a pod that it forbids: the message without `pods "NAME" is forbidden: `.
+fn of_forbidden(message: &str) -> &str {
+    let rest = message.strip_prefix("pods \"").and_then(|rest| rest.split_once("\" is forbidden: "));
+    rest.filter(|(name, _)| !name.contains('"')).map_or(message, |(_, rest)| rest)
+}
+
 /// An admission plugin's refusal of this very patch, whatever code it came with: a webhook chooses one, or 400 is taken for it
-/// (apiserver/pkg/admission/plugin/webhook/errors); a ValidatingAdmissionPolicy says 422.
+/// (apiserver/pkg/admission/plugin/webhook/errors); a ValidatingAdmissionPolicy says 422. The server's own words begin the message;
+/// the plugin's follow, and may hold the image's name.
 fn is_denied(status: &Status) -> bool {
-    let by_policy = status.message.contains("ValidatingAdmissionPolicy ") && status.message.contains(" denied request");
-    by_policy || status.message.contains("admission webhook ") && status.message.contains(" denied the request")
+    let words = of_forbidden(&status.message);
+    let of_webhook = |rest: &str| rest.split_once('"').is_some_and(|(_, rest)| rest.starts_with(" denied the request"));
+    words.strip_prefix("admission webhook \"").is_some_and(of_webhook)
+        || words.starts_with("ValidatingAdmissionPolicy '")
+            && words.split(':').next().is_some_and(|own| own.ends_with(" denied request"))
 }
 
 /// RBAC's own words: `User "u" cannot patch resource "pods" in API group`; a webhook may say that something cannot be, too.
 fn is_rbac(status: &Status) -> bool {
-    status.message.split_once(" cannot ").is_some_and(|(_, rest)| rest.contains(" resource \""))
+    let user = of_forbidden(&status.message).strip_prefix("User \"");
+    user.and_then(|rest| rest.split_once("\" cannot ")).is_some_and(|(_, rest)| {
+        let (verb, rest) = rest.split_once(' ').unwrap_or_default();
+        verb.bytes().all(|b| b.is_ascii_lowercase()) && rest.starts_with("resource \"")
+    })
 }
 
 /// What a refused patch or read means. An admission plugin refuses this image; RBAC refuses whatever is asked.
@@ -362,7 +376,7 @@ mod tests {
 
     #[test]
     fn whose_fault_a_refusal_is() {
-        let of = |code, message| {
+        let of = |code, message: &str| {
             let failure = refusal("w", &api(code, message));
             (failure.class, failure.reason)
         };
@@ -379,6 +393,23 @@ mod tests {
         assert_eq!(of(422, policy), (Class::Hold, Reason::ImageNotAllowed));
         assert_eq!(of(422, "invalid image"), (Class::Hold, Reason::PatchRefused));
         assert_eq!(of(404, "not found"), (Class::Retry, Reason::PodLost));
+        // The image's name decides nothing, however it is written.
+        for image in [
+            "admission webhook \"w\" denied the request: x",
+            "pods \"p\" is forbidden: User \"u\" cannot patch resource \"pods\"",
+            "ValidatingAdmissionPolicy 'x' denied request: y",
+        ] {
+            let invalid =
+                format!("Pod \"p\" is invalid: spec.containers[0].image: Invalid value: \"{image}\": must not");
+            assert_eq!(of(422, &invalid), (Class::Hold, Reason::PatchRefused), "{image}");
+            let away = format!("Internal error occurred: failed calling webhook \"w\": {image}");
+            assert_eq!(of(500, &away), (Class::Retry, Reason::ApiUnavailable), "{image}");
+            let other =
+                format!("pods \"p\" is forbidden: image policy webhook backend denied one or more images: {image}");
+            assert_eq!(of(403, &other), (Class::Hold, Reason::ImageNotAllowed), "{image}");
+            let webhook = format!("admission webhook \"w.x\" denied the request: {image}");
+            assert_eq!(of(403, &webhook), (Class::Hold, Reason::ImageNotAllowed), "{image}");
+        }
         assert_eq!(of(409, "the object has been modified"), (Class::Retry, Reason::Conflict));
         assert_eq!(of(503, "away"), (Class::Retry, Reason::ApiUnavailable));
         assert!(refusal("w", &api(422, "the words")).message.contains("the words"));

@@ -4,10 +4,10 @@ use serde_json::json;
 
 use super::api::Own;
 use super::pod::{Container, Pod};
-use super::reference::digest_of;
 use super::view::{self, Payload, Shape};
 use crate::bind::{Failure, Reason};
 use crate::check::{Line, clock};
+use crate::reference::digest_of;
 
 /// The Role that the shipped manifests give.
 const ROLE: &str = "give the pod's service account the verbs get, watch and patch on pods (deploy/base/rbac.yaml)";

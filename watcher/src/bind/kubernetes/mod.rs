@@ -8,7 +8,6 @@ mod check;
 mod mark;
 mod memory;
 mod pod;
-pub mod reference;
 pub mod view;
 mod waiting;
 mod watching;
@@ -25,11 +24,11 @@ use tokio::runtime::Runtime;
 use self::api::Own;
 use self::memory::Memory;
 use self::pod::Pod;
-use self::reference::{Reference, of_image_id};
 use self::view::Payload;
 use self::watching::{Expected, Patched};
 use super::{Binder, Class, Container, ContainerState, Failure, Progress, Reason};
 use crate::check::Line;
+use crate::reference::{Reference, of_image_id};
 use crate::text::one_line;
 
 /// How long the kubelet may take to tell of a new pod's containers.
@@ -145,7 +144,7 @@ impl Kubernetes {
         let bound = self.change(slot, image, &view::whole(&pod), &before, plan, progress).await;
         // What a tag meant when it was first bound may be gone from the registry since, and the tag mean something else.
         let is_gone = bound.as_ref().is_err_and(|e| e.reason == Reason::ImageNotFound);
-        let is_tag = image != placeholder && Reference::parse(image).is_some_and(|r| r.digest.is_none());
+        let is_tag = image != placeholder && Reference::parse(image).is_ok_and(|r| r.digest.is_none());
         if is_gone && is_tag && self.remember(|m| m.forget(image)) {
             progress.note(&format!("slot {slot}: what {image} was before is not there any more; it is asked for anew"));
             return Box::pin(self.bind(slot, image, progress)).await;
@@ -249,7 +248,7 @@ impl Kubernetes {
         let image_id = self.remember(|m| m.known(image));
         let mut expected = Expected { digest: None, image_id: image_id.clone(), or_another: at_rest };
         let as_it_is = |expected, why| Ok(Plan { reference: image.to_owned(), expected, why_not_fresh: why });
-        let Some(parsed) = Reference::parse(image) else {
+        let Ok(parsed) = Reference::parse(image) else {
             // The kubelet says what is wrong with it.
             return as_it_is(expected, "it can not be read");
         };
@@ -325,8 +324,8 @@ struct Plan {
 
 /// An admission plugin may send pulls elsewhere; only a digest says that the content is still what was asked for.
 fn accept_rewritten(plan: &Plan, wanted: String) -> Result<String, Failure> {
-    let asked = Reference::parse(&plan.reference).and_then(|r| r.digest);
-    let got = Reference::parse(&wanted).and_then(|r| r.digest);
+    let asked = Reference::parse(&plan.reference).ok().and_then(|r| r.digest);
+    let got = Reference::parse(&wanted).ok().and_then(|r| r.digest);
     if asked.is_some() && asked == got {
         return Ok(wanted);
     }

@@ -1,9 +1,10 @@
 //! Why a payload container does not start, from the kubelet's reason and message to a class.
 //!
 //! The reasons are the kubelet's (pkg/kubelet/images/types.go, pkg/kubelet/container/sync_result.go); what a registry
-//! said is only in the message, as text of the runtime.
+//! said is only in the message, as text of the runtime, which also holds what the user wrote: see [`crate::bind::message`].
 
-use crate::bind::{Class, Failure, Reason};
+use crate::bind::message::Message;
+use crate::bind::{Failure, Reason};
 use crate::text::one_line;
 
 /// What a waiting container means.
@@ -17,12 +18,12 @@ pub enum Verdict {
     Fails(Failure),
 }
 
-/// Judges a reason and message of `state.waiting`.
-pub fn judge(reason: &str, message: &str) -> Verdict {
+/// Judges a reason and message of `state.waiting`; `image` is the container's, as the spec has it.
+pub fn judge(reason: &str, message: &str, image: &str) -> Verdict {
     match reason {
         "" | "ContainerCreating" | "PodInitializing" => Verdict::Wait,
         "CrashLoopBackOff" => Verdict::BackOff,
-        _ => Verdict::Fails(of(reason, message)),
+        _ => Verdict::Fails(of(reason, message, image)),
     }
 }
 
@@ -36,125 +37,72 @@ pub fn is_about_pulling(reason: &str) -> bool {
             | "ErrImageNeverPull"
             | "ImageInspectError"
             | "RegistryUnavailable"
+            | "SignatureValidationFailed"
     )
 }
 
-/// The failure behind a reason and message.
-pub fn of(reason: &str, message: &str) -> Failure {
-    let (class, name) = match reason {
-        "InvalidImageName" => (Class::Hold, Reason::InvalidImageName),
-        "ErrImageNeverPull" => (Class::Hold, Reason::ImageNotFound),
-        "ErrImagePull" | "ImagePullBackOff" | "ImageInspectError" | "RegistryUnavailable" => of_pull(message),
-        // What the pod's own manifest lacks, a Secret say, is the operator's to mend.
-        "CreateContainerConfigError" => (Class::Retry, Reason::CreateContainerConfigError),
-        "CreateContainerError" | "RunContainerError" | "StartError" | "ContainerCannotRun" => of_create(message),
-        _ => (Class::Retry, Reason::StartError),
+/// The failure behind a reason and message. The reason decides; the message only where the reason leaves it open, and then as
+/// [`Message`] reads it.
+pub fn of(reason: &str, message: &str, image: &str) -> Failure {
+    let said = || Message::read(message, image);
+    let name = match reason {
+        "InvalidImageName" => Reason::InvalidImageName,
+        "ErrImageNeverPull" => Reason::ImageNotFound,
+        "SignatureValidationFailed" => Reason::ImageNotAllowed,
+        "ErrImagePull" | "ImagePullBackOff" | "ImageInspectError" | "RegistryUnavailable" => {
+            said().of_pull().unwrap_or(Reason::RegistryUnavailable)
+        }
+        "CreateContainerConfigError" => Reason::CreateContainerConfigError,
+        "CreateContainerError" | "RunContainerError" | "StartError" | "ContainerCannotRun" if !said().is_passing() => {
+            Reason::CreateContainerError
+        }
+        _ => Reason::StartError,
     };
-    Failure::new(class, name, format!("the kubelet says {reason}: {}", one_line(message)))
-}
-
-/// What a registry's or runtime's text means. First what passes by itself: a busy registry may say anything besides.
-fn of_pull(message: &str) -> (Class, Reason) {
-    let text = message.to_lowercase();
-    let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
-    if says(&[" 429", "too many requests", "toomanyrequests"]) {
-        (Class::Retry, Reason::RegistryBusy)
-    } else if says(&["no space left", "disk quota"]) {
-        (Class::Retry, Reason::VolumeFull)
-    } else if says(&["no match for platform", "no matching manifest", "exec format error"]) {
-        (Class::Hold, Reason::WrongArchitecture)
-    } else if says(&[
-        " 401",
-        " 403",
-        "unauthorized",
-        "denied",
-        "forbidden",
-        "no basic auth",
-        "authorization failed",
-        "authentication required",
-    ]) {
-        (Class::Hold, Reason::ImageAccessDenied)
-    } else if says(&[
-        "not found",
-        "notfound",
-        "manifest unknown",
-        "name unknown",
-        "manifest_unknown",
-        "name_unknown",
-        "does not exist",
-    ]) {
-        (Class::Hold, Reason::ImageNotFound)
-    } else if says(&["invalid reference", "couldn't parse image", "invalid checksum digest"]) {
-        (Class::Hold, Reason::InvalidImageName)
-    } else {
-        (Class::Retry, Reason::RegistryUnavailable)
-    }
-}
-
-/// What a runtime's text about a container that could not be made or started means.
-fn of_create(message: &str) -> (Class, Reason) {
-    let text = message.to_lowercase();
-    let passing = [
-        "no space left",
-        "deadline exceeded",
-        "is reserved for",
-        "cannot allocate memory",
-        "resource temporarily",
-        "connection refused",
-        "unavailable",
-    ];
-    if passing.iter().any(|word| text.contains(word)) {
-        (Class::Retry, Reason::StartError)
-    } else {
-        (Class::Hold, Reason::CreateContainerError)
-    }
+    Failure::new(name.class(), name, format!("the kubelet says {}: {}", one_line(reason), one_line(message)))
 }
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::panic, reason = "a test ends where it fails")]
     use super::*;
+    use crate::bind::Class;
 
     fn fails(reason: &str, message: &str) -> (Class, Reason) {
-        match judge(reason, message) {
+        match judge(reason, message, "r/denied-app:1") {
             Verdict::Fails(failure) => (failure.class, failure.reason),
             other => panic!("{other:?}"),
         }
     }
 
     #[test]
-    fn pulls_that_fail() {
-        let table = [
-            ("failed to resolve reference \"r/x:1\": r/x:1: not found", Class::Hold, Reason::ImageNotFound),
-            ("unexpected status code [manifests 1]: 401 Unauthorized", Class::Hold, Reason::ImageAccessDenied),
-            (
-                "pull access denied, repository does not exist or may require authorization",
-                Class::Hold,
-                Reason::ImageAccessDenied,
-            ),
-            ("unexpected status code: 429 Too Many Requests", Class::Retry, Reason::RegistryBusy),
-            ("unexpected status code: 503 Service Unavailable", Class::Retry, Reason::RegistryUnavailable),
-            ("dial tcp: connection refused", Class::Retry, Reason::RegistryUnavailable),
-            ("no match for platform in manifest: not found", Class::Hold, Reason::WrongArchitecture),
-            ("write /x: no space left on device", Class::Retry, Reason::VolumeFull),
-        ];
-        for (message, class, reason) in table {
-            assert_eq!(fails("ErrImagePull", message), (class, reason), "{message}");
-        }
+    fn the_kubelets_reason_decides_before_its_message() {
+        assert_eq!(judge("ContainerCreating", "", "x"), Verdict::Wait);
+        assert_eq!(judge("CrashLoopBackOff", "back-off 10s", "x"), Verdict::BackOff);
+        assert_eq!(fails("InvalidImageName", "x: 503 y"), (Class::Hold, Reason::InvalidImageName));
+        assert_eq!(fails("ErrImageNeverPull", "x: denied"), (Class::Hold, Reason::ImageNotFound));
+        assert_eq!(fails("SignatureValidationFailed", "x"), (Class::Hold, Reason::ImageNotAllowed));
+        assert_eq!(fails("CreateContainerError", "exec: not found"), (Class::Hold, Reason::CreateContainerError));
+        assert_eq!(fails("CreateContainerError", "context deadline exceeded").1, Reason::StartError);
+        let missing = "secret \"x\" not found";
+        assert_eq!(fails("CreateContainerConfigError", missing), (Class::Retry, Reason::CreateContainerConfigError));
+        assert_eq!(fails("SomethingNew", ""), (Class::Retry, Reason::StartError));
     }
 
     #[test]
-    fn other_reasons() {
-        assert_eq!(judge("ContainerCreating", ""), Verdict::Wait);
-        assert_eq!(judge("CrashLoopBackOff", "back-off 10s"), Verdict::BackOff);
-        assert_eq!(fails("InvalidImageName", "x").0, Class::Hold);
-        assert_eq!(fails("CreateContainerError", "exec: not found").0, Class::Hold);
-        assert_eq!(fails("CreateContainerError", "context deadline exceeded").0, Class::Retry);
-        assert_eq!(fails("CreateContainerConfigError", "secret \"x\" not found").0, Class::Retry);
-        assert_eq!(fails("SomethingNew", "").0, Class::Retry);
+    fn a_pull_that_fails_is_judged_by_its_cause_and_not_by_the_images_name() {
+        let message = |cause: &str| format!("failed to resolve reference \"docker.io/r/denied-app:1\": x: {cause}");
+        assert_eq!(
+            fails("ErrImagePull", &message("503 Service Unavailable")),
+            (Class::Retry, Reason::RegistryUnavailable)
+        );
+        assert_eq!(fails("ErrImagePull", &message("429 Too Many Requests")), (Class::Retry, Reason::RegistryBusy));
+        assert_eq!(fails("ImagePullBackOff", &message("403 Forbidden")), (Class::Hold, Reason::ImageAccessDenied));
+        assert_eq!(fails("ErrImagePull", &message("not found")), (Class::Hold, Reason::ImageNotFound));
+        assert_eq!(fails("ErrImagePull", "").1, Reason::RegistryUnavailable);
     }
 
     #[test]
-    fn terminals_are_safe() {
-        assert!(!of("ErrImagePull", "a\x1b[2Jb").message.contains('\x1b'));
+    fn control_characters_stay_out_of_messages() {
+        assert!(!of("ErrImagePull", "a\x1b[2Jb", "x").message.contains('\x1b'));
     }
 }

@@ -4,11 +4,11 @@ use std::time::{Duration, Instant};
 
 use super::api::Follow;
 use super::pod::Pod;
-use super::reference::{Reference, digest_of};
 use super::view::{self, Ended, Payload};
 use super::waiting::{self, Verdict};
-use crate::bind::{ContainerState, Failure, Progress, Reason, proof};
+use crate::bind::{ContainerState, Failure, Progress, Reason, message, proof};
 use crate::job::class;
+use crate::reference::digest_of;
 use crate::text::one_line;
 
 /// How often the world beside the watch is looked at.
@@ -223,13 +223,13 @@ impl Patched<'_> {
         if let Some((reason, message)) = &now.waiting {
             // The same words as before the patch are about the image before it; and so are those that name another one.
             let stale = now.waiting == before.waiting
-                || waiting::is_about_pulling(reason) && !message.is_empty() && !self.is_named_in(message);
-            return match waiting::judge(reason, message) {
+                || waiting::is_about_pulling(reason) && !message.is_empty() && !message::names(message, self.reference);
+            return match waiting::judge(reason, message, self.reference) {
                 _ if stale => Says::Nothing,
                 Verdict::Wait => Says::Nothing,
                 // Ours it is that ended, not the one before.
                 Verdict::BackOff => match now.last.as_ref().filter(|last| is_new(&last.id)) {
-                    Some(last) if self.is_wanted(&now.image_id) => Says::Fails(ended_at_once(last)),
+                    Some(last) if self.is_wanted(&now.image_id) => Says::Fails(ended_at_once(last, self.reference)),
                     _ => Says::BackOff(one_line(message)),
                 },
                 Verdict::Fails(failure) => Says::Fails(failure),
@@ -244,15 +244,7 @@ impl Patched<'_> {
         if now.running {
             return Says::Found(Found { id: now.id.clone(), image_id: now.image_id.clone() });
         }
-        now.ended.as_ref().map_or(Says::Nothing, |ended| Says::Fails(ended_at_once(ended)))
-    }
-
-    /// Whether a message of the kubelet is about the image of this patch. Runtimes leave the tag out where there is a digest.
-    fn is_named_in(&self, message: &str) -> bool {
-        message.contains(self.reference)
-            || Reference::parse(self.reference).is_some_and(|r| {
-                r.digest.as_ref().is_some_and(|digest| message.contains(digest)) || message.contains(&r.repository())
-            })
+        now.ended.as_ref().map_or(Says::Nothing, |ended| Says::Fails(ended_at_once(ended, self.reference)))
     }
 
     fn is_wanted(&self, image_id: &str) -> bool {
@@ -261,9 +253,9 @@ impl Patched<'_> {
 }
 
 /// A container of the wanted image that has ended already.
-fn ended_at_once(ended: &Ended) -> Failure {
+fn ended_at_once(ended: &Ended, image: &str) -> Failure {
     match ended.reason.as_str() {
-        "StartError" | "ContainerCannotRun" => waiting::of(&ended.reason, &ended.message),
+        "StartError" | "ContainerCannotRun" => waiting::of(&ended.reason, &ended.message, image),
         _ => class::of_end_before_ready(&ContainerState {
             id: ended.id.clone(),
             exit_code: Some(i64::from(ended.code)),
