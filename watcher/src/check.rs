@@ -162,17 +162,19 @@ fn of_slot(number: u32) -> Vec<Line> {
     }
     let status = slot.status().ok().flatten();
     let glue = status.filter(|s| Path::new(&format!("/proc/{}", s.pid)).exists());
-    lines.push(match glue.map(|s| (s.pid, proof::prove_mounts(s.pid, number))) {
-        Some((pid, Ok(()))) => {
-            Line::good(&what("mounts"), &format!("those of glue (process {pid}) are the pod's volumes"))
-        }
-        Some((_, Err(why))) => Line::bad(&what("mounts"), &why, mend),
-        None => Line::warning(
-            &what("mounts"),
-            "no glue runs here now",
-            "see the payload container's log; the next bind starts it again",
-        ),
-    });
+    lines.push(
+        match glue.map(|s| (s.pid, proof::prove_mounts(s.pid, number).and_then(|()| proof::prove_program(s.pid)))) {
+            Some((pid, Ok(()))) => {
+                Line::good(&what("mounts"), &format!("those of glue (process {pid}) are the pod's volumes"))
+            }
+            Some((_, Err(why))) => Line::bad(&what("mounts"), &why, mend),
+            None => Line::warning(
+                &what("mounts"),
+                "no glue runs here now",
+                "see the payload container's log; the next bind starts it again",
+            ),
+        },
+    );
     lines
 }
 

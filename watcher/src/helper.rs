@@ -14,20 +14,30 @@ use glue::contract::layout::Ids;
 use glue::kill::{Routine, take_ids};
 use glue::processes::Proc;
 use glue::sys::{SystemV, remove_system_v};
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
 use crate::tree;
 
+/// How long the kill helper is waited for beyond the time that it was given.
+const MORE_THAN_IT_HAS: Duration = Duration::from_secs(5);
+/// How long removing IPC objects may take: a payload of another slot may keep making more of them.
+const IPC_WITHIN: Duration = Duration::from_secs(30);
+/// How often a helper is continued.
+const CONTINUE_EVERY_MS: u8 = 50;
+/// Longest answer of a helper.
+const SAID_MAX: usize = 64 << 10;
+
 /// Ends every process of the payload UID in the container with these cgroups. Returns how many still live.
 pub fn kill(ids: Ids, cgroup: &str, within: Duration) -> io::Result<u64> {
-    let said = call("kill", ids, &format!("{} {cgroup}", within.as_millis()))?;
+    let said = call("kill", ids, &format!("{} {cgroup}", within.as_millis()), within + MORE_THAN_IT_HAS)?;
     said.trim().parse().map_err(|_| io::Error::other(format!("the kill helper said {said:?}")))
 }
 
 /// Removes the POSIX and System V IPC objects of the payload UID.
 pub fn clean_ipc(ids: Ids) -> io::Result<()> {
-    call("clean-ipc", ids, "").map(drop)
+    call("clean-ipc", ids, "", IPC_WITHIN).map(drop)
 }
 
 /// What only processes of the payload UID, or with more rights than ours, may see of the payload's processes.
@@ -51,58 +61,61 @@ const DETAILS_WITHIN: Duration = Duration::from_secs(2);
 /// can neither signal nor trace it.
 pub fn details(ids: Ids, pids: &[i32]) -> io::Result<Details> {
     let list: Vec<String> = pids.iter().map(i32::to_string).collect();
-    let said = call_within("details", ids, &list.join(" "), DETAILS_WITHIN)?;
+    let said = call("details", ids, &list.join(" "), DETAILS_WITHIN)?;
     serde_json::from_str(&said).map_err(io::Error::other)
 }
 
 /// `kill(-1, SIGSTOP)` with the payload's rights: everything of the payload UID, wherever, is stopped at once.
 pub fn stop_all(ids: Ids) -> io::Result<()> {
-    call_within("stop-all", ids, "", DETAILS_WITHIN).map(drop)
+    call("stop-all", ids, "", DETAILS_WITHIN).map(drop)
 }
 
-/// As [`call`], for a helper that somebody might keep from ending: a kill routine of the same slot stops it, say.
-fn call_within(task: &str, ids: Ids, input: &str, within: Duration) -> io::Result<String> {
-    let mut child = start(task, ids)?;
+/// Runs the helper for `task` to its end, at most `within`. Meanwhile it is continued again and again: a kill routine of the same
+/// slot in another container may stop it. What a process that it forked keeps open does not delay the end.
+fn call(task: &str, ids: Ids, input: &str, within: Duration) -> io::Result<String> {
+    answer_of(start(task, ids)?, input, within)
+        .map_err(|e| io::Error::new(e.kind(), format!("the helper for {task}: {e}")))
+}
+
+fn answer_of(mut child: Child, input: &str, within: Duration) -> io::Result<String> {
+    let give_up = Instant::now() + within;
     let pid = child.id() as i32;
-    let (ended, end) = std::sync::mpsc::channel::<()>();
-    let guard = std::thread::Builder::new().name("helper".into()).spawn(move || {
-        let give_up = Instant::now() + within;
-        while end.recv_timeout(Duration::from_millis(50)) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
-            // Not reaped before the channel is closed: the number is still the helper's.
-            let signal = if Instant::now() < give_up { Signal::SIGCONT } else { Signal::SIGKILL };
-            let _ = glue::sys::signal_process(pid, signal as i32);
+    let mut said = Vec::new();
+    // The input is smaller than a pipe, so this never waits.
+    let sent = child.stdin.take().map_or(Ok(()), |mut to| to.write_all(input.as_bytes()));
+    let talked = sent.and_then(|()| {
+        let Some(mut from) = child.stdout.take() else { return Ok(()) };
+        loop {
+            let mut wait = [PollFd::new(from.as_fd(), PollFlags::POLLIN)];
+            let readable = match poll(&mut wait, CONTINUE_EVERY_MS) {
+                Err(nix::errno::Errno::EINTR) => 0,
+                n => n?,
+            };
+            if readable > 0 {
+                let mut part = [0; 4096];
+                match from.read(&mut part)? {
+                    0 => return Ok(()),
+                    n if said.len() + n > SAID_MAX => return Err(io::Error::other("it says too much")),
+                    n => said.extend_from_slice(part.get(..n).unwrap_or_default()),
+                }
+            }
+            if Instant::now() >= give_up {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, format!("not done within {within:?}")));
+            }
+            // Not reaped yet: the number is still the helper's.
+            let _ = glue::sys::signal_process(pid, Signal::SIGCONT as i32);
         }
-    })?;
-    let mut said = String::new();
-    let talked = child
-        .stdin
-        .take()
-        .map_or(Ok(()), |mut to| to.write_all(input.as_bytes()))
-        .and_then(|()| child.stdout.take().map_or(Ok(0), |mut from| from.read_to_string(&mut said)));
-    drop(ended);
-    let _ = guard.join();
+    });
     if talked.is_err() {
         let _ = child.kill();
     }
     let status = child.wait()?;
     talked?;
     if status.success() {
-        Ok(said)
+        Ok(String::from_utf8_lossy(&said).into_owned())
     } else {
-        Err(io::Error::other(format!("the helper for {task} ended with {status}")))
+        Err(io::Error::other(format!("ended with {status}")))
     }
-}
-
-fn call(task: &str, ids: Ids, input: &str) -> io::Result<String> {
-    let mut child = start(task, ids)?;
-    if let Some(mut to) = child.stdin.take() {
-        to.write_all(input.as_bytes())?;
-    }
-    let output = child.wait_with_output()?;
-    if !output.status.success() {
-        return Err(io::Error::other(format!("the helper for {task} ended with {}", output.status)));
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 fn start(task: &str, ids: Ids) -> io::Result<Child> {
@@ -234,7 +247,26 @@ fn owned_ids(table: &str, uid: u32) -> Vec<i32> {
 
 #[cfg(test)]
 mod tests {
-    use super::owned_ids;
+    #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
+
+    use super::*;
+
+    fn shell(script: &str) -> Child {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
+    }
+
+    #[test]
+    fn a_helper_that_is_stopped_is_continued_and_one_that_does_not_end_is_ended() {
+        let within = Duration::from_secs(60);
+        assert_eq!(answer_of(shell("kill -STOP $$; read -r x; echo \"$x\""), "in\n", within).unwrap(), "in\n");
+        assert!(answer_of(shell("exit 3"), "", within).unwrap_err().to_string().contains("exit status: 3"));
+        // What it has forked keeps its output open for longer.
+        let e = answer_of(shell("sleep 60 & sleep 60"), "", Duration::from_millis(100)).unwrap_err();
+        assert_eq!(e.kind(), io::ErrorKind::TimedOut);
+        let e = answer_of(shell("while :; do echo much; done"), "", within).unwrap_err();
+        assert!(e.to_string().contains("too much"), "{e}");
+    }
 
     #[test]
     fn owners_are_found_by_the_header() {

@@ -1,8 +1,7 @@
 //! One slot as the watcher sees it: its volumes, its numbers, what its glue says, and its chime.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -21,6 +20,9 @@ use crate::tree;
 
 /// Largest status file that is read.
 const STATUS_MAX: u64 = 64 << 10;
+
+/// What a FIFO can hold, where nobody has changed that.
+const CHIME_MAX: usize = 64 << 10;
 
 /// Directories in `data/` that a client has made for its sandboxes (HTCondor's `execute/`): name, owner and group.
 pub type ClientDirs = BTreeMap<String, (u32, u32)>;
@@ -136,12 +138,15 @@ impl Slot {
         self.chime.as_fd()
     }
 
-    /// Takes what the chime holds; its bytes say nothing but that it was rung.
+    /// Takes what the chime holds; its bytes say nothing but that it was rung. Not more than it can hold at once: until the mount
+    /// proof an image's root may write faster than this reads.
     pub fn silence_chime(&self) {
-        let Ok(fd) = self.chime.try_clone() else { return };
-        let mut bytes = [0; 256];
-        let mut chime = File::from(fd);
-        while chime.read(&mut bytes).is_ok_and(|n| n == bytes.len()) {}
+        let mut bytes = [0; 4096];
+        for _ in 0..CHIME_MAX / bytes.len() {
+            if nix::unistd::read(&self.chime, &mut bytes) != Ok(bytes.len()) {
+                return;
+            }
+        }
     }
 
     /// Ends the slot's glue for good: the pod is over. Waits until it has gone, at most `within`. Where its container is just being
@@ -170,8 +175,10 @@ impl Slot {
         let status = self.status()?;
         let status = status.ok_or_else(|| io::Error::other(format!("slot {} has no glue", self.number)))?;
         let pinned = Pinned::new(status.pid)?;
-        // The number may have passed on since glue wrote it: whoever runs that very program in these mounts is glue.
-        proof::prove_mounts(status.pid, self.number).map_err(io::Error::other)?;
+        // The number may have passed on since glue wrote it, or not be glue's at all: what runs that very program in these mounts is glue.
+        proof::prove_mounts(status.pid, self.number)
+            .and_then(|()| proof::prove_program(status.pid))
+            .map_err(io::Error::other)?;
         Ok((pinned, status.pid))
     }
 

@@ -48,11 +48,16 @@ fn prove_pinned(pid: i32, slot: u32, container: &str) -> Result<(), String> {
         return Err(format!("process {pid}, said to be glue, is not in container {container}"));
     }
     prove_mounts(pid, slot)?;
+    prove_program(pid)
+}
+
+/// Demands that `pid` runs the very file that `glue install` wrote.
+pub fn prove_program(pid: i32) -> Result<(), String> {
     let program = fs::metadata(format!("/proc/{pid}/exe"))
         .map_err(|e| format!("/proc/{pid}/exe can not be read: {e}; the pilot needs more capabilities than glue"))?;
     let ours = fs::metadata(layout::GLUE).map_err(|e| format!("{}: {e}", layout::GLUE))?;
     if (program.dev(), program.ino()) != (ours.dev(), ours.ino()) {
-        return Err(format!("process {pid} of the container does not run {}", layout::GLUE));
+        return Err(format!("process {pid} does not run {}", layout::GLUE));
     }
     Ok(())
 }

@@ -240,6 +240,7 @@ impl Core {
             binder: self.binder.as_ref(),
             states: &self.states,
             slots: &self.slots_kept,
+            payload_uids: &self.uids,
             settings: &self.settings,
             control: &control,
             on_phase: &on_phase,

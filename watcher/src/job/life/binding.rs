@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use glue::contract::layout;
+use glue::contract::status::Status;
 use glue::processes::Proc;
 
 use crate::bind::{Failure, Progress, Reason, proof};
@@ -57,23 +58,21 @@ fn wait_for_glue(
         around.control.settle();
         // Wrong mounts show with whatever runs there; waiting for a glue that an image keeps away would be in vain.
         proof::look_at_any(slot.number, &container.id)?;
-        let status = slot.status().ok().flatten().filter(|s| Some(s.incarnation.as_str()) != before);
+        // Until the mount proof an image's root may have written this: it only says which process to look at.
+        let claimed = slot.status().ok().flatten().filter(|s| Some(s.incarnation.as_str()) != before);
         let proc = Proc::open().map_err(|e| Failure::retry(Reason::EngineError, e.to_string()))?;
-        if let Some(status) = status
-            && let Ok(cgroup) = proc.cgroup(status.pid)
+        if let Some(pid) = claimed.map(|s| s.pid)
+            && let Ok(cgroup) = proc.cgroup(pid)
             && proof::is_of_container(&cgroup, &container.id)
         {
-            if !status.contract.contains(&glue::contract::VERSION) {
-                let message = format!("glue {} speaks contract {:?}", status.glue, status.contract);
-                return Err(Failure::retry(Reason::VersionMismatch, message));
+            let glue = proof::prove(pid, slot.number, &container.id)?;
+            // Read again, since only now is it known who writes it.
+            let status =
+                slot.status().ok().flatten().filter(|s| s.pid == pid && Some(s.incarnation.as_str()) != before);
+            if let Some(status) = status {
+                let (incarnation, kill_uid) = (status.incarnation.clone(), proven_kill_uid(around, &status)?);
+                return Ok((Bound { container: container.clone(), incarnation, pid, kill_uid, cgroup }, glue));
             }
-            if (status.uid, status.gid) != (slot.uid, slot.gid) {
-                return Err(Failure::retry(Reason::VersionMismatch, "glue and watcher see different owners of work/"));
-            }
-            slot.ids(status.kill_uid).check().map_err(|e| Failure::retry(Reason::VersionMismatch, e))?;
-            let glue = proof::prove(status.pid, slot.number, &container.id)?;
-            let (incarnation, pid, kill_uid) = (status.incarnation, status.pid, status.kill_uid);
-            return Ok((Bound { container: container.clone(), incarnation, pid, kill_uid, cgroup }, glue));
         }
         if let Some(why) = around.control.stop_wanted() {
             return Err(Failure::retry(Reason::Cancelled, format!("{why}, before it had started")));
@@ -94,6 +93,39 @@ fn wait_for_glue(
     }
 }
 
+/// The kill UID that a proven glue names, once everything that watcher and glue have to agree on has been compared.
+fn proven_kill_uid(around: &Around<'_>, status: &Status) -> Result<u32, Failure> {
+    let (slot, mismatch) = (around.slot, |message: String| Failure::retry(Reason::VersionMismatch, message));
+    if !status.contract.contains(&glue::contract::VERSION) {
+        return Err(mismatch(format!("glue {} speaks contract {:?}", status.glue, status.contract)));
+    }
+    if (status.uid, status.gid) != (slot.uid, slot.gid) {
+        return Err(mismatch("glue and watcher see different owners of work/".into()));
+    }
+    slot.ids(status.kill_uid).check().map_err(mismatch)?;
+    if let Some(other) = around.payload_uids.get(&status.kill_uid) {
+        let message =
+            format!("the kill UID {} is the payload UID of slot {other}: choose another one", status.kill_uid);
+        return Err(mismatch(message));
+    }
+    if kill_uid(around) != status.kill_uid {
+        let kept = around.slots.put(&kill_uid_entry(slot.number), &status.kill_uid);
+        kept.map_err(|e| not_kept("the slot's kill UID", &e))?;
+    }
+    Ok(status.kill_uid)
+}
+
+/// The entry in the store of slots that has the kill UID which a proven glue of the slot has named.
+fn kill_uid_entry(slot: u32) -> String {
+    format!("{slot}-kill-uid")
+}
+
+/// The slot's kill UID, from what the watcher itself has kept: its status file may be a foreign root's.
+fn kill_uid(around: &Around<'_>) -> u32 {
+    let kept = around.slots.get(&kill_uid_entry(around.slot.number)).ok().flatten();
+    kept.unwrap_or(layout::DEFAULT_KILL_UID + around.slot.number)
+}
+
 impl Life<'_> {
     /// Processes of the payload UID that an earlier, lost job may have left, wherever but in the pilot's own container: while
     /// one of them lives, it could exchange what is put into `work/`.
@@ -102,7 +134,7 @@ impl Life<'_> {
         let unreadable = |e: std::io::Error| Failure::retry(Reason::EngineError, format!("/proc: {e}"));
         let proc = Proc::open().map_err(unreadable)?;
         let own = proc.cgroup(std::process::id() as i32).map_err(unreadable)?;
-        let kill_uid = slot.status().ok().flatten().map_or(layout::DEFAULT_KILL_UID + slot.number, |s| s.kill_uid);
+        let kill_uid = kill_uid(self.around);
         for process in proc.of_uid(slot.uid).map_err(unreadable)? {
             let Ok(cgroup) = proc.cgroup_of(&process) else { continue };
             if cgroup != own {

@@ -5,6 +5,7 @@ mod binding;
 mod ending;
 mod running;
 
+use std::collections::BTreeMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,6 +63,8 @@ pub struct Around<'a> {
     pub states: &'a Store,
     /// What is kept of slots.
     pub slots: &'a Store,
+    /// Payload UIDs of all slots, with the slot of each.
+    pub payload_uids: &'a BTreeMap<u32, u32>,
     /// How jobs are treated.
     pub settings: &'a Settings,
     /// What clients want of this job.
