@@ -6,10 +6,17 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, PoisonError};
 
+use glue::contract::startup::printable;
+
 use super::monitor::Board;
 
 /// Signals that end a program which does not say otherwise: HUP, INT, QUIT, TERM.
 const ENDING: [i32; 4] = [1, 2, 3, 15];
+
+/// Highest number of a signal.
+const SIGNAL_MAX: i32 = 64;
+/// Most signals for all processes that wait to be sent.
+const STEERS_MAX: usize = 16;
 
 /// Signals and cancellation for one job.
 pub struct Control {
@@ -25,6 +32,8 @@ struct Wishes {
     signals: VecDeque<i32>,
     steer: VecDeque<Steer>,
     cancel: Option<String>,
+    /// How often that was wanted.
+    cancels: u64,
     at_once: bool,
 }
 
@@ -56,7 +65,13 @@ impl Control {
     /// Wants a signal sent to all of the payload's processes. The answer comes once that is done, or never.
     pub fn steer(&self, signal: i32) -> Receiver<Result<u64, String>> {
         let (done, answer) = channel();
-        self.change(|w| w.steer.push_back(Steer { signal, done }));
+        self.change(|w| {
+            if w.steer.len() < STEERS_MAX {
+                w.steer.push_back(Steer { signal, done });
+            } else {
+                let _ = done.send(Err(format!("{STEERS_MAX} signals wait to be sent already")));
+            }
+        });
         answer
     }
 
@@ -65,14 +80,26 @@ impl Control {
         self.wishes.lock().unwrap_or_else(PoisonError::into_inner).steer.pop_front()
     }
 
-    /// Wants this signal sent to the job's main process.
+    /// Wants this signal sent to the job's main process. As with the kernel, one that waits already is not sent twice.
     pub fn signal(&self, signal: i32) {
-        self.change(|w| w.signals.push_back(signal));
+        self.change(|w| {
+            if (1..=SIGNAL_MAX).contains(&signal) && !w.signals.contains(&signal) {
+                w.signals.push_back(signal);
+            }
+        });
     }
 
     /// Wants the job ended, for this reason.
     pub fn cancel(&self, why: &str) {
-        self.change(|w| w.cancel = Some(why.to_owned()));
+        self.change(|w| {
+            w.cancel = Some(printable(why)); // it comes back in the report
+            w.cancels += 1;
+        });
+    }
+
+    /// How often the job's end was asked for.
+    pub fn cancels(&self) -> u64 {
+        self.wishes.lock().unwrap_or_else(PoisonError::into_inner).cancels
     }
 
     /// Wants the job ended without any grace: nobody is left whom it could do good.

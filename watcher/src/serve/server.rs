@@ -153,7 +153,7 @@ pub(super) fn streams_of(relay: bool, fds: &mut Vec<OwnedFd>) -> Result<Option<S
         (false, 0) => Ok(None),
         (true, 2 | 3) => {
             let stdin = if n == 3 { came.next() } else { None };
-            Ok(came.next().zip(came.next()).map(|(stdout, stderr)| Streams { stdin, stdout, stderr }))
+            Ok(came.next().zip(came.next()).map(|(stdout, stderr)| Streams { owner: None, stdin, stdout, stderr }))
         }
         _ => Err(format!("relay is {relay}, but {n} descriptors came along")),
     }

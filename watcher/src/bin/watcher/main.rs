@@ -264,6 +264,9 @@ fn run_one(args: &RunArgs) -> io::Result<ExitCode> {
         let mut stderr = io::stderr();
         writeln!(stderr, "watcher: {} ({}): {}", report.reason, report.class.name(), report.message)?;
     }
+    for missing in &report.missing_outputs {
+        writeln!(io::stderr(), "watcher: missing output: {}", glue::contract::startup::printable(missing))?;
+    }
     drop(running);
     if let Some(signal) = report.signal.filter(|_| args.same_signal && report.verified) {
         let _ = signal_hook::low_level::emulate_default_handler(signal);

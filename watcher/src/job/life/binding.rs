@@ -240,7 +240,9 @@ impl Life<'_> {
         if self.glue.is_none() {
             self.pin_glue()?;
         }
-        let routes = self.streams.take().map(|s| s.routes(slot, self.state.request.sandbox.is_some()));
+        let streams = self.streams.take();
+        let owner = streams.as_ref().and_then(|s| s.owner.clone());
+        let routes = streams.map(|s| s.routes(slot, self.state.request.sandbox.is_some()));
         let bound = self.bound()?;
         let prepared = start::prepare(slot, bound, &self.state.request, routes.as_ref())?;
         if let Some(dir) = &self.around.settings.keep_keys {
@@ -253,7 +255,7 @@ impl Life<'_> {
         self.save()?; // before the file is put: from here on a restarted watcher can prove its record
         slot.ctl.remove(layout::RECORD).map_err(|e| Failure::retry(Reason::VolumeFull, e.to_string()))?;
         if let Some(routes) = routes {
-            let relay = Relay::start(slot, routes);
+            let relay = Relay::start(slot, routes, owner);
             self.relay = Some(relay.map_err(|e| Failure::retry(Reason::RelayFailed, format!("streams: {e}")))?);
         }
         self.state.rung_at = Some(now());

@@ -40,19 +40,18 @@ pub(super) fn end_in(slot: &Slot, kill_uid: u32, cgroup: &str, within: Duration)
 impl Life<'_> {
     pub(super) fn collect(&mut self) -> Result<Phase, Failure> {
         // A verified record says that nothing of the job lives; after a loss that has to be made sure of. Before the relays
-        // end: whoever still lives could keep them open.
+        // end: whoever still lives could write on.
         if !self.state.report.verified || self.state.report.record.as_ref().is_some_and(|r| r.processes.unkilled > 0) {
             self.end_job_processes();
         }
-        if let Some(relay) = self.relay.take() {
-            relay.finish();
-        }
+        let lost = self.relay.take().map(|relay| relay.finish(self.around.control)).unwrap_or_default();
         let record = self.state.record_jws.clone();
         let collected =
             collect::collect(self.around.slot, &self.state.request, record.as_deref(), &mut self.state.report);
         if let Err(e) = collected {
             self.state.report.missing_outputs.push(format!("results: {e}"));
         }
+        self.state.report.missing_outputs.extend(lost);
         Ok(Phase::Cleaning)
     }
 
@@ -64,7 +63,8 @@ impl Life<'_> {
         }
         self.end_job_processes();
         if let Some(relay) = self.relay.take() {
-            relay.finish();
+            let lost = relay.finish(self.around.control);
+            self.state.report.missing_outputs.extend(lost);
         }
         let slot = self.around.slot;
         if let Some(bound) = &self.state.bound {

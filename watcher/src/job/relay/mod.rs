@@ -1,0 +1,196 @@
+//! Relaying a client's standard streams through the slot's FIFOs.
+//!
+//! Neither end can be relied on: a client may stop reading, and a payload may have passed its end of a FIFO to a process that lives
+//! on, in another slot. So each job has new FIFOs, one thread copies without ever blocking, and it ends within a bounded time once
+//! the job is over.
+
+mod endpoint;
+mod pump;
+
+use std::any::Any;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use glue::contract::layout::STREAMS;
+use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::stat::{Mode, SFlag, fchmod, fstat};
+use nix::unistd::{Gid, Uid, fchown};
+
+use self::endpoint::Endpoint;
+use self::pump::{Input, Orders, Output, Patience};
+use crate::job::control::Control;
+use crate::slot::Slot;
+
+/// How long a client may take for what its job has left to read.
+const PATIENCE: Patience = Patience { without_progress: Duration::from_secs(30), in_all: Duration::from_secs(300) };
+/// How long the thread may take beyond that: a client's file may be on a file system that does not answer.
+const ENDS_WITHIN: Duration = Duration::from_secs(10);
+
+/// What a client's descriptors cost it until all of them are closed: its place among the connections.
+pub type Owner = Arc<dyn Any + Send + Sync>;
+
+/// A client's descriptors 0 to 2; no input where the first is `None`.
+pub struct Streams {
+    /// Goes when the last descriptor is closed.
+    pub owner: Option<Owner>,
+    /// What the job reads.
+    pub stdin: Option<OwnedFd>,
+    /// Where the job's output goes.
+    pub stdout: OwnedFd,
+    /// Where the job's errors go.
+    pub stderr: OwnedFd,
+}
+
+/// How one standard stream reaches the job.
+#[derive(Debug)]
+pub enum Route {
+    /// Not at all.
+    Null,
+    /// As this file beneath the slot's `data/`, which glue opens with the payload's rights.
+    File(String),
+    /// Through the slot's FIFO.
+    Relay(OwnedFd),
+}
+
+/// The three of them, in order.
+pub type Routes = [Route; 3];
+
+impl Streams {
+    /// Refuses descriptors that are of no use as standard streams.
+    pub fn check(&self) -> Result<(), String> {
+        let named = [("stdin", self.stdin.as_ref()), ("stdout", Some(&self.stdout)), ("stderr", Some(&self.stderr))];
+        for (name, fd) in named {
+            let checked = fd.map_or(Ok(()), |fd| endpoint::check(fd.as_fd(), name == "stdin"));
+            checked.map_err(|e| format!("{name} {e}"))?;
+        }
+        Ok(())
+    }
+
+    /// Decides for each descriptor. Only where the client keeps its own sandbox are files in the slot handed over by name: glue
+    /// opens them anew, and always appends.
+    pub fn routes(self, slot: &Slot, in_sandbox: bool) -> Routes {
+        let route = |n: usize, fd: OwnedFd| match find_route(&fd, n, slot).filter(|_| in_sandbox) {
+            Some(route) => route,
+            None => Route::Relay(fd),
+        };
+        [self.stdin.map_or(Route::Null, |fd| route(0, fd)), route(1, self.stdout), route(2, self.stderr)]
+    }
+}
+
+/// A regular file beneath the slot's `data/`, or the null device; `None` for everything else. The name comes from the kernel, not
+/// from the client, and counts only if it leads, without links, to the very file that the descriptor is of.
+fn find_route(fd: &OwnedFd, n: usize, slot: &Slot) -> Option<Route> {
+    let stat = fstat(fd).ok()?;
+    let kind = stat.st_mode & SFlag::S_IFMT.bits();
+    if kind == SFlag::S_IFCHR.bits() && stat.st_rdev == nix::sys::stat::makedev(1, 3) {
+        return Some(Route::Null);
+    }
+    if kind != SFlag::S_IFREG.bits() {
+        return None;
+    }
+    // A name has no position: what was read of an input already must not be read again.
+    if n == 0 && nix::unistd::lseek(fd, 0, nix::unistd::Whence::SeekCur).ok()? != 0 {
+        return None;
+    }
+    let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok()?;
+    let path = link.to_str()?.strip_prefix(slot.data.path())?.strip_prefix('/')?.to_owned();
+    let named = fstat(slot.data.open_beneath(&path, OFlag::O_PATH, 0).ok()?).ok()?;
+    ((named.st_dev, named.st_ino) == (stat.st_dev, stat.st_ino)).then_some(Route::File(path))
+}
+
+/// Relays under way; goes on in the background until it is finished or dropped.
+pub struct Relay {
+    /// Keeps the input FIFO open until the job has opened its end.
+    input_open: Option<OwnedFd>,
+    orders: Orders,
+    /// The copying thread, and what becomes readable when it has closed everything.
+    thread: Option<(JoinHandle<Vec<String>>, OwnedFd)>,
+}
+
+impl Relay {
+    /// Makes the FIFOs, opens our ends, and starts to relay. The payload may open its own ends again through /proc/self/fd,
+    /// as programs do with /dev/stdout: its group has the right for that, and no way to the names.
+    pub fn start(slot: &Slot, routes: Routes, owner: Option<Owner>) -> io::Result<Self> {
+        let [stdin, stdout, stderr] = routes;
+        // New ones for each job: what an earlier job's payload has passed on leads to that job's FIFOs.
+        let open = |name: &str, group_bits: u32| -> io::Result<OwnedFd> {
+            slot.ctl.remove(name)?;
+            let both = slot.ctl.open_fifo(name)?;
+            fchown(both.as_fd(), Some(Uid::from_raw(0)), Some(Gid::from_raw(slot.gid)))?;
+            fchmod(&both, Mode::from_bits_truncate(0o600 | group_bits))?;
+            Ok(both)
+        };
+        let [name_in, name_out, name_err] = STREAMS;
+        let mut outputs = Vec::new();
+        for (name, fifo, to) in [("stdout", name_out, stdout), ("stderr", name_err, stderr)] {
+            let Route::Relay(to) = to else { continue };
+            let _keep_open = open(fifo, 0o020)?;
+            let from = File::from(slot.ctl.open_beneath(fifo, OFlag::O_RDONLY | OFlag::O_NONBLOCK, 0)?);
+            outputs.push(Output { name, from, _keep_open, to: Endpoint::new(to, false)? });
+        }
+        let (mut input, mut input_open) = (None, None);
+        if let Route::Relay(from) = stdin {
+            input_open = Some(open(name_in, 0o040)?);
+            let to = File::from(slot.ctl.open_beneath(name_in, OFlag::O_WRONLY | OFlag::O_NONBLOCK, 0)?);
+            input = Some(Input { from: Endpoint::new(from, true)?, to });
+        }
+        let orders = Orders::new()?;
+        if outputs.is_empty() && input.is_none() {
+            return Ok(Self { input_open, orders, thread: None });
+        }
+        let (ended, end) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+        let told = orders.clone();
+        let thread = std::thread::Builder::new().name("relay".into()).spawn(move || {
+            let lost = pump::run(outputs, input, &told, PATIENCE);
+            drop((owner, end));
+            lost
+        })?;
+        Ok(Self { input_open, orders, thread: Some((thread, ended)) })
+    }
+
+    /// The job has its ends: from now on its end of the input FIFO is the only one to read from.
+    pub fn job_has_started(&mut self) {
+        self.input_open = None;
+    }
+
+    /// The job is over: delivers what it has left in its FIFOs, then ends. Waits for that, at most as long as a client may take, and
+    /// no longer than somebody wants: the client has gone, or the job is cancelled once more. Returns what was not delivered, in words.
+    pub fn finish(mut self, control: &Control) -> Vec<String> {
+        self.job_has_started();
+        let Some((thread, ended)) = self.thread.take() else { return Vec::new() };
+        self.orders.set(pump::Mode::Drain);
+        let cancels = control.cancels();
+        let mut give_up = Instant::now() + PATIENCE.in_all + ENDS_WITHIN;
+        let mut stopped = false;
+        loop {
+            control.settle();
+            if !stopped && (control.at_once() || control.cancels() != cancels) {
+                stopped = true;
+                self.orders.set(pump::Mode::Stop);
+                give_up = Instant::now() + ENDS_WITHIN;
+            }
+            let left = give_up.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return vec!["stdout, stderr: the client's descriptors do not answer".to_owned()];
+            }
+            let mut wait =
+                [PollFd::new(ended.as_fd(), PollFlags::POLLIN), PollFd::new(control.woken(), PollFlags::POLLIN)];
+            let timeout = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+            if poll(&mut wait, timeout).is_ok_and(|n| n > 0) && wait.first().is_some_and(|end| end.any() == Some(true))
+            {
+                return thread.join().unwrap_or_default();
+            }
+        }
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.orders.set(pump::Mode::Stop);
+    }
+}
