@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 use nix::fcntl::OFlag;
 
-use crate::contract::time;
+use crate::contract::{text, time};
 use crate::sys;
 
 static FD: AtomicI32 = AtomicI32::new(2);
@@ -55,7 +55,7 @@ pub fn error(text: core::fmt::Arguments<'_>) {
 
 fn say(level: &str, text: core::fmt::Arguments<'_>) {
     // A line stays one line, and an escape sequence in a file name stays text.
-    let text = text.to_string().replace(char::is_control, "?");
+    let text = text::line(&text.to_string());
     let line = if std::io::stderr().is_terminal() { format!("glue: {text}\n") } else { json(level, &text) };
     match sys::write_raw(FD.load(Ordering::Relaxed), line.as_bytes()) {
         Ok(n) if n == line.len() => {}

@@ -194,7 +194,7 @@ impl Supervision<'_> {
                 }
                 None => {
                     let message = "the start was cut off before the program ran (out of memory, or killed)";
-                    self.end.failure = Some(failure(Stage::Startup, 0, format_args!("{message}")));
+                    self.end.failure = Some(failure(Stage::Startup, nix::libc::EINTR, format_args!("{message}")));
                 }
             }
         }

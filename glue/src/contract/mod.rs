@@ -11,6 +11,7 @@ pub mod object;
 pub mod record;
 pub mod startup;
 pub mod status;
+pub mod text;
 pub mod time;
 
 /// The only version of the startup file, the record and the status file there is so far.

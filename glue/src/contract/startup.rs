@@ -7,6 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::encoding::Bytes32;
 use super::layout::{self, Ids};
 use super::object::{self, Fields};
+pub use super::text::printable;
 
 /// Longest wall limit, in seconds: ten years.
 pub const TIMEOUT_MAX: f64 = 315_360_000.0;
@@ -564,9 +565,4 @@ pub fn rlimit_number(name: &str) -> Option<u32> {
         "rttime",
     ];
     NAMES.iter().position(|n| *n == name).and_then(|n| u32::try_from(n).ok())
-}
-
-/// `text` with everything but printable ASCII replaced, cut to a length that fits a message.
-pub fn printable(text: &str) -> String {
-    text.chars().take(200).map(|c| if matches!(c, ' '..='~') { c } else { '?' }).collect()
 }

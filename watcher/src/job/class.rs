@@ -2,7 +2,8 @@
 //! the same as a table.
 
 use glue::contract::layout::FULL_CODE;
-use glue::contract::record::{Outcome, Record, Stage};
+use glue::contract::record::{Failure as NotStarted, Outcome, Record, Stage};
+use glue::contract::text::line;
 
 use super::Report;
 use super::limits::{Crossed, Limits, Which};
@@ -29,7 +30,7 @@ pub fn of_record(
         Outcome::Stopped => {
             (Class::Retry, Reason::Stopped, "the payload container was told to stop while the job ran".into())
         }
-        Outcome::NotStarted => of_failure(record),
+        Outcome::NotStarted => of_failure(record.error.as_ref()),
         Outcome::Signaled | Outcome::Exited if cancelled.is_some() => {
             (Class::Retry, Reason::Cancelled, cancelled.unwrap_or_default().to_owned())
         }
@@ -60,8 +61,8 @@ fn out_of_memory() -> String {
 }
 
 /// A job that was not started: some of it is the user's, some of it the node's.
-fn of_failure(record: &Record) -> (Class, Reason, String) {
-    let Some(failure) = &record.error else {
+fn of_failure(failure: Option<&NotStarted>) -> (Class, Reason, String) {
+    let Some(failure) = failure else {
         return (Class::Retry, Reason::NotStarted, "the job was not started".into());
     };
     // What the machine lacks at the moment is nobody's fault and may be there elsewhere.
@@ -77,13 +78,12 @@ fn of_failure(record: &Record) -> (Class, Reason, String) {
     };
     let class = match reason {
         Reason::ResourceShortage | Reason::PrivilegeError => Class::Retry,
-        // A start that was cut off has no field to blame; a refused field has.
-        Reason::StartupError if failure.errno.is_empty() && failure.message.contains("cut off") => Class::Retry,
+        // A start that was interrupted has no field to blame; a refused field has.
+        Reason::StartupError if matches!(failure.errno.as_str(), "EINTR" | "ECANCELED") => Class::Retry,
         _ => Class::Hold,
     };
-    // It may name what the image holds, and people read it on terminals.
-    let message = failure.message.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
-    (class, reason, message)
+    // It may name what the image holds.
+    (class, reason, line(&failure.message))
 }
 
 fn no_room() -> Failure {
@@ -170,6 +170,23 @@ pub fn exit_code(report: &Report) -> i32 {
 mod tests {
     use super::super::limits::Bytes;
     use super::*;
+
+    #[test]
+    fn a_start_that_was_interrupted_is_tried_again_whatever_its_message_says() {
+        let of = |stage, errno: &str, message: &str| {
+            let failure = NotStarted { stage, errno: errno.into(), message: message.into() };
+            let (class, reason, message) = of_failure(Some(&failure));
+            assert!(!message.contains('\x1b'));
+            (class, reason)
+        };
+        let said = "links: \x1b[2J the start was cut off";
+        assert_eq!(of(Stage::Startup, "EINTR", said), (Class::Retry, Reason::StartupError));
+        assert_eq!(of(Stage::Startup, "ECANCELED", ""), (Class::Retry, Reason::StartupError));
+        assert_eq!(of(Stage::Startup, "", said), (Class::Hold, Reason::StartupError));
+        assert_eq!(of(Stage::Startup, "EEXIST", said), (Class::Hold, Reason::StartupError));
+        assert_eq!(of(Stage::Exec, "ENOENT", "no space left on device"), (Class::Hold, Reason::CommandNotFound));
+        assert_eq!(of(Stage::Environment, "ENOSPC", ""), (Class::Retry, Reason::ResourceShortage));
+    }
 
     #[test]
     fn the_containers_memory_is_a_hold_and_a_limit_that_was_asked_for_is_final() {
