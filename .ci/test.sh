@@ -25,7 +25,7 @@ step "shell scripts" .ci/lint-shell.sh
 step "lints" with_tool clippy clippy "$cargo" clippy --quiet --locked --workspace --all-targets -- -D warnings
 step "documentation" env RUSTDOCFLAGS="-D warnings" \
     "$cargo" doc --quiet --locked --no-deps --workspace --document-private-items
-step "dependencies" .ci/check-dependencies.py "$cargo"
+step "dependencies" .ci/cargo-deny.sh "$cargo" --locked check --hide-inclusion-graph -D warnings bans licenses sources
 # Apart from the build, so that its output does not hide the tests' own.
 step "build of the tests" "$cargo" test --quiet --locked --workspace --no-run
 step "unit tests" "$cargo" test --locked --no-fail-fast --workspace --exclude latebind-tests \
