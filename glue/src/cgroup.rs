@@ -85,10 +85,10 @@ mod tests {
 
     #[test]
     fn a_file_that_is_not_the_kernels_is_not_read() {
-        let path = std::env::temp_dir().join(format!("latebind-cgroup-{}", std::process::id()));
-        let _ = std::fs::write(&path, "oom_kill 1\n");
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("memory.events");
+        std::fs::write(&path, "oom_kill 1\n").unwrap();
         assert_eq!(text(&path.display().to_string()), None);
-        let _ = std::fs::remove_file(&path);
     }
 
     #[test]

@@ -151,14 +151,13 @@ mod tests {
 
     fn of(name: &str, bytes: &[u8], mode: u32, errno: i32) -> String {
         use std::os::unix::fs::PermissionsExt;
-        let path = std::env::temp_dir().join(format!("latebind-exec-{}-{name}", std::process::id()));
-        let _ = std::fs::write(&path, bytes);
-        let _ = std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode));
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
         let program = path.display().to_string();
         let candidates = [CString::new(program.as_str()).unwrap_or_default()];
-        let said = explain(&program, b"", &candidates, 0, &io::Error::from_raw_os_error(errno));
-        let _ = std::fs::remove_file(&path);
-        said
+        explain(&program, b"", &candidates, 0, &io::Error::from_raw_os_error(errno))
     }
 
     fn elf(machine: u16) -> Vec<u8> {

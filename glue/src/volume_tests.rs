@@ -1,33 +1,22 @@
 use super::*;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
-struct Scratch(std::path::PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Self {
-        // Below /var/lib: every parent has to be root's and closed to others, which /tmp is not.
-        let path = std::path::PathBuf::from(format!("/var/lib/latebind-unit-{}-{name}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&path);
-        assert!(std::fs::create_dir(&path).is_ok(), "the unit tests need root");
-        let _ = std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700));
-        Self(path)
-    }
-
-    fn dir(&self) -> Dir {
-        Dir::open(&self.0.display().to_string()).unwrap_or_else(|e| panic!("{e}"))
-    }
+/// Below /var/lib: every parent has to be root's and closed to others, which /tmp is not.
+fn scratch() -> tempfile::TempDir {
+    assert!(nix::unistd::geteuid().is_root(), "run the unit tests as root: they test which files are root's alone");
+    let scratch = tempfile::tempdir_in("/var/lib").unwrap();
+    std::fs::set_permissions(scratch.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+    scratch
 }
 
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
+fn dir_of(scratch: &tempfile::TempDir) -> Dir {
+    Dir::open(&scratch.path().display().to_string()).unwrap()
 }
 
 #[test]
 fn a_file_is_put_whole_and_read_back() {
-    let scratch = Scratch::new("put");
-    let dir = scratch.dir();
+    let scratch = scratch();
+    let dir = dir_of(&scratch);
     assert!(dir.replace("a", b"one", 0o600).and_then(|()| dir.replace("a", b"two", 0o600)).is_ok());
     assert_eq!(dir.read_file("a", 10).ok().as_deref(), Some(&b"two"[..]));
     assert_eq!(dir.names().ok(), Some(vec!["a".to_owned()]));
@@ -36,53 +25,53 @@ fn a_file_is_put_whole_and_read_back() {
 
 #[test]
 fn what_is_not_roots_plain_file_is_refused() {
-    let scratch = Scratch::new("refuse");
-    let (dir, path) = (scratch.dir(), &scratch.0);
+    let scratch = scratch();
+    let (dir, path) = (dir_of(&scratch), scratch.path());
     let why = |name: &str| dir.read_file(name, 10).err().map(|e| e.to_string()).unwrap_or_default();
-    let _ = std::fs::write(path.join("good"), "x");
-    let _ = symlink("good", path.join("link"));
+    std::fs::write(path.join("good"), "x").unwrap();
+    symlink("good", path.join("link")).unwrap();
     assert!(why("link").contains("symbolic"), "{}", why("link"));
-    let _ = std::fs::create_dir(path.join("dir"));
+    std::fs::create_dir(path.join("dir")).unwrap();
     assert!(why("dir").contains("no regular file"));
-    let _ = nix::unistd::mkfifo(&path.join("fifo"), nix::sys::stat::Mode::S_IRUSR);
+    nix::unistd::mkfifo(&path.join("fifo"), nix::sys::stat::Mode::S_IRUSR).unwrap();
     assert!(why("fifo").contains("no regular file"), "and it does not wait for a writer");
-    let _ = std::fs::write(path.join("big"), "12345678901");
+    std::fs::write(path.join("big"), "12345678901").unwrap();
     assert!(why("big").contains("11 bytes"));
-    let _ = std::fs::write(path.join("twice"), "x");
-    let _ = std::fs::hard_link(path.join("twice"), path.join("second"));
+    std::fs::write(path.join("twice"), "x").unwrap();
+    std::fs::hard_link(path.join("twice"), path.join("second")).unwrap();
     assert!(why("twice").contains("2 names"));
-    let _ = std::fs::write(path.join("open"), "x");
-    let _ = std::fs::set_permissions(path.join("open"), std::fs::Permissions::from_mode(0o666));
+    std::fs::write(path.join("open"), "x").unwrap();
+    std::fs::set_permissions(path.join("open"), std::fs::Permissions::from_mode(0o666)).unwrap();
     assert!(why("open").contains("root's alone"));
-    let _ = std::fs::write(path.join("other"), "x");
-    let _ = std::os::unix::fs::chown(path.join("other"), Some(20_000), None);
+    std::fs::write(path.join("other"), "x").unwrap();
+    std::os::unix::fs::chown(path.join("other"), Some(20_000), None).unwrap();
     assert!(why("other").contains("root's alone"));
     assert!(!why("missing").is_empty());
 }
 
 #[test]
 fn a_parent_that_others_can_write_is_refused() {
-    let scratch = Scratch::new("parent");
-    let inner = scratch.0.join("inner");
-    let _ = std::fs::create_dir(&inner);
+    let scratch = scratch();
+    let inner = scratch.path().join("inner");
+    std::fs::create_dir(&inner).unwrap();
     let open = |path: &std::path::Path| Dir::open(&path.display().to_string());
     assert!(open(&inner).is_ok());
-    let _ = std::fs::set_permissions(&scratch.0, std::fs::Permissions::from_mode(0o777));
+    std::fs::set_permissions(scratch.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
     assert!(open(&inner).is_err());
-    let _ = std::fs::set_permissions(&scratch.0, std::fs::Permissions::from_mode(0o700));
-    let link = scratch.0.join("link");
-    let _ = symlink("inner", &link);
+    std::fs::set_permissions(scratch.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+    let link = scratch.path().join("link");
+    symlink("inner", &link).unwrap();
     assert!(open(&link).is_err());
 }
 
 #[test]
 fn both_ways_to_open_beneath_refuse_the_same() {
-    let scratch = Scratch::new("beneath");
-    let (dir, path) = (scratch.dir(), &scratch.0);
-    let _ = std::fs::create_dir(path.join("d"));
-    let _ = std::fs::write(path.join("d/f"), "x");
-    let _ = symlink("d", path.join("to-d"));
-    let _ = symlink("/etc/passwd", path.join("d/out"));
+    let scratch = scratch();
+    let (dir, path) = (dir_of(&scratch), scratch.path());
+    std::fs::create_dir(path.join("d")).unwrap();
+    std::fs::write(path.join("d/f"), "x").unwrap();
+    symlink("d", path.join("to-d")).unwrap();
+    symlink("/etc/passwd", path.join("d/out")).unwrap();
     let flags = OFlag::O_RDONLY;
     for (name, good) in [
         ("d/f", true),

@@ -255,25 +255,25 @@ mod tests {
 
     #[test]
     fn a_pilot_keeps_its_name_and_makes_a_new_one_where_it_is_unreadable() {
-        let private = std::env::temp_dir().join(format!("latebind-pilot-name-{}", std::process::id()));
-        fs::create_dir_all(&private).unwrap();
-        let name = own_name(&private, None).unwrap();
-        assert_eq!(own_name(&private, None).unwrap(), name);
+        let scratch = tempfile::tempdir().unwrap();
+        let private = scratch.path();
+        let name = own_name(private, None).unwrap();
+        assert_eq!(own_name(private, None).unwrap(), name);
         for bad in [&b""[..], b"../x", b"\xff"] {
             fs::write(private.join("name"), bad).unwrap();
-            let new = own_name(&private, None).unwrap();
+            let new = own_name(private, None).unwrap();
             assert!(is_id(&new) && new != name, "{new}");
         }
-        assert_eq!(own_name(&private, Some("given")).unwrap(), "given");
+        assert_eq!(own_name(private, Some("given")).unwrap(), "given");
         for bad in ["", "a/b", "..", ".hidden"] {
-            assert!(own_name(&private, Some(bad)).is_err(), "{bad}");
+            assert!(own_name(private, Some(bad)).is_err(), "{bad}");
         }
-        fs::remove_dir_all(private).unwrap();
     }
 
     #[test]
     fn what_a_lost_pod_had_claimed_is_an_attempt() {
-        let top = std::env::temp_dir().join(format!("latebind-pilot-{}", std::process::id()));
+        let scratch = tempfile::tempdir().unwrap();
+        let top = scratch.path();
         let job = top.join("spool/new/a");
         fs::create_dir_all(&job).unwrap();
         fs::write(job.join("job.json"), r#"{"image":"i","argv":["x"]}"#).unwrap();
@@ -291,6 +291,5 @@ mod tests {
         assert_eq!(spool.claim().unwrap().unwrap().attempt, 2);
         assert_eq!(begin("third"), 0);
         assert!(top.join("spool/held/a/result/report.json").is_file(), "after the last one it is held");
-        fs::remove_dir_all(top).unwrap();
     }
 }

@@ -245,8 +245,8 @@ mod tests {
 
     #[test]
     fn what_an_images_root_left_is_mended() {
-        let top = std::env::temp_dir().join(format!("latebind-slot-{}", std::process::id()));
-        let (ctl, data) = (top.join("ctl"), top.join("data"));
+        let top = tempfile::tempdir().unwrap();
+        let (ctl, data) = (top.path().join("ctl"), top.path().join("data"));
         fs::create_dir_all(&ctl).unwrap();
         fs::create_dir_all(&data).unwrap();
         let dirs = ClientDirs::from([("execute".to_owned(), (19_000, 19_001))]);
@@ -298,6 +298,5 @@ mod tests {
         mend();
         assert_eq!(entries(&ctl), ["chime", "status.json"]);
         assert_eq!((what(&data.join("work")), entries(&data.join("work")).len()), ((20_000, 20_001, 0o40_700), 0));
-        fs::remove_dir_all(top).unwrap();
     }
 }

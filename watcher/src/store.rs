@@ -127,26 +127,15 @@ fn replace_file(path: &Path, bytes: &[u8], mode: u32, durability: Durability) ->
 mod tests {
     use super::*;
 
-    struct Scratch(PathBuf, Store);
-
-    impl Scratch {
-        fn new(name: &str) -> Self {
-            let path = std::env::temp_dir().join(format!("latebind-store-{}-{name}", std::process::id()));
-            let store = Store::open(&path).unwrap();
-            Self(path, store)
-        }
-    }
-
-    impl Drop for Scratch {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
-        }
+    fn store() -> (tempfile::TempDir, Store) {
+        let scratch = tempfile::tempdir().unwrap();
+        let store = Store::open(scratch.path()).unwrap();
+        (scratch, store)
     }
 
     #[test]
     fn values_come_back_and_go() {
-        let scratch = Scratch::new("values");
-        let store = &scratch.1;
+        let (_scratch, store) = store();
         assert_eq!(store.get::<u32>("a").unwrap(), None);
         store.put("a", &1).unwrap();
         store.put_unsynced("a", &2).unwrap();
@@ -159,15 +148,14 @@ mod tests {
 
     #[test]
     fn an_unreadable_value_is_absent_and_set_aside_but_its_file_still_counts_as_a_mark() {
-        let scratch = Scratch::new("unreadable");
-        let store = &scratch.1;
+        let (scratch, store) = store();
         for bytes in [&b""[..], b"\0\0\0\0", b"{\"half\":"] {
             fs::write(store.path("a"), bytes).unwrap();
             assert!(store.get::<u32>("a").is_err());
             assert!(store.contains("a"), "a mark is there whatever it says");
             assert_eq!(store.get_or_set_aside::<u32>("a"), None);
             assert!(!store.contains("a"));
-            assert_eq!(fs::read(scratch.0.join("a.unreadable")).unwrap(), bytes, "nothing is thrown away");
+            assert_eq!(fs::read(scratch.path().join("a.unreadable")).unwrap(), bytes, "nothing is thrown away");
         }
         assert!(store.names().unwrap().is_empty());
         store.put("a", &3).unwrap();

@@ -142,44 +142,27 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::{PermissionsExt, symlink};
 
-    struct Scratch(std::path::PathBuf);
-
-    impl Scratch {
-        fn new(name: &str) -> Self {
-            let path = std::env::temp_dir().join(format!("latebind-tree-{}-{name}", std::process::id()));
-            let _ = fs::remove_dir_all(&path);
-            fs::create_dir(&path).unwrap();
-            Self(path)
-        }
-    }
-
-    impl Drop for Scratch {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
-        }
-    }
-
     #[test]
     fn the_deepest_tree_goes() {
-        let scratch = Scratch::new("deep");
-        let top = open_dir(&scratch.0).unwrap();
-        let mut at = open_dir(&scratch.0).unwrap();
+        let scratch = tempfile::tempdir().unwrap();
+        let top = open_dir(scratch.path()).unwrap();
+        let mut at = open_dir(scratch.path()).unwrap();
         for _ in 0..4_000 {
             mkdirat(&at, "d", Mode::from_bits_truncate(0o700)).unwrap();
             at = nix::fcntl::openat(&at, "d", OFlag::O_RDONLY | OFlag::O_DIRECTORY, Mode::empty()).unwrap();
         }
         drop(at);
-        fs::write(scratch.0.join(".removed-3"), "in the way").unwrap();
-        fs::create_dir(scratch.0.join(".removed-4")).unwrap();
-        fs::write(scratch.0.join(".removed-4/x"), "in the way").unwrap();
+        fs::write(scratch.path().join(".removed-3"), "in the way").unwrap();
+        fs::create_dir(scratch.path().join(".removed-4")).unwrap();
+        fs::write(scratch.path().join(".removed-4/x"), "in the way").unwrap();
         remove_content(top.as_fd()).unwrap();
-        assert_eq!(fs::read_dir(&scratch.0).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0);
     }
 
     #[test]
     fn links_are_removed_and_not_followed() {
-        let scratch = Scratch::new("links");
-        let (inside, outside) = (scratch.0.join("inside"), scratch.0.join("outside"));
+        let scratch = tempfile::tempdir().unwrap();
+        let (inside, outside) = (scratch.path().join("inside"), scratch.path().join("outside"));
         fs::create_dir_all(inside.join("a/b")).unwrap();
         fs::create_dir(&outside).unwrap();
         fs::write(outside.join("kept"), "").unwrap();
@@ -193,8 +176,8 @@ mod tests {
 
     #[test]
     fn copies_are_the_owners_and_links_are_refused() {
-        let scratch = Scratch::new("copy");
-        let (from, to) = (scratch.0.join("from"), scratch.0.join("to"));
+        let scratch = tempfile::tempdir().unwrap();
+        let (from, to) = (scratch.path().join("from"), scratch.path().join("to"));
         fs::create_dir_all(from.join("d")).unwrap();
         fs::create_dir(&to).unwrap();
         fs::write(from.join("d/program"), "x").unwrap();

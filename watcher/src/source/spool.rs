@@ -306,18 +306,10 @@ impl Claimed {
 mod tests {
     use super::*;
 
-    struct Scratch(PathBuf);
-
-    impl Drop for Scratch {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
-        }
-    }
-
-    fn spool(name: &str) -> (Scratch, Spool) {
-        let root = std::env::temp_dir().join(format!("latebind-spool-{}-{name}", std::process::id()));
-        let spool = Spool::open(&root, "p").unwrap();
-        (Scratch(root), spool)
+    fn spool() -> (tempfile::TempDir, Spool) {
+        let scratch = tempfile::tempdir().unwrap();
+        let spool = Spool::open(scratch.path(), "p").unwrap();
+        (scratch, spool)
     }
 
     fn put(spool: &Spool, name: &str, text: &str) {
@@ -328,8 +320,8 @@ mod tests {
 
     #[test]
     fn a_job_is_claimed_by_one_pilot() {
-        let (scratch, first) = spool("claim");
-        let second = Spool::open(&scratch.0, "q").unwrap();
+        let (scratch, first) = spool();
+        let second = Spool::open(scratch.path(), "q").unwrap();
         put(&first, "a", r#"{"image":"i","argv":["x"]}"#);
         let claimed = first.claim().unwrap().unwrap();
         assert_eq!((claimed.name.as_str(), claimed.attempt), ("a", 1));
@@ -341,7 +333,7 @@ mod tests {
 
     #[test]
     fn classes_decide_where_a_job_goes() {
-        let (_scratch, spool) = spool("deliver");
+        let (_scratch, spool) = spool();
         for (class, most, to) in
             [(Class::Final, 3, "done"), (Class::Hold, 3, "held"), (Class::Retry, 1, "held"), (Class::Retry, 3, "new")]
         {
@@ -359,7 +351,7 @@ mod tests {
 
     #[test]
     fn a_clock_that_was_set_back_keeps_no_job_waiting() {
-        let (_scratch, spool) = spool("clock");
+        let (_scratch, spool) = spool();
         for (name, at, is_due) in
             [("a", now() + 200.0, false), ("b", now() + 3_600.0, true), ("c", now() - 1e9, true), ("d", 1e300, true)]
         {
@@ -372,7 +364,7 @@ mod tests {
 
     #[test]
     fn bad_job_files_say_why() {
-        let (_scratch, spool) = spool("bad");
+        let (_scratch, spool) = spool();
         for (name, text, why) in [
             ("a", "{", "EOF"),
             ("b", r#"{"image":"i"}"#, "argv"),

@@ -252,8 +252,8 @@ mod tests {
 
     #[test]
     fn a_name_is_claimed_once() {
-        let state = std::env::temp_dir().join(format!("latebind-host-claim-{}", std::process::id()));
-        let place = Place::open(&state).unwrap();
+        let state = tempfile::tempdir().unwrap();
+        let place = Place::open(state.path()).unwrap();
         let claim = place.claim("a").unwrap();
         assert!(claim.is_some());
         assert!(place.claim("a").unwrap().is_none());
@@ -261,6 +261,5 @@ mod tests {
         drop(claim);
         assert!(place.claim("a").unwrap().is_some());
         assert!(place.pod_names().unwrap().is_empty());
-        fs::remove_dir_all(&state).unwrap();
     }
 }
