@@ -2,6 +2,8 @@
 
 use std::process::{Command, Output};
 
+use crate::waiting::{LIMIT, within};
+
 /// `localhost/latebind/NAME:1`, an image of `images/`.
 pub fn image(name: &str) -> String {
     format!("localhost/latebind/{name}:1")
@@ -35,6 +37,17 @@ pub fn run<S: AsRef<str>>(name: &str, arguments: &[S]) -> Output {
         let _ = call(&["rm", "--force", "--time=0", name]);
     }
     call(arguments)
+}
+
+/// Waits for the end of a container and returns its exit code.
+///
+/// # Panics
+/// If it does not end.
+pub fn exit_code(name: &str) -> i32 {
+    within(LIMIT, "the container's end", || {
+        let state = podman(&["inspect", "--format={{.State.Status}} {{.State.ExitCode}}", name]);
+        state.strip_prefix("exited ").map(|code| code.parse().expect("an exit code is a number"))
+    })
 }
 
 /// Calls podman and returns its standard output without the line end.

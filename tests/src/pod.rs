@@ -447,6 +447,25 @@ impl Pod {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
+    /// Waits until they have said this: it arrives through the engine, a little after the deed.
+    #[track_caller]
+    pub fn says(&self, text: &str) {
+        eventually(&format!("{text:?} in the log\n{}", self.said()), JOB_WITHIN, || {
+            self.said().contains(text).then_some(())
+        });
+    }
+
+    /// What `watcher top` has to show now; nothing where it fails.
+    pub fn top(&self) -> Option<Value> {
+        let shown = podman(&["exec", &self.container("pilot"), "watcher", "top", "--json", "--times", "1"]);
+        serde_json::from_slice(&shown.stdout).ok()
+    }
+
+    /// Lets a job end that waits for the file `go` in its `work/` ([`WAIT_FOR_GO`](crate::slot::WAIT_FOR_GO)).
+    pub fn go(&self, slot: u32) {
+        fs::write(self.work(slot).join("go"), "").unwrap();
+    }
+
     /// Where the pod's volumes are on this machine.
     pub fn place(&self) -> PathBuf {
         state().join("pods").join(&self.name)

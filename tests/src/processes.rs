@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use nix::sys::signal::Signal;
+
 /// One process at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Process {
@@ -30,6 +32,23 @@ impl Process {
             uids: field("Uid:")?.split_whitespace().filter_map(|uid| uid.parse().ok()).collect(),
             command: String::from_utf8_lossy(&command).trim_end_matches('\0').replace('\0', " "),
         })
+    }
+
+    /// Whether it blocks, ignores or catches this signal by now.
+    pub fn handles(&self, signal: Signal) -> bool {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
+        let sets = ["SigBlk:", "SigIgn:", "SigCgt:"].map(|name| {
+            let text = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+            u64::from_str_radix(text.trim(), 16).unwrap_or(0)
+        });
+        sets.iter().any(|set| set & (1 << (signal as i32 - 1)) != 0)
+    }
+
+    /// Whether a signal that was sent to it waits to be taken.
+    pub fn has_pending_signals(&self) -> bool {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
+        let sets = status.lines().filter_map(|line| line.strip_prefix("SigPnd:").or(line.strip_prefix("ShdPnd:")));
+        sets.into_iter().any(|set| set.trim().bytes().any(|digit| digit != b'0'))
     }
 
     /// Whether it can still do anything.

@@ -65,6 +65,30 @@ impl Drop for Filler {
     }
 }
 
+/// A file system in memory that has room for little more than is in it; until it goes. Emptying it changes nothing.
+pub struct Small(PathBuf);
+
+impl Small {
+    /// The one at `dir`, with so many pages of room.
+    pub fn new(dir: &Path, pages: u64) -> Self {
+        let now = statvfs(dir).unwrap();
+        let small = Self(dir.to_owned());
+        resize(dir, (now.blocks() - now.blocks_free()) * now.block_size() + pages * PAGE as u64).unwrap();
+        small
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = resize(&self.0, 16 << 20);
+    }
+}
+
+fn resize(dir: &Path, bytes: u64) -> nix::Result<()> {
+    let options = format!("size={bytes}");
+    mount(None::<&str>, dir, None::<&str>, MsFlags::MS_REMOUNT, Some(options.as_str()))
+}
+
 /// A file system in memory in which no file can be made; until it goes.
 pub struct NoMoreFiles(PathBuf);
 

@@ -19,7 +19,7 @@ use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::engine::{call, image, podman, run};
+use crate::engine::{self, call, image, podman, run};
 use crate::job::{self, Finished, Submitted};
 use crate::processes::{self, Process};
 use crate::scratch::{LABEL, Scratch};
@@ -29,6 +29,8 @@ use crate::waiting::{LIMIT, within};
 pub const INSTALL_CAPABILITIES: [&str; 3] = ["CHOWN", "FOWNER", "DAC_OVERRIDE"];
 /// Capabilities of a payload container.
 pub const PAYLOAD_CAPABILITIES: [&str; 4] = ["SETUID", "SETGID", "KILL", "SETPCAP"];
+/// A script that ends when the test says so: [`Slot::go`].
+pub const WAIT_FOR_GO: &str = "while [ ! -e go ]; do sleep 0.02; done";
 /// How often a waiting test looks whether glue still lives.
 const LOOK_EVERY_MS: u16 = 200;
 
@@ -341,17 +343,15 @@ impl Slot {
     /// # Panics
     /// If it does not end.
     pub fn exit_code(&self) -> i32 {
-        within(LIMIT, "the container's end", || {
-            let state = podman(&["inspect", "--format={{.State.Status}} {{.State.ExitCode}}", self.name()]);
-            state.strip_prefix("exited ").map(|code| code.parse().unwrap())
-        })
+        engine::exit_code(self.name())
     }
 
-    /// Waits for the end of glue itself, and returns how long that took.
-    pub fn await_end_of_glue(&self) -> Duration {
-        let (started, pid) = (Instant::now(), self.glue());
-        within(LIMIT, "glue's end", || Process::look(pid).is_none_or(|p| !p.lives()).then_some(()));
-        started.elapsed()
+    /// Lets a job end that waits for the file `go` in `work/` ([`WAIT_FOR_GO`]).
+    ///
+    /// # Panics
+    /// If the file cannot be made.
+    pub fn go(&self) {
+        fs::write(self.work().join("go"), "").unwrap();
     }
 
     fn try_status(&self) -> Option<Status> {
@@ -445,6 +445,15 @@ impl Slot {
         let nonce = submitted.startup.nonce.clone();
         self.wait_for("the job's start", |s| s.nonce.as_ref() == Some(&nonce) && s.main_pid.is_some());
         self.main_process().expect("the main process lives")
+    }
+
+    /// Waits until the job's program runs and is prepared for TERM: the kernel has it down as blocked, ignored or caught, or it
+    /// says so on standard output, as the probe does. (A signal that is waited for is not shown as blocked.)
+    pub fn await_term_handling(&self, submitted: &Submitted) -> Process {
+        let main = self.await_start(submitted);
+        let says_so = || fs::read_to_string(self.work().join("stdout")).is_ok_and(|text| text.contains("SIGTERM"));
+        within(LIMIT, "the job's handling of TERM", || (main.handles(Signal::SIGTERM) || says_so()).then_some(()));
+        main
     }
 
     /// Waits for the job's end, and checks its record.

@@ -1,7 +1,7 @@
 //! Whatever a job leaves behind is ended within `kill_s`, and nobody else is hurt.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends by panicking")]
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use glue::contract::record::{Outcome, Record};
 use latebind_tests::processes::Process;
@@ -17,15 +17,11 @@ const IN_A_CONTAINER: &str = "--i-am-in-a-container";
 fn all_are_ended(slot: &Slot, argv: &[&str]) -> Record {
     let mut startup = slot.job(argv);
     startup.kill_s = 15.0;
-    let started = Instant::now();
-    let finished = slot.finish_at_most(Duration::from_secs(60), &slot.submit(&startup));
-    let took = started.elapsed();
-    let record = finished.record;
+    let record = slot.finish_at_most(Duration::from_secs(60), &slot.submit(&startup)).record;
+    // Within `kill_s`, else glue gives up and says how many are left.
     assert_eq!(record.processes.unkilled, 0, "{:?} {}", record.processes, slot.log());
     let left = slot.processes_of_the_payload();
     assert!(left.is_empty(), "{} processes are left: {left:?}", left.len());
-    let cleaning = took.as_secs_f64() - record.wall_s;
-    assert!(cleaning < startup.kill_s, "{cleaning} s");
     record
 }
 
@@ -58,14 +54,7 @@ impl Bystanders {
 
     fn are_unharmed(&self) {
         // A sleeper that was just continued runs for a moment, before it sleeps on.
-        let mut states = ('-', '-');
-        for _ in 0..200 {
-            states = self.states();
-            if states.0 != 'R' {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        let states = within(LIMIT, "a bystander at rest", || Some(self.states()).filter(|states| states.0 != 'R'));
         assert_eq!(states, ('S', 'T'), "one runs, one was stopped before and still is");
     }
 }
@@ -159,8 +148,14 @@ fn nine_hundred_orphans_are_reaped() {
 fn a_timeout_ends_the_whole_tree() {
     let slot = Slot::new("busybox");
     let mut startup = slot.job(&["/bin/sh", "-c", "trap '' TERM; sleep 1000 & (sleep 1001 & sleep 1002) & sleep 1003"]);
-    (startup.timeout_s, startup.grace_s) = (0.3, 0.3);
-    let record = slot.run(&startup).record;
+    (startup.timeout_s, startup.grace_s) = (3.0, 0.3);
+    let submitted = slot.submit(&startup);
+    slot.await_term_handling(&submitted);
+    within(LIMIT, "all sleepers", || {
+        let sleepers = slot.processes_of_the_payload();
+        (sleepers.iter().filter(|process| process.command.starts_with("sleep ")).count() == 4).then_some(())
+    });
+    let record = slot.finish(&submitted).record;
     assert_eq!((record.outcome, record.signal), (Outcome::TimedOut, Some(9)));
     // A shell may have become its last command.
     assert!(record.processes.left_over_killed >= 3, "{:?}", record.processes);

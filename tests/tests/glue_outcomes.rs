@@ -2,15 +2,18 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends by panicking")]
 
 use std::fs;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use glue::contract::encoding::sha256_hex;
 use glue::contract::record::{Outcome, Stage};
 use glue::contract::startup::{Amount, Rlimit};
 use glue::contract::status::Phase;
 use latebind_tests::job::one;
-use latebind_tests::slot::Slot;
+use latebind_tests::slot::{Slot, WAIT_FOR_GO};
 use nix::sys::signal::Signal;
+
+/// Seconds that are enough for a program to start and to prepare for TERM, also on a busy machine.
+const TIMEOUT_S: f64 = 3.0;
 
 #[test]
 fn an_exit_code_is_the_main_processs_own() {
@@ -41,14 +44,15 @@ fn a_record_says_what_it_is_the_record_of() {
     let slot = Slot::new("noshell");
     let mut startup = slot.job(&["/probe", "cpu", "0.3"]);
     startup.job = "a name with \"quotes\" and blanks".into();
+    let before = Instant::now();
     let submitted = slot.submit(&startup);
     let record = slot.finish(&submitted).record;
+    let longest = before.elapsed().as_secs_f64();
     assert_eq!((record.version, &record.job, &record.nonce), (1, &startup.job, &startup.nonce));
     assert_eq!((&record.incarnation, &record.startup_sha256), (&startup.incarnation, &submitted.sha256));
-    // Glue counts from when it learns that the program runs, a moment after it does.
-    assert!((0.2..3.0).contains(&record.wall_s), "{}", record.wall_s);
+    assert!(record.wall_s > 0.0 && record.wall_s <= longest, "{} of {longest} s", record.wall_s);
     let used = record.usage.main.user_s + record.usage.main.system_s;
-    assert!((0.05..3.0).contains(&used), "{used} s of processor time");
+    assert!(used >= 0.29 && used <= longest, "{used} s of processor time in {longest} s");
     assert!(record.usage.main.max_rss_kib > 0);
     assert!(record.usage.tree.user_s >= record.usage.main.user_s);
     assert_eq!((record.processes.reaped, record.processes.left_over_killed, record.processes.unkilled), (1, 0, 0));
@@ -65,20 +69,24 @@ fn a_record_says_what_it_is_the_record_of() {
 fn a_timeout_ends_what_honours_term() {
     let slot = Slot::new("noshell");
     let mut startup = slot.job(&["/probe", "term-exit", "7"]);
-    (startup.timeout_s, startup.grace_s) = (0.2, 20.0);
-    let record = slot.run(&startup).record;
+    (startup.timeout_s, startup.grace_s) = (TIMEOUT_S, 20.0);
+    let submitted = slot.submit(&startup);
+    slot.await_term_handling(&submitted);
+    let record = slot.finish(&submitted).record;
     assert_eq!((record.outcome, record.exit_code, record.signal), (Outcome::TimedOut, Some(7), None));
-    assert!((0.1..5.0).contains(&record.wall_s), "{}", record.wall_s);
 }
 
 #[test]
 fn a_timeout_kills_what_ignores_term_once_grace_is_over() {
     let slot = Slot::new("noshell");
     let mut startup = slot.job(&["/probe", "ignore-term", "1000"]);
-    (startup.timeout_s, startup.grace_s) = (0.2, 0.5);
-    let record = slot.run(&startup).record;
+    (startup.timeout_s, startup.grace_s) = (TIMEOUT_S, 0.5);
+    let before = Instant::now();
+    let submitted = slot.submit(&startup);
+    slot.await_term_handling(&submitted);
+    let record = slot.finish(&submitted).record;
     assert_eq!((record.outcome, record.exit_code, record.signal), (Outcome::TimedOut, None, Some(9)));
-    assert!((0.6..5.0).contains(&record.wall_s), "{}", record.wall_s);
+    assert!(before.elapsed().as_secs_f64() >= TIMEOUT_S + 0.5, "{:?}", before.elapsed());
     assert!(slot.processes_of_the_payload().is_empty());
 }
 
@@ -99,9 +107,7 @@ fn a_stop_of_glue_is_a_stop_of_the_job_and_has_its_exit_code() {
     let mut startup = slot.job(&["/probe", "term-exit", "9"]);
     startup.grace_s = 20.0;
     let submitted = slot.submit(&startup);
-    slot.await_start(&submitted);
-    // The program is up to blocking TERM.
-    std::thread::sleep(Duration::from_millis(200));
+    slot.await_term_handling(&submitted);
     slot.signal(Signal::SIGTERM);
     let record = slot.finish(&submitted).record;
     assert_eq!((record.outcome, record.exit_code, record.signal), (Outcome::Stopped, Some(9), None));
@@ -114,14 +120,12 @@ fn a_stop_of_glue_kills_what_ignores_term_once_grace_is_over() {
     let mut startup = slot.job(&["/probe", "ignore-term", "1000"]);
     startup.grace_s = 0.3;
     let submitted = slot.submit(&startup);
-    slot.await_start(&submitted);
-    std::thread::sleep(Duration::from_millis(200));
-    let started = Instant::now();
+    slot.await_term_handling(&submitted);
+    let before = Instant::now();
     slot.signal(Signal::SIGTERM);
     let record = slot.finish(&submitted).record;
-    let took = started.elapsed();
     assert_eq!((record.outcome, record.exit_code, record.signal), (Outcome::Stopped, None, Some(9)));
-    assert!(took > Duration::from_millis(300) && took < Duration::from_secs(5), "{took:?}");
+    assert!(before.elapsed().as_secs_f64() >= 0.3, "{:?}", before.elapsed());
     assert_eq!(slot.exit_code(), 0);
 }
 
@@ -137,11 +141,11 @@ fn a_job_that_never_ran_has_no_start_and_no_end_of_a_process() {
 
 #[test]
 fn one_glue_runs_one_job_after_the_other() {
-    let slot = Slot::new("noshell");
+    let slot = Slot::new("busybox");
     let first = slot.run_args(&["/probe", "exit", "1"]);
     let status = slot.status();
     assert_eq!((status.phase, status.main_pid, status.job.as_deref()), (Phase::Done, None, Some("test job")));
-    let mut startup = slot.job(&["/probe", "sleep", "0.2"]);
+    let mut startup = slot.job(&["/bin/sh", "-c", WAIT_FOR_GO]);
     startup.job = "second".into();
     let submitted = slot.submit(&startup);
     slot.await_start(&submitted);
@@ -149,6 +153,7 @@ fn one_glue_runs_one_job_after_the_other() {
     assert_eq!((running.phase, running.job.as_deref()), (Phase::Running, Some("second")));
     assert_eq!(running.incarnation, status.incarnation);
     assert!(!slot.ctl().join("record.jws").exists(), "the first job's record is nobody's any more");
+    slot.go();
     let second = slot.finish(&submitted);
     assert_eq!(second.record.exit_code, Some(0));
     assert_ne!(first.jws, second.jws);
@@ -156,10 +161,11 @@ fn one_glue_runs_one_job_after_the_other() {
 
 #[test]
 fn a_job_that_was_rung_for_while_another_ran_comes_next() {
-    let slot = Slot::new("noshell");
-    let first = slot.submit(&slot.job(&["/probe", "sleep", "0.4"]));
+    let slot = Slot::new("busybox");
+    let first = slot.submit(&slot.job(&["/bin/sh", "-c", WAIT_FOR_GO]));
     slot.await_start(&first);
     let second = slot.submit(&slot.job(&["/probe", "exit", "4"]));
+    slot.go();
     // The first one's record goes when the second is claimed, so only the second's is waited for.
     let record = slot.finish(&second).record;
     assert_eq!(record.exit_code, Some(4));

@@ -1,8 +1,8 @@
 //! Signals, stop and continue reach all of a payload and nothing else.
 
-use std::time::Duration;
+use std::fs;
 
-use latebind_tests::pod::{Options, Pod, eventually, podman, probe, shell};
+use latebind_tests::pod::{JOB_WITHIN, Options, Pod, eventually, podman, probe, shell};
 use latebind_tests::processes::{Process, cgroup, in_cgroup};
 
 /// `watcher ARGS` in the pilot container: whether it went well, and what it said.
@@ -25,19 +25,18 @@ fn a_payload_is_stopped_as_a_whole_and_goes_on() {
     let script = "/probe daemons 3; for n in 1 2 3; do (while :; do sleep 0.02; done) & done; \
         while [ ! -e /tmp/end ]; do sleep 0.05; done; echo over; kill 0";
     pod.put("stopped", &shell(script));
-    pod.put("other", &shell("while :; do sleep 0.02; done"));
+    pod.put("other", &shell("while :; do sleep 0.02; echo >>beats; done"));
     pod.runs("stopped.1", pod_slot(&pod, "stopped.1"));
     pod.runs("other.1", pod_slot(&pod, "other.1"));
     let (ours, others) = (pod_slot(&pod, "stopped.1"), pod_slot(&pod, "other.1"));
-    eventually("all processes", Duration::from_secs(10), || (payload(&pod, ours).len() >= 7).then_some(()));
+    eventually("all processes", JOB_WITHIN, || (payload(&pod, ours).len() >= 7).then_some(()));
 
     let (good, said) = watcher(&pod, &["stop", "stopped"]);
     assert!(good && said.contains("stopped.1: sent to "), "{said}");
     let stopped = payload(&pod, ours);
     assert!(stopped.len() >= 6 && stopped.iter().all(|p| p.state == 'T'), "{stopped:#?}");
-    std::thread::sleep(Duration::from_millis(300));
-    assert!(payload(&pod, ours).iter().all(|p| p.state == 'T'));
-    assert!(payload(&pod, others).iter().all(|p| p.state != 'T'), "the other slot goes on");
+    goes_on(&pod, others);
+    assert_eq!(payload(&pod, ours), stopped, "they are still the same and stopped");
 
     let (good, said) = watcher(&pod, &["continue", "stopped"]);
     assert!(good, "{said}");
@@ -51,6 +50,13 @@ fn a_payload_is_stopped_as_a_whole_and_goes_on() {
     pod.result("stopped").is("final", "Signaled");
 }
 
+/// Waits until the job in this slot, which writes a line to `beats` every 20 ms, has written 15 more.
+fn goes_on(pod: &Pod, slot: u32) {
+    let beats = || fs::read(pod.work(slot).join("beats")).map_or(0, |lines| lines.len());
+    let before = beats();
+    eventually("the other slot goes on", JOB_WITHIN, || (beats() >= before + 15).then_some(()));
+}
+
 fn pod_slot(pod: &Pod, attempt: &str) -> u32 {
     pod.reaches(attempt, "running");
     let state = pod.kept_state(attempt).expect("the job's state");
@@ -59,17 +65,18 @@ fn pod_slot(pod: &Pod, attempt: &str) -> u32 {
 
 #[test]
 fn a_fork_bomb_is_stopped_at_once() {
-    let pod = Pod::start();
+    let pod = Options::new().slots(2).start();
     // Some 300 at once: a shell that can not fork ends itself.
     pod.put("bomb", &shell("for n in 1 2 3; do (while :; do sleep 0.3 & sleep 0.003; done) & done; wait"));
-    pod.runs("bomb.1", 0);
-    std::thread::sleep(Duration::from_millis(500));
+    pod.put("other", &shell("while :; do sleep 0.02; echo >>beats; done"));
+    let (ours, others) = (pod_slot(&pod, "bomb.1"), pod_slot(&pod, "other.1"));
+    eventually("it forks", JOB_WITHIN, || (payload(&pod, ours).len() > 30).then_some(()));
     let (good, said) = watcher(&pod, &["stop", "bomb"]);
     assert!(good, "{said}");
-    let before = payload(&pod, 0);
+    let before = payload(&pod, ours);
     assert!(!before.is_empty() && before.iter().all(|p| p.state == 'T'), "{}", before.len());
-    std::thread::sleep(Duration::from_millis(300));
-    assert_eq!(payload(&pod, 0).len(), before.len(), "nothing is forked while it is stopped");
+    goes_on(&pod, others);
+    assert_eq!(payload(&pod, ours).len(), before.len(), "nothing is forked while it is stopped");
     // A stopped job can be ended all the same.
     let (good, said) = watcher(&pod, &["signal", "bomb", "9"]);
     assert!(good, "{said}");
@@ -88,7 +95,7 @@ fn a_signal_for_the_main_process_goes_to_it_alone() {
         ),
     );
     pod.runs("main.1", 0);
-    eventually("the traps", Duration::from_secs(10), || pod.work(0).join("ready").exists().then_some(()));
+    eventually("the traps", JOB_WITHIN, || pod.work(0).join("ready").exists().then_some(()));
     let (good, said) = watcher(&pod, &["signal", "--main", "main", "USR1"]);
     assert!(good, "{said}");
     let outcome = pod.result("main");
