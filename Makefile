@@ -1,12 +1,12 @@
-# Each target does its own set-up on a bare Debian 12 (as root): it says first what it will install and how long that takes.
+# Each target does its own set-up on a bare Debian 12 (as root): first it says what it installs and how long that takes.
 #
 #   LATEBIND_STATE   where containers and images are kept (default /var/lib/latebind-host)
 #   REGISTRY         where `push` takes the images: host[:port][/path]; TAG is their tag, INSECURE=1 leaves TLS out
-#   RECIPE           debian or rustup: how static binaries are made (default: rustup where it has the musl target, else debian)
+#   RECIPE           debian or rustup: how static binaries are built (default: rustup if it has the musl target)
 
-.PHONY: help build images push archive demo test test-condor test-cluster cluster cluster-down bench soak clean
+.PHONY: help build images push archive demo test test-condor test-cluster cluster cluster-down bench soak audit clean
 
-# Said before anything is built, which takes minutes.
+# Checked before anything is built, which takes minutes.
 ifneq ($(filter push,$(MAKECMDGOALS)),)
 ifeq ($(REGISTRY),)
 $(error REGISTRY is not set: make images push REGISTRY=registry.example.org/me)
@@ -14,19 +14,20 @@ endif
 endif
 
 help:
-	@echo 'make demo     several jobs, each in another image, one after the other, each result proven; below a minute once built'
-	@echo 'make build    static binaries in dist/: glue, watcher, latebind-host'
-	@echo 'make images   the images of demo and tests, made here without a registry'
-	@echo 'make push     takes the images of pilot and glue to a registry: make push REGISTRY=registry.example.org/me'
-	@echo 'make archive  the same images as files in dist/images, for kind, minikube and ctr'
-	@echo 'make test     format, lints, unit tests, and the integration tests on real containers'
-	@echo 'make test-cluster  the tests on Kubernetes: a cluster of one node on this machine, made and stopped again; or yours, where'
-	@echo '              KUBECONFIG and LATEBIND_REGISTRY are both set'
-	@echo 'make test-condor   the tests on an HTCondor pool, made and ended here, with HTCondor 23.9 of Debian trixie; CONDOR=sid: 25.x of sid'
-	@echo 'make cluster  that cluster with the images in its registry, left running; make cluster-down stops it'
-	@echo 'make soak     kills parts of pods at random for DURATION seconds (600), and counts: no job lost, none reported twice'
-	@echo 'make bench    what late binding costs, side by side with a shell loop, tini and dumb-init'
-	@echo 'make clean    removes dist/ and target/; says how to remove images, containers and the cache too'
+	@echo 'make demo          several jobs, each in another image, one after the other; each result is proven'
+	@echo 'make build         static binaries in dist/: glue, watcher, latebind-host'
+	@echo 'make images        the images of demo and tests, made here without a registry'
+	@echo 'make push          pushes the images of pilot and glue: make push REGISTRY=registry.example.org/me'
+	@echo 'make archive       the same images as files in dist/images, for kind, minikube and ctr'
+	@echo 'make test          format, lints, documentation, dependencies, unit tests, integration tests on real containers'
+	@echo 'make test-cluster  the tests on Kubernetes: on a cluster of one node, made and stopped here; or on yours, if'
+	@echo '                   KUBECONFIG and LATEBIND_REGISTRY are both set'
+	@echo 'make test-condor   the tests on an HTCondor pool, made and ended here: 23.9 of Debian trixie; CONDOR=sid: 25.x'
+	@echo 'make cluster       that cluster with the images in its registry, left running; make cluster-down stops it'
+	@echo 'make soak          kills parts of pods at random for DURATION seconds (600): no job lost, none reported twice'
+	@echo 'make bench         what late binding costs, side by side with a shell loop, tini and dumb-init'
+	@echo 'make audit         what runs as root in the payload container, in reading order, counted'
+	@echo 'make clean         removes dist/ and target/; says how to remove images, containers and the cache too'
 
 build:
 	@.ci/setup.sh build
@@ -50,7 +51,8 @@ demo:
 	@images/build.sh
 	@tests/demo/run.sh
 
-# Storage of their own: tests run in a PID namespace of their own, and podman takes containers of another namespace for ended.
+# Storage of their own: tests run in a PID namespace of their own, and podman believes that containers of another one
+# ended.
 test test-cluster cluster: export LATEBIND_STATE := $(or $(LATEBIND_STATE),/var/lib/latebind-test)
 test:
 	@.ci/setup.sh build images demo test
@@ -98,7 +100,12 @@ bench:
 	@images/build.sh glue busybox
 	@tests/bench/run.sh
 
+audit:
+	@.ci/setup.sh build
+	@glue/audit.sh
+
 clean:
 	rm -rf dist target
-	@echo 'still there: $${LATEBIND_STATE:-/var/lib/latebind-host} (images/podman system reset removes its containers and images)'
-	@echo '             and $${XDG_CACHE_HOME:-~/.cache}/latebind (the Debian archive), latebind-cluster beside it (make cluster-down first)'
+	@echo 'not removed: $${LATEBIND_STATE:-/var/lib/latebind-host}: containers and images (images/podman system reset)'
+	@echo '             $${XDG_CACHE_HOME:-~/.cache}/latebind: the Debian archive and tools'
+	@echo '             $${XDG_CACHE_HOME:-~/.cache}/latebind-cluster: the cluster (make cluster-down first)'

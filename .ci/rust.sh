@@ -1,4 +1,4 @@
-# Sourced by the other scripts: which Rust toolchain does what. A newcomer may have rustup, Debian's packages, or nothing yet.
+# Sourced by the other scripts: which Rust toolchain does what. There may be rustup, Debian's packages, or nothing yet.
 # shellcheck shell=sh
 
 MUSL_TARGET=x86_64-unknown-linux-musl
@@ -21,7 +21,8 @@ static_recipe() {
     fi
 }
 
-# The cargo for tests and lints: the first one of version 1.89 or later (Cargo.toml's rust-version); nothing where there is none.
+# The cargo for tests and lints: the first of version 1.89 or later (Cargo.toml's rust-version); nothing if there is
+# none.
 dev_cargo() {
     for cargo in "$(command -v cargo || :)" /usr/bin/cargo; do
         [ -x "$cargo" ] || continue

@@ -1,6 +1,6 @@
 #!/bin/sh
-# setup.sh FOR...: installs what `make build|images|demo|test|bench|cluster` need on Debian and is not there yet; says first what
-# and how long. Only packages of the distribution; running it again does nothing.
+# setup.sh PURPOSE...: installs what `make build|images|demo|test|bench|cluster` need on Debian and is not installed
+# yet; first says what, and how long it takes. Only packages of the distribution; running it again does nothing.
 set -eu
 . "$(dirname "$0")/rust.sh"
 
@@ -27,7 +27,7 @@ for purpose; do
     demo) add 5 openssl procps ;;
     test)
         add 20 gcc libc6-dev bash dash util-linux procps openssl shellcheck
-        # rustup's toolchain has its own components; what it lacks, the step that needs it names.
+        # rustup's toolchain has its own components; a step that lacks one names it.
         case $(dev_cargo) in
         '' | /usr/bin/cargo) add 30 rustc-web cargo-web rustfmt-web rust-web-clippy ;;
         esac
@@ -53,8 +53,9 @@ if [ "$(id -u)" != 0 ]; then
     exit 1
 fi
 export DEBIAN_FRONTEND=noninteractive
-# A third-party list that is out of reach must not stop the set-up: what is really missing shows at the next step.
-apt-get -q -o DPkg::Lock::Timeout=600 update || echo "set-up: apt-get update failed, going on with the lists that are there" >&2
+# An unreachable third-party list must not stop the set-up: what is really missing shows at the next step.
+apt-get -q -o DPkg::Lock::Timeout=600 update ||
+    echo "set-up: apt-get update failed, continuing with the existing lists" >&2
 # --no-remove: never take a toolchain away that somebody chose; apt names the package in the way instead.
 # shellcheck disable=SC2086
 apt-get -q -o DPkg::Lock::Timeout=600 install -y --no-install-recommends --no-remove $want

@@ -12,7 +12,8 @@ step() { # step WHAT COMMAND...
     echo "== $what: $((SECONDS - started)) s"
 }
 
-# conclude: the last line, `N passed, M failed`. Fails where a step or a test failed or was left out, and where none ran.
+# conclude: prints the last line, `N passed, M failed`. Fails if a step or a test failed or was left out, or if none
+# ran.
 conclude() {
     local passed failed left_out what status
     # `test result: ok. 12 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; ...`

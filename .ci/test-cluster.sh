@@ -1,11 +1,13 @@
 #!/bin/bash
-# test-cluster.sh: the tests on Kubernetes; ends with `N passed, M failed`. Expects dist/ and the images (make test-cluster makes them).
+# test-cluster.sh: the tests on Kubernetes; ends with `N passed, M failed`. Expects dist/ and the images (make
+# test-cluster makes them).
 #
-#   KUBECONFIG, LATEBIND_REGISTRY   a cluster of yours, and a host[:port][/path] that images can be pushed to and its nodes pull from.
-#                                   Where not both are set, a cluster of one node is built, started here and stopped again; one that
-#                                   runs already (make cluster) is used and left running.
+#   KUBECONFIG, LATEBIND_REGISTRY   a cluster of yours, and a host[:port][/path] that images can be pushed to and its
+#                                   nodes pull from. Unless both are set, a cluster of one node is built and started here,
+#                                   and stopped afterwards; one that runs already (make cluster) is used and left running.
 #
-# Tests in files named node_* reach for the node's own processes, or make the kubelet pull from this machine: only our own cluster has them.
+# Tests in files named node_* use the node's own processes, or make the kubelet pull from this machine: they need our
+# cluster.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 . .ci/rust.sh
@@ -53,6 +55,7 @@ else
     prepare tests/cluster/push.sh
 fi
 # Two at a time: so many pods fit on our node.
-step "tests on Kubernetes" "$cargo" test --locked --no-fail-fast -p "$package" ${targets[@]+"${targets[@]}"} -- --test-threads=2
+step "tests on Kubernetes" "$cargo" test --locked --no-fail-fast -p "$package" ${targets[@]+"${targets[@]}"} \
+    -- --test-threads=2
 stop_cluster
 conclude

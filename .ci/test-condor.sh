@@ -1,6 +1,6 @@
 #!/bin/bash
-# test-condor.sh: the tests on a real HTCondor pool, on podman; ends with `N passed, M failed`. Expects dist/ and the images (make
-# test-condor makes them). CONDOR=sid: HTCondor 25.x of Debian sid instead of trixie's 23.9.
+# test-condor.sh: the tests on a real HTCondor pool, on podman; ends with `N passed, M failed`. Expects dist/ and the
+# images (make test-condor makes them). CONDOR=sid: HTCondor 25.x of Debian sid instead of trixie's 23.9.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 . .ci/rust.sh
@@ -17,13 +17,14 @@ if ! "$cargo" test --quiet --locked --no-run -p latebind-condor-tests || ! tests
     exit 1
 fi
 tests() { "$cargo" test --locked --no-fail-fast -p latebind-condor-tests "$@"; }
-# Pools that a test has for itself are mostly waited for: beside the others.
+# Tests with a pool of their own mostly wait for it: they run beside the others.
 {
     tests --test pilots -- --test-threads=2
     echo $? >"$own.code"
 } >"$own" 2>&1 </dev/null &
 # One at a time: they share one slot.
-step "tests on an HTCondor pool" tests --lib --test attacks --test jobs --test losses --test memory --test signals -- --test-threads=1
+step "tests on an HTCondor pool" tests --lib --test attacks --test jobs --test losses --test memory --test signals \
+    -- --test-threads=1
 own_pools() {
     while [ ! -s "$own.code" ]; do sleep 0.5; done
     cat "$own"
