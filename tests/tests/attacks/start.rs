@@ -7,6 +7,7 @@
 use std::fs;
 
 use glue::contract::record::{Outcome, Record, Stage};
+use glue::supervise::START_WITHIN;
 use latebind_tests::engine::call;
 use latebind_tests::slot::{Slot, said};
 use latebind_tests::waiting::{LIMIT, within};
@@ -113,7 +114,8 @@ fn is_glues_own(record: &Record) -> bool {
         "the start was cut off before the program ran (out of memory, or killed)",
         "the wall limit passed before the program ran",
     ];
-    error.stage == Stage::Startup && known.contains(&error.message.as_str())
+    let hung = error.errno == "ETIMEDOUT" && error.message.starts_with("the program did not run within 60 s: ");
+    (error.stage == Stage::Startup && known.contains(&error.message.as_str())) || hung
 }
 
 /// A record says what happened, whatever somebody of the payload's UID did meanwhile. `disturbed`: signals were sent.
@@ -134,15 +136,21 @@ fn is_true(slot: &Slot, record: &Record, disturbed: bool) {
     }
 }
 
-/// Starts jobs under the eyes of a catcher.
+/// Starts one job while a catcher is there.
+fn start_beside(slot: &Slot, timeout_s: f64, disturbed: bool) -> Record {
+    let _ = fs::remove_file(slot.work().join("mark"));
+    let mut startup = slot.job(&["/probe", "mark", "mark", "0.005"]);
+    startup.timeout_s = timeout_s;
+    let record = slot.finish_at_most(LIMIT + START_WITHIN, &slot.submit(&startup)).record;
+    is_true(slot, &record, disturbed);
+    record
+}
+
+/// Starts jobs while a catcher is there.
 fn starts_beside(slot: &mut Slot, mode: &str, count: u32, timeout_s: f64, tally: &mut Tally) {
     let catcher = Catcher::start(slot, mode);
     for _ in 0..count {
-        let _ = fs::remove_file(slot.work().join("mark"));
-        let mut startup = slot.job(&["/probe", "mark", "mark", "0.005"]);
-        startup.timeout_s = timeout_s;
-        let finished = slot.run(&startup);
-        is_true(slot, &finished.record, mode != "look");
+        start_beside(slot, timeout_s, mode != "look");
         tally.starts += 1;
     }
     tally.add(&catcher.stop());
@@ -179,5 +187,20 @@ fn a_start_that_somebody_holds_ends_at_the_wall_limit() {
     let mut tally = Tally::default();
     starts_beside(&mut slot, "hold", 5, 0.5, &mut tally);
     tally.tell("holding");
+    slot.prove_that_it_serves();
+}
+
+#[test]
+fn a_start_that_somebody_holds_ends_by_its_own_deadline() {
+    let mut slot = Slot::new("busybox");
+    let catcher = Catcher::start(&mut slot, "hold");
+    // It does not always come in time to hold one.
+    let held = (0..50).map(|_| start_beside(&slot, 0.0, true)).find(|record| record.outcome != Outcome::Exited);
+    let record = held.expect("a start that is held");
+    assert_eq!((record.outcome, record.error.map(|e| e.errno)), (Outcome::NotStarted, Some("ETIMEDOUT".into())));
+    assert_eq!(record.processes.unkilled, 0);
+    let mut tally = Tally { starts: 1, ..Tally::default() };
+    tally.add(&catcher.stop());
+    tally.tell("holding until the deadline");
     slot.prove_that_it_serves();
 }

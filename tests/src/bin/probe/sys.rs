@@ -215,6 +215,12 @@ pub fn is_pending(signal: c_int) -> bool {
     }
 }
 
+/// Takes a lease for writing (F_SETLEASE of fcntl(2)): everybody else's open waits until it is given back.
+pub fn lease(file: &std::fs::File) -> io::Result<()> {
+    // SAFETY: takes numbers.
+    result(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_WRLCK) }).map(drop)
+}
+
 pub fn make_fifo(path: &str) -> io::Result<()> {
     let path = CString::new(path)?;
     // SAFETY: the string is terminated and outlives the call.
