@@ -15,6 +15,7 @@ pub mod log;
 pub mod names;
 pub mod pause;
 pub mod processes;
+pub mod report;
 pub mod rootfs;
 pub mod run;
 pub mod stage_one;
