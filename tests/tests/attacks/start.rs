@@ -139,7 +139,7 @@ fn is_true(slot: &Slot, record: &Record, disturbed: bool) {
 /// Starts one job while a catcher is there.
 fn start_beside(slot: &Slot, timeout_s: f64, disturbed: bool) -> Record {
     let _ = fs::remove_file(slot.work().join("mark"));
-    let mut startup = slot.job(&["/probe", "mark", "mark", "0.005"]);
+    let mut startup = slot.job(&["/probe", "mark-file", "mark", "0.005"]);
     startup.timeout_s = timeout_s;
     let record = slot.finish_at_most(LIMIT + START_WITHIN, &slot.submit(&startup)).record;
     is_true(slot, &record, disturbed);

@@ -11,6 +11,7 @@ use crate::job::life::{self, After, Around, Held};
 use crate::job::{Phase, State};
 use crate::slot::{ClientDirs, Slot, unmended};
 use crate::store::Store;
+use crate::tree::Deadline;
 
 use super::Core;
 
@@ -142,6 +143,7 @@ impl Core {
                 placeholder = true;
             }
             self.keep_in_service(slot.number, after.start);
+            self.await_room(&slot);
         }
     }
 
@@ -178,7 +180,10 @@ impl Core {
         while end.stop_wanted().is_none() {
             let bound = self.binder.bind(number, "", &end);
             let tried = bound.map_err(|e| format!("the placeholder can not be bound: {e}")).and_then(|_| {
-                Slot::mend(number, uid, gid, &dirs).map_err(|e| format!("its volumes can not be mended: {e}"))
+                let stop = || end.stop_wanted();
+                let deadline = Deadline::within(self.settings.clean_within).unless(&stop);
+                let reset = Slot::mend(number, uid, gid, &dirs, &deadline);
+                reset.map_err(|e| format!("its volumes cannot be reset: {e}"))
             });
             match tried {
                 Ok(slot) => {

@@ -10,6 +10,7 @@
 mod attack;
 mod catch;
 mod ipc;
+mod litter;
 mod look;
 mod swarm;
 mod sys;
@@ -25,8 +26,10 @@ what it sees      status, fds, env, args ..., cwd, limits, umask, ipc-list
 what it computes  hello, primes N, echo-stdin, cpu SECONDS, memory MIB SECONDS
 how it ends       exit N, signal N, sleep SECONDS, ignore-term SECONDS, term-exit CODE, sigchld-ignored
 files             write-file PATH TEXT, read-file PATH, default-acl PATH UID, connect PATH, ipc, lease PATH
+litter            sparse PATH BYTES, fifos DIR N, directories DIR N, links DIR N, hide name|depth|levels MIB, mark DIR, marks DIR,
+                  refill DIR SECONDS
 what it leaves    daemons N, headless, orphans N [MILLISECONDS], bomb N
-attacks           forge, trace PID, mark PATH SECONDS, catch-first ROUNDS, catch-all-along look|signal|hold, and only with --i-am-in-a-container: kill-loop [N], stop-everything [N]
+attacks           forge, trace PID, mark-file PATH SECONDS, catch-first ROUNDS, catch-all-along look|signal|hold, and only with --i-am-in-a-container: kill-loop [N], stop-everything [N]
 as `glue`         a false glue, for an image that shadows ours";
 
 /// Called by the C library's start code through [`sys`].
@@ -67,6 +70,14 @@ fn command(words: &[String], raw: &[OsString]) -> Result<i32, String> {
         "default-acl" => attack::default_acl(text(words, 1)?, number(words, 2)?),
         "read-file" => work::read_file(text(words, 1)?),
         "connect" => work::connect(text(words, 1)?),
+        "sparse" => litter::sparse(text(words, 1)?, number(words, 2)?),
+        "fifos" => litter::fifos(text(words, 1)?, number(words, 2)?),
+        "directories" => litter::directories(text(words, 1)?, number(words, 2)?),
+        "links" => litter::links(text(words, 1)?, number(words, 2)?),
+        "hide" => litter::hide(text(words, 1)?, number(words, 2)?),
+        "mark" => litter::mark(text(words, 1)?),
+        "marks" => litter::marks(text(words, 1)?),
+        "refill" => litter::refill(text(words, 1)?, seconds(words, 2)?),
         "exit" => i32::try_from(number(words, 1)?).map_err(|_| "an exit code is at most 255".to_string()),
         "signal" => work::end_by_signal(number(words, 1)?),
         "sleep" => work::sleep(seconds(words, 1)?),
@@ -81,7 +92,7 @@ fn command(words: &[String], raw: &[OsString]) -> Result<i32, String> {
         "stop-everything" => swarm::stop_everything(words),
         "forge" => attack::forge(),
         "lease" => work::lease(text(words, 1)?),
-        "mark" => catch::mark(text(words, 1)?, seconds(words, 2)?),
+        "mark-file" => catch::mark(text(words, 1)?, seconds(words, 2)?),
         "catch-first" => catch::first_instruction(number(words, 1)?),
         "catch-all-along" => catch::all_along(text(words, 1)?),
         "trace" => attack::trace(number(words, 1)?),
