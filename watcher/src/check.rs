@@ -75,8 +75,8 @@ impl Display for Line {
             Grade::Warning => "warn",
             Grade::Bad => "BAD",
         };
-        write!(f, "{grade:<4}  {}: {}", self.what, one_line(&self.finding))?;
-        if self.mend.is_empty() { Ok(()) } else { write!(f, "; to mend it, {}", self.mend) }
+        write!(f, "{grade:<4}  {}: {}", one_line(&self.what), one_line(&self.finding))?;
+        if self.mend.is_empty() { Ok(()) } else { write!(f, "; to mend it, {}", one_line(&self.mend)) }
     }
 }
 

@@ -280,6 +280,9 @@ impl fmt::Display for Reason {
     }
 }
 
+/// Longest message of a failure, in characters.
+pub const MESSAGE_MAX: usize = 8192;
+
 /// Why something could not be done, in a form that a pilot can act on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
@@ -335,6 +338,13 @@ mod tests {
         }
         assert_eq!(serde_json::from_str::<Reason>("\"OfAnotherVersion\"").unwrap(), Reason::Unknown);
         assert_eq!(Reason::parse("OfAnotherVersion"), None);
+    }
+
+    #[test]
+    fn a_message_has_an_end() {
+        let long = Failure::retry(Reason::EngineError, "\u{20ac}".repeat(MESSAGE_MAX * 2)).message;
+        assert!(long.chars().count() == MESSAGE_MAX + 3 && long.ends_with("..."));
+        assert_eq!(Failure::retry(Reason::EngineError, "short").message, "short");
     }
 
     #[test]

@@ -172,8 +172,8 @@ impl Spool {
         let kept = claimed.result_of(claimed.attempt);
         if place != "retry" || !kept.exists() {
             claimed.create_result()?;
-            let text = serde_json::to_vec_pretty(report).map_err(io::Error::other)?;
-            put_file(&claimed.result().join("report.json"), &text, 0o644)?;
+            let text = crate::text::json_for_people(report)?;
+            put_file(&claimed.result().join("report.json"), text.as_bytes(), 0o644)?;
         }
         if place == "retry" {
             if !kept.exists() {
@@ -195,8 +195,8 @@ impl Spool {
             let _ = fs::remove_dir(&own);
         })?;
         let result = own.join("result");
-        let text = serde_json::to_vec_pretty(report).map_err(io::Error::other)?;
-        let reported = own_dir::create(&result).and_then(|()| put_file(&result.join("report.json"), &text, 0o644));
+        let text = crate::text::json_for_people(report)?;
+        let reported = own_dir::create(&result).and_then(|()| put_file(&result.join("report.json"), text.as_bytes(), 0o644));
         // Without room for the report it is in held/ all the same.
         let placed = self.place(&own, "held", name);
         reported.and(placed)
