@@ -5,7 +5,6 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::job::bounds::{MESSAGE_MAX, cut};
 
 /// What an ending means to the pilot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -295,11 +294,15 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// A failure of this class, which has to be one of the reason's. A message of somebody else's can be of any length, and is cut.
+    /// A failure of this class, which has to be one of the reason's. A message is as long as an engine makes it: what is beyond
+    /// [`MESSAGE_MAX`] is cut off.
     pub fn new(class: Class, reason: Reason, message: impl Into<String>) -> Self {
         debug_assert!(reason.may_be(class), "{reason} is never {}", class.name());
         let mut message = message.into();
-        cut(&mut message, MESSAGE_MAX);
+        if let Some((end, _)) = message.char_indices().nth(MESSAGE_MAX) {
+            message.truncate(end);
+            message.push_str("...");
+        }
         Self { class, reason, message }
     }
 

@@ -9,6 +9,7 @@
 
 mod attack;
 mod catch;
+mod clients;
 mod ipc;
 mod litter;
 mod look;
@@ -29,6 +30,7 @@ files             write-file PATH TEXT, read-file PATH, default-acl PATH UID, co
 litter            sparse PATH BYTES, fifos DIR N, directories DIR N, links DIR N, hide name|depth|levels MIB, mark DIR, marks DIR,
                   refill DIR SECONDS
 what it leaves    daemons N, headless, orphans N [MILLISECONDS], bomb N
+on a socket       flood PATH COUNT TEXT, descriptors PATH LINES EACH TEXT, silent PATH TEXT, half PATH TEXT
 attacks           forge, trace PID, mark-file PATH SECONDS, catch-first ROUNDS, catch-all-along look|signal|hold, and only with --i-am-in-a-container: kill-loop [N], stop-everything [N]
 as `glue`         a false glue, for an image that shadows ours";
 
@@ -90,6 +92,10 @@ fn command(words: &[String], raw: &[OsString]) -> Result<i32, String> {
         "bomb" => swarm::bomb(number(words, 1)?),
         "kill-loop" => swarm::kill_loop(words),
         "stop-everything" => swarm::stop_everything(words),
+        "flood" => clients::flood(text(words, 1)?, number(words, 2)?, text(words, 3)?),
+        "descriptors" => clients::descriptors(text(words, 1)?, number(words, 2)?, number(words, 3)?, text(words, 4)?),
+        "silent" => clients::silent(text(words, 1)?, text(words, 2)?),
+        "half" => clients::half(text(words, 1)?, text(words, 2)?),
         "forge" => attack::forge(),
         "lease" => work::lease(text(words, 1)?),
         "mark-file" => catch::mark(text(words, 1)?, seconds(words, 2)?),
