@@ -10,6 +10,7 @@ pub mod check;
 pub mod clean;
 pub mod describe;
 pub mod helper;
+pub mod ipc;
 pub mod job;
 pub mod keys;
 pub mod metrics;

@@ -13,6 +13,7 @@ mod clients;
 mod ipc;
 mod litter;
 mod look;
+mod reach;
 mod swarm;
 mod sys;
 mod work;
@@ -29,6 +30,7 @@ how it ends       exit N, signal N, sleep SECONDS, ignore-term SECONDS, term-exi
 files             write-file PATH TEXT, read-file PATH, default-acl PATH UID, connect PATH, ipc, lease PATH
 litter            sparse PATH BYTES, fifos DIR N, directories DIR N, links DIR N, hide name|depth|levels MIB, mark DIR, marks DIR,
                   refill DIR SECONDS
+sockets           abstract-serve NAME SECONDS, abstract-connect NAME
 what it leaves    daemons N, headless, orphans N [MILLISECONDS], bomb N
 on a socket       flood PATH COUNT TEXT, descriptors PATH LINES EACH TEXT, silent PATH TEXT, half PATH TEXT
 attacks           forge, trace PID, mark-file PATH SECONDS, catch-first ROUNDS, catch-all-along look|signal|hold, and only with --i-am-in-a-container: kill-loop [N], stop-everything [N]
@@ -80,6 +82,8 @@ fn command(words: &[String], raw: &[OsString]) -> Result<i32, String> {
         "mark" => litter::mark(text(words, 1)?),
         "marks" => litter::marks(text(words, 1)?),
         "refill" => litter::refill(text(words, 1)?, seconds(words, 2)?),
+        "abstract-serve" => reach::serve(text(words, 1)?, seconds(words, 2)?),
+        "abstract-connect" => reach::connect(text(words, 1)?),
         "exit" => i32::try_from(number(words, 1)?).map_err(|_| "an exit code is at most 255".to_string()),
         "signal" => work::end_by_signal(number(words, 1)?),
         "sleep" => work::sleep(seconds(words, 1)?),

@@ -11,7 +11,7 @@ use crate::job::{Bound, Phase, Request, collect};
 use crate::slot::Slot;
 use crate::tree::{Deadline, Over};
 
-use super::{Around, Life, span};
+use super::{Around, Life, Reuse, span};
 
 /// Why the job's results need not be fetched any more, nor its slot be cleaned before it is over.
 pub(super) fn given_up(around: &Around<'_>, request: &Request) -> impl Fn() -> Option<String> + Sync + use<> {
@@ -83,11 +83,6 @@ impl Life<'_> {
             self.state.report.missing_outputs.extend(lost);
         }
         let slot = self.around.slot;
-        if let Some(bound) = &self.state.bound {
-            let ids = slot.ids(bound.kill_uid);
-            let cleaned = helper::clean_ipc(ids);
-            self.note(cleaned.map_err(|e| Failure::retry(Reason::CleaningFailed, format!("IPC objects: {e}"))));
-        }
         let stop = given_up(self.around, &self.state.request);
         let deadline = Deadline::within(self.around.settings.clean_within).unless(&stop);
         if let Err(e) = clean::empty(slot, &deadline) {
@@ -99,6 +94,12 @@ impl Life<'_> {
         if self.glue.as_ref().is_none_or(proof::has_ended) || report.class == Class::Retry {
             self.held = None; // whatever was short there, the next attempt does not find it again
         }
+        if let Some(bound) = &self.state.bound {
+            let reused = self.held.is_some() && self.around.settings.reuse == Reuse::SameOwner;
+            let cleaned = self.around.binder.clean_ipc(slot.number, slot.ids(bound.kill_uid), reused);
+            self.note(cleaned);
+        }
+        let report = &self.state.report;
         // Something may lie in its volumes that is no job's, and that the usual cleaning leaves alone.
         self.needs_placeholder |= report.class == Class::Retry && report.reason == Reason::VolumeFull;
         Ok(Phase::Done)
