@@ -10,14 +10,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use glue::contract::encoding::hex;
 
 use crate::bind::{Binder, Failure, Reason};
 use crate::job::{Phase, Report, Request, is_id};
-use crate::serve::{Core, News};
+use crate::serve::{Core, Mailbox, News};
 use crate::source::spool::{Spool, has_room};
 use crate::source::{Claimed, Queue};
 
@@ -357,20 +357,21 @@ fn one_job(settings: &Loop, spool: &Spool, claimed: &mut Claimed, stop: &AtomicB
 
 /// Has the core run a job, or attaches to it, and waits for its report.
 fn run_in_core(core: &Core, request: &Request, stop: &AtomicBool) -> io::Result<Report> {
-    let news = core.submit(request.clone(), None).map_err(io::Error::other)?;
+    let mailbox = Arc::new(Mailbox::new()?);
+    let control = core.submit(request.clone(), None, &mailbox).map_err(io::Error::other)?;
     let mut cancelled = false;
     loop {
-        match news.recv_timeout(STOP_LOOKED_AT_EVERY) {
-            Ok(News::Over(report)) => return Ok(*report),
-            Ok(News::Phase(_)) => {}
-            Err(RecvTimeoutError::Disconnected) => return Err(io::Error::other("the core has no report of it")),
-            Err(RecvTimeoutError::Timeout) => {
-                if stop.load(Ordering::Relaxed) && !cancelled {
-                    core.cancel(&request.id, "the pilot was told to stop");
-                    cancelled = true;
-                }
+        while let Some(news) = mailbox.take()? {
+            if let News::Over(report) = news {
+                return Ok(*report);
             }
         }
+        if stop.load(Ordering::Relaxed) && !cancelled {
+            control.cancel("the pilot was told to stop");
+            core.drop_unwanted();
+            cancelled = true;
+        }
+        mailbox.wait(STOP_LOOKED_AT_EVERY)?;
     }
 }
 

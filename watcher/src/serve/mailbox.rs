@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::protocol::Hold;
@@ -81,6 +84,19 @@ impl Mailbox {
     /// Becomes readable with news.
     pub fn changed(&self) -> BorrowedFd<'_> {
         self.wake.as_fd()
+    }
+
+    /// Waits until there may be news, at most this long.
+    pub fn wait(&self, most: Duration) -> io::Result<()> {
+        let millis = PollTimeout::try_from(most).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(self.changed(), PollFlags::POLLIN)], millis) {
+            Ok(0) | Err(Errno::EINTR) => Ok(()),
+            Ok(_) => {
+                self.settle();
+                Ok(())
+            }
+            Err(e) => Err(e.into()),
+        }
     }
 
     /// Call before taking.

@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use self::mailbox::{Mailbox, News};
+pub use self::mailbox::{Mailbox, News};
 use self::slots::{client_dirs, open_slot};
 use crate::bind::{Binder, Failure, Reason};
 use crate::job::control::Control;
@@ -189,7 +189,7 @@ impl Core {
     }
 
     /// Takes a job, or attaches to the one that has this name. News are posted to the mailbox, the last one is [`News::Over`].
-    fn submit(&self, request: Request, streams: Option<Streams>, to: &Arc<Mailbox>) -> Result<Arc<Control>, String> {
+    pub fn submit(&self, request: Request, streams: Option<Streams>, to: &Arc<Mailbox>) -> Result<Arc<Control>, String> {
         request.check()?;
         if let Some(number) = request.slot.filter(|n| self.uids.values().all(|known| known != n)) {
             return Err(format!("there is no slot {number}"));
