@@ -55,7 +55,7 @@ pub fn error(text: core::fmt::Arguments<'_>) {
 
 fn say(level: &str, text: core::fmt::Arguments<'_>) {
     // A line stays one line, and an escape sequence in a file name stays text.
-    let text = text::line(&text.to_string());
+    let text = text::one_line(&text.to_string());
     let line = if std::io::stderr().is_terminal() { format!("glue: {text}\n") } else { json(level, &text) };
     match sys::write_raw(FD.load(Ordering::Relaxed), line.as_bytes()) {
         Ok(n) if n == line.len() => {}

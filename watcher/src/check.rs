@@ -75,8 +75,8 @@ impl Display for Line {
             Grade::Warning => "warn",
             Grade::Bad => "BAD",
         };
-        write!(f, "{grade:<4}  {}: {}", self.what, one_line(&self.finding))?;
-        if self.mend.is_empty() { Ok(()) } else { write!(f, "; to mend it, {}", self.mend) }
+        write!(f, "{grade:<4}  {}: {}", one_line(&self.what), one_line(&self.finding))?;
+        if self.mend.is_empty() { Ok(()) } else { write!(f, "; to mend it, {}", one_line(&self.mend)) }
     }
 }
 
@@ -219,7 +219,7 @@ mod tests {
     #[test]
     fn lines_stay_lines() {
         let line = Line::of::<&str>("API", Err("no\nway\x1b[2J"), "do it");
-        assert_eq!(line.to_string(), "BAD   API: no way [2J; to mend it, do it");
+        assert_eq!(line.to_string(), "BAD   API: no way?[2J; to mend it, do it");
         assert_eq!(Line::good("a", "b").to_string(), "ok    a: b");
     }
 }

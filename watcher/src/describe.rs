@@ -2,16 +2,18 @@
 
 use std::fmt::Write;
 
-use glue::contract::startup::printable;
-
 use crate::job::Report;
 use crate::job::usage::bytes;
+use crate::text::one_line;
+
+/// How many missing outputs, or warnings, are shown.
+const LISTED_MAX: usize = 100;
 
 /// A report as text.
 pub fn text(report: &Report) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: &str| {
-        let _ = writeln!(text, "{name:<10} {}", printable(value));
+        let _ = writeln!(text, "{name:<10} {}", one_line(value));
     };
     line("job", &format!("{}, attempt {}", report.job, report.attempt));
     line("result", &format!("{} ({})", report.reason, report.class.name()));
@@ -80,12 +82,14 @@ pub fn text(report: &Report) -> String {
     if !report.outputs.is_empty() {
         line("outputs", &report.outputs.join(", "));
     }
-    for missing in &report.missing_outputs {
-        line("missing", missing);
-    }
-    for warning in report.record.iter().flat_map(|r| &r.warnings) {
-        line("warning", warning);
-    }
+    let mut each = |name: &str, values: &[String]| {
+        values.iter().take(LISTED_MAX).for_each(|value| line(name, value));
+        if let Some(more) = values.len().checked_sub(LISTED_MAX).filter(|more| *more > 0) {
+            line("", &format!("and {more} more"));
+        }
+    };
+    each("missing", &report.missing_outputs);
+    each("warning", report.record.as_ref().map_or(&[], |record| &record.warnings));
     line("finished", &report.finished_at);
     text
 }

@@ -273,6 +273,9 @@ impl fmt::Display for Reason {
     }
 }
 
+/// Longest message of a failure, in characters.
+pub const MESSAGE_MAX: usize = 8192;
+
 /// Why something could not be done, in a form that a pilot can act on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
@@ -285,10 +288,16 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// A failure of this class, which has to be one of the reason's.
+    /// A failure of this class, which has to be one of the reason's. A message is as long as an engine makes it: what is beyond
+    /// [`MESSAGE_MAX`] is cut off.
     pub fn new(class: Class, reason: Reason, message: impl Into<String>) -> Self {
         debug_assert!(reason.may_be(class), "{reason} is never {}", class.name());
-        Self { class, reason, message: message.into() }
+        let mut message = message.into();
+        if let Some((end, _)) = message.char_indices().nth(MESSAGE_MAX) {
+            message.truncate(end);
+            message.push_str("...");
+        }
+        Self { class, reason, message }
     }
 
     /// A failure that goes away by trying again.
@@ -326,6 +335,13 @@ mod tests {
         }
         assert_eq!(serde_json::from_str::<Reason>("\"OfAnotherVersion\"").unwrap(), Reason::Unknown);
         assert_eq!(Reason::parse("OfAnotherVersion"), None);
+    }
+
+    #[test]
+    fn a_message_has_an_end() {
+        let long = Failure::retry(Reason::EngineError, "\u{20ac}".repeat(MESSAGE_MAX * 2)).message;
+        assert!(long.chars().count() == MESSAGE_MAX + 3 && long.ends_with("..."));
+        assert_eq!(Failure::retry(Reason::EngineError, "short").message, "short");
     }
 
     #[test]

@@ -5,9 +5,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use glue::contract::record::Outcome;
-use glue::contract::startup::printable;
 
 use crate::job::Report;
+use crate::text::printable;
 
 /// All reports below `dir` (two levels of job directories, as a spool has them), by the time of their end.
 pub fn find(dir: &Path) -> io::Result<Vec<(PathBuf, Report)>> {

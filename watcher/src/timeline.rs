@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::PathBuf;
 
-use glue::contract::startup::printable;
-
 use crate::job::{Phase, Report, rfc3339};
+use crate::text::printable;
 
 /// Width of the drawn time, and of what stands left of it.
 const WIDTH: f64 = 1200.0;

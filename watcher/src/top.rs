@@ -2,7 +2,7 @@
 //!
 //! Names and images come from users: what could do something to a terminal is shown as `?`.
 
-use std::io::{self, IsTerminal, Write};
+use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -13,9 +13,7 @@ use crate::job::usage::bytes;
 use crate::job::{Phase, now, rfc3339};
 use crate::serve::client::Client;
 use crate::serve::protocol::SlotLine;
-
-/// Home, and clear what is below: a table that is drawn over the last one does not flicker.
-const REDRAW: &str = "\x1b[H\x1b[J";
+use crate::text;
 
 /// What is wanted.
 pub struct Options {
@@ -32,18 +30,17 @@ pub fn run(socket: &Path, options: &Options, stop: &AtomicBool) -> io::Result<()
     let client = Client::connect(socket)
         .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}: is a watcher serving here?", socket.display())))?;
     let (mut rates, mut done) = (Rates::default(), 0);
-    let drawn = !options.json && options.times.is_none() && io::stdout().is_terminal();
+    let drawn = !options.json && options.times.is_none() && text::is_output_seen();
     while !stop.load(Ordering::Relaxed) {
         let (slots, queued) = client.top()?;
         let cpus = rates.cpus(&slots, Instant::now());
         let text = if options.json {
             let at = rfc3339(now());
-            format!("{}\n", ascii(&json!({"at": at, "queued": queued, "slots": slots, "cpus": cpus}).to_string()))
+            format!("{}\n", text::json(&json!({"at": at, "queued": queued, "slots": slots, "cpus": cpus}))?)
         } else {
             table(&slots, &cpus, queued)
         };
-        let shown = io::stdout().write_all(format!("{}{text}", if drawn { REDRAW } else { "" }).as_bytes());
-        match shown.and_then(|()| io::stdout().flush()) {
+        match if drawn { text::redraw(&text) } else { text::say(&text) } {
             Err(e) if e.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
             other => other?,
         }
@@ -93,7 +90,7 @@ impl Rates {
 }
 
 /// The table: 80 columns at most.
-fn table(slots: &[SlotLine], cpus: &[Option<f64>], queued: usize) -> String {
+pub fn table(slots: &[SlotLine], cpus: &[Option<f64>], queued: usize) -> String {
     let busy = slots.iter().filter(|line| line.job.is_some()).count();
     let mut text =
         format!("latebind {}  slots {}, busy {busy}, jobs that wait {queued}\n", rfc3339_short(), slots.len());
@@ -158,21 +155,9 @@ fn time(seconds: f64) -> String {
     }
 }
 
-/// The same JSON without anything that a terminal could take for a command: what is not ASCII is escaped (RFC 8259, 7).
-fn ascii(json: &str) -> String {
-    let mut text = String::with_capacity(json.len());
-    for c in json.chars() {
-        match c {
-            ' '..='~' => text.push(c),
-            c => c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| text.push_str(&format!("\\u{unit:04x}"))),
-        }
-    }
-    text
-}
-
-/// Only what a terminal shows in one cell and does nothing with.
+/// Only what a terminal shows in one cell.
 fn harmless(text: &str) -> String {
-    text.chars().map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' }).collect()
+    text::shown(text, text::LINE_MAX).chars().map(|c| if c.is_ascii() { c } else { '?' }).collect()
 }
 
 fn start_of(text: &str, width: usize) -> String {
@@ -235,7 +220,7 @@ mod tests {
         let slots = [line("a\x1b[2J\x07\u{9b}31m", "i\r\n\u{202e}x\0", Usage::default())];
         let text = table(&slots, &[None], 0);
         assert!(text.chars().all(|c| c == '\n' || c.is_ascii_graphic() || c == ' '), "{text:?}");
-        let json = ascii(&serde_json::to_string(&slots[0]).unwrap());
+        let json = text::json(&slots[0]).unwrap();
         assert!(json.chars().all(|c| c == ' ' || c.is_ascii_graphic()), "{json}");
         assert_eq!(serde_json::from_str::<SlotLine>(&json).unwrap(), slots[0]);
     }

@@ -66,7 +66,7 @@ pub fn printable(text: &str) -> String {
 }
 
 /// A whole message: see [`shown`].
-pub fn line(text: &str) -> String {
+pub fn one_line(text: &str) -> String {
     shown(text, LINE_MAX)
 }
 
@@ -102,6 +102,6 @@ mod tests {
         assert_eq!(shown("abc", 3), "abc");
         assert_eq!(shown("abcd", 3), "abc...");
         assert_eq!(printable(&"x".repeat(NAME_MAX + 1)).len(), NAME_MAX + 3);
-        assert_eq!(line(&"\u{1f600}".repeat(LINE_MAX * 2)).chars().count(), LINE_MAX + 3);
+        assert_eq!(one_line(&"\u{1f600}".repeat(LINE_MAX * 2)).chars().count(), LINE_MAX + 3);
     }
 }

@@ -3,7 +3,7 @@
 
 use glue::contract::layout::FULL_CODE;
 use glue::contract::record::{Failure as NotStarted, Outcome, Record, Stage};
-use glue::contract::text::line;
+use glue::contract::text::one_line;
 
 use super::Report;
 use super::limits::{Crossed, Limits, Which};
@@ -83,7 +83,7 @@ fn of_failure(failure: Option<&NotStarted>) -> (Class, Reason, String) {
         _ => Class::Hold,
     };
     // It may name what the image holds.
-    (class, reason, line(&failure.message))
+    (class, reason, one_line(&failure.message))
 }
 
 fn no_room() -> Failure {

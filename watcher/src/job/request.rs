@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use glue::contract::layout;
-use glue::contract::startup::{EnvFormat, EnvMode, Object, Rlimit, check_times, printable};
+use glue::contract::startup::{EnvFormat, EnvMode, Object, Rlimit, check_times};
 use serde::{Deserialize, Serialize};
 
 use super::limits::Limits;
 use super::stage;
+use crate::text::{is_harmless, printable};
 
 /// Longest name of a job.
 const ID_MAX: usize = 128;
@@ -158,8 +159,10 @@ impl Request {
             return Err("no image is given".into());
         }
         // What else is wrong with a name, the engine says. This would reach terminals, or fill the pod's own object.
-        if self.image.len() > IMAGE_MAX || self.image.contains(char::is_control) {
-            return Err(format!("the image's name has control characters or more than {IMAGE_MAX} bytes"));
+        if self.image.len() > IMAGE_MAX || self.image.contains(|c| !is_harmless(c)) {
+            return Err(format!(
+                "the image's name has control or invisible characters, or more than {IMAGE_MAX} bytes"
+            ));
         }
         if self.argv.first().is_none_or(String::is_empty) {
             return Err("no program is given: an image's own ENTRYPOINT is not known here, so argv is required".into());

@@ -6,6 +6,7 @@ use crate::bind::{Class, Reason};
 use crate::job::limits::Which;
 use crate::job::monitor::Live;
 use crate::job::{Phase, Report, Request};
+use crate::text::printable;
 
 /// Where clients that are not root connect to, in the pilot container's own file system.
 pub const CLIENTS: &str = "/run/latebind/clients.sock";
@@ -180,6 +181,15 @@ pub struct SlotLine {
     /// Why the last start failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
+}
+
+/// The jobs as a table for people: name, phase, slot and image, with tabs between them.
+pub fn table(jobs: &[JobLine]) -> String {
+    let line = |job: &JobLine| {
+        let slot = job.slot.map_or_else(|| "-".into(), |n| n.to_string());
+        format!("{}\t{}\t{slot}\t{}\n", printable(&job.job), job.phase.name(), printable(&job.image))
+    };
+    jobs.iter().map(line).collect()
 }
 
 /// The job that a person means: by its whole name, or by that in the spool, where one attempt of it is under way.

@@ -167,7 +167,7 @@ impl Spool {
     pub fn deliver(&self, claimed: &Claimed, report: &Report, most: u32) -> io::Result<&'static str> {
         let result = claimed.dir.join("result");
         fs::create_dir_all(&result)?;
-        put_file(&result.join("report.json"), &serde_json::to_vec_pretty(report).map_err(io::Error::other)?, 0o644)?;
+        put_file(&result.join("report.json"), crate::text::json_for_people(report)?.as_bytes(), 0o644)?;
         let to = match report.class {
             Class::Final => "done",
             Class::Retry if claimed.attempt < most => "new",

@@ -7,7 +7,7 @@ use crate::place::Place;
 use nix::sys::signal::Signal;
 use std::ffi::OsStr;
 use std::fmt;
-use std::io::{self, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -30,6 +30,9 @@ const CLOSING_PATIENCE: Duration = Duration::from_secs(5);
 const CLOSING_TICK: Duration = Duration::from_millis(50);
 /// Most bytes that are kept of what one call says.
 const SAID_MAX: u64 = 1 << 20;
+
+/// Longest line of it that is shown in one piece, in bytes.
+const LINE_MAX: u64 = 16 << 10;
 
 /// Variables that would send podman to other storage, other settings or another host.
 const FOREIGN: [&str; 9] = [
@@ -136,17 +139,17 @@ impl Engine {
 
     /// What podman prints, if it succeeds within `limit`.
     pub fn call<S: AsRef<OsStr>>(&self, arguments: &[S], limit: Duration) -> Result<String, CallError> {
-        self.counted(|| self.answer(arguments, limit, true, Stdio::piped()))
+        self.counted(|| self.answer(arguments, limit, true, false))
     }
 
     /// As [`Engine::call`], and also after [`Engine::close`]: for what ends a pod.
     pub fn call_to_end<S: AsRef<OsStr>>(&self, arguments: &[S], limit: Duration) -> Result<String, CallError> {
-        self.answer(arguments, limit, false, Stdio::piped())
+        self.answer(arguments, limit, false, false)
     }
 
     /// As [`Engine::call`], with podman's progress on our standard error.
     pub fn call_with_progress<S: AsRef<OsStr>>(&self, arguments: &[S], limit: Duration) -> Result<String, CallError> {
-        self.counted(|| self.answer(arguments, limit, true, Stdio::inherit()))
+        self.counted(|| self.answer(arguments, limit, true, true))
     }
 
     fn counted<T>(&self, call: impl FnOnce() -> T) -> T {
@@ -161,7 +164,7 @@ impl Engine {
         arguments: &[S],
         limit: Duration,
         stops_when_closing: bool,
-        stderr: Stdio,
+        shows_progress: bool,
     ) -> Result<String, CallError> {
         if stops_when_closing && self.is_closing() {
             return Err(CallError::Closing);
@@ -171,10 +174,10 @@ impl Engine {
         // A process group of its own: Ctrl-C is for us to act on, and podman half-way through a start is not to be hit.
         // Some versions of its monitor leave a file in the working directory.
         command.current_dir(self.place.run());
-        command.args(arguments).process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr);
+        command.args(arguments).process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().map_err(CallError::Broken)?;
-        let stdout = read_aside(child.stdout.take());
-        let stderr = read_aside(child.stderr.take());
+        let stdout = read_aside(child.stdout.take(), false);
+        let stderr = read_aside(child.stderr.take(), shows_progress);
         // A pull has nothing to lose.
         let patience = if limit == PULL_LIMIT { Duration::ZERO } else { CLOSING_PATIENCE };
         let ended = wait(&child, limit, patience, || stops_when_closing && self.is_closing());
@@ -274,17 +277,34 @@ fn wait(child: &Child, limit: Duration, patience: Duration, closing: impl Fn() -
 }
 
 /// Reads in a thread, so that podman never waits for us, and we never wait for whoever inherited its pipe.
-fn read_aside(from: Option<impl Read + Send + 'static>) -> Receiver<Vec<u8>> {
+fn read_aside(from: Option<impl Read + Send + 'static>, shows_progress: bool) -> Receiver<Vec<u8>> {
     let (to, said) = mpsc::channel();
     if let Some(mut from) = from {
         thread::spawn(move || {
             let mut bytes = Vec::new();
-            let _ = from.by_ref().take(SAID_MAX).read_to_end(&mut bytes);
+            let mut first = from.by_ref().take(SAID_MAX);
+            let _ = if shows_progress { show(first, &mut bytes) } else { first.read_to_end(&mut bytes) };
             let _ = to.send(bytes);
             let _ = io::copy(&mut from, &mut io::sink());
         });
     }
     said
+}
+
+/// Shows each line as it comes, but for errors: those are for a message of ours. A registry's words are among them.
+fn show(from: impl Read, all: &mut Vec<u8>) -> io::Result<usize> {
+    let mut from = BufReader::new(from);
+    loop {
+        let begin = all.len();
+        let n = from.by_ref().take(LINE_MAX).read_until(b'\n', all)?;
+        let line = String::from_utf8_lossy(all.get(begin..).unwrap_or_default()).into_owned();
+        if n == 0 {
+            return Ok(all.len());
+        }
+        if !line.starts_with("Error:") {
+            watcher::text::complain(&line);
+        }
+    }
 }
 
 fn taken(said: &Receiver<Vec<u8>>) -> String {

@@ -8,7 +8,6 @@ use crate::place::is_pod_name;
 use crate::pod;
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, Write};
 
 /// `latebind-host rm`.
 pub fn remove(engine: &Engine, rm: &RmArguments) -> Result<(), Failure> {
@@ -77,5 +76,5 @@ fn containers(engine: &Engine) -> Result<BTreeMap<String, Vec<String>>, Failure>
 }
 
 fn say(text: &str) -> Result<(), Failure> {
-    io::stdout().write_all(text.as_bytes()).context(|| "cannot write".into())
+    watcher::text::say(text).context(|| "cannot write".into())
 }

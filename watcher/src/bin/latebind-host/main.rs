@@ -26,32 +26,29 @@ use crate::failure::{Context, Failure, failure};
 use crate::images::AllowList;
 use crate::place::Place;
 use crate::pod::Plan;
-use clap::Parser;
 use glue::contract::layout::SLOT_MAX;
 use std::fs;
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use tracing_subscriber::EnvFilter;
 use watcher::reference::Reference;
+use watcher::text;
 
 /// Exit code of this program's own failures, as `docker run` has it.
 const OWN_FAILURE: u8 = 125;
 
 fn main() -> ExitCode {
-    let arguments = match Arguments::try_parse() {
+    let arguments: Arguments = match text::arguments(OWN_FAILURE) {
         Ok(arguments) => arguments,
-        Err(e) => {
-            let _ = e.print();
-            return ExitCode::from(if e.use_stderr() { OWN_FAILURE } else { 0 });
-        }
+        Err(code) => return code,
     };
     match obey(arguments) {
         Ok(code) => ExitCode::from(code),
         Err(e) => {
-            let _ = writeln!(io::stderr(), "latebind-host: {e}");
+            text::complain(&format!("latebind-host: {e}"));
             ExitCode::from(OWN_FAILURE)
         }
     }
@@ -81,12 +78,7 @@ fn obey(arguments: Arguments) -> Result<u8, Failure> {
 
 fn log_at(level: &str) {
     let filter = EnvFilter::try_from_env("LATEBIND_LOG").unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .with_target(false)
-        .init();
+    text::log(filter, text::Form::Text);
 }
 
 fn run_one(engine: Engine, run: RunArguments) -> Result<u8, Failure> {

@@ -2,21 +2,17 @@
 //! holds them by its own policy (WANT_HOLD), which is the only way for a job that has begun.
 
 use std::collections::BTreeSet;
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 
 use watcher::serve::client::Client;
 use watcher::serve::protocol::{CLIENTS, Hold};
-use watcher::text::one_line;
+use watcher::text::{one_line, say};
 
 /// Prints an ad for each slot and each change, until the watcher has gone.
 pub fn print() -> io::Result<()> {
     let at = |e: io::Error| io::Error::new(e.kind(), format!("{CLIENTS}: {e}"));
-    let say = |slot, hold: Option<&Hold>| {
-        let mut stdout = io::stdout();
-        stdout.write_all(ad(slot, hold).as_bytes())?;
-        stdout.flush()
-    };
+    let say = |slot, hold: Option<&Hold>| say(&ad(slot, hold));
     let mut slots = BTreeSet::new();
     let followed = Client::connect(Path::new(CLIENTS)).map_err(at)?.follow_holds(|slot, hold| {
         slots.insert(slot);
@@ -57,5 +53,9 @@ mod tests {
         assert!(text.contains("\nLatebindHoldMessage = \"no \\\"a\\\\b\\\" there\"\n"), "{text}");
         assert!(text.starts_with("SlotId = 1\n") && text.ends_with("- slot1 update:true\n"));
         assert!(ad(1, None).contains("LatebindHold = undefined\n"));
+        let hostile = "x\x1b[2J\u{9b}\u{202e}\nLatebindHold = \"Forged\"\r";
+        let text = ad(0, Some(&Hold { reason: Reason::ImageNotFound, message: hostile.into() }));
+        assert_eq!(text.lines().count(), 4, "{text}");
+        assert!(text.chars().all(|c| c == '\n' || watcher::text::is_harmless(c)), "{text:?}");
     }
 }

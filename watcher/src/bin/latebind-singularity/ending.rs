@@ -91,7 +91,7 @@ fn say_failure(dir: &Path, line: &str) -> io::Result<()> {
 
 /// Into the job's standard error, behind what the job has written: this descriptor does not know how far that is.
 pub fn complain(text: &str) {
-    let mut whole = format!("latebind: {text}\n");
+    let mut whole = format!("latebind: {}\n", one_line(text));
     if let Ok(fd) = glue::sys::inherited(2).as_fd().try_clone_to_owned() {
         let mut file = fs::File::from(fd);
         let _ = file.seek(SeekFrom::End(0));

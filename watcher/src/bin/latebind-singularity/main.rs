@@ -12,7 +12,6 @@ mod image;
 mod job;
 mod signals;
 
-use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::process::ExitCode;
 
@@ -55,13 +54,13 @@ fn main() -> ExitCode {
 }
 
 fn say(text: &str) -> ExitCode {
-    match io::stdout().write_all(text.as_bytes()) {
+    match watcher::text::say(text) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
     }
 }
 
 fn failed(why: &str) -> ExitCode {
-    let _ = writeln!(io::stderr(), "latebind-singularity: {why}");
+    watcher::text::complain(&format!("latebind-singularity: {why}"));
     ExitCode::from(FAILED)
 }

@@ -3,7 +3,7 @@
 
 mod arguments;
 
-use std::io::{self, IsTerminal, Write};
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arguments::{BinderKind, Cli, CoreArgs, END_NEEDS, Idle, PilotArgs, Private, RunArgs, Verb};
-use clap::Parser;
 use glue::contract::encoding::hex;
 use glue::contract::layout::Ids;
 use glue::contract::startup::EnvFormat;
@@ -22,7 +21,7 @@ use watcher::job::life::Settings;
 use watcher::job::{EnvSource, Request};
 use watcher::serve::{self, Core, Parts, Running, clients, protocol, server};
 use watcher::slot::Slot;
-use watcher::{check, describe, helper, keys, metrics, pilot, results, run, timeline, top};
+use watcher::{check, describe, helper, keys, metrics, pilot, results, run, text, timeline, top};
 
 /// Our own failure, as docker-run(1) has it.
 const OUR_FAILURE: u8 = 125;
@@ -32,13 +31,10 @@ fn main() -> ExitCode {
     if !nix::unistd::geteuid().is_root() {
         let _ = glue::sys::set_dumpable(false);
     }
-    let cli = match Cli::try_parse() {
+    // A code of 2 would be the job's.
+    let cli: Cli = match text::arguments(OUR_FAILURE) {
         Ok(cli) => cli,
-        Err(e) => {
-            let _ = e.print();
-            // A code of 2 would be the job's.
-            return ExitCode::from(if e.use_stderr() { OUR_FAILURE } else { 0 });
-        }
+        Err(code) => return code,
     };
     let level = match &cli.verb {
         Verb::Run(args) if !args.verbose => "warn",
@@ -85,16 +81,12 @@ fn start_log(level: &str) {
     let quiet =
         if wanted.contains("kube_client") { "" } else { ",kube_client=off,tower=off,hyper_util=off,rustls=off" };
     let filter = tracing_subscriber::EnvFilter::new(format!("{wanted}{quiet}"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
-    if io::stderr().is_terminal() || level == "warn" {
-        log.init();
-    } else {
-        log.json().with_span_list(false).init();
-    }
+    let for_people = text::is_error_seen() || level == "warn";
+    text::log(filter, if for_people { text::Form::Text } else { text::Form::Json });
 }
 
 fn say(text: &str) -> io::Result<ExitCode> {
-    io::stdout().write_all(text.as_bytes())?;
+    text::say(text)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -256,16 +248,14 @@ fn run_one(args: &RunArgs) -> io::Result<ExitCode> {
     };
     let (report, code) = run::run(&socket, &request, args.interactive, args.verbose)?;
     if let Some(dir) = &args.results {
-        let text = serde_json::to_vec_pretty(&report).map_err(io::Error::other)?;
         std::fs::create_dir_all(dir)?;
-        watcher::store::put_file(&dir.join("report.json"), &text, 0o644)?;
+        watcher::store::put_file(&dir.join("report.json"), text::json_for_people(&report)?.as_bytes(), 0o644)?;
     }
     if report.class != watcher::bind::Class::Final || report.record.as_ref().is_some_and(|r| r.error.is_some()) {
-        let mut stderr = io::stderr();
-        writeln!(stderr, "watcher: {} ({}): {}", report.reason, report.class.name(), report.message)?;
+        text::complain(&format!("watcher: {} ({}): {}", report.reason, report.class.name(), report.message));
     }
     for missing in &report.missing_outputs {
-        writeln!(io::stderr(), "watcher: missing output: {}", glue::contract::startup::printable(missing))?;
+        text::complain(&format!("watcher: missing output: {missing}"));
     }
     drop(running);
     if let Some(signal) = report.signal.filter(|_| args.same_signal && report.verified) {
@@ -318,9 +308,9 @@ fn verify(record: &PathBuf, key: &PathBuf) -> io::Result<ExitCode> {
         Err(e) => return Err(at(record, e)),
     };
     match keys::check(bytes.as_deref(), &kept.secrets) {
-        Ok(record) => say(&format!("{}\n", serde_json::to_string_pretty(&record).map_err(io::Error::other)?)),
+        Ok(record) => say(&format!("{}\n", text::json_for_people(&record)?)),
         Err(refusal) => {
-            writeln!(io::stderr(), "refused: {refusal}")?;
+            text::complain(&format!("refused: {refusal}"));
             Ok(ExitCode::FAILURE)
         }
     }
@@ -361,9 +351,5 @@ fn send_signal(private: &Private, job: &str, signal: &str, main: bool) -> io::Re
 
 fn list(private: &Private) -> io::Result<ExitCode> {
     let jobs = serve::client::Client::connect(&private.private.join(protocol::SOCKET))?.jobs()?;
-    let line = |job: &protocol::JobLine| {
-        let slot = job.slot.map_or_else(|| "-".into(), |n| n.to_string());
-        format!("{}\t{}\t{slot}\t{}\n", job.job, job.phase.name(), glue::contract::startup::printable(&job.image))
-    };
-    say(&jobs.iter().map(line).collect::<String>())
+    say(&protocol::table(&jobs))
 }
