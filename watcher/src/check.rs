@@ -219,7 +219,7 @@ mod tests {
     #[test]
     fn lines_stay_lines() {
         let line = Line::of::<&str>("API", Err("no\nway\x1b[2J"), "do it");
-        assert_eq!(line.to_string(), "BAD   API: no way [2J; to mend it, do it");
+        assert_eq!(line.to_string(), "BAD   API: no way?[2J; to mend it, do it");
         assert_eq!(Line::good("a", "b").to_string(), "ok    a: b");
     }
 }

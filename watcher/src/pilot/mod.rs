@@ -358,7 +358,7 @@ fn one_job(settings: &Loop, spool: &Spool, claimed: &mut Claimed, stop: &AtomicB
 /// Has the core run a job, or attaches to it, and waits for its report.
 fn run_in_core(core: &Core, request: &Request, stop: &AtomicBool) -> io::Result<Report> {
     let mailbox = Arc::new(Mailbox::new()?);
-    let control = core.submit(request.clone(), None, &mailbox).map_err(io::Error::other)?;
+    core.submit(request.clone(), None, &mailbox).map_err(io::Error::other)?;
     let mut cancelled = false;
     loop {
         while let Some(news) = mailbox.take()? {
@@ -367,8 +367,7 @@ fn run_in_core(core: &Core, request: &Request, stop: &AtomicBool) -> io::Result<
             }
         }
         if stop.load(Ordering::Relaxed) && !cancelled {
-            control.cancel("the pilot was told to stop");
-            core.drop_unwanted();
+            core.cancel(&request.id, "the pilot was told to stop");
             cancelled = true;
         }
         mailbox.wait(STOP_LOOKED_AT_EVERY)?;
