@@ -349,7 +349,7 @@ impl<'de, V: Deserialize<'de>> Deserialize<'de> for Object<V> {
                     entries.push(entry);
                 }
                 match repeated(entries.iter().map(|(name, _)| name.as_str()).collect()) {
-                    Some(name) => Err(M::Error::custom(format_args!("\"{name}\" stands twice"))),
+                    Some(name) => Err(M::Error::custom(format_args!("\"{}\" stands twice", printable(name)))),
                     None => Ok(Object(entries)),
                 }
             }
@@ -388,10 +388,16 @@ fn invalid(field: &'static str, message: &str) -> Result<(), Invalid> {
     Err(Invalid { field, message: message.to_owned() })
 }
 
-/// Reads a startup file. The message names line and column, never the text around them: that could be the key.
+/// Reads a startup file. The message names line and column, never the text around them: that could be the key. Of a value of
+/// another type it has the beginning.
 pub fn parse(bytes: &[u8]) -> Result<Startup, Invalid> {
-    let startup: Startup = serde_json::from_slice(bytes)
-        .map_err(|e| Invalid { field: layout::STARTUP, message: format!("not a startup file of version 1: {e}") })?;
+    let startup: Startup = serde_json::from_slice(bytes).map_err(|e| {
+        let text = e.to_string();
+        let why = text.rsplit_once(" at line ").map_or(text.as_str(), |(why, _)| why);
+        let (why, line, column) = (printable(why), e.line(), e.column());
+        let message = format!("not a startup file of version 1: line {line}, column {column}: {why}");
+        Invalid { field: layout::STARTUP, message }
+    })?;
     if startup.version != super::VERSION {
         return Err(Invalid {
             field: "version",
