@@ -152,11 +152,14 @@ fn take_option<'a>(option: &'a str, words: &mut impl Iterator<Item = &'a str>, j
             job.home = Some(target.clone());
             job.binds.push((source, target));
         }
-        "--env" => job.env.extend(
-            value
-                .split(',')
-                .filter_map(|pair| pair.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()))),
-        ),
+        "--env" => {
+            for (name, value) in value.split(',').filter_map(|pair| pair.split_once('=')) {
+                if name.is_empty() {
+                    return Err(format!("--env: a variable of the value {value:?} has no name"));
+                }
+                job.env.push((name.to_owned(), value.to_owned()));
+            }
+        }
         // Scratch directories, host name and network are the container's own.
         _ => {}
     }
@@ -254,7 +257,9 @@ mod tests {
     fn what_can_not_be_served_says_so() {
         assert!(read("-s run -W D docker://a").is_err_and(|e| e.contains("ENTRYPOINT")));
         assert!(read("exec --overlay x docker://a b").is_err_and(|e| e.contains("--overlay")));
-        for bad in ["", "exec", "exec docker://a", "exec -B", "shell docker://a", "-s"] {
+        for bad in
+            ["", "exec", "exec docker://a", "exec -B", "shell docker://a", "-s", "exec --env A=1,=2 docker://a b"]
+        {
             assert!(read(bad).is_err(), "{bad}");
         }
     }

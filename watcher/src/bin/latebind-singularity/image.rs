@@ -44,7 +44,10 @@ impl Table {
         let name = rewritten.as_deref().unwrap_or(image);
         let name = name.strip_prefix("docker://").unwrap_or(name);
         if let Some((scheme, _)) = name.split_once("://") {
-            return Err(format!("the image {image:?} can not be used here: {scheme}:// is not served, only docker://"));
+            return Err(format!(
+                "the image {image:?} can not be used here: \"{}://\" is not served, only docker://",
+                scheme.escape_debug()
+            ));
         }
         if name.starts_with(['/', '.']) || [".sif", ".img", ".sqsh"].iter().any(|end| name.ends_with(end)) {
             return Err(format!(
