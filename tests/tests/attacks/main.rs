@@ -6,6 +6,7 @@ mod clients;
 mod images;
 mod kernel_state;
 mod leftovers;
+mod namespaces;
 mod other_slots;
 mod pilot;
 mod record;
