@@ -4,7 +4,7 @@
 #   REGISTRY         where `push` takes the images: host[:port][/path]; TAG is their tag, INSECURE=1 leaves TLS out
 #   RECIPE           debian or rustup: how static binaries are built (default: rustup if it has the musl target)
 
-.PHONY: help build images push archive demo test test-condor test-cluster cluster cluster-down attack-start bench soak audit clean
+.PHONY: help build images push archive demo test test-condor test-cluster cluster cluster-down attack-start bench fuzz soak audit clean
 
 # Checked before anything is built, which takes minutes.
 ifneq ($(filter push,$(MAKECMDGOALS)),)
@@ -27,6 +27,7 @@ help:
 	@echo 'make attack-start  N tries (100000) to catch a process of a start, as the job and as another process of its UID'
 	@echo 'make soak          kills parts of pods at random for DURATION seconds (600): no job lost, none reported twice'
 	@echo 'make bench         what late binding costs, side by side with a shell loop, tini and dumb-init'
+	@echo 'make fuzz          feeds the parsers with generated input, each for SECONDS seconds (60); TARGETS chooses some'
 	@echo 'make audit         what runs as root in the payload container, in reading order, counted'
 	@echo 'make clean         removes dist/ and target/; says how to remove images, containers and the cache too'
 
@@ -101,6 +102,10 @@ soak:
 	@.ci/build.sh
 	@images/build.sh
 	@tests/soak.sh "$(or $(DURATION),600)"
+
+fuzz:
+	@.ci/setup.sh fuzz
+	@tests/fuzz/run.sh fuzz $(or $(SECONDS),60) $(TARGETS)
 
 bench:
 	@.ci/setup.sh build images bench

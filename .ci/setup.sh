@@ -1,6 +1,7 @@
 #!/bin/sh
-# setup.sh PURPOSE...: installs what `make build|images|demo|test|bench|cluster` need on Debian and is not installed
-# yet; first says what, and how long it takes. Only packages of the distribution; running it again does nothing.
+# setup.sh PURPOSE...: installs what `make build|images|demo|test|bench|fuzz|cluster` need on Debian and is not
+# installed yet; first says what, and how long it takes. Only packages of the distribution; running it again does
+# nothing.
 set -eu
 . "$(dirname "$0")/rust.sh"
 
@@ -33,10 +34,16 @@ for purpose; do
         esac
         ;;
     bench) add 5 tini dumb-init strace ;;
+    fuzz)
+        add 20 g++ libc6-dev bash dash util-linux
+        # As a package of its own or in another one: they exclude each other.
+        command -v busybox >/dev/null || add 5 busybox-static
+        [ -n "$(dev_cargo)" ] || add 60 rustc-web cargo-web
+        ;;
     # Programs for tests/cluster, which takes the rest apart from what is installed.
     cluster) add 20 golang-go dpkg-dev libseccomp2 openssl jq curl ;;
     *)
-        echo "setup.sh: unknown purpose '$purpose' (build, images, demo, test, bench, cluster)" >&2
+        echo "setup.sh: unknown purpose '$purpose' (build, images, demo, test, bench, fuzz, cluster)" >&2
         exit 2
         ;;
     esac

@@ -21,6 +21,9 @@ with_tool() {
     "$@"
 }
 step "format" with_tool fmt rustfmt "$cargo" fmt --all --check
+# In a workspace of its own, which no other step looks at.
+step "format of the fuzzer" with_tool fmt rustfmt \
+    "$cargo" fmt --all --check --manifest-path tests/fuzz/engine/Cargo.toml
 step "shell scripts" .ci/lint-shell.sh
 step "lints" with_tool clippy clippy "$cargo" clippy --quiet --locked --workspace --all-targets -- -D warnings
 step "documentation" env RUSTDOCFLAGS="-D warnings" \

@@ -154,7 +154,7 @@ impl Proc {
 }
 
 /// Reads `State:` and the real UID out of a `/proc/<pid>/status` text.
-fn parse_status(pid: i32, status: &str) -> Option<Process> {
+pub fn parse_status(pid: i32, status: &str) -> Option<Process> {
     let field = |name: &str| status.lines().find_map(|l| l.strip_prefix(name)).map(str::trim_ascii_start);
     Some(Process {
         pid,

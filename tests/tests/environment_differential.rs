@@ -11,66 +11,10 @@
     reason = "a test ends by panicking and reports by printing"
 )]
 
-use std::collections::BTreeMap;
-use std::ffi::OsStr;
 use std::fmt::Write as _;
-use std::fs;
-use std::os::unix::ffi::OsStrExt as _;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::UNIX_EPOCH;
 
 use glue::contract::environment::{Environment, apply_sh};
-
-/// What a shell is called in messages, and how it is started. Each has to be there: a missing one fails the test.
-const SHELLS: [(&str, &[&str]); 4] = [
-    ("dash", &["dash"]),
-    ("bash", &["bash"]),
-    ("bash --posix", &["bash", "--posix"]),
-    ("busybox sh", &["busybox", "sh"]),
-];
-const ENV: &str = "/usr/bin/env";
-/// Variables that shells set by themselves; the parser refuses to set or read them.
-const SHELLS_OWN: [&[u8]; 4] = [b"_", b"SHLVL", b"PWD", b"OLDPWD"];
-/// Between the outputs of two files: entries of `env -0` are never empty, so two NUL bytes cannot stand in one.
-const END: &[u8] = b"\0\0end ";
-
-type Entries = BTreeMap<Vec<u8>, Vec<u8>>;
-
-/// What the files start from: values that hurt when they are split, globbed, expanded or re-read.
-fn starting_environments() -> Vec<Vec<(&'static str, &'static [u8])>> {
-    let common: [(&str, &[u8]); 12] = [
-        ("PATH", b"/usr/bin:/bin"),
-        ("HOME", b"/home/of me"),
-        ("U", b"usual"),
-        ("E", b""),
-        ("SP", b"  two  words  "),
-        ("GL", b"a* [ab]* ?"),
-        ("BS", b"back\\slash\\"),
-        ("QU", b"it's \"so\" `no` $U ${U}"),
-        ("NL", b"\nline\n\nline\n"),
-        ("TI", b"~:~/x"),
-        ("UT", "\u{e4}\u{20ac}\u{1f600}\u{c1}\u{a0}".as_bytes()),
-        ("a", b"lower"),
-    ];
-    let with = |more: &[(&'static str, &'static [u8])]| [&common[..], more].concat();
-    vec![
-        with(&[("LC_ALL", b"C")]),
-        with(&[("LC_ALL", b"C.UTF-8"), ("HOSTNAME", b"h"), ("TERM", b""), ("SHELL", b"/bin/x"), ("IFS", b"u:/")]),
-        with(&[
-            ("LANG", b"C"),
-            ("HI", b"\x81\x82\x83\x84\x88\xff\xfe\xc3"),
-            ("CT", b"\x01\x01\x7f\x02\x1b\x0d"),
-            ("GLOBIGNORE", b"*"),
-        ]),
-        with(&[
-            ("LANG", b"C.UTF-8"),
-            ("HI", b"\x81\x82\x83\x84\x88\xff\xfe\xc3"),
-            ("CT", b"\x7f\x01\x01\\\x01"),
-            ("MAIL", b"/m"),
-        ]),
-    ]
-}
+use latebind_fuzz::shells::{Shells, Start, starting_environments};
 
 /// Files that each hold one known trap, one on each line, in the notation of [`plain`]; every one is tried in every
 /// starting environment.
@@ -284,94 +228,16 @@ fn mutate(dice: &mut Dice, file: &[u8]) -> Vec<u8> {
 
 struct Case {
     text: Vec<u8>,
-    expected: Entries,
+    expected: Environment,
 }
 
-/// Where a scratch directory has files that a pattern could find.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new() -> Self {
-        let now = glue::contract::time::wall().duration_since(UNIX_EPOCH).unwrap().as_nanos();
-        let path = std::env::temp_dir().join(format!("latebind-environment-{}-{now}", std::process::id()));
-        fs::create_dir(&path).unwrap();
-        for name in ["a", "b", "x", "afile", "bfile", "A=a", "A=b", "B=x", "U=usual", "a b", "back", "C=*"] {
-            fs::write(path.join(name), "").unwrap();
-        }
-        Self(path)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-/// Has `shell` source every case in a subshell of its own, and gives back what it printed for each, with its status.
-fn source(
-    shell: &[&str],
-    start: &[(&str, &[u8])],
-    scratch: &Path,
-    batch: usize,
-    count: usize,
-) -> Vec<(Vec<u8>, String)> {
-    let mut script = String::new();
-    for n in 0..count {
-        writeln!(
-            script,
-            "( set -a; . ./{batch}.{n} && printf '\\0\\0' && exec {ENV} -0 ) 2>&1; printf '\\0\\0end %s\\0\\0' $?"
-        )
-        .unwrap();
-    }
-    let name = format!("script.{batch}.{}", shell.concat());
-    fs::write(scratch.join(&name), script).unwrap();
-    let (program, arguments) = shell.split_first().unwrap();
-    let mut command = Command::new(program);
-    command.args(arguments).arg(&name).current_dir(scratch).stdin(Stdio::null()).env_clear();
-    for (name, value) in start {
-        command.env(name, OsStr::from_bytes(value));
-    }
-    let output = command.output().unwrap_or_else(|e| panic!("{program}: {e}; this test needs it, please install it"));
-    assert!(output.stderr.is_empty(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
-    let mut rest = output.stdout.as_slice();
-    let mut results = Vec::new();
-    while let Some(end) = rest.windows(END.len()).position(|w| w == END) {
-        let (printed, after) = (&rest[..end], &rest[end + END.len()..]);
-        let status = after.iter().position(|b| *b == 0).unwrap();
-        results.push((printed.to_vec(), String::from_utf8_lossy(&after[..status]).into_owned()));
-        rest = &after[status + 2..];
-    }
-    assert_eq!(results.len(), count, "{program} ended before its script did");
-    results
-}
-
-fn entries(printed: &[u8]) -> Option<Entries> {
-    let mut found = Entries::new();
-    for entry in printed.split(|b| *b == 0).filter(|e| !e.is_empty()) {
-        let equals = entry.iter().position(|b| *b == b'=')?;
-        if !SHELLS_OWN.contains(&&entry[..equals]) {
-            found.insert(entry[..equals].to_vec(), entry[equals + 1..].to_vec());
-        }
-    }
-    Some(found)
-}
-
-/// Whether `said`, on standard error, is nothing, or nothing but bash's notice that a locale is not installed: it goes on
-/// as if it had not said so.
-fn is_harmless(said: &[u8]) -> bool {
-    let said = String::from_utf8_lossy(said);
-    let mut messages = said.lines().filter(|line| line.starts_with("./"));
-    said.is_empty() || (said.starts_with("./") && messages.all(|m| m.contains(": warning: setlocale: ")))
-}
-
-fn parse(start: &[(&str, &[u8])], text: &[u8]) -> Option<Entries> {
+fn parse(start: &Start, text: &[u8]) -> Option<Environment> {
     let mut env = Environment::new();
     for (name, value) in start {
         env.set(name.as_bytes(), value);
     }
     apply_sh(&mut env, text).ok()?;
-    Some(env.iter().map(|(name, value)| (name.to_vec(), value.to_vec())).collect())
+    Some(env)
 }
 
 fn number(variable: &str) -> Option<u64> {
@@ -384,7 +250,6 @@ fn accepted_files_mean_what_shells_make_of_them() {
     let seed = number("LATEBIND_SEED").unwrap_or(20_240_229);
     let files = number("LATEBIND_FILES").unwrap_or(8_000) as usize;
     println!("LATEBIND_SEED={seed} LATEBIND_FILES={files}");
-    assert!(Path::new(ENV).exists(), "{ENV}: missing; this test needs it, please install coreutils");
     let mut dice = Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
     let starts = starting_environments();
     let mut batches: Vec<Vec<Case>> = starts.iter().map(|_| Vec::new()).collect();
@@ -419,60 +284,24 @@ fn accepted_files_mean_what_shells_make_of_them() {
         files - accepted
     );
 
-    let scratch = Scratch::new();
-    for (n, batch) in batches.iter().enumerate() {
-        for (m, case) in batch.iter().enumerate() {
-            fs::write(scratch.0.join(format!("{n}.{m}")), &case.text).unwrap();
-        }
-    }
     let different = std::thread::scope(|scope| {
-        let (starts, batches, scratch) = (&starts, &batches, &scratch);
-        let workers: Vec<_> = [0, 1]
-            .into_iter()
-            .map(|half| {
-                scope
-                    .spawn(move || compare(&starts[half * 2..], &batches[half * 2..half * 2 + 2], half * 2, &scratch.0))
-            })
-            .collect();
+        let workers: Vec<_> =
+            starts.iter().zip(&batches).map(|(start, batch)| scope.spawn(|| compare(start, batch))).collect();
         workers.into_iter().map(|w| w.join().unwrap()).collect::<String>()
     });
     assert!(different.is_empty(), "LATEBIND_SEED={seed}\n{different}");
     assert!(accepted * 4 >= files, "only {accepted} of {files} files were accepted: the test has no teeth");
 }
 
-/// Runs the batches through every shell and describes the first few differences.
-fn compare(starts: &[Vec<(&str, &[u8])>], batches: &[Vec<Case>], first: usize, scratch: &Path) -> String {
+/// Runs a batch through every shell and describes the first few differences.
+fn compare(start: &Start, batch: &[Case]) -> String {
+    let mut shells = Shells::start(start);
     let mut different = String::new();
-    for (n, (start, batch)) in starts.iter().zip(batches).enumerate() {
-        for (shell, command) in SHELLS {
-            let results = source(command, start, scratch, first + n, batch.len());
-            for (case, (printed, status)) in batch.iter().zip(results) {
-                let middle = printed.windows(2).position(|w| w == b"\0\0").unwrap_or(printed.len());
-                let mut found = entries(&printed[middle..]);
-                let mut expected = case.expected.clone();
-                // Shells start with an IFS of their own and pass that on.
-                if expected.remove(&b"IFS"[..]).is_some() {
-                    found.as_mut().map(|f| f.remove(&b"IFS"[..]));
-                }
-                if status == "0" && is_harmless(&printed[..middle]) && found.as_ref() == Some(&expected) {
-                    continue;
-                }
-                if different.len() < 8_000 {
-                    let wanted = expected
-                        .iter()
-                        .filter(|(name, value)| found.as_ref().and_then(|f| f.get(*name)) != Some(value));
-                    let wanted: Vec<_> =
-                        wanted.map(|(n, v)| format!("{}={}", n.escape_ascii(), v.escape_ascii())).collect();
-                    writeln!(
-                        different,
-                        "{shell}, status {status}, start {}: {}\n  wanted {wanted:?}\n  printed {}",
-                        first + n,
-                        case.text.escape_ascii(),
-                        printed.escape_ascii()
-                    )
-                    .unwrap();
-                }
-            }
+    for case in batch {
+        if let Err(difference) = shells.agree(&case.text, &case.expected)
+            && different.len() < 8_000
+        {
+            writeln!(different, "{difference}").unwrap();
         }
     }
     different

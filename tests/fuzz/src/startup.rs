@@ -1,0 +1,131 @@
+//! Target `startup`: the startup file.
+
+use glue::contract::encoding::Bytes32;
+use glue::contract::layout::{ENV_FILES_MAX, Ids};
+use glue::contract::startup::{self, Amount, GRACE_MAX, Invalid, KILL_MAX, Startup, TIMEOUT_MAX};
+
+/// Longest message of a refusal. It goes into the log and into `status.json`.
+const MESSAGE_MAX: usize = 2048;
+
+/// The input is a startup file.
+pub fn run(data: &[u8]) {
+    match startup::parse(data) {
+        Ok(startup) => accepted(data, &startup),
+        Err(refused) => {
+            is_message(&refused);
+            keeps_the_key(data);
+        }
+    }
+}
+
+fn accepted(data: &[u8], startup: &Startup) {
+    let written = serde_json::to_vec(startup).unwrap();
+    let again = startup::parse(&written).unwrap();
+    assert_eq!(&again, startup, "what is written is not what is read back");
+    assert_eq!(serde_json::to_vec(&again).unwrap(), written, "there are two ways to write the same file");
+    has_the_fields_of(data, &written);
+
+    let ids = Ids { uid: startup.uid, gid: startup.gid, kill_uid: 65_100 };
+    match startup.check(ids, &startup.incarnation) {
+        Ok(()) => checked(startup, ids),
+        Err(refused) => is_message(&refused),
+    }
+    let other = format!("{}x", startup.incarnation);
+    assert!(startup.check(ids, &other).is_err(), "a startup file of another incarnation passed");
+    for ids in [Ids { uid: ids.uid ^ 1, ..ids }, Ids { gid: ids.gid ^ 1, ..ids }, Ids { kill_uid: ids.uid, ..ids }] {
+        assert!(startup.check(ids, &startup.incarnation).is_err(), "a startup file of another slot passed");
+    }
+}
+
+/// Every field of the file, as a general JSON reader finds it, has the value that we read; and no field is left out.
+fn has_the_fields_of(data: &[u8], written: &[u8]) {
+    let file: serde_json::Map<_, _> = serde_json::from_slice(data).unwrap();
+    let read: serde_json::Map<_, _> = serde_json::from_slice(written).unwrap();
+    for (name, value) in &file {
+        let ours = read.get(name).unwrap_or_else(|| panic!("the unknown field {name:?} was accepted"));
+        assert!(means(value, ours), "{name}: {value} was read as {ours}");
+    }
+}
+
+/// Whether `ours` says what `file` says, where `file` may leave out defaults and write numbers in its own way.
+fn means(file: &serde_json::Value, ours: &serde_json::Value) -> bool {
+    use serde_json::Value::{Array, Null, Number, Object, String};
+    match (file, ours) {
+        (Number(a), Number(b)) => a.as_f64() == b.as_f64(),
+        (Number(a), String(b)) => b == "unlimited" && a.as_u64() == Some(u64::MAX),
+        (Array(a), Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| means(a, b)),
+        (Object(a), Object(b)) => a.iter().all(|(name, a)| match b.get(name) {
+            Some(b) => means(a, b),
+            // `"append": false` and `"file": null` are what a stream has without them.
+            None => matches!(a, Null | serde_json::Value::Bool(false)),
+        }),
+        (a, b) => a == b,
+    }
+}
+
+/// What a file that passed all checks promises to the code that acts on it as root.
+fn checked(startup: &Startup, ids: Ids) {
+    let printable = |text: &str| text.bytes().all(|b| (b' '..=b'~').contains(&b));
+    assert!((1..=128).contains(&startup.job.len()) && printable(&startup.job));
+    for id in [startup.uid, startup.gid].iter().chain(&startup.groups) {
+        assert!(![0, u32::MAX, ids.kill_uid].contains(id), "the payload would have the ID {id}");
+    }
+    assert!(startup.groups.len() <= 64);
+    assert!(startup.argv.first().is_some_and(|program| !program.is_empty()));
+    assert!(startup.argv.iter().all(|argument| !argument.contains('\0')));
+    assert!(startup.cwd.as_deref().is_none_or(|cwd| cwd.starts_with('/') && !cwd.contains('\0') && cwd.len() < 4096));
+    assert!(startup.env_files.len() <= ENV_FILES_MAX);
+    for file in &startup.env_files {
+        assert!(file.name.starts_with("env.") && !file.name.contains(['/', '\0']) && !file.name.ends_with(".tmp"));
+    }
+    for (name, value) in &startup.env.0 {
+        assert!(!name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0'));
+    }
+    for (path, target) in &startup.links.0 {
+        assert!(path.starts_with('/') && !path.contains('\0'));
+        let parts: Vec<&str> = path.split('/').skip(1).collect();
+        assert!(parts.iter().all(|part| !matches!(*part, "" | "." | "..")), "{path:?} is not in its plain form");
+        assert_ne!(parts.first(), Some(&"shared"), "{path:?} is within the shared volumes");
+        assert!(!target.is_empty() && !target.contains('\0') && target.len() < 4096);
+    }
+    for (stream, fifo) in [(&startup.stdin, "in"), (&startup.stdout, "out"), (&startup.stderr, "err")] {
+        let Some(stream) = stream else { continue };
+        assert_ne!(stream.file.is_some(), stream.fifo.is_some());
+        assert!(!stream.append || (stream.file.is_some() && fifo != "in"));
+        assert!(stream.fifo.as_deref().is_none_or(|name| name == fifo));
+        if let Some(file) = &stream.file {
+            let stays = file.split('/').all(|part| !matches!(part, "" | "." | "..") && part.len() <= 255);
+            assert!(stays && !file.contains('\0'), "{file:?} leads out of data/");
+        }
+    }
+    assert!(startup.umask_bits().is_some_and(|bits| bits <= 0o777));
+    for (name, limit) in &startup.rlimits.0 {
+        assert!(startup::rlimit_number(name).is_some());
+        let amount = |amount| if let Amount::Of(n) = amount { n } else { u64::MAX };
+        assert!(amount(limit.soft) <= amount(limit.hard));
+    }
+    for (value, most) in [(startup.timeout_s, TIMEOUT_MAX), (startup.grace_s, GRACE_MAX), (startup.kill_s, KILL_MAX)] {
+        assert!((0.0..=most).contains(&value));
+    }
+}
+
+fn is_message(refused: &Invalid) {
+    let text = refused.to_string();
+    assert!(text.len() <= MESSAGE_MAX, "a message of {} bytes: {text:.200}", text.len());
+    assert!(!text.contains(char::is_control), "control characters in a message: {text:?}");
+}
+
+/// The input behind the beginning of a file that has its key already: whatever is wrong there, the key is not in the message.
+fn keeps_the_key(data: &[u8]) {
+    let key = Bytes32::new([0xa7; 32]).text();
+    if data.windows(8).any(|part| key.as_bytes().starts_with(part)) {
+        return;
+    }
+    for (before, after) in [("{\"version\":1,\"key\":\"", "\""), ("{\"key\":\"", "\\u0041\""), ("{\"key\":\"A", "\"")] {
+        let text = [before.as_bytes(), key.as_bytes(), after.as_bytes(), data].concat();
+        let Err(refused) = startup::parse(&text) else { continue };
+        is_message(&refused);
+        let text = refused.to_string();
+        assert!(!text.contains(&key[..8]), "the key is in the message: {text}");
+    }
+}
