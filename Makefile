@@ -4,7 +4,7 @@
 #   REGISTRY         where `push` takes the images: host[:port][/path]; TAG is their tag, INSECURE=1 leaves TLS out
 #   RECIPE           debian or rustup: how static binaries are built (default: rustup if it has the musl target)
 
-.PHONY: help build images push archive demo test test-condor test-cluster cluster cluster-down bench soak audit clean
+.PHONY: help build images push archive demo test test-condor test-cluster cluster cluster-down attack-start bench soak audit clean
 
 # Checked before anything is built, which takes minutes.
 ifneq ($(filter push,$(MAKECMDGOALS)),)
@@ -24,6 +24,7 @@ help:
 	@echo '                   KUBECONFIG and LATEBIND_REGISTRY are both set'
 	@echo 'make test-condor   the tests on an HTCondor pool, made and ended here: 23.9 of Debian trixie; CONDOR=sid: 25.x'
 	@echo 'make cluster       that cluster with the images in its registry, left running; make cluster-down stops it'
+	@echo 'make attack-start  tries N times (100000) to catch a process of a starting job, as the job and beside it'
 	@echo 'make soak          kills parts of pods at random for DURATION seconds (600): no job lost, none reported twice'
 	@echo 'make bench         what late binding costs, side by side with a shell loop, tini and dumb-init'
 	@echo 'make audit         what runs as root in the payload container, in reading order, counted'
@@ -86,6 +87,13 @@ cluster:
 
 cluster-down:
 	@tests/cluster/down.sh
+
+attack-start: export LATEBIND_STATE := $(or $(LATEBIND_STATE),/var/lib/latebind-test)
+attack-start:
+	@.ci/setup.sh build images test
+	@.ci/build.sh
+	@images/build.sh glue busybox
+	@tests/attack-start.sh "$(or $(N),100000)"
 
 soak: export LATEBIND_STATE := $(or $(LATEBIND_STATE),/var/lib/latebind-test)
 soak:

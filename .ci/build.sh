@@ -12,7 +12,7 @@ root=$PWD
 # Apart from the target directory of `cargo test`, and one for each set of flags: a changed flag rebuilds everything.
 target=${CARGO_TARGET_DIR:-$root/target}/static
 recipe=$(static_recipe)
-GLUE_MAX=$((200 * 1024))
+GLUE_MAX=$((256 * 1024))
 started=$(date +%s)
 
 # Settings of the caller's shell that would change what is built.

@@ -48,7 +48,8 @@ fn install_binary() -> io::Result<()> {
     let mut to = File::from(to);
     let put = || -> io::Result<()> {
         to.write_all(&program)?;
-        fchmod(&to, Mode::from_bits_truncate(0o555))?;
+        // Executable and not readable by others: what of the payload's UID executes it can be traced by nobody of that UID.
+        fchmod(&to, Mode::from_bits_truncate(layout::GLUE_MODE))?;
         // A node that goes down now must not leave half a binary behind under the final name.
         to.sync_all()?;
         drop(to);

@@ -12,9 +12,6 @@ use crate::error::refused;
 use crate::sys;
 use crate::volume::read_whole;
 
-/// `PROC_SUPER_MAGIC` of statfs(2).
-const PROC_MAGIC: i64 = 0x9fa0;
-
 /// Longest /proc file that is read; `status` and `cgroup` are far below.
 const FILE_MAX: usize = 8192;
 
@@ -50,12 +47,23 @@ impl Process {
     }
 }
 
+/// What `/proc/<pid>/stat` says of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stat {
+    /// Its parent.
+    pub parent: i32,
+    /// Whether it has executed no program since it was forked (PF_FORKNOEXEC of the kernel's `linux/sched.h`).
+    pub no_exec_yet: bool,
+    /// When it started, in ticks since the machine did.
+    pub start: u64,
+}
+
 impl Proc {
     /// Opens `/proc` and checks that it is procfs, whatever an image may have put there.
     pub fn open() -> io::Result<Self> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
         let proc = sys::openat(nix::fcntl::AT_FDCWD, c"/proc", flags.bits(), 0)?;
-        if sys::file_system_type(proc.as_fd())? != PROC_MAGIC {
+        if sys::file_system_type(proc.as_fd())? != sys::PROC_MAGIC {
             return Err(refused(format_args!("/proc is not the kernel's: the engine has to mount procfs there")));
         }
         Ok(Self(proc))
@@ -113,6 +121,22 @@ impl Proc {
         parse_status(pid, &self.read(&format!("{pid}/status")).ok()?)
     }
 
+    /// What `/proc/<pid>/stat` says.
+    pub fn stat(&self, pid: i32) -> io::Result<Stat> {
+        let text = self.read(&format!("{pid}/stat"))?;
+        parse_stat(&text).ok_or_else(|| refused(format_args!("/proc/{pid}/stat cannot be understood")))
+    }
+
+    /// Whether all UIDs and GIDs of a process are these.
+    pub fn has_ids(&self, pid: i32, uid: u32, gid: u32) -> io::Result<bool> {
+        let text = self.read(&format!("{pid}/status"))?;
+        let all = |name: &str, id: u32| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+            line.split_ascii_whitespace().filter(|n| n.parse() == Ok(id)).count() == 4
+        };
+        Ok(all("Uid:", uid) && all("Gid:", gid))
+    }
+
     /// The processes with real UID `uid` that live, in ascending order of their IDs.
     pub fn of_uid(&self, uid: u32) -> io::Result<Vec<Process>> {
         let mut found = Vec::new();
@@ -138,6 +162,16 @@ fn parse_status(pid: i32, status: &str) -> Option<Process> {
         uid: field("Uid:")?.split_ascii_whitespace().next()?.parse().ok()?,
         threads: field("Threads:")?.parse().ok()?,
     })
+}
+
+/// Reads parent (4), flags (9) and start (22) of proc_pid_stat(5). The name, which may hold anything, ends at the last parenthesis.
+fn parse_stat(text: &str) -> Option<Stat> {
+    const FORK_NO_EXEC: u32 = 0x40;
+    let mut fields = text.rsplit_once(')')?.1.split_ascii_whitespace().skip(1);
+    let parent = fields.next()?.parse().ok()?;
+    let flags: u32 = fields.nth(4)?.parse().ok()?;
+    let start = fields.nth(12)?.parse().ok()?;
+    Some(Stat { parent, no_exec_yet: flags & FORK_NO_EXEC != 0, start })
 }
 
 /// A process that was pinned by a pidfd before it was looked at, so that a signal can not reach a successor of its number.
@@ -174,6 +208,21 @@ mod tests {
         let text = "Name:\ta\nUmask:\t0022\nState:\tT (stopped)\nTgid:\t9\nUid:\t5\t6\t7\t8\nThreads:\t2\n";
         assert_eq!(parse_status(9, text), Some(Process { pid: 9, uid: 5, state: 'T', threads: 2 }));
         assert_eq!(parse_status(9, "State:\tR\n"), None);
+    }
+
+    #[test]
+    fn stat_is_read_whatever_the_name_is() {
+        let rest = "S 4 5 6 7 8 4194368 10 11 12 13 14 15 16 17 18 19 20 21 2222 23 24";
+        let stat = Some(Stat { parent: 4, no_exec_yet: true, start: 2222 });
+        assert_eq!(parse_stat(&format!("9 (a) {rest}")), stat);
+        assert_eq!(parse_stat(&format!("9 (a b) R 1 (c)) {rest}")), stat);
+        assert_eq!(parse_stat("9 (a) S 4 5"), None);
+        let proc = Proc::open().ok();
+        let own = proc.as_ref().and_then(|p| p.stat(std::process::id() as i32).ok());
+        assert!(own.is_some_and(|own| !own.no_exec_yet && own.start > 0), "{own:?}");
+        let (uid, gid) = (nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw());
+        let has = |uid, gid| proc.as_ref().and_then(|p| p.has_ids(std::process::id() as i32, uid, gid).ok());
+        assert_eq!((has(uid, gid), has(uid + 1, gid), has(uid, gid + 1)), (Some(true), Some(false), Some(false)));
     }
 
     #[test]

@@ -99,6 +99,7 @@ impl Glue {
         let program = sys::openat(proc.as_fd(), c"self/exe", flags.bits(), 0)?;
         // Out of the way of the numbers that stage two gets, since stage one still needs it then.
         let program = File::from(sys::duplicate_above(program.as_fd(), start::OUT_OF_THE_WAY)?);
+        check_program(&program)?;
         let events = Events::new(ctl.open_fifo(layout::BELL)?)?;
         let chime = ctl.open_fifo(layout::CHIME)?;
         let mut random = [0; 16];
@@ -257,6 +258,20 @@ fn put_status(ctl: &Dir, chime: &OwnedFd, status: &mut Status) -> io::Result<()>
     // A full chime has been rung often enough.
     let _ = nix::unistd::write(chime, b"\n");
     Ok(())
+}
+
+/// Refuses a binary that others may read: stage two could be traced by others of its UID between its exec and its first look.
+fn check_program(program: &File) -> io::Result<()> {
+    let stat = nix::sys::stat::fstat(program)?;
+    if stat.st_uid == 0 && stat.st_mode & 0o066 == 0 {
+        return Ok(());
+    }
+    Err(refused(format_args!(
+        "glue's binary has owner {} and mode {:o}: only root may be able to read it ({:o}); run `glue install`",
+        stat.st_uid,
+        stat.st_mode & 0o7777,
+        layout::GLUE_MODE
+    )))
 }
 
 /// Down to the four capabilities that are needed, in every set; refuses to go on without them.

@@ -1,7 +1,8 @@
 //! Stage two: the payload's side of the start. An ordinary process of the payload UID, without any privilege.
 //!
-//! It reads the environment files, sets umask, directory and streams, makes the job as its sibling (so glue's own child),
-//! says its process ID, and ends. Trackers that judge a process by what it was when first seen find a job that never was root.
+//! It reads the environment files, sets umask, directory and streams, makes the child that becomes the job, says its process
+//! ID, and ends. The child waits until glue has reaped stage two: no instruction of the job runs while this process is there.
+//! Trackers that judge a process by what it was when first seen find a job that never was root.
 #![forbid(unsafe_code)]
 
 use std::io;
@@ -12,76 +13,54 @@ use nix::sys::stat::{SFlag, fstat, makedev};
 
 use crate::contract::environment::{Environment, OF_ROOT, apply_nul, apply_sh};
 use crate::contract::layout;
-use crate::contract::record::Stage;
 use crate::contract::startup::{self, Amount, EnvFormat, EnvMode, Startup, Stream, rlimit_number};
-use crate::error::{errno_of, error, refused};
 use crate::exec_failure;
-use crate::stage_one::{DATA_FD, FIRST_ENV_FD, JOB_FD, REPORT_FD};
+use crate::exec_reason::{DEFAULT_PATH, candidates};
+use crate::report::{Report, What};
+use crate::stage_one::{DATA_FD, EXEC_FD, FIRST_ENV_FD, GO_FD, JOB_FD, REPORT_FD};
 use crate::sys::{self, CStrings, Fork};
 use crate::volume::{open_beneath, read_whole};
-
-/// Where programs are looked for when the job's environment has no PATH; what container engines use.
-pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Name of the payload's account where the image has none.
 pub const ACCOUNT: &str = "payload";
 
-/// Why the start failed, on its way to glue.
-struct Failed {
-    stage: Stage,
-    error: io::Error,
+fn at(what: What) -> impl FnOnce(io::Error) -> Report {
+    move |error| Report::of(what, &error)
 }
 
-fn at(stage: Stage) -> impl FnOnce(io::Error) -> Failed {
-    move |error| Failed { stage, error }
-}
-
-/// Longest message over the pipe: below PIPE_BUF, so that it arrives whole.
-const MESSAGE_MAX: usize = 2000;
-
-/// Tells glue the failure: `F`, stage, errno, length, text.
-fn report(stage: Stage, errno: i32, message: &str) {
-    let text = message.as_bytes().get(..MESSAGE_MAX).unwrap_or(message.as_bytes());
-    let mut bytes = vec![b'F', stage as u8];
-    bytes.extend(errno.to_le_bytes());
-    bytes.extend((text.len() as u16).to_le_bytes());
-    bytes.extend(text);
-    let _ = sys::write_raw(REPORT_FD, &bytes);
-}
-
-/// Runs stage two for `slot`. Returns its exit code, which nobody uses: what counts went over the pipe.
+/// Runs stage two for `slot`. Returns its exit code: 0 where the child is made.
 pub fn run(slot: u32) -> i32 {
-    sys::close_range(JOB_FD, RawFd::MAX, true);
     match start(slot) {
         Ok(()) => 0,
-        Err(Failed { stage, error }) => {
-            report(stage, errno_of(&error), &error.to_string());
+        Err(report) => {
+            report.send(REPORT_FD);
             127
         }
     }
 }
 
-fn start(slot: u32) -> Result<(), Failed> {
-    let text = read_whole(sys::inherited(JOB_FD), usize::MAX)
-        .map_err(|e| at(Stage::Startup)(error(format_args!("the job can not be read"), &e)))?;
-    let job = startup::parse(&text).map_err(|e| at(Stage::Startup)(refused(format_args!("{e}"))))?;
+fn start(slot: u32) -> Result<(), Report> {
+    // Since its exec: glue's binary can be read by root alone, so the kernel lets nobody else of this UID look in here.
+    if sys::is_dumpable().map_err(at(What::Dumpable))? {
+        return Err(Report::of(What::Dumpable, &io::Error::from_raw_os_error(nix::libc::EPERM)));
+    }
+    sys::close_range(EXEC_FD, RawFd::MAX, true).map_err(at(What::Descriptors))?;
+    let text = read_whole(sys::inherited(JOB_FD), usize::MAX).map_err(at(What::Job))?;
+    let job = startup::parse(&text).map_err(|_| at(What::Job)(io::Error::from_raw_os_error(nix::libc::EINVAL)))?;
     drop(text);
 
     let work = layout::work(slot);
     let cwd = job.cwd.as_ref().unwrap_or(&work);
-    let env = environment(&job, &work, cwd).map_err(at(Stage::Environment))?;
-    open_streams(&job).map_err(at(Stage::Stdio))?;
+    let env = environment(&job, &work, cwd)?;
+    open_streams(&job)?;
     let mask = nix::sys::stat::Mode::from_bits_truncate(job.umask_bits().unwrap_or(0o022));
     nix::sys::stat::umask(mask);
-    nix::unistd::chdir(cwd.as_str()).map_err(|e| {
-        let what = format_args!("the working directory {cwd} can not be entered by UID {}", job.uid);
-        at(Stage::Environment)(error(what, &e.into()))
-    })?;
+    nix::unistd::chdir(cwd.as_str()).map_err(|e| at(What::Directory)(e.into()))?;
     launch(&job, &env)
 }
 
 /// The job's environment: the container's or nothing, defaults for what that leaves unset, then the files, then `env`.
-fn environment(job: &Startup, work: &str, cwd: &str) -> io::Result<Environment> {
+fn environment(job: &Startup, work: &str, cwd: &str) -> Result<Environment, Report> {
     let mut env = Environment::new();
     if job.env_mode == EnvMode::Inherit {
         for variable in sys::environment() {
@@ -100,14 +79,13 @@ fn environment(job: &Startup, work: &str, cwd: &str) -> io::Result<Environment> 
             env.set(name.as_bytes(), value.as_bytes());
         }
     }
-    for (n, file) in (FIRST_ENV_FD..).zip(&job.env_files) {
-        let text = read_whole(sys::inherited(n), usize::MAX)
-            .map_err(|e| error(format_args!("{} can not be read", file.name), &e))?;
+    for ((fd, file), index) in (FIRST_ENV_FD..).zip(&job.env_files).zip(0..) {
+        let text = read_whole(sys::inherited(fd), usize::MAX).map_err(|e| Report::at(What::EnvFile, index, &e))?;
         match file.format {
             EnvFormat::Sh => apply_sh(&mut env, &text),
             EnvFormat::Nul => apply_nul(&mut env, &text),
         }
-        .map_err(|e| refused(format_args!("{}: {e}", file.name)))?;
+        .map_err(|e| Report::syntax(index, &e))?;
     }
     for (name, value) in &job.env.0 {
         env.set(name.as_bytes(), value.as_bytes());
@@ -115,19 +93,26 @@ fn environment(job: &Startup, work: &str, cwd: &str) -> io::Result<Environment> 
     Ok(env)
 }
 
-/// Puts files and `/dev/null` on 0, 1 and 2; FIFOs stand there already.
-fn open_streams(job: &Startup) -> io::Result<()> {
-    let streams = [("stdin", &job.stdin), ("stdout", &job.stdout), ("stderr", &job.stderr)];
-    for (n, (name, stream)) in (0..).zip(streams) {
-        let put = |opened: io::Result<OwnedFd>| opened.and_then(|fd| sys::duplicate_to(fd.as_fd(), n));
-        match stream {
-            Some(Stream { fifo: Some(_), .. }) => Ok(()),
-            Some(Stream { file: Some(file), append, .. }) => put(open_stream_file(file, n, *append))
-                .map_err(|e| error(format_args!("{name}: {file} beneath data/ can not be opened"), &e)),
-            _ => put(open_null(n)).map_err(|e| error(format_args!("{name}: /dev/null can not be opened"), &e)),
-        }?;
+/// Puts files and `/dev/null` on 0, 1 and 2; FIFOs are there already.
+fn open_streams(job: &Startup) -> Result<(), Report> {
+    for (stream, n) in [&job.stdin, &job.stdout, &job.stderr].into_iter().zip(0..) {
+        let (opened, cannot, other_kind) = match stream {
+            Some(Stream { fifo: Some(_), .. }) => continue,
+            Some(Stream { file: Some(file), append, .. }) => {
+                (open_stream_file(file, n, *append), What::StreamFile, What::StreamKind)
+            }
+            _ => (open_null(n), What::Null, What::NullKind),
+        };
+        let index = usize::try_from(n).unwrap_or(0);
+        let failed = |e: io::Error| Report::at(if e.raw_os_error().is_some() { cannot } else { other_kind }, index, &e);
+        opened.and_then(|fd| sys::duplicate_to(fd.as_fd(), n)).map_err(failed)?;
     }
     Ok(())
+}
+
+/// An error without an errno: the file is not of the kind that it has to be.
+fn other_kind() -> io::Error {
+    io::Error::from(io::ErrorKind::Unsupported)
 }
 
 fn open_null(n: RawFd) -> io::Result<OwnedFd> {
@@ -135,7 +120,7 @@ fn open_null(n: RawFd) -> io::Result<OwnedFd> {
     let fd = sys::openat(nix::fcntl::AT_FDCWD, c"/dev/null", (flags | OFlag::O_CLOEXEC).bits(), 0)?;
     let stat = fstat(&fd)?;
     if stat.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFCHR.bits() || stat.st_rdev != makedev(1, 3) {
-        return Err(refused(format_args!("it is not the null device")));
+        return Err(other_kind());
     }
     Ok(fd)
 }
@@ -149,13 +134,13 @@ fn open_stream_file(file: &str, n: RawFd, append: bool) -> io::Result<OwnedFd> {
     // O_NONBLOCK, so that a FIFO that somebody put there is an error and not a wait.
     let fd = open_beneath(sys::inherited(DATA_FD), file, flags | OFlag::O_NONBLOCK, 0o600)?;
     if fstat(&fd)?.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFREG.bits() {
-        return Err(refused(format_args!("it is no regular file")));
+        return Err(other_kind());
     }
     sys::set_blocking(fd.as_fd())?;
     Ok(fd)
 }
 
-/// Everything the job's process needs between its making and its exec, so that nothing is allocated there.
+/// Everything that the child needs between its making and its exec, so that it allocates nothing.
 struct Ready {
     candidates: CStrings,
     argv: CStrings,
@@ -163,101 +148,79 @@ struct Ready {
     limits: Vec<(u32, u64, u64)>,
 }
 
-fn prepare(job: &Startup, env: &Environment, program: &str, path: &[u8]) -> io::Result<Ready> {
-    let (mut argv, mut variables) = (CStrings::new(), CStrings::new());
-    for argument in &job.argv {
-        argv.push(&[argument.as_bytes()])?;
-    }
-    for (name, value) in env.iter() {
-        variables.push(&[name, b"=", value])?;
-    }
-    let mut limits = Vec::new();
-    let bound = |amount: Amount| if let Amount::Of(n) = amount { n } else { u64::MAX };
-    for (name, limit) in &job.rlimits.0 {
-        if let Some(number) = rlimit_number(name) {
-            limits.push((number, bound(limit.soft), bound(limit.hard)));
-        }
-    }
-    Ok(Ready { candidates: candidates(program, path)?, argv, env: variables, limits })
-}
-
-fn launch(job: &Startup, env: &Environment) -> Result<(), Failed> {
+fn prepare(job: &Startup, env: &Environment) -> io::Result<Ready> {
     let program = job.argv.first().map(String::as_str).unwrap_or_default();
     let path = env.get(b"PATH").filter(|path| !path.is_empty()).unwrap_or(DEFAULT_PATH.as_bytes());
-    let ready = prepare(job, env, program, path).map_err(at(Stage::Startup))?;
-    match sys::fork_as_sibling() {
-        Err(e) => {
-            Err(at(Stage::Startup)(error(format_args!("no process could be made for the job (pids limit?)"), &e)))
+    let mut ready =
+        Ready { candidates: CStrings::new(), argv: CStrings::new(), env: CStrings::new(), limits: Vec::new() };
+    candidates(program, path).try_for_each(|parts| ready.candidates.push(&parts))?;
+    job.argv.iter().try_for_each(|argument| ready.argv.push(&[argument.as_bytes()]))?;
+    env.iter().try_for_each(|(name, value)| ready.env.push(&[name, b"=", value]))?;
+    let bound = |amount: Amount| if let Amount::Of(n) = amount { n } else { u64::MAX };
+    for (name, limit) in &job.rlimits.0 {
+        // A name that is not a limit was refused long before.
+        ready.limits.push((rlimit_number(name).unwrap_or(u32::MAX), bound(limit.soft), bound(limit.hard)));
+    }
+    Ok(ready)
+}
+
+fn launch(job: &Startup, env: &Environment) -> Result<(), Report> {
+    let ready = prepare(job, env).map_err(at(What::Arguments))?;
+    match sys::fork().map_err(at(What::Fork))? {
+        Fork::Parent(pid) => {
+            Report::child(pid).send(REPORT_FD);
+            Ok(())
         }
-        Ok(Fork::Parent(pid)) => {
-            let [a, b, c, d] = pid.to_le_bytes();
-            let said = sys::write_raw(REPORT_FD, &[b'P', a, b, c, d]);
-            said.map(drop).map_err(|e| at(Stage::Startup)(error(format_args!("no report could be made"), &e)))
-        }
-        Ok(Fork::Child) => {
-            let (denied, error) = become_job(&ready);
-            let (stage, message) = match denied {
-                Denied::Session => (Stage::Startup, format!("session or signals could not be set: {error}")),
-                Denied::Limit(n) => {
-                    let name = job.rlimits.0.get(n).map(|(name, _)| name.as_str()).unwrap_or_default();
-                    (Stage::Environment, format!("the limit {name} can not be set for UID {}: {error}", job.uid))
-                }
-                Denied::Exec(n) => {
-                    (Stage::Exec, exec_failure::explain(program, path, ready.candidates.as_slice(), n, &error))
-                }
-            };
-            report(stage, errno_of(&error), &message);
+        Fork::Child => {
+            let failed = become_job(&ready);
+            failed.send(EXEC_FD);
             sys::exit_now(127)
         }
     }
 }
 
-/// What the job's process could not do.
-enum Denied {
-    /// A session of its own, default signals.
-    Session,
-    /// The limit with this index.
-    Limit(usize),
-    /// To run the candidate with this index.
-    Exec(usize),
-}
-
-/// The job's process up to its exec. Returns only what failed, and allocates nothing until then.
-fn become_job(ready: &Ready) -> (Denied, io::Error) {
-    if let Err(e) = sys::new_session().and_then(|()| sys::reset_signals()) {
-        return (Denied::Session, e);
+/// The child, up to its exec. Returns only why there was none, and allocates nothing.
+fn become_job(ready: &Ready) -> Report {
+    // First of all stage two's pipe: glue waits for its end. What is left is close-on-exec.
+    if let Err(e) = sys::close_range(REPORT_FD, RawFd::MAX, false) {
+        return Report::of(What::Descriptors, &e);
     }
-    sys::close_range(JOB_FD, REPORT_FD - 1, false);
-    sys::close_range(REPORT_FD + 1, RawFd::MAX, false);
-    for (n, (number, soft, hard)) in ready.limits.iter().enumerate() {
+    if let Err(e) = sys::new_session() {
+        return Report::of(What::Session, &e);
+    }
+    if let Err(e) = sys::reset_signals() {
+        return Report::of(What::Signals, &e);
+    }
+    for ((number, soft, hard), index) in ready.limits.iter().zip(0..) {
         if let Err(e) = sys::set_rlimit(*number, *soft, *hard) {
-            return (Denied::Limit(n), e);
+            return Report::at(What::Limit, index, &e);
         }
     }
+    wait_for_glue();
     // As execvp(3) does: what is not there is passed over, what may not be run is remembered, all else ends the search.
-    let mut last = (Denied::Exec(0), io::Error::from_raw_os_error(nix::libc::ENOENT));
+    let mut last = (0, io::Error::from_raw_os_error(nix::libc::ENOENT));
     for (n, candidate) in ready.candidates.as_slice().iter().enumerate() {
         let error = sys::exec(candidate, &ready.argv, &ready.env);
         match error.raw_os_error() {
             Some(nix::libc::ENOENT | nix::libc::ENOTDIR) => {}
-            Some(nix::libc::EACCES) => last = (Denied::Exec(n), error),
-            _ => return (Denied::Exec(n), error),
+            Some(nix::libc::EACCES) => last = (n, error),
+            _ => {
+                last = (n, error);
+                break;
+            }
         }
     }
-    last
+    let (n, error) = last;
+    exec_failure::examine(ready.candidates.as_slice(), n, &error)
 }
 
-/// The paths to try for `program`: itself where it has a slash, else one for each entry of `path`.
-fn candidates(program: &str, path: &[u8]) -> io::Result<CStrings> {
-    let mut candidates = CStrings::new();
-    if program.contains('/') {
-        candidates.push(&[program.as_bytes()])?;
-        return Ok(candidates);
+/// Returns once glue has said that nothing else of this UID is there. Where glue is gone or has given the start up, so has this.
+fn wait_for_glue() {
+    loop {
+        match nix::unistd::read(sys::inherited(GO_FD), &mut [0]) {
+            Ok(1) => return,
+            Err(nix::errno::Errno::EINTR) => {}
+            _ => sys::exit_now(127),
+        }
     }
-    for dir in path.split(|b| *b == b':') {
-        // An empty entry is the working directory (execvp(3)).
-        let dir = if dir.is_empty() { b"." } else { dir };
-        candidates.push(&[dir, b"/", program.as_bytes()])?;
-    }
-    Ok(candidates)
 }

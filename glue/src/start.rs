@@ -1,4 +1,8 @@
-//! Starting one job: what stage one needs is prepared here, and what comes back over the pipe is understood here.
+//! Starting one job: what stage one needs is prepared here, and the start is followed until the job's program runs.
+//!
+//! In order: stage two makes the child that becomes the job, reports its process ID and ends. Glue reaps stage two, looks whether
+//! the child is what it has to be, and only then lets it execute. So when the job's first instruction runs, nothing else of its UID
+//! lives that glue listens to; and all that glue still hears of is the end of a pipe that the exec itself closes.
 #![forbid(unsafe_code)]
 
 use std::fs::File;
@@ -11,42 +15,16 @@ use nix::sys::stat::{SFlag, fstat};
 
 use crate::claim::Claimed;
 use crate::contract::record::{Failure, Stage};
-use crate::contract::startup::EnvMode;
+use crate::contract::startup::{EnvMode, Startup};
 use crate::error::{errno_of, error, refused};
-use crate::names;
-use crate::stage_one;
-use crate::stage_one::{DATA_FD, FIRST_ENV_FD, JOB_FD, Prepared, REPORT_FD, Step};
+use crate::processes::{Proc, Stat};
+use crate::report::{self, Report, What, failure};
+use crate::stage_one::{self, DATA_FD, EXEC_FD, FIRST_ENV_FD, GO_FD, JOB_FD, Prepared, REPORT_FD};
 use crate::sys::{self, CStrings, Fork};
 use crate::volume::Dir;
 
 /// Descriptors that are to be handed on wait above this number, out of the way of those that stage two gets.
 pub const OUT_OF_THE_WAY: RawFd = 64;
-
-/// A start under way.
-pub struct Starting {
-    /// Process ID of stage two.
-    pub stage_two: i32,
-    pipe: File,
-    said: Vec<u8>,
-}
-
-/// What stage two and the job's process have said, once they have closed the pipe.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Said {
-    /// Process ID of the job's main process.
-    pub main: Option<i32>,
-    /// Why it was not started.
-    pub failure: Option<Failure>,
-}
-
-/// A failure with the name of its error number.
-pub fn failure(stage: Stage, errno: i32, message: core::fmt::Arguments<'_>) -> Failure {
-    let name = match errno {
-        0 => String::new(),
-        n => names::errno(n).map_or_else(|| n.to_string(), str::to_owned),
-    };
-    Failure { stage, errno: name, message: message.to_string() }
-}
 
 /// Makes stage two. `program` is our own binary, open; `slot` its argument.
 pub fn begin(
@@ -68,7 +46,7 @@ pub fn begin(
             descriptors.push((fd, n));
         }
     }
-    let job = memory_file(startup).map_err(at("the job can not be handed on", Stage::Startup))?;
+    let job = memory_file(startup).map_err(at("the job cannot be handed on", Stage::Startup))?;
     descriptors.push((job, JOB_FD));
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let data = sys::openat(data.as_fd(), c".", flags.bits(), 0).map_err(at("data/", Stage::Startup))?;
@@ -76,10 +54,15 @@ pub fn begin(
     for (file, n) in claimed.env_files.drain(..).zip(FIRST_ENV_FD..) {
         descriptors.push((file.into(), n));
     }
-    let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|e| at("pipe", Stage::Startup)(e.into()))?;
+    let pipe = |flags| nix::unistd::pipe2(OFlag::O_CLOEXEC | flags).map_err(|e| at("pipe", Stage::Startup)(e.into()));
+    let (reported, write) = pipe(OFlag::O_NONBLOCK)?;
     let high = |fd: &OwnedFd| sys::duplicate_above(fd.as_fd(), OUT_OF_THE_WAY);
     let report = high(&write).map_err(at("pipe", Stage::Startup))?;
     descriptors.push((write, REPORT_FD));
+    let (executed, write) = pipe(OFlag::O_NONBLOCK)?;
+    descriptors.push((write, EXEC_FD));
+    let (read, go) = pipe(OFlag::empty())?; // the child waits for it
+    descriptors.push((read, GO_FD));
     let moved = descriptors.iter().map(|(fd, n)| Ok((high(fd)?, *n))).collect::<io::Result<Vec<_>>>();
     drop(descriptors);
     let slot = slot.to_string();
@@ -93,12 +76,20 @@ pub fn begin(
         program,
         argv,
         env,
-        descriptors: moved.map_err(at("descriptors can not be handed on", Stage::Startup))?,
+        descriptors: moved.map_err(at("descriptors cannot be handed on", Stage::Startup))?,
         report,
     };
     match sys::fork() {
         Ok(Fork::Child) => stage_one::run(&prepared, &mut claimed.key),
-        Ok(Fork::Parent(stage_two)) => Ok(Starting { stage_two, pipe: File::from(read), said: Vec::new() }),
+        Ok(Fork::Parent(stage_two)) => Ok(Starting {
+            stage_two,
+            since: None,
+            child: None,
+            awaits: Awaits::Report,
+            reported: Pipe::new(reported),
+            executed: Pipe::new(executed),
+            go: Some(go),
+        }),
         Err(e) => Err(at("no process could be made (pids limit?)", Stage::Startup)(e)),
     }
 }
@@ -114,7 +105,7 @@ fn open_stream_fifo(ctl: &Dir, name: &str, input: bool) -> io::Result<OwnedFd> {
     let flags = if input { OFlag::O_RDONLY } else { OFlag::O_WRONLY };
     let fd = ctl.open_beneath(name, flags | OFlag::O_NONBLOCK, 0).map_err(|e| match e.raw_os_error() {
         Some(nix::libc::ENXIO) => error(format_args!("the FIFO {name} has no reader"), &e),
-        _ => error(format_args!("the FIFO {name} can not be opened"), &e),
+        _ => error(format_args!("the FIFO {name} cannot be opened"), &e),
     })?;
     let stat = fstat(&fd)?;
     if stat.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFIFO.bits() || stat.st_uid != 0 {
@@ -133,73 +124,163 @@ fn memory_file(startup: &crate::contract::startup::Startup) -> io::Result<OwnedF
     Ok(file.into())
 }
 
-impl Starting {
-    /// The pipe, to wait for.
-    pub fn pipe(&self) -> BorrowedFd<'_> {
-        self.pipe.as_fd()
+/// The end of a pipe that one of a start's processes reports through.
+struct Pipe {
+    file: File,
+    bytes: Vec<u8>,
+}
+
+impl Pipe {
+    fn new(end: OwnedFd) -> Self {
+        Self { file: File::from(end), bytes: Vec::new() }
     }
 
-    /// Reads what is there. `Some` once both processes have closed the pipe: by exec or by their end.
-    pub fn listen(&mut self) -> io::Result<Option<Said>> {
-        let mut bytes = [0; 4096];
-        let n = self.pipe.read(&mut bytes)?;
-        // Nobody but our own code has the other end; the bound only keeps a mistake small.
-        if n > 0 && self.said.len() < 16_384 {
-            self.said.extend(bytes.get(..n).unwrap_or_default());
-            return Ok(None);
+    /// Reads what is there. Whether everybody has closed the other end.
+    fn has_ended(&mut self) -> io::Result<bool> {
+        let mut bytes = [0; report::SIZE];
+        loop {
+            match self.file.read(&mut bytes) {
+                Ok(0) => return Ok(true),
+                // More than one report is wrong, and one byte more says so.
+                Ok(n) if self.bytes.len() <= report::SIZE => {
+                    self.bytes.extend_from_slice(bytes.get(..n).unwrap_or_default());
+                }
+                Ok(_) => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
         }
-        Ok(Some(understand(&self.said)))
     }
 }
 
-/// Takes the messages of stage one (`E`), stage two (`P`, `F`) and the job's process (`F`) apart. The last two may have
-/// written in either order.
-fn understand(mut said: &[u8]) -> Said {
-    let mut result = Said { main: None, failure: None };
-    let number = |bytes: [u8; 4]| i32::from_le_bytes(bytes);
-    loop {
-        match *said {
-            [b'P', a, b, c, d, ref rest @ ..] => {
-                result.main = Some(number([a, b, c, d]));
-                said = rest;
-            }
-            [b'E', step, a, b, c, d, ref rest @ ..] => {
-                let (stage, message) = Step::describe(step);
-                result.failure = Some(failure(stage, number([a, b, c, d]), format_args!("{message}")));
-                said = rest;
-            }
-            [b'F', stage, a, b, c, d, low, high, ref rest @ ..] => {
-                const STAGES: [Stage; 5] =
-                    [Stage::Startup, Stage::Environment, Stage::Privileges, Stage::Stdio, Stage::Exec];
-                let stage = STAGES.get(usize::from(stage)).copied().unwrap_or(Stage::Startup);
-                let length = usize::from(u16::from_le_bytes([low, high])).min(rest.len());
-                let (text, rest) = rest.split_at(length);
-                let message = String::from_utf8_lossy(text);
-                result.failure = Some(failure(stage, number([a, b, c, d]), format_args!("{message}")));
-                said = rest;
-            }
-            _ => return result,
+/// What a start waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Awaits {
+    /// The end of stage two's report.
+    Report,
+    /// The end of stage two.
+    StageTwo,
+    /// The child's exec.
+    Exec,
+}
+
+/// A start under way. The child that waits in it ends when this is dropped.
+pub struct Starting {
+    stage_two: i32,
+    /// When stage two was made, in the kernel's ticks.
+    since: Option<u64>,
+    child: Option<i32>,
+    awaits: Awaits,
+    reported: Pipe,
+    executed: Pipe,
+    go: Option<OwnedFd>,
+}
+
+/// How a start has ended.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Started {
+    /// The child, where there is one that is not reaped.
+    pub child: Option<i32>,
+    /// Why it does not run the job's program; `None`: it does.
+    pub failure: Option<Failure>,
+}
+
+impl Starting {
+    /// The pipe to wait for; where there is none, the end of a child is what comes next.
+    pub fn pipe(&self) -> Option<BorrowedFd<'_>> {
+        match self.awaits {
+            Awaits::Report => Some(self.reported.file.as_fd()),
+            Awaits::StageTwo => None,
+            Awaits::Exec => Some(self.executed.file.as_fd()),
         }
     }
+
+    /// Where a start hangs that has gone so far and no further.
+    pub fn hangs(&self) -> (Stage, &'static str) {
+        match self.awaits {
+            Awaits::Exec => (Stage::Exec, "the exec: does the program's file system answer?"),
+            _ => (Stage::Startup, "its preparation: do the file systems of its directory and its streams answer?"),
+        }
+    }
+
+    /// Takes in what has happened, and goes on as far as that allows. `Some` at the end of the start.
+    pub fn advance(&mut self, job: &Startup, proc: &Proc) -> io::Result<Option<Started>> {
+        if self.since.is_none() {
+            self.since = Some(proc.stat(self.stage_two)?.start);
+        }
+        if self.awaits == Awaits::Report {
+            if !self.reported.has_ended()? {
+                return Ok(None);
+            }
+            self.awaits = Awaits::StageTwo;
+        }
+        if self.awaits == Awaits::StageTwo {
+            let Some(stage_two) = sys::reap(self.stage_two)? else { return Ok(None) };
+            self.stage_two = 0; // the number may be a stranger's from here on
+            let report = Report::parse(&self.reported.bytes);
+            let failed = |failure| Ok(Some(Started { child: None, failure: Some(failure) }));
+            match report {
+                Some(Report { what: What::Child, numbers: [pid, ..], .. }) if stage_two.exit_code == Some(0) => {
+                    let pid = i32::try_from(pid).unwrap_or(0);
+                    if !self.is_waiting_child(proc, pid, job) {
+                        return failed(not_the_child());
+                    }
+                    self.child = Some(pid);
+                }
+                Some(report) => return failed(report.failure(job).unwrap_or_else(cut_off)),
+                None => return failed(cut_off()),
+            }
+            if let Some(go) = self.go.take() {
+                // A child that could not get so far has reported why.
+                let _ = nix::unistd::write(go, b"!");
+            }
+            self.awaits = Awaits::Exec;
+        }
+        if !self.executed.has_ended()? {
+            return Ok(None);
+        }
+        let reported = Report::parse(&self.executed.bytes).and_then(|report| report.failure(job));
+        let failure = match (&reported, self.child) {
+            _ if !self.executed.bytes.is_empty() => Some(reported.unwrap_or_else(cut_off)),
+            // The pipe also ends where the child does. The kernel knows whether it had executed anything by then.
+            (_, Some(pid)) if proc.stat(pid).is_ok_and(|stat| stat.no_exec_yet) => Some(cut_off()),
+            _ => None,
+        };
+        Ok(Some(Started { child: self.child, failure }))
+    }
+
+    /// Whether `pid` is the child that stage two made: glue's own now, since glue is the subreaper of all below it, with the
+    /// job's IDs and no others, and not older than this start.
+    fn is_waiting_child(&self, proc: &Proc, pid: i32, job: &Startup) -> bool {
+        let own = i32::try_from(std::process::id()).unwrap_or(0);
+        let as_made = |stat: Stat| stat.parent == own && self.since.is_some_and(|since| stat.start >= since);
+        pid > 1 && proc.stat(pid).is_ok_and(as_made) && proc.has_ids(pid, job.uid, job.gid).unwrap_or(false)
+    }
+
+    /// Ends what the start has made so far, for the reason given. What is not known of yet ends with the pipe that it waits for.
+    pub fn cut_off(self, proc: &Proc, failure: Failure) -> Started {
+        for pid in [Some(self.stage_two), self.child].into_iter().flatten() {
+            // Neither is reaped, so that the number is its own; 0 is refused.
+            let _ = sys::signal_process(pid, nix::libc::SIGKILL);
+        }
+        // No instruction runs after the signal. Where the exec was faster, the program may have run.
+        let ran = self.go.is_none() && self.child.is_some_and(|pid| proc.stat(pid).is_ok_and(|s| !s.no_exec_yet));
+        Started { child: self.child, failure: (!ran).then_some(failure) }
+    }
+}
+
+/// A start whose processes ended without saying why. EINTR, as of a call that was not completed: another try may do.
+fn cut_off() -> Failure {
+    let message = "the start was cut off before the program ran (out of memory, or killed)";
+    failure(Stage::Startup, nix::libc::EINTR, format_args!("{message}"))
+}
+
+fn not_the_child() -> Failure {
+    let message = "the process that stage two made is not as it was made: nothing was run";
+    failure(Stage::Privileges, nix::libc::EPERM, format_args!("{message}"))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn messages_are_understood() {
-        assert_eq!(understand(b""), Said { main: None, failure: None });
-        assert_eq!(understand(b"P\x07\0\0\0"), Said { main: Some(7), failure: None });
-        let both = understand(b"P\x07\0\0\0F\x04\x02\0\0\0\x0c\0no such file");
-        assert_eq!(both, understand(b"F\x04\x02\0\0\0\x0c\0no such fileP\x07\0\0\0"));
-        assert_eq!(both.main, Some(7));
-        assert_eq!(both.failure, Some(failure(Stage::Exec, 2, format_args!("no such file"))));
-        assert_eq!(both.failure.map(|f| f.errno), Some("ENOENT".to_owned()));
-        let early = understand(&[b'E', Step::Uid as u8, 1, 0, 0, 0]).failure;
-        assert_eq!(early.map(|f| (f.stage, f.errno)), Some((Stage::Privileges, "EPERM".to_owned())));
-        for cut in [&b"P\x07"[..], b"E", b"E\x01", b"F\x04\x02", b"F\x04\0\0\0\0\x01", b"x"] {
-            assert_eq!(understand(cut), Said { main: None, failure: None });
-        }
-    }
-}
+#[path = "start_tests.rs"]
+mod tests;

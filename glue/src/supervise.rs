@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
+use nix::libc::{ECANCELED, ETIMEDOUT};
 use nix::sys::signal::Signal;
 
 use crate::cgroup;
@@ -13,11 +14,19 @@ use crate::contract::record::{Failure, Processes, Stage, Usage, Used};
 use crate::error::errno_of;
 use crate::events::{Event, Events, signal_name};
 use crate::kill::Routine;
+use crate::report::failure;
 use crate::rootfs::{self, Links};
-use crate::start::{self, Said, Starting, failure};
+use crate::start::{self, Started, Starting};
 use crate::sys::{self, Reaped};
 use crate::volume::Dir;
-use crate::{contract::layout, contract::time::wall, log};
+use crate::{contract::layout, contract::time::wall as wall_clock, log};
+
+/// How long a start may take, from stage one to the exec of the job's program: the files that it opens may be on a file system
+/// that does not answer, and an image may be fetched as it is read.
+pub const START_WITHIN: Duration = Duration::from_secs(60);
+
+/// How long a child whose start has failed may take to end by itself.
+const ENDS_WITHIN: Duration = Duration::from_secs(1);
 
 /// What the supervision of every job of a slot needs.
 pub struct Slot<'a> {
@@ -73,7 +82,6 @@ struct Supervision<'a> {
     claimed: &'a mut Claimed,
     end: End,
     main: Option<i32>,
-    stage_two: i32,
     /// When the soft kill was sent, if it was.
     soft_kill: Option<Instant>,
     counting_killed: bool,
@@ -81,7 +89,7 @@ struct Supervision<'a> {
 
 /// Runs one claimed job to its end. `on_start` is told the main process's ID once the program runs.
 pub fn run(slot: &Slot<'_>, claimed: &mut Claimed, on_start: &mut dyn FnMut(i32)) -> io::Result<End> {
-    let now = || (wall(), Instant::now());
+    let now = || (wall_clock(), Instant::now());
     let before = cgroup::read();
     let end = End {
         failure: None,
@@ -96,7 +104,7 @@ pub fn run(slot: &Slot<'_>, claimed: &mut Claimed, on_start: &mut dyn FnMut(i32)
         stop: false,
     };
     let mut links = Links::default();
-    let mut s = Supervision { slot, claimed, end, main: None, stage_two: 0, soft_kill: None, counting_killed: false };
+    let mut s = Supervision { slot, claimed, end, main: None, soft_kill: None, counting_killed: false };
     match s.prepare(&mut links) {
         Err(failed) => s.end.failure = Some(failed),
         Ok(starting) => s.supervise(starting, on_start)?,
@@ -148,77 +156,102 @@ impl Supervision<'_> {
     }
 
     fn supervise(&mut self, starting: Starting, on_start: &mut dyn FnMut(i32)) -> io::Result<()> {
-        self.stage_two = starting.stage_two;
-        let mut starting = Some(starting);
-        let seconds = |s: f64| Duration::from_secs_f64(s);
         let limit = self.claimed.startup.timeout_s;
-        let wall = (limit > 0.0).then(|| Instant::now() + seconds(limit));
-        while self.end.main.is_none() && !(starting.is_none() && self.main.is_none()) {
-            let hard = self.soft_kill.map(|at| at + seconds(self.claimed.startup.grace_s));
-            let deadline = hard.or(wall);
-            let pipe = starting.as_ref().map(Starting::pipe);
-            match self.slot.events.next(true, pipe, deadline)? {
-                Event::Pipe => {
-                    let Some(said) = starting.as_mut().map(Starting::listen).transpose()?.flatten() else { continue };
-                    starting = None;
-                    self.take_in(said, on_start);
-                    self.reap();
+        let wall = (limit > 0.0).then(|| Instant::now() + Duration::from_secs_f64(limit));
+        let (Started { child, failure }, ended) = self.await_exec(starting, wall)?;
+        self.main = child;
+        self.end.failure = failure;
+        if let (Some(pid), None) = (child, &self.end.failure) {
+            self.end.started = Some((wall_clock(), Instant::now()));
+            on_start(pid);
+            if let Some(why) = ended {
+                self.soft_kill(why);
+            }
+        }
+        self.reap(); // what ended while only the start was looked at
+        self.await_end(wall)
+    }
+
+    /// Follows a start to its end, which a stop, the wall limit and a deadline of its own can bring. Besides what came of it:
+    /// who ends a program that runs all the same.
+    fn await_exec(&mut self, mut starting: Starting, wall: Option<Instant>) -> io::Result<(Started, Option<Ended>)> {
+        let (events, proc) = (self.slot.events, self.slot.routine.proc);
+        let last = Instant::now() + START_WITHIN;
+        let deadline = wall.map_or(last, |wall| wall.min(last));
+        let mut given_up: Option<(Failure, Option<Ended>)> = None;
+        loop {
+            match starting.advance(&self.claimed.startup, proc) {
+                Ok(Some(started)) => return Ok((started, given_up.and_then(|(_, ended)| ended))),
+                Ok(None) => {}
+                Err(e) => {
+                    let message = format_args!("the start cannot be followed: {e}");
+                    given_up = Some((failure(Stage::Startup, errno_of(&e), message), None));
                 }
-                // Nothing is reaped before the pipe has ended: until then stage two's number must stay its own.
-                Event::Child if starting.is_none() => self.reap(),
-                Event::Child | Event::Bell => {}
+            }
+            // Only now: the program may have come to run just before its start was given up.
+            if let Some((failure, ended)) = given_up {
+                self.end.ended = ended;
+                return Ok((starting.cut_off(proc, failure), ended.or(Some(Ended::Stopped))));
+            }
+            let not_run = |why| failure(Stage::Startup, ECANCELED, format_args!("{why} before the program ran"));
+            given_up = match events.next(true, starting.pipe(), Some(deadline))? {
+                Event::Pipe | Event::Child | Event::Bell => None,
                 Event::Stop(signal) => {
                     log::line(format_args!("told to stop by {}", signal_name(signal)));
                     self.end.stop = true;
-                    self.soft_kill(Ended::Stopped);
+                    Some((not_run("told to stop"), Some(Ended::Stopped)))
                 }
-                Event::Deadline if hard.is_some() => return Ok(()), // the kill routine follows
+                Event::Deadline if wall == Some(deadline) => {
+                    Some((not_run("the wall limit passed"), Some(Ended::TimedOut)))
+                }
+                Event::Deadline => {
+                    let (stage, what) = starting.hangs();
+                    let within = START_WITHIN.as_secs();
+                    let message = format_args!("the program did not run within {within} s: the start hangs in {what}");
+                    Some((failure(stage, ETIMEDOUT, message), None))
+                }
+            };
+        }
+    }
+
+    /// Follows the main process to its end. A child that did not come to run the job's program is about to end.
+    fn await_end(&mut self, wall: Option<Instant>) -> io::Result<()> {
+        let failed = self.end.failure.is_some();
+        let over = failed.then(|| Instant::now() + ENDS_WITHIN);
+        while let (Some(_), None) = (self.main, &self.end.main) {
+            let hard = self.soft_kill.map(|at| at + Duration::from_secs_f64(self.claimed.startup.grace_s));
+            match self.slot.events.next(true, None, over.or(hard).or(wall))? {
+                Event::Child => self.reap(),
+                Event::Bell | Event::Pipe => {}
+                Event::Stop(signal) => {
+                    log::line(format_args!("told to stop by {}", signal_name(signal)));
+                    self.end.stop = true;
+                    if !failed {
+                        self.soft_kill(Ended::Stopped);
+                    }
+                }
+                Event::Deadline if failed || hard.is_some() => return Ok(()), // the kill routine follows
                 Event::Deadline => self.soft_kill(Ended::TimedOut),
             }
         }
         Ok(())
     }
 
-    /// The pipe has ended: either the job's program runs, or it is known why not.
-    fn take_in(&mut self, said: Said, on_start: &mut dyn FnMut(i32)) {
-        self.main = said.main.filter(|pid| sys::is_own_child(*pid));
-        self.end.failure = said.failure;
-        if self.end.failure.is_none() {
-            match self.main {
-                Some(pid) => {
-                    self.end.started = Some((wall(), Instant::now()));
-                    on_start(pid);
-                    if self.soft_kill.is_some() {
-                        let _ = sys::signal_process(pid, Signal::SIGTERM as i32);
-                    }
-                }
-                None => {
-                    let message = "the start was cut off before the program ran (out of memory, or killed)";
-                    self.end.failure = Some(failure(Stage::Startup, nix::libc::EINTR, format_args!("{message}")));
-                }
-            }
-        }
-    }
-
-    /// TERM to the main process, or KILL to a start that has no main process yet; then grace.
+    /// TERM to the main process; then grace.
     fn soft_kill(&mut self, why: Ended) {
         if self.soft_kill.is_some() {
             return;
         }
         self.soft_kill = Some(Instant::now());
         self.end.ended = Some(why);
-        let _ = match self.main {
-            Some(pid) => sys::signal_process(pid, Signal::SIGTERM as i32),
-            None => sys::signal_process(self.stage_two, Signal::SIGKILL as i32),
-        };
+        if let Some(pid) = self.main {
+            let _ = sys::signal_process(pid, Signal::SIGTERM as i32);
+        }
     }
 
     /// Takes in every child that has ended.
     fn reap(&mut self) {
         while let Ok(Some(reaped)) = sys::reap(-1) {
-            if reaped.pid == self.stage_two {
-                continue;
-            }
             let used = used(&reaped.usage);
             add(&mut self.end.usage.tree, &used);
             self.end.processes.reaped += 1;
@@ -226,7 +259,7 @@ impl Supervision<'_> {
                 self.end.processes.left_over_killed += 1;
             }
             if Some(reaped.pid) == self.main {
-                self.end.over = (wall(), Instant::now());
+                self.end.over = (wall_clock(), Instant::now());
                 self.end.usage.main = used;
                 self.end.main = Some(reaped);
             }
@@ -242,10 +275,6 @@ impl Supervision<'_> {
         }
         self.counting_killed = true;
         let deadline = Instant::now() + Duration::from_secs_f64(self.claimed.startup.kill_s);
-        // Only while it is not reaped: afterwards its number may be a stranger's.
-        if sys::is_own_child(self.stage_two) {
-            let _ = sys::signal_process(self.stage_two, Signal::SIGKILL as i32);
-        }
         let mut unkilled = self.slot.routine.run(deadline)?;
         // The kernel may still be busy with taking apart what was killed.
         loop {

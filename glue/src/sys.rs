@@ -5,9 +5,12 @@
 
 use std::ffi::{CStr, CString, c_char};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::libc;
+
+/// `PROC_SUPER_MAGIC` of statfs(2).
+pub const PROC_MAGIC: i64 = 0x9fa0;
 
 /// The result of a system call that answers -1 for an error.
 fn checked(result: libc::c_long) -> io::Result<libc::c_long> {
@@ -68,21 +71,12 @@ pub enum Fork {
 }
 
 /// `fork(2)`. Glue has one thread, so the child may do whatever the parent may.
+///
+/// The C library's own, not a bare `clone(2)`: musl keeps the thread's ID, and after a bare clone `abort()` and `raise()` in
+/// the child would send their signal to the parent.
 pub fn fork() -> io::Result<Fork> {
-    clone(0)
-}
-
-/// `clone(2)` with CLONE_PARENT: like fork, but the new process is a sibling of the caller, so a child of its parent.
-pub fn fork_as_sibling() -> io::Result<Fork> {
-    clone(libc::CLONE_PARENT)
-}
-
-fn clone(flags: i32) -> io::Result<Fork> {
-    let flags = (flags | libc::SIGCHLD) as libc::c_ulong;
-    // SAFETY: without CLONE_VM the child has its own copy of the memory and goes on on the same stack addresses, as with
-    // fork. The callers have one thread: no lock can be held by another one, which the child would not have.
-    let result = unsafe { libc::syscall(libc::SYS_clone, flags, 0usize, 0usize, 0usize, 0usize) };
-    match checked(result)? {
+    // SAFETY: the callers have one thread: no lock can be held by another one, which the child would not have.
+    match checked(libc::c_long::from(unsafe { libc::fork() }))? {
         0 => Ok(Fork::Child),
         pid => Ok(Fork::Parent(pid as i32)),
     }
@@ -224,15 +218,6 @@ pub fn look_at_child(pid: i32) -> io::Result<Child> {
     })
 }
 
-/// Whether `pid` is a child of this process, running or ended and not yet reaped.
-pub fn is_own_child(pid: i32) -> bool {
-    // SAFETY: siginfo is plain data, for which all zeroes is a value.
-    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-    let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
-    // SAFETY: the pointer is to a local that lives through the call.
-    pid > 0 && unsafe { libc::waitid(libc::P_PID, pid as libc::id_t, &raw mut info, options) } == 0
-}
-
 /// The kernel's own signal set: bit n-1 is signal n. The C library's would leave out the three that it reserves.
 const EVERY_SIGNAL: u64 = u64::MAX;
 const KERNEL_SET_SIZE: usize = 8;
@@ -312,6 +297,11 @@ pub fn become_subreaper() -> io::Result<()> {
 /// Whether others with the same IDs may trace this process, read its memory and its /proc entries (PR_SET_DUMPABLE).
 pub fn set_dumpable(dumpable: bool) -> io::Result<()> {
     prctl(libc::PR_SET_DUMPABLE, libc::c_ulong::from(dumpable), 0).map(drop)
+}
+
+/// Whether others with the same IDs may trace this process, read its memory and its /proc entries (PR_GET_DUMPABLE).
+pub fn is_dumpable() -> io::Result<bool> {
+    Ok(prctl(libc::PR_GET_DUMPABLE, 0, 0)? == 1)
 }
 
 /// No execve from here on can gain privileges (PR_SET_NO_NEW_PRIVS).
@@ -499,28 +489,65 @@ pub fn set_blocking(fd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// Closes every descriptor from `first` to `last`, or only marks them close-on-exec.
+/// Closes every descriptor from `first` to `last`, or only marks them close-on-exec. Allocates nothing.
 ///
 /// Only for processes that are about to exec or exit: it closes what others may think they own.
-pub fn close_range(first: RawFd, last: RawFd, only_mark: bool) {
+pub fn close_range(first: RawFd, last: RawFd, only_mark: bool) -> io::Result<()> {
     let flags = if only_mark { libc::CLOSE_RANGE_CLOEXEC } else { 0 };
     // SAFETY: the call takes numbers only; the caller runs nothing afterwards that relies on one of these descriptors.
     if unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) } == 0 {
-        return;
+        return Ok(());
     }
-    // Before Linux 5.9 (5.11 for marking): one by one, as far as descriptors can go.
-    let mut limit = [0u64; 2];
-    // SAFETY: struct rlimit64 is two 64-bit numbers; the array lives through the call, and no new limit is given.
-    unsafe { libc::syscall(libc::SYS_prlimit64, 0, libc::RLIMIT_NOFILE, 0usize, limit.as_mut_ptr()) };
-    let most = limit[0].clamp(256, 1 << 20) as RawFd;
-    for fd in first..=last.min(most) {
-        // SAFETY: as above.
-        unsafe {
-            if only_mark {
-                libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC);
-            } else {
-                libc::close(fd);
+    // Before Linux 5.9 (5.11 for marking), or under a filter that does not know the call.
+    close_listed(first, last, only_mark)
+}
+
+/// The fallback of [`close_range`]: what `/proc/self/fd` lists. A limit on descriptors says nothing of those above it that were
+/// open before it was lowered.
+fn close_listed(first: RawFd, last: RawFd, only_mark: bool) -> io::Result<()> {
+    let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
+    let list = openat(nix::fcntl::AT_FDCWD, c"/proc/self/fd", flags, 0)?;
+    if file_system_type(list.as_fd())? != PROC_MAGIC {
+        return Err(io::Error::from_raw_os_error(libc::ENOTDIR));
+    }
+    loop {
+        // SAFETY: the call takes numbers only.
+        checked(unsafe { libc::syscall(libc::SYS_lseek, list.as_raw_fd(), 0, libc::SEEK_SET) })?;
+        let mut found = false;
+        let mut entries = [0u64; 128];
+        loop {
+            let (to, size) = (entries.as_mut_ptr(), std::mem::size_of_val(&entries));
+            // SAFETY: pointer and size are of one local array, which is aligned for struct linux_dirent64.
+            let n = checked(unsafe { libc::syscall(libc::SYS_getdents64, list.as_raw_fd(), to, size) })? as usize;
+            // SAFETY: any bytes are u8; the slice is within the array, which the kernel has filled that far.
+            let mut rest = unsafe { std::slice::from_raw_parts(entries.as_ptr().cast::<u8>(), n.min(size)) };
+            if rest.is_empty() {
+                break;
             }
+            // struct linux_dirent64: its own length at 16, the name from 19.
+            while let Some([low, high]) = rest.get(16..18) {
+                let length = usize::from(u16::from_le_bytes([*low, *high])).max(19).min(rest.len());
+                let (entry, more) = rest.split_at(length);
+                rest = more;
+                let name = entry.get(19..).and_then(|name| name.split(|b| *b == 0).next()).unwrap_or_default();
+                let number = std::str::from_utf8(name).ok().and_then(|name| name.parse::<RawFd>().ok());
+                let Some(fd) = number.filter(|n| (first..=last).contains(n) && *n != list.as_raw_fd()) else {
+                    continue;
+                };
+                found = true;
+                // SAFETY: as for `close_range`; the list itself, which is in use, is left out.
+                unsafe {
+                    if only_mark {
+                        libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC);
+                    } else {
+                        libc::close(fd);
+                    }
+                }
+            }
+        }
+        // What is closed may move what has not been listed yet.
+        if only_mark || !found {
+            return Ok(());
         }
     }
 }

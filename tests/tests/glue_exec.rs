@@ -12,11 +12,11 @@ fn each_reason_why_a_program_can_not_run_has_its_own_message() {
     for (program, errno, reason) in [
         ("/bad/no-shebang", "ENOEXEC", "no shebang line"),
         ("/bad/aarch64", "ENOEXEC", arch),
-        ("/bad/missing-interpreter", "ENOENT", "interpreter /nowhere/interpreter does not exist"),
+        ("/bad/missing-interpreter", "ENOENT", "the interpreter that its first line names does not exist"),
         ("/bad/crlf-interpreter", "ENOENT", "lines end in CR LF"),
         ("/bad/interpreter-not-executable", "EACCES", ""),
         ("/bad/interpreter-is-directory", "EACCES", ""),
-        ("/bad/missing-loader", "ENOENT", "loader /lib/ld-nowhere.so.1 does not exist"),
+        ("/bad/missing-loader", "ENOENT", "its loader does not exist"),
         ("/bad/directory", "EACCES", "is a directory"),
         ("/bad/not-executable", "EACCES", "no execute bit"),
         ("/bad/closed/busybox", "EACCES", "/bad/closed/busybox"),

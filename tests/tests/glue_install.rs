@@ -21,7 +21,7 @@ fn about(path: &Path) -> (u32, u32, u32) {
 
 fn is_installed(slot: &Slot) {
     assert_eq!(about(&slot.bin()), (0, 0, 0o755));
-    assert_eq!(about(&slot.bin().join("glue")), (0, 0, 0o555));
+    assert_eq!(about(&slot.bin().join("glue")), (0, 0, 0o511));
     assert_eq!(about(&slot.ctl()), (0, 0, 0o700));
     assert_eq!(about(&slot.data()), (0, 0, 0o755));
     assert_eq!(about(&slot.work()), (20_000, 20_000, 0o700));

@@ -132,7 +132,7 @@ fn private_volume(private: &Path) -> Line {
 fn program() -> Line {
     let found = fs::metadata(layout::GLUE).map_err(|e| format!("{}: {e}", layout::GLUE)).and_then(|metadata| {
         match metadata.mode() & 0o7777 {
-            0o555 if metadata.uid() == 0 => Ok(layout::GLUE.to_owned()),
+            layout::GLUE_MODE if metadata.uid() == 0 => Ok(layout::GLUE.to_owned()),
             mode => Err(format!("{} has mode {mode:o} and owner {}", layout::GLUE, metadata.uid())),
         }
     });

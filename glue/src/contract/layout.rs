@@ -4,8 +4,11 @@
 pub const SHARED: &str = "/shared";
 /// Read-only volume with the glue binary.
 pub const BIN: &str = "/shared/bin";
-/// The glue binary, mode 0555, owner root.
+/// The glue binary, mode [`GLUE_MODE`], owner root.
 pub const GLUE: &str = "/shared/bin/glue";
+/// Mode of the glue binary. Nobody but root can read it: the kernel makes a process that executes what it may not read
+/// undumpable, so that stage two, which has the payload's UID, cannot be traced from its first instruction on.
+pub const GLUE_MODE: u32 = 0o511;
 /// Name of the glue binary within [`BIN`].
 pub const GLUE_NAME: &str = "glue";
 

@@ -42,7 +42,7 @@ fn the_volumes_are_roots_and_the_token_the_pilots() {
     assert_eq!(look("/shared/slot/0/ctl"), "0:0 700");
     assert_eq!(look("/shared/slot/0/data"), "0:0 755");
     assert_eq!(look("/shared/slot/0/data/work"), "20000:20000 700");
-    assert_eq!(look("/shared/bin/glue"), "0:0 555");
+    assert_eq!(look("/shared/bin/glue"), "0:0 511");
     // The kubelet makes it 0600 where all containers have the same runAsUser, whatever defaultMode says.
     let token = look("/var/run/secrets/kubernetes.io/serviceaccount/token");
     assert!(["0:0 400", "0:0 600"].contains(&token.as_str()), "{token}");

@@ -4,10 +4,12 @@
 //! shell meets an image that may have none, so the rule is: what is accepted means exactly what `sh` would have made
 //! of it, and all else is an error.
 
+mod problem;
 mod shell;
 #[cfg(test)]
 mod tests;
 
+pub use problem::Problem;
 pub use shell::apply_sh;
 
 /// Variables of the container that describe root and are never inherited by a job.
@@ -67,13 +69,16 @@ pub struct SyntaxError {
     pub line: usize,
     /// Byte within the line or entry, from 1.
     pub column: usize,
-    /// What is wrong, and what to write instead. Never the text of the file, which may be a secret.
-    pub message: String,
+    /// What is wrong.
+    pub problem: Problem,
+    /// The byte that is in the way, where the problem is one byte; else 0.
+    pub byte: u8,
 }
 
 impl core::fmt::Display for SyntaxError {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        write!(f, "line {}, column {}: {}", self.line, self.column, self.message)
+        write!(f, "line {}, column {}: ", self.line, self.column)?;
+        self.problem.write(self.byte, f)
     }
 }
 
@@ -82,6 +87,10 @@ impl core::error::Error for SyntaxError {}
 /// Most assignments and expansions of one file. Together with the bound on the environment's size, which the kernel
 /// sets, it keeps the time for one file far below a second.
 const STEPS_MAX: usize = 16_384;
+/// Most levels of `${A:-${B:-...}}`.
+const NESTING_MAX: usize = 16;
+/// Most bytes that the values of one file may come to: `A=$A$A` doubles with each line.
+const EXPANDED_MAX: usize = 1 << 20;
 
 /// Applies a file of NAME=value entries that are separated by NUL bytes; the last NUL may be missing. Nothing in an
 /// entry is special. An entry without a name or without '=' is refused, with its number as the line.
@@ -93,16 +102,15 @@ pub fn apply_nul(env: &mut Environment, text: &[u8]) -> Result<(), SyntaxError> 
         return Ok(());
     }
     for (n, entry) in text.split(|b| *b == 0).enumerate() {
-        let refuse =
-            |message: &str| Err(SyntaxError { line: n.saturating_add(1), column: 1, message: message.to_owned() });
+        let refuse = |problem| Err(SyntaxError { line: n.saturating_add(1), column: 1, problem, byte: 0 });
         if n >= STEPS_MAX {
-            return refuse(&format!("more than {STEPS_MAX} entries"));
+            return refuse(Problem::TooMany);
         }
         let mut halves = entry.splitn(2, |b| *b == b'=');
         match (halves.next(), halves.next()) {
-            (Some([]), Some(_)) => return refuse("the entry has no name before its '='"),
+            (Some([]), Some(_)) => return refuse(Problem::EntryWithoutName),
             (Some(name), Some(value)) => env.set(name, value),
-            _ => return refuse("the entry has no '='; entries are NAME=value, and each ends with one NUL byte"),
+            _ => return refuse(Problem::EntryWithoutEquals),
         }
     }
     Ok(())

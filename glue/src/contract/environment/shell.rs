@@ -4,12 +4,7 @@
 //! the C locale or one of UTF-8. What they read alike is accepted, what they do not is refused, and so is what would
 //! run a command. `tests/tests/environment_differential.rs` holds the three against this file.
 
-use super::{Environment, STEPS_MAX, SyntaxError};
-
-/// Most levels of `${A:-${B:-...}}`.
-const NESTING_MAX: usize = 16;
-/// Most bytes that the values of one file may come to: `A=$A$A` doubles with each line.
-const EXPANDED_MAX: usize = 1 << 20;
+use super::{EXPANDED_MAX, Environment, NESTING_MAX, Problem, STEPS_MAX, SyntaxError};
 
 /// Variables that some shell computes, keeps read-only, changes by itself, or obeys while it reads. Besides these, all
 /// that begin with BASH, but for BASH_ENV.
@@ -44,27 +39,26 @@ pub fn apply_sh(env: &mut Environment, text: &[u8]) -> Result<(), SyntaxError> {
         set_here: Vec::new(),
         export: false,
     };
-    reader.file().map_err(|refusal| {
-        let before = text.get(..refusal.at).unwrap_or_default();
+    reader.file().map_err(|Refusal { at, problem, byte }| {
+        let before = text.get(..at).unwrap_or_default();
         let line = before.iter().filter(|b| **b == b'\n').count();
         let column = before.iter().rev().take_while(|b| **b != b'\n').count();
-        SyntaxError { line: line.saturating_add(1), column: column.saturating_add(1), message: refusal.message }
+        SyntaxError { line: line.saturating_add(1), column: column.saturating_add(1), problem, byte }
     })
 }
 
 struct Refusal {
     at: usize,
-    message: String,
+    problem: Problem,
+    byte: u8,
 }
 
-#[cold]
-#[inline(never)]
-fn refusal(at: usize, message: &str) -> Refusal {
-    Refusal { at, message: message.to_owned() }
+fn refuse<T>(at: usize, problem: Problem) -> Result<T, Refusal> {
+    Err(Refusal { at, problem, byte: 0 })
 }
 
-fn refuse<T>(at: usize, message: &str) -> Result<T, Refusal> {
-    Err(refusal(at, message))
+fn refuse_byte<T>(at: usize, problem: Problem, byte: u8) -> Result<T, Refusal> {
+    Err(Refusal { at, problem, byte })
 }
 
 /// What surrounds the bytes that are being read, and so decides which of them are special.
@@ -115,16 +109,15 @@ impl<'a> Reader<'a> {
     /// Refuses, in comments too, the bytes that are a sign of another kind of file, or that not every locale and not
     /// every shell takes as it is.
     fn check_bytes(&self) -> Result<(), Refusal> {
-        const NUL: &str = "; the format \"nul\" can carry it";
         if let Some(at) = self.text.iter().position(|b| b.is_ascii_control() && !matches!(b, b'\t' | b'\n')) {
             return match self.text.get(at) {
-                Some(b'\r') => refuse(at, "carriage return: the file has the line ends of DOS; convert it (dos2unix)"),
-                Some(0) => refuse(at, "NUL byte: is this a file of the format \"nul\"?"),
-                other => refuse(at, &format!("control character {:#04x}{NUL}", other.copied().unwrap_or_default())),
+                Some(b'\r') => refuse(at, Problem::CarriageReturn),
+                Some(0) => refuse(at, Problem::NulByte),
+                other => refuse_byte(at, Problem::ControlCharacter, other.copied().unwrap_or_default()),
             };
         }
         if let Err(error) = core::str::from_utf8(self.text) {
-            return refuse(error.valid_up_to(), &format!("byte that is not UTF-8{NUL}"));
+            return refuse(error.valid_up_to(), Problem::NotUtf8);
         }
         Ok(())
     }
@@ -138,7 +131,7 @@ impl<'a> Reader<'a> {
             self.skip(6);
             self.skip_blanks();
             if matches!(self.peek(), None | Some(b'\n' | b';' | b'#')) {
-                return refuse(start, "export without NAME or NAME=value");
+                return refuse(start, Problem::ExportAlone);
             }
         }
         loop {
@@ -159,22 +152,19 @@ impl<'a> Reader<'a> {
         let start = self.at;
         let name = self.name();
         if name.is_empty() {
-            return refuse(start, "only NAME=value, export NAME=value, comments and blank lines are understood");
+            return refuse(start, Problem::NotUnderstood);
         }
         match self.peek() {
             Some(b'=') => {}
             // Under `set -a` it changes nothing, as long as the shell has no value of its own for the name.
             None | Some(b' ' | b'\t' | b'\n' | b';') if self.export => return self.readable(name, start),
-            Some(b'+') => return refuse(self.at, "NAME+=value is not in every sh; write NAME=\"${NAME}value\""),
-            Some(b'[') => return refuse(self.at, "arrays cannot be in an environment"),
-            _ if self.export => return refuse(self.at, "no NAME or NAME=value after export"),
-            _ => return refuse(start, "not an assignment; commands are not run, and '=' stands right after the name"),
+            Some(b'+') => return refuse(self.at, Problem::Append),
+            Some(b'[') => return refuse(self.at, Problem::Array),
+            _ if self.export => return refuse(self.at, Problem::NoNameAfterExport),
+            _ => return refuse(start, Problem::NotAnAssignment),
         }
         if owned(name) {
-            return refuse(
-                start,
-                "a shell sets or obeys this variable itself; give it in \"env\" or the format \"nul\"",
-            );
+            return refuse(start, Problem::Owned);
         }
         self.skip(1);
         self.step(start)?;
@@ -193,8 +183,8 @@ impl<'a> Reader<'a> {
             let Some(byte) = self.peek() else {
                 return match within {
                     Plain => Ok(()),
-                    Double => refuse(opened, "this double quote is never closed"),
-                    Brace | BraceInDouble => refuse(opened, "this ${ is never closed"),
+                    Double => refuse(opened, Problem::OpenDoubleQuote),
+                    Brace | BraceInDouble => refuse(opened, Problem::OpenBrace),
                 };
             };
             match (byte, within) {
@@ -205,27 +195,24 @@ impl<'a> Reader<'a> {
                 }
                 (b'\\', _) => self.backslash(within, live)?,
                 (b'$', _) => self.dollar(within, live)?,
-                (b'`', _) => return refuse(at, "command substitution; for a backquote itself write \\`"),
+                (b'`', _) => return refuse(at, Problem::Backquote),
                 (b'\'', Plain | Brace) => self.single_quotes(live)?,
                 (b'"', Plain | Brace) => {
                     self.skip(1);
                     self.word(Double, live, at)?;
                 }
                 (b'"' | b'\'' | b'{' | b'~' | b'<' | b'>' | b'(' | b')', BraceInDouble) => {
-                    return refuse(at, "shells differ on this within \"${NAME:-word}\"; write ${NAME:-\"word\"}");
+                    return refuse(at, Problem::DiffersInDouble);
                 }
-                (b'\n', Brace | BraceInDouble) => return refuse(opened, "this ${ is not closed on its line"),
+                (b'\n', Brace | BraceInDouble) => return refuse(opened, Problem::OpenBraceOnLine),
                 (b'~', Plain | Brace) if within == Brace || !self.is_plain_tilde() => {
-                    return refuse(at, "tilde that sh might expand; write $HOME, or quote it: '~'");
+                    return refuse(at, Problem::Tilde);
                 }
                 (b'{', Plain) if self.export => {
-                    return refuse(at, "brace that bash expands after export; quote it: '{'");
+                    return refuse(at, Problem::BraceAfterExport);
                 }
                 (b'&' | b'|' | b'<' | b'>' | b'(' | b')', Plain | Brace) | (b';' | b'#' | b'{', Brace) => {
-                    return refuse(
-                        at,
-                        &format!("'{}' outside of quotes; to have it in the value, quote it", char::from(byte)),
-                    );
+                    return refuse_byte(at, Problem::Unquoted, byte);
                 }
                 _ => {
                     self.skip(1);
@@ -246,7 +233,7 @@ impl<'a> Reader<'a> {
         let at = self.at;
         self.skip(1);
         let Some(length) = self.rest().iter().position(|b| *b == b'\'') else {
-            return refuse(at, "this single quote is never closed");
+            return refuse(at, Problem::OpenSingleQuote);
         };
         let quoted = self.rest().get(..length).unwrap_or_default();
         self.skip(length.saturating_add(1));
@@ -257,15 +244,13 @@ impl<'a> Reader<'a> {
         let at = self.at;
         self.skip(1);
         match (self.peek(), within) {
-            (None, _) => refuse(at, "backslash at the end of the file"),
-            (Some(b'\n'), Brace | BraceInDouble) => refuse(at, "line continuation within ${NAME:-word}"),
+            (None, _) => refuse(at, Problem::BackslashAtEnd),
+            (Some(b'\n'), Brace | BraceInDouble) => refuse(at, Problem::ContinuedInBrace),
             (Some(b'\n'), _) => {
                 self.skip(1);
                 Ok(())
             }
-            (Some(b'}'), Double) if self.nesting > 0 => {
-                refuse(at, "shells differ on \\} in double quotes within ${NAME:-word}; write '}'")
-            }
+            (Some(b'}'), Double) if self.nesting > 0 => refuse(at, Problem::EscapedBrace),
             (Some(byte), Plain | Brace)
             | (Some(byte @ (b'$' | b'`' | b'"' | b'\\')), Double | BraceInDouble)
             | (Some(byte @ b'}'), BraceInDouble) => {
@@ -287,16 +272,16 @@ impl<'a> Reader<'a> {
             (Some(byte), _) if byte.is_ascii_alphabetic() || byte == b'_' => {
                 let name = self.name();
                 if self.rest().starts_with(b"\\\n") {
-                    return refuse(self.at, "line continuation right after $NAME; write ${NAME}");
+                    return refuse(self.at, Problem::ContinuedAfterName);
                 }
                 self.expand(name, within, live, at).map(drop)
             }
-            (Some(b'('), _) => refuse(at, "command substitution or arithmetic; for the text itself write \\$("),
+            (Some(b'('), _) => refuse(at, Problem::Substitution),
             // A dollar sign that cannot start an expansion in any shell is itself.
             (None | Some(b' ' | b'\t' | b'\n' | b';'), Plain)
             | (Some(b'"' | b' ' | b'\t' | b'\n'), Double)
             | (Some(b'%' | b'+' | b',' | b'.' | b'/' | b':' | b'=' | b'^'), _) => self.push(b"$", Double, live, at),
-            _ => refuse(at, "only $NAME, ${NAME} and ${NAME:-word} are expanded; for a dollar sign itself write \\$"),
+            _ => refuse(at, Problem::OtherExpansion),
         }
     }
 
@@ -308,11 +293,11 @@ impl<'a> Reader<'a> {
             return self.expand(name, within, live, at).map(drop);
         }
         if name.is_empty() || !self.rest().starts_with(b":-") {
-            return refuse(at, "of ${...} only ${NAME} and ${NAME:-word} are understood");
+            return refuse(at, Problem::OtherBraces);
         }
         self.skip(2);
         if self.nesting >= NESTING_MAX {
-            return refuse(at, &format!("more than {NESTING_MAX} levels of ${{NAME:-word}}"));
+            return refuse(at, Problem::TooDeep);
         }
         let empty = self.expand(name, within, live, at)?;
         self.nesting = self.nesting.saturating_add(1);
@@ -334,13 +319,13 @@ impl<'a> Reader<'a> {
     /// Refuses to read a variable that has not the same value in every shell.
     fn readable(&self, name: &[u8], at: usize) -> Result<(), Refusal> {
         if self.set_here.contains(&name) {
-            return refuse(at, "shells differ on a variable that is set on the same line; use two lines");
+            return refuse(at, Problem::SetOnLine);
         }
         if owned(name) || among(PROMPTS, name) {
-            return refuse(at, "the value of this variable is the shell's own");
+            return refuse(at, Problem::OwnedValue);
         }
         if among(FILLED_IN, name) && self.env.get(name).is_none() {
-            return refuse(at, "this variable is not set, and some shells would give it a value; set it first");
+            return refuse(at, Problem::FilledIn);
         }
         Ok(())
     }
@@ -351,11 +336,11 @@ impl<'a> Reader<'a> {
         }
         let bare = self.export && matches!(within, Plain | Brace);
         if bare && bytes.iter().any(|b| matches!(b, b' ' | b'\t' | b'\n' | b'*' | b'?' | b'[' | b'\\')) {
-            return refuse(at, "after export some shells split this at blanks or take it for a file pattern; quote it");
+            return refuse(at, Problem::SplitAfterExport);
         }
         self.expanded = self.expanded.saturating_add(bytes.len());
         if self.expanded > EXPANDED_MAX {
-            return refuse(at, &format!("the values of this file come to more than {EXPANDED_MAX} bytes"));
+            return refuse(at, Problem::TooLarge);
         }
         self.value.extend_from_slice(bytes);
         Ok(())
@@ -364,7 +349,7 @@ impl<'a> Reader<'a> {
     fn step(&mut self, at: usize) -> Result<(), Refusal> {
         self.steps = self.steps.saturating_add(1);
         if self.steps > STEPS_MAX {
-            return refuse(at, &format!("more than {STEPS_MAX} assignments and expansions in one file"));
+            return refuse(at, Problem::TooMany);
         }
         Ok(())
     }

@@ -19,7 +19,7 @@ pub fn trace(pid: u64) -> Result<i32, String> {
     let pid = i32::try_from(pid).ok().filter(|pid| *pid > 1).ok_or("a process other than the first")?;
     let told = |result: io::Result<()>| result.map_or_else(|e| e.to_string(), |()| "worked".into());
     // Attaching last: what is attached to is stopped.
-    let (memory, descriptor) = (told(sys::read_memory(pid)), told(sys::take_descriptor(pid, 0)));
+    let (memory, descriptor) = (told(sys::read_memory(pid)), told(sys::take_descriptor(pid, 0).map(drop)));
     say(&json!({"pid": pid, "memory": memory, "descriptor": descriptor, "attach": told(sys::ptrace_attach(pid))}));
     Ok(0)
 }

@@ -8,6 +8,7 @@
 #![cfg_attr(not(test), no_main)]
 
 mod attack;
+mod catch;
 mod ipc;
 mod look;
 mod swarm;
@@ -23,9 +24,9 @@ const USAGE: &str = "usage: probe COMMAND
 what it sees      status, fds, env, args ..., cwd, limits, umask, ipc-list
 what it computes  hello, primes N, echo-stdin, cpu SECONDS, memory MIB SECONDS
 how it ends       exit N, signal N, sleep SECONDS, ignore-term SECONDS, term-exit CODE, sigchld-ignored
-files             write-file PATH TEXT, read-file PATH, connect PATH, ipc
+files             write-file PATH TEXT, read-file PATH, connect PATH, ipc, lease PATH
 what it leaves    daemons N, headless, orphans N [MILLISECONDS], bomb N
-attacks           forge, trace PID, and only with --i-am-in-a-container: kill-loop [N], stop-everything [N]
+attacks           forge, trace PID, mark PATH SECONDS, catch-first ROUNDS, catch-all-along look|signal|hold, and only with --i-am-in-a-container: kill-loop [N], stop-everything [N]
 as `glue`         a false glue, for an image that shadows ours";
 
 /// Called by the C library's start code through [`sys`].
@@ -78,6 +79,10 @@ fn command(words: &[String], raw: &[OsString]) -> Result<i32, String> {
         "kill-loop" => swarm::kill_loop(words),
         "stop-everything" => swarm::stop_everything(words),
         "forge" => attack::forge(),
+        "lease" => work::lease(text(words, 1)?),
+        "mark" => catch::mark(text(words, 1)?, seconds(words, 2)?),
+        "catch-first" => catch::first_instruction(number(words, 1)?),
+        "catch-all-along" => catch::all_along(text(words, 1)?),
         "trace" => attack::trace(number(words, 1)?),
         _ => Err(USAGE.to_string()),
     }

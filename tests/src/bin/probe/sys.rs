@@ -3,6 +3,7 @@
 
 use std::ffi::{CStr, CString};
 use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use libc::{c_int, pid_t};
 
@@ -118,7 +119,6 @@ pub fn dumpable() -> c_int {
 
 /// A pipe's reading and writing end.
 pub fn pipe() -> io::Result<(std::fs::File, std::fs::File)> {
-    use std::os::fd::FromRawFd;
     let mut ends = [-1; 2];
     // SAFETY: the array has the two places that pipe2 writes.
     result(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) })?;
@@ -157,15 +157,68 @@ pub fn read_memory(pid: pid_t) -> io::Result<()> {
 }
 
 /// Takes another process's descriptor.
-pub fn take_descriptor(pid: pid_t, fd: c_int) -> io::Result<()> {
+pub fn take_descriptor(pid: pid_t, fd: c_int) -> io::Result<OwnedFd> {
     // SAFETY: takes numbers.
-    let pidfd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    if pidfd < 0 {
+    let pidfd = owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
+    // SAFETY: takes numbers.
+    owned(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) })
+}
+
+fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
+    if fd < 0 {
         return Err(io::Error::last_os_error());
     }
+    // SAFETY: the kernel has just made this descriptor for this process, and nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as c_int) })
+}
+
+/// How a process was met that was attached to.
+pub enum Traced {
+    /// It stays stopped until [`stop_tracing`].
+    Stopped,
+    /// It ended, with this code where it did so by itself.
+    Ended(Option<c_int>),
+}
+
+/// Attaches to a process, and has it stop.
+pub fn trace_stopped(pid: pid_t) -> io::Result<Traced> {
+    let nothing = std::ptr::null_mut::<libc::c_void>();
+    // SAFETY: PTRACE_SEIZE takes options as a number in place of data, and no address.
+    if unsafe { libc::ptrace(libc::PTRACE_SEIZE, pid, nothing, nothing) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let mut status = 0;
+    // SAFETY: PTRACE_INTERRUPT reads neither address nor data; status outlives the wait.
+    let waited = unsafe {
+        libc::ptrace(libc::PTRACE_INTERRUPT, pid, nothing, nothing);
+        libc::waitpid(pid, &mut status, libc::__WALL)
+    };
+    if waited < 0 || !libc::WIFSTOPPED(status) {
+        return Ok(Traced::Ended((waited == pid && libc::WIFEXITED(status)).then(|| libc::WEXITSTATUS(status))));
+    }
+    Ok(Traced::Stopped)
+}
+
+/// Lets a process go that [`trace_stopped`] has stopped.
+pub fn stop_tracing(pid: pid_t) {
+    let nothing = std::ptr::null_mut::<libc::c_void>();
+    // SAFETY: PTRACE_DETACH reads neither address nor data.
+    unsafe { libc::ptrace(libc::PTRACE_DETACH, pid, nothing, nothing) };
+}
+
+/// Whether this signal, which is blocked, waits.
+pub fn is_pending(signal: c_int) -> bool {
+    // SAFETY: the set is written by sigpending before it is read, and outlives both calls.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigpending(&mut set) == 0 && libc::sigismember(&set, signal) == 1
+    }
+}
+
+/// Takes a lease for writing (F_SETLEASE of fcntl(2)): everybody else's open waits until it is given back.
+pub fn lease(file: &std::fs::File) -> io::Result<()> {
     // SAFETY: takes numbers.
-    let taken = unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd, fd, 0) };
-    if taken < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    result(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_WRLCK) }).map(drop)
 }
 
 pub fn make_fifo(path: &str) -> io::Result<()> {

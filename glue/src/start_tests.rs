@@ -1,0 +1,150 @@
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
+
+use super::*;
+
+fn job(uid: u32, gid: u32) -> Startup {
+    let text = format!(
+        r#"{{"version":1,"job":"j","nonce":"{0}","key":"{0}","incarnation":"i","argv":["/p"],"uid":{uid},"gid":{gid}}}"#,
+        "A".repeat(43)
+    );
+    serde_json::from_str(&text).unwrap()
+}
+
+/// A start whose stage two is this process, with the pipes' other ends.
+fn starting(stage_two: i32, proc: &Proc) -> (Starting, OwnedFd, OwnedFd, OwnedFd) {
+    let pipe = || nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).unwrap();
+    let ((reported, report), (executed, exec), (wait, go)) = (pipe(), pipe(), pipe());
+    let starting = Starting {
+        stage_two,
+        since: Some(proc.stat(std::process::id() as i32).unwrap().start),
+        child: None,
+        awaits: Awaits::Report,
+        reported: Pipe::new(reported),
+        executed: Pipe::new(executed),
+        go: Some(go),
+    };
+    (starting, report, exec, wait)
+}
+
+/// A process that ends at once, not waited for: glue's side reaps it.
+fn ended(code: &str) -> i32 {
+    #[allow(clippy::zombie_processes, reason = "the start under test reaps it")]
+    let child = std::process::Command::new("sh").args(["-c", code]).spawn().unwrap();
+    child.id() as i32
+}
+
+/// Goes on until the start has ended.
+fn to_the_end(starting: &mut Starting, job: &Startup, proc: &Proc) -> Started {
+    loop {
+        if let Some(started) = starting.advance(job, proc).unwrap() {
+            return started;
+        }
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn nothing_goes_on_before_the_report_is_closed_and_stage_two_reaped() {
+    let proc = Proc::open().unwrap();
+    let job = job(0, 0);
+    #[allow(clippy::zombie_processes, reason = "the start under test reaps it")]
+    let mut stage_two = std::process::Command::new("sleep").arg("100").spawn().unwrap();
+    let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
+    let (mut start, report, exec, wait) = starting(stage_two.id() as i32, &proc);
+    assert_eq!(start.advance(&job, &proc).unwrap(), None);
+    Report::child(child.id() as i32).send(report.as_raw_fd());
+    assert_eq!(start.advance(&job, &proc).unwrap(), None);
+    assert_eq!((start.awaits, start.child), (Awaits::Report, None), "the pipe is still open");
+    drop(report);
+    assert_eq!(start.advance(&job, &proc).unwrap(), None);
+    assert_eq!((start.awaits, start.child), (Awaits::StageTwo, None), "stage two still lives");
+    assert_eq!(nix::unistd::read(&wait, &mut [0]), Err(nix::errno::Errno::EAGAIN), "the child was not released");
+    stage_two.kill().unwrap();
+    drop((exec, wait));
+    // It was killed, so nothing that it has said counts.
+    let started = to_the_end(&mut start, &job, &proc);
+    assert_eq!(started, Started { child: None, failure: Some(cut_off()) });
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn a_child_that_is_not_what_it_has_to_be_is_not_released() {
+    let proc = Proc::open().unwrap();
+    let spawn = |uid: u32| std::process::Command::new("sleep").arg("100").uid(uid).gid(uid).spawn().unwrap();
+    let (mut right, mut other) = (spawn(23_458), spawn(23_459));
+    let parent = nix::unistd::getppid().as_raw();
+    let cases = [right.id() as i32, other.id() as i32, parent, std::process::id() as i32, 1, 0, i32::MAX];
+    for (pid, good) in cases.into_iter().zip([true].into_iter().chain(std::iter::repeat(false))) {
+        let (mut start, report, exec, wait) = starting(ended("exit 0"), &proc);
+        Report::child(pid).send(report.as_raw_fd());
+        drop((report, exec));
+        let started = to_the_end(&mut start, &job(23_458, 23_458), &proc);
+        let released = nix::unistd::read(&wait, &mut [0]) == Ok(1);
+        assert_eq!(released, good, "process {pid}");
+        if !good {
+            assert_eq!(started, Started { child: None, failure: Some(not_the_child()) }, "process {pid}");
+        }
+    }
+    // One that is older than the start was not made by it.
+    let (mut start, report, exec, wait) = starting(ended("exit 0"), &proc);
+    start.since = Some(u64::MAX);
+    Report::child(right.id() as i32).send(report.as_raw_fd());
+    drop((report, exec));
+    assert_eq!(to_the_end(&mut start, &job(23_458, 23_458), &proc).failure, Some(not_the_child()));
+    assert_ne!(nix::unistd::read(&wait, &mut [0]), Ok(1));
+    for child in [&mut right, &mut other] {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}
+
+#[test]
+fn a_report_that_is_not_one_is_a_start_that_was_cut_off() {
+    let proc = Proc::open().unwrap();
+    for bytes in [&b""[..], b"x", b"P\x07\0\0\0", &[0; report::SIZE + 1], &[0xff; report::SIZE], &[0; 100_000]] {
+        let (mut start, report, _exec, _wait) = starting(ended("exit 0"), &proc);
+        for part in bytes.chunks(4096) {
+            let _ = nix::unistd::write(&report, part);
+            assert_eq!(start.advance(&job(0, 0), &proc).unwrap(), None);
+        }
+        drop(report);
+        let started = to_the_end(&mut start, &job(0, 0), &proc);
+        assert_eq!(started.failure.map(|f| f.errno), Some("EINTR".into()), "{} bytes", bytes.len());
+        assert!(start.reported.bytes.len() <= 2 * report::SIZE, "what is kept of it has a bound");
+    }
+}
+
+#[test]
+fn what_stage_two_reports_is_the_reason() {
+    let proc = Proc::open().unwrap();
+    let (mut start, report, _exec, _wait) = starting(ended("exit 127"), &proc);
+    Report::of(What::Fork, &io::Error::from_raw_os_error(nix::libc::EAGAIN)).send(report.as_raw_fd());
+    drop(report);
+    let failure = to_the_end(&mut start, &job(0, 0), &proc).failure.unwrap();
+    assert_eq!((failure.stage, failure.errno.as_str()), (Stage::Startup, "EAGAIN"));
+    assert!(failure.message.starts_with("no process could be made for the job"), "{}", failure.message);
+}
+
+#[test]
+fn a_child_that_ends_before_its_exec_has_not_run() {
+    let proc = Proc::open().unwrap();
+    let (uid, gid) = (nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw());
+    let job = job(uid, gid);
+    let fork = || match sys::fork().unwrap() {
+        Fork::Child => sys::exit_now(0),
+        Fork::Parent(pid) => pid,
+    };
+    for (child, ran) in [(fork(), false), (ended("exit 0"), true)] {
+        let (mut start, report, exec, _wait) = starting(ended("exit 0"), &proc);
+        Report::child(child).send(report.as_raw_fd());
+        drop((report, exec));
+        let started = to_the_end(&mut start, &job, &proc);
+        while sys::reap(child).unwrap().is_none() {
+            std::thread::yield_now();
+        }
+        let failure = (!ran).then(cut_off);
+        assert_eq!(started, Started { child: Some(child), failure });
+    }
+}
