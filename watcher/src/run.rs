@@ -42,7 +42,10 @@ pub fn run(socket: &Path, request: &Request, interactive: bool, verbose: bool) -
     })?;
     client.forget(&report.job)?;
     let code = match last.load(std::sync::atomic::Ordering::Relaxed) {
-        signal if signal != 0 && report.reason == Reason::Cancelled && !report.verified => 128 + signal,
+        // Its program never ran.
+        signal if signal != 0 && report.reason == Reason::Cancelled && report.exit_code.or(report.signal).is_none() => {
+            128 + signal
+        }
         _ => class::exit_code(&report),
     };
     Ok((report, code))

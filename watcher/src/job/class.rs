@@ -21,19 +21,28 @@ pub fn of_record(
     asked: &Limits,
 ) -> (Class, Reason, String) {
     let code = record.exit_code;
-    let ended_by_it = matches!(record.outcome, Outcome::Signaled | Outcome::Exited | Outcome::TimedOut);
+    let cut_off = record.error.as_ref().is_some_and(|e| e.stage == Stage::Startup && e.errno == "EINTR");
+    let ended_by_it = match record.outcome {
+        Outcome::Signaled | Outcome::Exited | Outcome::TimedOut => true,
+        Outcome::NotStarted => cut_off,
+        Outcome::Stopped => false,
+    };
     if let Some(crossed) = limit.filter(|l| l.which != Which::Wall && ended_by_it && cancelled.is_none()) {
         return of_limit(crossed, asked);
     }
     match record.outcome {
+        // A program that never ran has used up nothing: its start hung.
+        Outcome::TimedOut if record.started_at.is_none() => {
+            (Class::Retry, Reason::NotStarted, "the job's wall limit passed before its program ran".into())
+        }
         Outcome::TimedOut => (Class::Final, Reason::TimedOut, "the job's wall limit passed".into()),
         Outcome::Stopped => {
             (Class::Retry, Reason::Stopped, "the payload container was told to stop while the job ran".into())
         }
-        Outcome::NotStarted => of_failure(record.error.as_ref()),
-        Outcome::Signaled | Outcome::Exited if cancelled.is_some() => {
+        Outcome::Signaled | Outcome::Exited | Outcome::NotStarted if ended_by_it && cancelled.is_some() => {
             (Class::Retry, Reason::Cancelled, cancelled.unwrap_or_default().to_owned())
         }
+        Outcome::NotStarted => of_failure(record.error.as_ref()),
         Outcome::Signaled => {
             let signal = record.signal.unwrap_or(0);
             if signal == SIGKILL && record.cgroup.and_then(|c| c.oom_kills).unwrap_or(0) > 0 {

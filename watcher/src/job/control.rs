@@ -10,8 +10,13 @@ use glue::contract::startup::printable;
 
 use super::monitor::Board;
 
-/// Signals that end a program which does not say otherwise: HUP, INT, QUIT, TERM.
-const ENDING: [i32; 4] = [1, 2, 3, 15];
+/// Signals that end a program which does not say otherwise: HUP, INT, QUIT, KILL, TERM.
+const ENDING: [i32; 5] = [1, 2, 3, 9, 15];
+
+/// Whether a signal ends a program that does not say otherwise.
+pub fn ends(signal: i32) -> bool {
+    ENDING.contains(&signal)
+}
 
 /// Highest number of a signal.
 const SIGNAL_MAX: i32 = 64;
@@ -128,8 +133,14 @@ impl Control {
     /// Why a job that has not started yet is not to start: it was cancelled, or a signal that ends programs waits for it.
     pub fn stop_wanted(&self) -> Option<String> {
         let wishes = self.wishes.lock().unwrap_or_else(PoisonError::into_inner);
-        let ending = wishes.signals.iter().find(|s| ENDING.contains(s));
+        let ending = wishes.signals.iter().find(|s| ends(**s));
         wishes.cancel.clone().or_else(|| ending.map(|s| format!("told to end by signal {s}")))
+    }
+
+    /// Whether anything waits to be done to the job's processes.
+    pub fn is_wanted(&self) -> bool {
+        let wishes = self.wishes.lock().unwrap_or_else(PoisonError::into_inner);
+        wishes.cancel.is_some() || !wishes.signals.is_empty() || !wishes.steer.is_empty()
     }
 
     /// Becomes readable when something is wanted.

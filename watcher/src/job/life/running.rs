@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 use glue::contract::record::{Outcome, Refusal};
 use glue::contract::status::Status;
 use glue::processes::{Pinned, Proc};
+use glue::supervise::START_WITHIN;
 use nix::sys::signal::Signal;
 
 use crate::bind::{Failure, Reason, proof};
+use crate::job::control::ends;
 use crate::job::limits::{Crossed, Which};
 use crate::job::monitor::{self, Watched};
 use crate::job::relay::Relay;
@@ -20,6 +22,13 @@ use super::{ENGINE_NOTICES_WITHIN, Life, span, wait};
 
 /// How long glue may take for its record once the job must be over: beyond that nobody is there who could write it.
 const RECORD_WITHIN: Duration = Duration::from_secs(60);
+
+/// How long a signal or a cancellation waits for a main process. A start takes a millisecond; one that takes this long hangs, and
+/// what is wanted is done to whatever it consists of.
+const START_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How often the kill routine is run for a start: there are moments in which nothing of it has the payload's UID yet.
+const KILL_AGAIN: Duration = Duration::from_secs(1);
 
 impl Life<'_> {
     /// Waits for the record, the end of glue, or a client's wish.
@@ -35,7 +44,8 @@ impl Life<'_> {
         let ending = self.state.cancelled.is_some() || self.state.report.limit.is_some();
         let mut hard_kill = ending.then(|| Instant::now() + span(self.state.request.grace_s));
         let mut give_up = self.over_at_last();
-        let mut started = false;
+        let mut started_by = self.started_at_last();
+        let (mut started, mut killed, mut wanted_since) = (false, false, None);
         let _watching = self.watch();
         loop {
             slot.silence_chime();
@@ -51,12 +61,22 @@ impl Life<'_> {
             let main = status.filter(|s| s.nonce.as_ref() == self.nonce()).and_then(|s| s.main_pid);
             if main.is_some() && !started {
                 started = true;
+                started_by = None;
                 self.relay.iter_mut().for_each(Relay::job_has_started);
             }
-            hard_kill = self.obey(main, hard_kill)?;
+            self.around.control.settle();
+            let patience =
+                if main.is_some() || self.around.control.at_once() { Duration::ZERO } else { START_PATIENCE };
+            let obeys_at = match self.around.control.is_wanted() {
+                true => Some(*wanted_since.get_or_insert_with(Instant::now) + patience),
+                false => None,
+            };
+            if obeys_at.is_none_or(|at| Instant::now() >= at) {
+                hard_kill = self.obey(main, hard_kill)?;
+            }
             hard_kill = self.keep_within_limits(main, hard_kill);
             if hard_kill.is_some_and(|at| Instant::now() >= at) {
-                hard_kill = None;
+                hard_kill = (main.is_none() && !started).then(|| Instant::now() + KILL_AGAIN);
                 match end_processes(slot, self.bound()?, span(self.state.request.kill_s)) {
                     // No process can be made for the kill routine. Once the main process has ended glue does it, which needs none.
                     Err(e) if e.reason == Reason::KillFailed => {
@@ -65,14 +85,24 @@ impl Life<'_> {
                     }
                     ended => ended?,
                 }
-                give_up = Some(Instant::now() + RECORD_WITHIN);
+                if !killed {
+                    killed = true;
+                    give_up = Some(Instant::now() + RECORD_WITHIN);
+                }
+            }
+            if started_by.is_some_and(|at| Instant::now() >= at) {
+                self.state.report.refusal = Some(Refusal::Missing);
+                let message =
+                    "the job's start must have succeeded or failed by now, and its glue, which lives, has not said so";
+                return Err(Failure::retry(Reason::GlueSilent, message));
             }
             if give_up.is_some_and(|at| Instant::now() >= at) {
                 self.state.report.refusal = Some(Refusal::Missing);
                 let message = "the job must be over for a minute, and its glue, which lives, has said nothing";
                 return Err(Failure::retry(Reason::GlueSilent, message));
             }
-            let next = hard_kill.into_iter().chain(give_up).min();
+            let waits_until = obeys_at.filter(|at| *at > Instant::now());
+            let next = [hard_kill, give_up, started_by, waits_until].into_iter().flatten().min();
             let timeout = next.map(|at| at.saturating_duration_since(Instant::now()));
             wait(
                 [slot.chime(), self.around.control.woken(), self.glue.as_ref().map_or(slot.chime(), AsFd::as_fd)],
@@ -87,6 +117,12 @@ impl Life<'_> {
         let seconds = request.timeout_s + request.grace_s + request.kill_s;
         let longest = Duration::try_from_secs_f64(seconds).ok().filter(|_| request.timeout_s > 0.0)?;
         Instant::now().checked_add(longest + RECORD_WITHIN)
+    }
+
+    /// When glue must have said of the start that it succeeded or failed; it has a deadline of its own for that.
+    fn started_at_last(&self) -> Option<Instant> {
+        let longest = START_WITHIN + span(self.state.request.kill_s) + span(self.state.request.kill_s) + RECORD_WITHIN;
+        Instant::now().checked_add(longest)
     }
 
     /// Watches the payload's processes. Without that the job still runs; only its limits do not hold.
@@ -119,7 +155,8 @@ impl Life<'_> {
             self.state.report.limit = Some(crossed);
             self.save_or_say();
             self.end_softly(main);
-            let grace = span(if at_once { 0.0 } else { self.state.request.grace_s });
+            // Before the program runs nobody is there to make use of a grace period.
+            let grace = span(if at_once || main.is_none() { 0.0 } else { self.state.request.grace_s });
             return Some(Instant::now() + grace);
         }
         if at_once { hard_kill.map(|at| at.min(Instant::now())) } else { hard_kill }
@@ -158,22 +195,23 @@ impl Life<'_> {
         }
     }
 
-    /// Passes signals on to the job's main process; a cancelled job gets TERM, and what is left after the grace gets KILL.
+    /// Passes signals on to the job's main process; a cancelled job gets TERM, and what is left after the grace gets KILL. A start
+    /// that hangs has no main process: what would end a program ends the start, without grace, and other signals wait.
     fn obey(&mut self, main: Option<i32>, hard_kill: Option<Instant>) -> Result<Option<Instant>, Failure> {
-        self.around.control.settle();
-        let cancelled = self.around.control.cancelled();
-        if main.is_none() {
-            return Ok(hard_kill); // the wishes wait until there is somebody to send them to
-        }
-        while let Some(signal) = self.around.control.next_signal() {
+        let control = self.around.control;
+        while let Some(signal) = main.and_then(|_| control.next_signal()) {
             self.signal_main(main, signal);
         }
-        while let Some(wish) = self.around.control.next_steer() {
+        while let Some(wish) = control.next_steer() {
             let bound = self.bound()?;
             let sent = steer::all(self.around.slot.ids(bound.kill_uid), &bound.cgroup, wish.signal);
             let _ = wish.done.send(sent.map_err(|e| e.to_string()));
+            if main.is_none() && ends(wish.signal) {
+                control.cancel(&format!("told to end by signal {}", wish.signal));
+            }
         }
-        let at_once = self.around.control.at_once();
+        let at_once = control.at_once() || main.is_none();
+        let cancelled = if main.is_some() { control.cancelled() } else { control.stop_wanted() };
         if let Some(why) = cancelled
             && self.state.cancelled.is_none()
         {
@@ -185,7 +223,7 @@ impl Life<'_> {
             self.end_softly(main);
             return Ok(Some(Instant::now() + span(self.state.request.grace_s)));
         }
-        Ok(hard_kill.map(|at| if at_once { at.min(Instant::now()) } else { at }))
+        Ok(hard_kill.map(|at| if control.at_once() { at.min(Instant::now()) } else { at }))
     }
 
     fn signal_main(&self, main: Option<i32>, signal: i32) {
@@ -216,7 +254,7 @@ impl Life<'_> {
                 report.verified = true;
                 (report.exit_code, report.signal) = (record.exit_code, record.signal);
                 // The wall may pass while a job that has crossed another limit is in its grace.
-                if record.outcome == Outcome::TimedOut && report.limit.is_none() {
+                if record.outcome == Outcome::TimedOut && record.started_at.is_some() && report.limit.is_none() {
                     let at = record.ended_at.clone();
                     let limit = self.state.request.timeout_s;
                     report.limit = Some(Crossed { which: Which::Wall, limit, value: record.wall_s, at });
