@@ -9,6 +9,7 @@ pub mod contract;
 pub mod error;
 pub mod events;
 pub mod exec_failure;
+pub mod exec_reason;
 pub mod install;
 pub mod kill;
 pub mod log;

@@ -8,10 +8,11 @@ use std::io;
 use std::os::fd::RawFd;
 
 use crate::contract::environment::{Problem, SyntaxError};
+use crate::contract::numbered::numbered;
 use crate::contract::record::{Failure, Stage};
 use crate::contract::startup::Startup;
 use crate::error::errno_of;
-use crate::exec_failure;
+use crate::exec_reason;
 use crate::names;
 use crate::sys;
 
@@ -27,90 +28,113 @@ const ERRNO_MAX: i32 = 4095;
 /// Longest message of a failure, in bytes: far below what a record may have.
 const MESSAGE_MAX: usize = 2000;
 
-/// What is reported.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum What {
-    /// Stage two made the child that becomes the job; the first number is its process ID.
-    Child,
-    /// Default dispositions, empty mask.
-    Signals,
-    /// Handing descriptors on, or closing the others.
-    Descriptors,
-    /// Supplementary groups.
-    Groups,
-    /// GID.
-    Gid,
-    /// Bounding and ambient set.
-    Bounding,
-    /// UID.
-    Uid,
-    /// Permitted, effective, inheritable set.
-    Capabilities,
-    /// no_new_privs.
-    NoNewPrivs,
-    /// What was read back is not what was set.
-    ReadBack,
-    /// Starting stage two.
-    StageTwo,
-    /// Stage two found that others of its UID could trace it.
-    Dumpable,
-    /// The job's part of the startup file.
-    Job,
-    /// Reading an environment file; its index.
-    EnvFile,
-    /// The content of an environment file; its index, line, column, the problem's number, the byte in the way.
-    EnvSyntax,
-    /// Opening the file of a standard stream; the stream.
-    StreamFile,
-    /// The file of a standard stream is not a regular file; the stream.
-    StreamKind,
-    /// Opening `/dev/null` for a standard stream; the stream.
-    Null,
-    /// `/dev/null` is not the null device; the stream.
-    NullKind,
-    /// The working directory.
-    Directory,
-    /// Arguments and environment in the form that the kernel wants.
-    Arguments,
-    /// Making the child.
-    Fork,
-    /// A session of the job's own.
-    Session,
-    /// A resource limit; its index.
-    Limit,
-    /// The program; see [`exec_failure`].
-    Exec,
+numbered! {
+    /// What is reported.
+    What {
+        /// Stage two made the child that becomes the job; the first number is its process ID.
+        Child,
+        /// Default dispositions, empty mask.
+        Signals,
+        /// Handing descriptors on, or closing the others.
+        Descriptors,
+        /// Supplementary groups.
+        Groups,
+        /// GID.
+        Gid,
+        /// Bounding and ambient set.
+        Bounding,
+        /// UID.
+        Uid,
+        /// Permitted, effective, inheritable set.
+        Capabilities,
+        /// no_new_privs.
+        NoNewPrivs,
+        /// What was read back is not what was set.
+        ReadBack,
+        /// Starting stage two.
+        StageTwo,
+        /// Stage two found that others of its UID could trace it.
+        Dumpable,
+        /// The job's part of the startup file.
+        Job,
+        /// Reading an environment file; its index.
+        EnvFile,
+        /// The content of an environment file; its index, line, column, the problem's number, the byte in the way.
+        EnvSyntax,
+        /// Opening the file of a standard stream; the stream.
+        StreamFile,
+        /// The file of a standard stream is not a regular file; the stream.
+        StreamKind,
+        /// Opening `/dev/null` for a standard stream; the stream.
+        Null,
+        /// `/dev/null` is not the null device; the stream.
+        NullKind,
+        /// The working directory.
+        Directory,
+        /// Arguments and environment in the form that the kernel wants.
+        Arguments,
+        /// Making the child.
+        Fork,
+        /// A session of the job's own.
+        Session,
+        /// A resource limit; its index.
+        Limit,
+        /// The program; see [`exec_reason`].
+        Exec,
+    }
 }
 
 impl What {
-    const ALL: [Self; 25] = [
-        Self::Child,
-        Self::Signals,
-        Self::Descriptors,
-        Self::Groups,
-        Self::Gid,
-        Self::Bounding,
-        Self::Uid,
-        Self::Capabilities,
-        Self::NoNewPrivs,
-        Self::ReadBack,
-        Self::StageTwo,
-        Self::Dumpable,
-        Self::Job,
-        Self::EnvFile,
-        Self::EnvSyntax,
-        Self::StreamFile,
-        Self::StreamKind,
-        Self::Null,
-        Self::NullKind,
-        Self::Directory,
-        Self::Arguments,
-        Self::Fork,
-        Self::Session,
-        Self::Limit,
-        Self::Exec,
-    ];
+    /// Where a failure belongs, and what to say of it behind what it is about.
+    fn words(self) -> (Stage, &'static str) {
+        use Stage::{Environment, Exec, Privileges, Startup, Stdio};
+        match self {
+            Self::Child => (Startup, ""),
+            Self::Signals => (Startup, "signals could not be reset"),
+            Self::Descriptors => (Startup, "descriptors could not be handed on or closed"),
+            Self::Groups => (Privileges, "supplementary groups could not be set"),
+            Self::Gid => (Privileges, "the payload GID could not be set"),
+            Self::Bounding => (Privileges, "the bounding set could not be emptied"),
+            Self::Uid => {
+                (Privileges, "the payload UID could not be set: the container needs SETUID and the UID must be mapped")
+            }
+            Self::Capabilities => (Privileges, "the capabilities could not be dropped"),
+            Self::NoNewPrivs => (Privileges, "no_new_privs could not be set"),
+            Self::ReadBack => (Privileges, "what was read back after the drop is not what was set: nothing was run"),
+            Self::StageTwo => (Startup, "stage two could not be started"),
+            Self::Dumpable => (
+                Privileges,
+                "stage two could be traced by others of its UID, so it ran nothing: only root may be able to read glue's \
+                 binary; run `glue install`",
+            ),
+            Self::Job => (Startup, "the job's part of the startup file could not be read"),
+            Self::EnvFile => (Environment, " could not be read"),
+            Self::EnvSyntax => (Environment, ": "),
+            Self::StreamFile | Self::Null => (Stdio, " cannot be opened"),
+            Self::StreamKind => (Stdio, " is not a regular file"),
+            Self::NullKind => (Stdio, " is not the null device"),
+            Self::Directory => (Environment, " cannot be entered by the payload's UID"),
+            Self::Arguments => (Startup, "arguments and environment could not be prepared"),
+            Self::Fork => (Startup, "no process could be made for the job (pids limit?)"),
+            Self::Session => (Startup, "a session of the job's own could not be made"),
+            Self::Limit => (Environment, " cannot be set for the payload's UID"),
+            Self::Exec => (Exec, ""),
+        }
+    }
+
+    /// What a failure is about. `None` where the job has no such thing.
+    fn subject(self, index: usize, job: &Startup) -> Option<String> {
+        let stream = || ["stdin", "stdout", "stderr"].get(index);
+        let file = || [&job.stdin, &job.stdout, &job.stderr].get(index)?.as_ref()?.file.as_deref();
+        Some(match self {
+            Self::EnvFile | Self::EnvSyntax => job.env_files.get(index)?.name.clone(),
+            Self::StreamFile | Self::StreamKind => format!("{}: {} beneath data/", stream()?, file()?),
+            Self::Null | Self::NullKind => format!("{}: /dev/null", stream()?),
+            Self::Directory => format!("the working directory {}", job.cwd.as_deref().unwrap_or("work/")),
+            Self::Limit => format!("the limit {}", job.rlimits.0.get(index)?.0),
+            _ => String::new(),
+        })
+    }
 }
 
 /// One report.
@@ -160,7 +184,7 @@ impl Report {
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let bytes: &[u8; SIZE] = bytes.try_into().ok()?;
         let (what, rest) = bytes.split_first()?;
-        let what = *What::ALL.get(usize::from(*what))?;
+        let what = What::of_number(u32::from(*what))?;
         let mut fields = rest.chunks_exact(4).filter_map(|four| four.try_into().ok());
         let errno = i32::from_le_bytes(fields.next()?);
         let mut numbers = [0; NUMBERS];
@@ -170,90 +194,28 @@ impl Report {
 
     /// The failure in glue's words. `None` where a number cannot be true of this job.
     pub fn failure(&self, job: &Startup) -> Option<Failure> {
-        let [first, ..] = self.numbers;
-        let index = first as usize;
-        let cause = Cause(self.errno);
-        let at = |stage, message: core::fmt::Arguments<'_>| Some(failure(stage, self.errno, message));
-        let plain = |stage, text: &str| at(stage, format_args!("{text}{cause}"));
-        let stream = ["stdin", "stdout", "stderr"].get(index);
-        let file = [&job.stdin, &job.stdout, &job.stderr].get(index).and_then(|s| s.as_ref()?.file.as_deref());
-        let env_file = job.env_files.get(index).map(|file| file.name.as_str());
+        let [index, line, column, problem, byte] = self.numbers;
+        let (stage, words) = self.what.words();
+        let subject = self.what.subject(index as usize, job)?;
+        let say =
+            |more: &dyn core::fmt::Display| Some(failure(stage, self.errno, format_args!("{subject}{words}{more}")));
         match self.what {
             What::Child => None,
-            What::Signals => plain(Stage::Startup, "signals could not be reset"),
-            What::Descriptors => plain(Stage::Startup, "descriptors could not be handed on or closed"),
-            What::Groups => plain(Stage::Privileges, "supplementary groups could not be set"),
-            What::Gid => plain(Stage::Privileges, "the payload GID could not be set"),
-            What::Bounding => plain(Stage::Privileges, "the bounding set could not be emptied"),
-            What::Uid => plain(
-                Stage::Privileges,
-                "the payload UID could not be set: the container needs SETUID and the UID must be mapped",
-            ),
-            What::Capabilities => plain(Stage::Privileges, "the capabilities could not be dropped"),
-            What::NoNewPrivs => plain(Stage::Privileges, "no_new_privs could not be set"),
-            What::ReadBack => {
-                plain(Stage::Privileges, "what was read back after the drop is not what was set: nothing was run")
-            }
-            What::StageTwo => plain(Stage::Startup, "stage two could not be started"),
-            What::Dumpable => plain(
-                Stage::Privileges,
-                "stage two could be traced by others of its UID, so it ran nothing: glue's binary must not be readable \
-                 by others; run `glue install`",
-            ),
-            What::Job => plain(Stage::Startup, "the job's part of the startup file could not be read"),
-            What::EnvFile => at(Stage::Environment, format_args!("{} could not be read{cause}", env_file?)),
-            What::EnvSyntax => {
-                let [_, line, column, problem, byte] = self.numbers;
-                let (line, column) = (line as usize, column as usize);
-                let problem = Problem::of_number(problem)?;
-                let error = SyntaxError { line, column, problem, byte: u8::try_from(byte).ok()? };
-                at(Stage::Environment, format_args!("{}: {error}", env_file?))
-            }
-            What::StreamFile => {
-                at(Stage::Stdio, format_args!("{}: {} beneath data/ cannot be opened{cause}", stream?, file?))
-            }
-            What::StreamKind => {
-                at(Stage::Stdio, format_args!("{}: {} beneath data/ is not a regular file", stream?, file?))
-            }
-            What::Null => at(Stage::Stdio, format_args!("{}: /dev/null cannot be opened{cause}", stream?)),
-            What::NullKind => at(Stage::Stdio, format_args!("{}: /dev/null is not the null device", stream?)),
-            What::Directory => {
-                let cwd = job.cwd.as_deref().unwrap_or("work/");
-                let uid = job.uid;
-                at(
-                    Stage::Environment,
-                    format_args!("the working directory {cwd} cannot be entered by UID {uid}{cause}"),
-                )
-            }
-            What::Arguments => plain(Stage::Startup, "arguments and environment could not be prepared"),
-            What::Fork => plain(Stage::Startup, "no process could be made for the job (pids limit?)"),
-            What::Session => plain(Stage::Startup, "a session of the job's own could not be made"),
-            What::Limit => {
-                let (name, _) = job.rlimits.0.get(index)?;
-                at(Stage::Environment, format_args!("the limit {name} cannot be set for UID {}{cause}", job.uid))
-            }
-            What::Exec => {
-                let text = exec_failure::describe(job, &self.numbers, self.errno)?;
-                at(Stage::Exec, format_args!("{text}"))
-            }
+            What::Exec => say(&exec_reason::describe(job, &self.numbers, self.errno)?),
+            What::EnvSyntax => say(&SyntaxError {
+                line: line as usize,
+                column: column as usize,
+                problem: Problem::of_number(problem)?,
+                byte: u8::try_from(byte).ok()?,
+            }),
+            _ if self.errno == 0 => say(&""),
+            _ => say(&format_args!(": {}", io::Error::from_raw_os_error(self.errno))),
         }
     }
 }
 
 fn number(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
-}
-
-/// The error number's text after a colon; nothing for 0.
-struct Cause(i32);
-
-impl core::fmt::Display for Cause {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        match self.0 {
-            0 => Ok(()),
-            errno => write!(f, ": {}", io::Error::from_raw_os_error(errno)),
-        }
-    }
 }
 
 /// A failure with the name of its error number. The message is cut to a length that a record can hold.

@@ -25,7 +25,7 @@ fn through_a_pipe(report: &Report) -> Vec<u8> {
 
 #[test]
 fn what_is_sent_is_understood() {
-    for (n, what) in (0..).zip(What::ALL) {
+    for (n, what) in (0..).zip(What::ALL.iter().copied()) {
         assert_eq!(what as u8, n, "the table is in the order of the numbers");
         let report = Report { what, errno: 2, numbers: [1, 2, 3, 4, u32::MAX] };
         let bytes = through_a_pipe(&report);
@@ -53,7 +53,7 @@ fn nothing_but_one_whole_report_is_understood() {
 fn each_failure_is_in_glues_own_words() {
     let job = job();
     let eio = io::Error::from_raw_os_error(nix::libc::EIO);
-    for what in What::ALL {
+    for what in What::ALL.iter().copied() {
         for index in [0, 1, 2, 3, 17, u32::MAX] {
             let report = Report { what, errno: nix::libc::EIO, numbers: [index, 1, 0, 0, 0] };
             let Some(failure) = report.failure(&job) else { continue };
@@ -69,7 +69,7 @@ fn each_failure_is_in_glues_own_words() {
     assert_eq!(message(Report::at(What::EnvFile, 1, &eio)), None, "it has one environment file");
     assert_eq!(message(Report::at(What::Limit, 1, &eio)), None, "and one limit");
     let said = message(Report::at(What::Limit, 0, &eio)).unwrap();
-    assert!(said.starts_with("the limit core cannot be set for UID 20000: "), "{said}");
+    assert!(said.starts_with("the limit core cannot be set for the payload's UID: "), "{said}");
 }
 
 #[test]

@@ -260,15 +260,6 @@ pub fn look_at_child(pid: i32) -> io::Result<Child> {
     })
 }
 
-/// Whether `pid` is a child of this process, running or ended and not yet reaped.
-pub fn is_own_child(pid: i32) -> bool {
-    // SAFETY: siginfo is plain data, for which all zeroes is a value.
-    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-    let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
-    // SAFETY: the pointer is to a local that lives through the call.
-    pid > 0 && unsafe { libc::waitid(libc::P_PID, pid as libc::id_t, &raw mut info, options) } == 0
-}
-
 /// The kernel's own signal set: bit n-1 is signal n. The C library's would leave out the three that it reserves.
 const EVERY_SIGNAL: u64 = u64::MAX;
 const KERNEL_SET_SIZE: usize = 8;
