@@ -69,7 +69,7 @@ pub fn comes_to(step: usize, within: Duration, phase: impl Fn() -> Option<String
 /// Where in the spool a job is.
 pub fn places(spool: &Path, name: &str) -> Vec<String> {
     let claimed = fs::read_dir(spool.join("claimed")).into_iter().flatten().flatten().map(|e| e.path());
-    let all = ["new", "done", "held"].iter().map(|place| spool.join(place)).chain(claimed);
+    let all = ["new", "retry", "done", "held"].iter().map(|place| spool.join(place)).chain(claimed);
     let entries = all.flat_map(|place| fs::read_dir(place).into_iter().flatten().flatten()).map(|e| e.path());
     let own = entries.filter(|path| {
         path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n == name || n.starts_with(&format!("{name}.")))

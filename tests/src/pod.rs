@@ -437,7 +437,7 @@ impl Pod {
             pilots.filter_map(|p| found(&format!("claimed/{}", p.file_name().to_string_lossy()))).next()
         };
         let bytes = eventually(&format!("attempt {number} of {name}:\n{}", self.said()), JOB_WITHIN, || {
-            found("new").or_else(|| found("held")).or_else(|| found("done")).or_else(claimed)
+            found("retry").or_else(|| found("held")).or_else(|| found("done")).or_else(claimed)
         });
         serde_json::from_slice(&bytes).unwrap()
     }

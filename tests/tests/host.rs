@@ -169,7 +169,7 @@ fn a_pod_takes_the_place_of_one_that_was_killed() {
     killed.kill().unwrap();
     killed.wait().unwrap();
     let pilot = fs::read_dir(spool.path().join("claimed")).unwrap().flatten().next().unwrap().path();
-    fs::write(pilot.join("first/inputs/seconds"), "0").unwrap();
+    fs::write(pilot.join("first/submitted/inputs/seconds"), "0").unwrap();
     put("second", b"0");
     let mut second = start();
     let what = || format!("its end; they said:\n{}", fs::read_to_string(spool.path().join("log")).unwrap());
@@ -200,7 +200,7 @@ fn a_pod_that_is_told_to_stop_gives_its_job_back() {
     assert!(status.code().is_some(), "{status:?}");
     let report = pod.attempt("given-back", 1);
     assert_eq!((format!("{:?}", report.class).as_str(), report.reason.as_str()), ("Retry", "Cancelled"), "{report:#?}");
-    assert!(pod.spool.join("new/given-back/job.json").exists(), "the next pilot finds it there");
+    assert!(pod.spool.join("retry/given-back/job.json").exists(), "the next pilot finds it there");
     assert_eq!(traces(&pod.name), Vec::<String>::new());
 }
 

@@ -20,15 +20,15 @@ fn ran_once(outcome: &Outcome, when: &str) {
     assert_eq!(outcome.report.attempt, 1, "killed {when}: counted more than once");
     assert_eq!(outcome.text("outputs/out"), "ran\n", "killed {when}: ran more than once");
     assert_eq!(outcome.text("stdout"), "ran\n", "killed {when}");
-    assert_eq!(fs::read_to_string(outcome.dir.join("attempts")).unwrap().trim(), "1", "killed {when}");
+    assert!(!outcome.dir.join("result.1").exists(), "killed {when}: there was an attempt before");
 }
 
 /// Nothing of the job is anywhere else in the spool, nor in the watcher's memory.
 fn is_the_only_result(pod: &Pod, name: &str) {
-    for place in ["new", "held"] {
+    for place in ["new", "retry", "held"] {
         assert!(!pod.spool.join(place).join(name).exists(), "{name} is in {place} too");
     }
-    for place in ["done", "new", "held"] {
+    for place in ["done", "retry", "held"] {
         assert!(!pod.spool.join(place).join(format!("{name}.2")).exists(), "{name} has a second result in {place}");
     }
     for pilot in fs::read_dir(pod.spool.join("claimed")).unwrap().flatten() {

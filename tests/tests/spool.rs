@@ -71,7 +71,7 @@ fn inputs_are_the_jobs_own_and_modes_hold() {
     outcome.is_good();
     let wanted = "from the user\ndeep\ntool ran\n20000 644\n20000 755\n20000 755\non standard input\n";
     assert_eq!(outcome.text("stdout"), wanted, "{}", outcome.text("stderr"));
-    assert_eq!(fs::read_to_string(outcome.dir.join("inputs/data.txt")).unwrap(), "from the user\n", "a copy");
+    assert_eq!(fs::read_to_string(outcome.dir.join("submitted/inputs/data.txt")).unwrap(), "from the user\n", "a copy");
 }
 
 #[test]
@@ -132,7 +132,7 @@ fn an_odd_entry_keeps_no_other_job_from_being_served() {
 }
 
 #[test]
-fn a_result_that_is_there_before_the_job_is_put_aside() {
+fn a_result_that_is_there_before_the_job_is_not_ours() {
     let pod = Pod::start();
     odd(&pod, "linked", |dir| std::os::unix::fs::symlink("/usr/bin", dir.join("result")).unwrap());
     odd(&pod, "made", |dir| {
@@ -145,7 +145,7 @@ fn a_result_that_is_there_before_the_job_is_put_aside() {
         let outcome = pod.result(name);
         outcome.is_good();
         assert!(fs::symlink_metadata(outcome.dir.join("result")).unwrap().is_dir(), "{name}");
-        assert!(fs::symlink_metadata(outcome.dir.join("result.not-ours")).is_ok(), "{name}");
+        assert!(fs::symlink_metadata(outcome.dir.join("submitted/result")).is_ok(), "{name}: the user's is gone");
     }
     assert!(fs::symlink_metadata(pod.result("made").dir.join("result/outputs")).unwrap().is_dir());
 }

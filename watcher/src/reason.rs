@@ -91,6 +91,8 @@ reasons! {
     InvalidJob: Hold;
     /// An input is missing, a link or a device.
     InputUnusable: Hold;
+    /// The job's result could not be delivered to its place in the spool.
+    DeliveryFailed: Hold;
     /// The image does not exist.
     ImageNotFound: Hold;
     /// The pod's allow list or an admission plugin refuses the image.

@@ -34,14 +34,14 @@ impl Store {
         self.0.join(format!("{name}.json"))
     }
 
-    /// Replaces a value in one step, and returns once it is on disk: a restarted watcher finds the old or the new value, also after a
-    /// power loss.
+    /// Replaces a value in one step, and returns once it is on disk: a restarted watcher finds the old or the new
+    /// value, also after a power loss.
     pub fn put<T: Serialize>(&self, name: &str, value: &T) -> io::Result<()> {
         self.replace(name, value, Durability::Synced)
     }
 
-    /// The same without waiting for the disk. A killed watcher loses nothing; after a power loss the value may be unreadable, which
-    /// [`Store::get_or_set_aside`] treats as absent.
+    /// The same without waiting for the disk. A killed watcher loses nothing; after a power loss the value may be
+    /// unreadable, which [`Store::get_or_set_aside`] treats as absent.
     pub fn put_unsynced<T: Serialize>(&self, name: &str, value: &T) -> io::Result<()> {
         self.replace(name, value, Durability::Unsynced)
     }
@@ -60,8 +60,9 @@ impl Store {
         }
     }
 
-    /// The value, or `None` if there is none that can be understood. An unreadable file is logged and renamed to `*.unreadable`, so that
-    /// it does not keep the watcher from starting. Only for values whose absence is safe: for a mark, use [`Store::contains`].
+    /// The value, or `None` if there is none that can be understood. An unreadable file is logged and renamed to
+    /// `*.unreadable`, so that it does not keep the watcher from starting. Only for values whose absence is safe: for a
+    /// mark, use [`Store::contains`].
     pub fn get_or_set_aside<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
         self.get(name).unwrap_or_else(|e| {
             let path = self.path(name);
@@ -97,8 +98,8 @@ impl Store {
     }
 }
 
-/// Writes a file under a temporary name, flushes it to disk, renames it, and flushes the directory: after a power loss the file is the
-/// old or the new one, complete.
+/// Writes a file under a temporary name, flushes it to disk, renames it, and flushes the directory: after a power loss
+/// the file is the old or the new one, complete.
 pub fn put_file(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     replace_file(path, bytes, mode, Durability::Synced)
 }

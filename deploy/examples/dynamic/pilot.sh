@@ -5,7 +5,7 @@
 set -u
 spool=/spool
 name=dynamic
-mkdir -p "$spool/new" "$spool/done" "$spool/held" "$spool/claimed/$name" "$spool/fetched"
+mkdir -p "$spool/new" "$spool/retry" "$spool/done" "$spool/held" "$spool/claimed/$name" "$spool/fetched"
 
 # ask METHOD PATH [FILE]: one request, with FILE as its body; leaves the answer's body in $spool/body
 ask() {
@@ -32,7 +32,7 @@ empty() { [ -z "$(ls -A "$1")" ]; }
 
 # The next job, while there is nothing to do. It enters the spool by one rename, and whole.
 fetch() {
-    empty "$spool/new" && empty "$spool/claimed/$name" && ask GET next || return 0
+    empty "$spool/new" && empty "$spool/retry" && empty "$spool/claimed/$name" && ask GET next || return 0
     job=$(head -n 1 "$spool/body")
     case $job in
     '') return 0 ;; # none waits

@@ -236,7 +236,7 @@ impl Pilot {
         let spool = self.spool();
         latebind_tests::pod::eventually(&format!("attempt {number} of {name}"), limit, || {
             let claimed = std::fs::read_dir(spool.join("claimed")).into_iter().flatten().flatten().map(|e| e.path());
-            let mut places = ["new", "done", "held"].into_iter().map(|place| spool.join(place)).chain(claimed);
+            let mut places = ["retry", "done", "held"].into_iter().map(|place| spool.join(place)).chain(claimed);
             let file = format!("{name}/result.{number}/report.json");
             let bytes = places.find_map(|place| std::fs::read(place.join(&file)).ok())?;
             Some(serde_json::from_slice(&bytes).unwrap())

@@ -28,9 +28,19 @@ pub struct Request {
     pub image: String,
     /// Program and arguments; no shell in between.
     pub argv: Vec<String>,
-    /// Whose job it is; for `--reuse same-owner`.
+    /// Whose job it is; for `--reuse same-owner`, see [`Request::identity`].
     #[serde(default)]
     pub owner: String,
+    /// UID of whoever put the job into a spool, as its file system says. Files that others own are read for it only if everybody may read
+    /// them. None: root asks.
+    #[serde(default)]
+    pub submitter: Option<u32>,
+    /// Whether the job shares no container with any other, whoever owns it.
+    #[serde(default)]
+    pub alone: bool,
+    /// Random text of a spool's claim: a job of this name that has another one is not attached to.
+    #[serde(default)]
+    pub token: String,
     /// Which attempt this is, from 1.
     #[serde(default = "one")]
     pub attempt: u32,
@@ -123,6 +133,9 @@ impl Request {
             image: String::new(),
             argv: Vec::new(),
             owner: String::new(),
+            submitter: None,
+            alone: false,
+            token: String::new(),
             attempt: one(),
             env: BTreeMap::new(),
             env_mode: EnvMode::default(),
@@ -145,6 +158,13 @@ impl Request {
             results: None,
             outputs: Vec::new(),
         }
+    }
+
+    /// Whose job it is, as far as a container may be used again. A UID comes from a spool alone, so that no name that another client gives
+    /// is the same. `None`: nobody's, which shares nothing.
+    pub fn identity(&self) -> Option<(Option<u32>, String)> {
+        let is_nobodys = self.alone || (self.submitter.is_none() && self.owner.is_empty());
+        (!is_nobodys).then(|| (self.submitter, self.owner.clone()))
     }
 
     /// Checks what can be checked before the job has a slot; glue checks the rest.
@@ -193,6 +213,7 @@ impl Request {
             ("outputs", !self.outputs.is_empty()),
             // It would decide who gets a container that was used before.
             ("owner", !self.owner.is_empty()),
+            ("submitter", self.submitter.is_some()),
         ];
         match paths.into_iter().find(|(_, given)| *given) {
             Some((field, _)) => Err(format!("{field}: only root may give this; pass descriptors and use a sandbox")),
@@ -231,10 +252,26 @@ mod tests {
             ("env_files", serde_json::json!([{"path": "/etc/shadow", "format": "sh"}])),
             ("outputs", serde_json::json!(["x"])),
             ("owner", "another".into()),
+            ("submitter", 1000.into()),
             ("relay", false.into()),
         ] {
             assert!(request(field, value).check_unprivileged().is_err(), "{field}");
         }
+    }
+
+    #[test]
+    fn an_owner_is_a_uid_and_a_name() {
+        let of =
+            |submitter: Option<u32>, owner: &str| Request { submitter, ..request("owner", owner.into()) }.identity();
+        let known =
+            [(Some(1000), ""), (Some(1000), "a"), (Some(1001), ""), (Some(1001), "a"), (None, "a"), (Some(0), "a")];
+        for (n, (submitter, owner)) in known.into_iter().enumerate() {
+            assert!(of(submitter, owner).is_some());
+            let same = known.into_iter().filter(|other| of(other.0, other.1) == of(submitter, owner)).count();
+            assert_eq!(same, 1, "{n}");
+        }
+        assert_eq!(of(None, ""), None);
+        assert_eq!(Request { alone: true, ..request("owner", "a".into()) }.identity(), None);
     }
 
     #[test]

@@ -201,6 +201,15 @@ impl Core {
         }
         let (tell, news) = std::sync::mpsc::channel();
         let mut shared = self.lock();
+        let is_another = |job: &&Job| !request.token.is_empty() && job.state.request.token != request.token;
+        if let Some(job) = shared.jobs.get(&request.id).filter(is_another) {
+            // A job of the spool that had this name earlier: its report must never be taken for this one's.
+            if job.state.phase != Phase::Done {
+                return Err(format!("another job of the name {} is under way", request.id));
+            }
+            self.states.remove(&request.id).map_err(|e| e.to_string())?;
+            shared.jobs.remove(&request.id);
+        }
         if let Some(job) = shared.jobs.get_mut(&request.id) {
             if job.state.phase == Phase::Done {
                 let _ = tell.send(News::Over(Box::new(job.state.report.clone())));
@@ -225,6 +234,14 @@ impl Core {
     /// What clients may want of a job under way.
     pub fn control(&self, id: &str) -> Option<Arc<Control>> {
         self.lock().jobs.get(id).map(|job| job.control.clone())
+    }
+
+    /// Wants a job ended, if it is under way.
+    pub fn cancel(&self, id: &str, why: &str) {
+        if let Some(control) = self.control(id) {
+            control.cancel(why);
+            self.drop_unwanted();
+        }
     }
 
     /// Wants all jobs under way ended.

@@ -1,379 +1,254 @@
 //! The spool: a directory that users put jobs into and pilots take them from; several pilots can share it.
 //!
 //! ```text
-//! new/<job>/               job.json, inputs/, files that job.json names; put there by one rename
-//! claimed/<pilot>/<job>/   taken by one rename, so by one pilot
-//! done/<job>/result/       over: report.json, record.jws, stdout, stderr, outputs/
-//! held/<job>/result/       will fail again until its user changes something
+//! new/<job>/               the users': job.json, inputs/, files that job.json names; put there by one rename
+//! claimed/<pilot>/<job>/   root's, as are the others; the user's directory is in it, moved there by one rename
+//! retry/<job>/             waits for its next attempt, by any pilot
+//! done/<job>/              over
+//! held/<job>/              will fail again until its user changes something; also what is not a job
 //! ```
+//!
+//! What is in root's directories is believed, since nobody else can write there. What is in a user's is opened beneath
+//! it, without following links, and is never written.
 
-use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
-use std::io::{self, Read};
+use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use glue::contract::layout::is_component;
-use glue::contract::startup::{EnvFormat, EnvMode, Object, Rlimit};
-use nix::sys::stat::{Mode, fchmod};
-use nix::unistd::{Gid, Uid, fchown};
-use serde::Deserialize;
+use glue::contract::encoding::hex;
+use nix::errno::Errno;
 
-use crate::bind::Class;
-use crate::job::limits::Limits;
-use crate::job::{EnvSource, Report, Request, is_id, now};
-use crate::store::put_file;
-use crate::tree;
+use super::claimed::{SUBMITTED, remove_unused};
+use super::{Claimed, own_dir};
+use crate::bind::{Class, Failure, Reason};
+use crate::job::{Report, is_id, now};
+use crate::store::{put_file, sync_dir};
+use crate::text::json_for_people;
 
-/// Longest name of a job here; the attempt's number is added to it.
-const NAME_MAX: usize = 117;
+/// Longest name of a job here: with the attempt's number, it is the name of a job of the core.
+pub const NAME_MAX: usize = 117;
 
-/// Longest time that a job has to wait for its next attempt, seconds. What says more was written by another clock, or before this
-/// one was set back, and is not waited for.
-const DELAY_MAX: u64 = 256;
+/// Longest time that a job has to wait for its next attempt, seconds. What says more was written by another clock, or
+/// before this one was set back, and is not waited for.
+pub const DELAY_MAX: u64 = 256;
 
-/// Largest `job.json`.
-const JOB_FILE_MAX: u64 = 1 << 20;
+/// So many names of a place are tried in order, before a random one is taken.
+const NUMBERED_MAX: u32 = 100;
 
-/// `job.json`. Unknown fields are refused.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct JobFile {
-    image: String,
-    argv: Vec<String>,
-    #[serde(default)]
-    owner: String,
-    #[serde(default)]
-    env: BTreeMap<String, String>,
-    #[serde(default)]
-    env_mode: EnvMode,
-    /// Names of files beside job.json.
-    #[serde(default)]
-    env_files: Vec<EnvName>,
-    #[serde(default)]
-    cwd: Option<String>,
-    #[serde(default)]
-    umask: Option<String>,
-    #[serde(default)]
-    rlimits: Object<Rlimit>,
-    #[serde(default)]
-    links: Object<String>,
-    #[serde(default)]
-    passwd: bool,
-    #[serde(default)]
-    timeout_s: f64,
-    #[serde(default)]
-    limits: Limits,
-    #[serde(default = "ten")]
-    grace_s: f64,
-    #[serde(default = "ten")]
-    kill_s: f64,
-    /// Name of a file beside job.json.
-    #[serde(default)]
-    stdin: Option<String>,
-    #[serde(default)]
-    outputs: Vec<String>,
-}
+/// How much is written to find out whether there is room in the spool.
+const PROBE_BYTES: usize = 256 << 10;
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct EnvName {
-    name: String,
-    format: EnvFormat,
-}
+/// Begins the names of what is being moved to `held/`; a random suffix and the job's name follow.
+const ASIDE: &str = ".aside-";
+/// Characters of a random suffix.
+const SUFFIX_LEN: usize = 16;
 
-const fn ten() -> f64 {
-    10.0
-}
+/// Name of the file that is written to find out whether there is room.
+const ROOM: &str = ".room";
 
-/// A spool as one pilot uses it.
+/// A spool as one pilot uses it. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Spool {
     root: PathBuf,
     claimed: PathBuf,
 }
 
-/// A job that this pilot has claimed.
-#[derive(Clone, Debug)]
-pub struct Claimed {
-    /// Its name, without the attempt.
-    pub name: String,
-    /// Which attempt this is, from 1.
-    pub attempt: u32,
-    dir: PathBuf,
+/// Whether a name can be a job's.
+pub fn is_job_name(name: &OsStr) -> bool {
+    name.to_str().is_some_and(|name| is_id(name) && name.len() <= NAME_MAX)
+}
+
+fn random_suffix() -> io::Result<String> {
+    let mut random = [0; SUFFIX_LEN / 2];
+    glue::sys::random(&mut random)?;
+    Ok(hex(&random))
+}
+
+/// Whether a directory could not be renamed because something else has the name.
+fn is_taken(e: &io::Error) -> bool {
+    let taken = [Errno::EEXIST, Errno::ENOTEMPTY, Errno::ENOTDIR, Errno::EISDIR];
+    e.raw_os_error().is_some_and(|errno| taken.contains(&Errno::from_raw(errno)))
 }
 
 impl Spool {
-    /// Opens the spool, and makes what is missing of it.
+    /// Opens the spool; creates what is missing of it, and refuses what could be exchanged by others.
     pub fn open(root: &Path, pilot: &str) -> io::Result<Self> {
-        let claimed = root.join("claimed").join(pilot);
-        for dir in [root.join("new"), root.join("done"), root.join("held"), claimed.clone()] {
-            fs::create_dir_all(&dir).map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", dir.display())))?;
+        own_dir::check_top(root)?;
+        let spool = Self { root: root.to_owned(), claimed: root.join("claimed").join(pilot) };
+        spool.ensure()?;
+        let new = spool.new_dir();
+        fs::create_dir_all(&new)?;
+        let (theirs, ours) = (new.symlink_metadata()?, spool.claimed.symlink_metadata()?);
+        if !theirs.is_dir() || theirs.dev() != ours.dev() {
+            let why = "has to be a directory on the file system of the spool: a job is claimed by one rename";
+            return Err(io::Error::other(format!("{}: {why}", new.display())));
         }
-        Ok(Self { root: root.to_owned(), claimed })
+        Ok(spool)
+    }
+
+    /// Root's own directories, as they have to be.
+    fn ensure(&self) -> io::Result<()> {
+        for place in ["claimed", "retry", "done", "held"] {
+            own_dir::ensure(&self.root.join(place))?;
+        }
+        own_dir::ensure(&self.claimed)
+    }
+
+    /// Where users put jobs.
+    pub fn new_dir(&self) -> PathBuf {
+        self.root.join("new")
+    }
+
+    /// Where jobs wait for their next attempt.
+    pub fn retry_dir(&self) -> PathBuf {
+        self.root.join("retry")
+    }
+
+    /// Where a claim of this name is.
+    pub fn claim_dir(&self, name: &str) -> PathBuf {
+        self.claimed.join(name)
     }
 
     /// What this pilot, in an earlier life, has claimed and not brought to an end.
     pub fn unfinished(&self) -> io::Result<Vec<Claimed>> {
         let mut unfinished = Vec::new();
-        for name in names(&self.claimed)? {
-            let dir = self.claimed.join(&name);
-            match take_over(&dir, false) {
-                // Killed between taking it and counting that: still the first attempt, or that of the last count.
-                Ok(()) => unfinished.push(Claimed { attempt: attempts(&dir).max(1), dir, name }),
-                Err(e) => tracing::error!(job = %name, "stays claimed, and is left alone: {e}"),
+        for entry in fs::read_dir(&self.claimed)? {
+            let entry = entry?;
+            let (path, name) = (entry.path(), entry.file_name());
+            // Killed between making the directory and moving the job into it, or while looking for room.
+            if remove_unused(&path) || (name == ROOM && fs::remove_file(&path).is_ok()) {
+                continue;
+            }
+            let is_claim = own_dir::is_roots(&path) && path.join(SUBMITTED).symlink_metadata().is_ok();
+            match name.to_str().filter(|_| is_claim && is_job_name(&name)) {
+                Some(name) => unfinished.push(Claimed::resume(path, name)?),
+                None => self.clear(&path, &name),
             }
         }
         Ok(unfinished)
     }
 
-    /// Claims the next job that may run now: one rename decides who has it.
-    pub fn claim(&self) -> io::Result<Option<Claimed>> {
-        for name in names(&self.root.join("new"))? {
-            let (from, to) = (self.root.join("new").join(&name), self.claimed.join(&name));
-            if not_before(&from) > now() {
-                continue;
-            }
-            match fs::rename(&from, &to) {
-                // Another pilot was quicker.
-                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-                // One entry that can not be had (its name is under way already, say) keeps no other from being served.
-                Err(e) => {
-                    tracing::debug!(job = %name, "can not be claimed now: {e}");
-                    continue;
-                }
-                Ok(()) => {}
-            }
-            let counted = take_over(&to, true).and_then(|()| {
-                let attempt = attempts(&to).saturating_add(1);
-                put_file(&to.join("attempts"), attempt.to_string().as_bytes(), 0o644).map(|()| attempt)
-            });
-            match counted {
-                Ok(attempt) => return Ok(Some(Claimed { name, attempt, dir: to })),
-                Err(e) => tracing::error!(job = %name, "stays claimed, and is left alone: {e}"),
-            }
+    /// Moves to `held/` what lies in the pilot's directory and is not a claim.
+    fn clear(&self, path: &Path, name: &OsStr) {
+        let shown = printable_name(name);
+        // Killed while this was going on.
+        let moved = if let Some(name) = shown.strip_prefix('_').and_then(|name| name.strip_prefix(ASIDE)) {
+            self.place(path, "held", name.get(SUFFIX_LEN + 1..).unwrap_or("set-aside"))
+        } else {
+            let failure = Failure::hold(Reason::InvalidJob, "was in the pilot's directory of claims, and is not one");
+            Claimed::new(path.to_owned(), &shown)
+                .and_then(|claim| self.set_aside(path, &shown, &claim.refusal(&failure)))
+        };
+        match moved {
+            Ok(()) => tracing::warn!("{}: is not a claim; set aside in held/", path.display()),
+            Err(e) => tracing::error!("{}: is not a claim, and cannot be set aside: {e}", path.display()),
         }
-        Ok(None)
     }
 
-    /// Whether no job waits, now or later.
-    pub fn is_empty(&self) -> io::Result<bool> {
-        Ok(names(&self.root.join("new"))?.is_empty())
+    /// Moves an entry of `new/` into a directory of root's own, by one rename: that decides which pilot has it.
+    /// `Ok(false)`: another one was quicker.
+    pub fn take(&self, entry: &OsStr, own: &Path) -> io::Result<bool> {
+        match fs::rename(self.new_dir().join(entry), own.join(SUBMITTED)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            result => result.map(|()| true),
+        }
     }
 
-    /// Puts a job's report beside its results and moves it where its class says. A job that may run again goes back, with a
-    /// delay that doubles, until it has had `most` attempts.
+    /// Whether there is room for results.
+    pub fn has_room(&self) -> bool {
+        has_room(&self.claimed)
+    }
+
+    /// Puts a job's report beside its results and moves it where its class says. A job that may run again waits in
+    /// `retry/`, for a time that doubles, until it has had `most` attempts. Can be repeated after a failure at any
+    /// step.
     pub fn deliver(&self, claimed: &Claimed, report: &Report, most: u32) -> io::Result<&'static str> {
-        let result = claimed.dir.join("result");
-        fs::create_dir_all(&result)?;
-        put_file(&result.join("report.json"), crate::text::json_for_people(report)?.as_bytes(), 0o644)?;
-        let to = match report.class {
+        let place = match report.class {
             Class::Final => "done",
-            Class::Retry if claimed.attempt < most => "new",
+            Class::Retry if claimed.attempt < most => "retry",
             Class::Retry | Class::Hold => "held",
         };
-        if to == "new" {
-            let kept = claimed.dir.join(format!("result.{}", claimed.attempt));
-            let _ = fs::remove_dir_all(&kept);
-            fs::rename(&result, &kept)?;
-            let delay = Duration::from_secs((1 << claimed.attempt.min(8)).min(DELAY_MAX)).as_secs_f64();
-            put_file(&claimed.dir.join("not-before"), format!("{:.3}", now() + delay).as_bytes(), 0o644)?;
+        let kept = claimed.result_of(claimed.attempt);
+        if place != "retry" || !kept.exists() {
+            claimed.create_result()?;
+            put_file(&claimed.result().join("report.json"), json_for_people(report)?.as_bytes(), 0o644)?;
         }
-        let target = free_name(&self.root.join(to), &claimed.name);
-        fs::rename(&claimed.dir, target)?;
-        Ok(to)
-    }
-}
-
-/// Makes a claimed directory root's, so that whoever put it there can not exchange what lies in it, and puts aside what stands
-/// where our own files go. What is deeper in it may still be changed, and is opened without following links.
-fn take_over(dir: &Path, fresh: bool) -> io::Result<()> {
-    let fd = tree::open_dir(dir)?;
-    fchown(&fd, Some(Uid::from_raw(0)), Some(Gid::from_raw(0)))?;
-    fchmod(&fd, Mode::from_bits_truncate(0o755))?;
-    for name in ["attempts", "not-before", "result", "report.tmp", "attempts.tmp", "not-before.tmp"] {
-        let path = dir.join(name);
-        let Ok(metadata) = path.symlink_metadata() else { continue };
-        let ours = metadata.uid() == 0
-            && match name {
-                "attempts" | "not-before" => metadata.is_file(),
-                // A fresh claim has no result yet; one that is taken up again may have.
-                _ => !fresh && metadata.is_dir(),
-            };
-        if !ours {
-            fs::rename(&path, free_name(dir, &format!("{name}.not-ours")))?;
-        }
-    }
-    Ok(())
-}
-
-/// A path in `dir` that is not taken: an earlier job of the same name keeps its place.
-fn free_name(dir: &Path, name: &str) -> PathBuf {
-    let mut path = dir.join(name);
-    let mut n = 1;
-    while path.symlink_metadata().is_ok() {
-        n += 1;
-        path = dir.join(format!("{name}.{n}"));
-    }
-    path
-}
-
-/// Names of the directories in `dir` that can be jobs, sorted.
-fn names(dir: &Path) -> io::Result<Vec<String>> {
-    let mut names: Vec<String> = fs::read_dir(dir)?
-        .flatten()
-        .filter(|entry| entry.file_type().is_ok_and(|t| t.is_dir()))
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .filter(|name| is_id(name) && name.len() <= NAME_MAX)
-        .collect();
-    names.sort();
-    Ok(names)
-}
-
-/// The number in a small file, which others may have put there: no link is followed, and nothing is waited for.
-fn number(path: &Path) -> Option<f64> {
-    let mut text = String::new();
-    tree::open_file(path).and_then(|file| file.take(64).read_to_string(&mut text)).ok()?;
-    text.trim().parse().ok().filter(|n: &f64| n.is_finite() && *n >= 0.0)
-}
-
-fn attempts(dir: &Path) -> u32 {
-    number(&dir.join("attempts")).map_or(0, |n| n as u32)
-}
-
-fn not_before(dir: &Path) -> f64 {
-    number(&dir.join("not-before")).filter(|at| *at <= now() + DELAY_MAX as f64).unwrap_or(0.0)
-}
-
-impl Claimed {
-    /// Whether the job is still this pilot's to deliver.
-    pub fn is_here(&self) -> bool {
-        self.dir.is_dir()
-    }
-
-    /// The job as the core takes it.
-    pub fn request(&self) -> Result<Request, String> {
-        let path = self.dir.join("job.json");
-        let mut text = Vec::new();
-        tree::open_file(&path)
-            .and_then(|file| file.take(JOB_FILE_MAX + 1).read_to_end(&mut text))
-            .map_err(|e| format!("job.json: {e}"))?;
-        if text.len() as u64 > JOB_FILE_MAX {
-            return Err(format!("job.json: has more than {JOB_FILE_MAX} bytes"));
-        }
-        let job: JobFile = serde_json::from_slice(&text).map_err(|e| format!("job.json: {e}"))?;
-        let beside = |name: &str| -> Result<PathBuf, String> {
-            if is_component(name) {
-                Ok(self.dir.join(name))
-            } else {
-                Err(format!("{name:?} is no file beside job.json"))
+        if place == "retry" {
+            if !kept.exists() {
+                fs::rename(claimed.result(), &kept)?;
             }
-        };
-        let env_files = job.env_files.iter().map(|f| Ok(EnvSource { path: beside(&f.name)?, format: f.format }));
-        let inputs = self.dir.join("inputs");
-        Ok(Request {
-            image: job.image,
-            argv: job.argv,
-            owner: job.owner,
-            env: job.env,
-            env_mode: job.env_mode,
-            env_files: env_files.collect::<Result<_, String>>()?,
-            cwd: job.cwd,
-            umask: job.umask,
-            rlimits: job.rlimits,
-            links: job.links,
-            passwd: job.passwd,
-            timeout_s: job.timeout_s,
-            limits: job.limits,
-            grace_s: job.grace_s,
-            kill_s: job.kill_s,
-            inputs: inputs.symlink_metadata().is_ok().then_some(inputs),
-            stdin: job.stdin.as_deref().map(beside).transpose()?,
-            results: Some(self.dir.join("result")),
-            outputs: job.outputs,
-            ..self.unreadable()
-        })
+            let delay = (1 << claimed.attempt.min(8)).min(DELAY_MAX);
+            claimed.write_next_attempt(now() + delay as f64)?;
+        }
+        self.place(claimed.dir(), place, &claimed.name)?;
+        Ok(place)
     }
 
-    /// A request that stands for a job whose file can not be read, for its report.
-    pub fn unreadable(&self) -> Request {
-        Request { attempt: self.attempt, ..Request::new(format!("{}.{}", self.name, self.attempt)) }
+    /// Moves a job that cannot be delivered to `held/`, in a new directory with this report: nothing in the old one can
+    /// be in the way.
+    pub fn set_aside(&self, dir: &Path, name: &str, report: &Report) -> io::Result<()> {
+        let own = self.claimed.join(format!("{ASIDE}{}-{name}", random_suffix()?));
+        own_dir::create(&own)?;
+        fs::rename(dir, own.join("claim")).inspect_err(|_| {
+            let _ = fs::remove_dir(&own);
+        })?;
+        let result = own.join("result");
+        let text = json_for_people(report)?;
+        let reported =
+            own_dir::create(&result).and_then(|()| put_file(&result.join("report.json"), text.as_bytes(), 0o644));
+        // Without room for the report it is in held/ all the same.
+        let placed = self.place(&own, "held", name);
+        reported.and(placed)
     }
+
+    /// Moves a directory of this pilot's to a place, under a name that is free there: an earlier job of the same name
+    /// keeps its own.
+    fn place(&self, dir: &Path, place: &str, name: &str) -> io::Result<()> {
+        let target = self.root.join(place);
+        for n in 1..=NUMBERED_MAX + 1 {
+            let free = match n {
+                1 => name.to_owned(),
+                n if n <= NUMBERED_MAX => format!("{name}.{n}"),
+                _ => format!("{name}.{}", random_suffix()?),
+            };
+            match fs::rename(dir, target.join(free)) {
+                Err(e) if is_taken(&e) => {}
+                Err(e) if e.kind() == io::ErrorKind::NotFound && dir.exists() => {
+                    // Somebody has cleared up a little too much.
+                    self.ensure()?;
+                    return fs::rename(dir, target.join(name));
+                }
+                result => {
+                    result?;
+                    return sync_dir(&target).and_then(|()| sync_dir(&self.claimed));
+                }
+            }
+        }
+        Err(io::Error::new(io::ErrorKind::AlreadyExists, format!("{name}: no free name in {place}/")))
+    }
+}
+
+/// A name that others chose, made into one that a job can have.
+pub fn printable_name(name: &OsStr) -> String {
+    let text = name.to_string_lossy();
+    let good = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' };
+    let name: String = text.chars().map(good).take(100).collect();
+    if name.starts_with('.') || name.is_empty() { format!("_{name}") } else { name }
+}
+
+/// Whether something of the size of a report can be written in `dir`.
+pub fn has_room(dir: &Path) -> bool {
+    let path = dir.join(ROOM);
+    let written = fs::File::create(&path).and_then(|mut file| {
+        file.write_all(&[0; PROBE_BYTES])?;
+        file.sync_data()
+    });
+    let _ = fs::remove_file(&path);
+    written.is_ok()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn spool() -> (tempfile::TempDir, Spool) {
-        let scratch = tempfile::tempdir().unwrap();
-        let spool = Spool::open(scratch.path(), "p").unwrap();
-        (scratch, spool)
-    }
-
-    fn put(spool: &Spool, name: &str, text: &str) {
-        let dir = spool.root.join("new").join(name);
-        fs::create_dir(&dir).unwrap();
-        fs::write(dir.join("job.json"), text).unwrap();
-    }
-
-    #[test]
-    fn a_job_is_claimed_by_one_pilot() {
-        let (scratch, first) = spool();
-        let second = Spool::open(scratch.path(), "q").unwrap();
-        put(&first, "a", r#"{"image":"i","argv":["x"]}"#);
-        let claimed = first.claim().unwrap().unwrap();
-        assert_eq!((claimed.name.as_str(), claimed.attempt), ("a", 1));
-        assert!(second.claim().unwrap().is_none());
-        assert_eq!(first.unfinished().unwrap().len(), 1);
-        let request = claimed.request().unwrap();
-        assert_eq!((request.id.as_str(), request.image.as_str()), ("a.1", "i"));
-    }
-
-    #[test]
-    fn classes_decide_where_a_job_goes() {
-        let (_scratch, spool) = spool();
-        for (class, most, to) in
-            [(Class::Final, 3, "done"), (Class::Hold, 3, "held"), (Class::Retry, 1, "held"), (Class::Retry, 3, "new")]
-        {
-            put(&spool, "a", r#"{"image":"i","argv":["x"]}"#);
-            let claimed = spool.claim().unwrap().unwrap();
-            let mut report = Report::new(&claimed.request().unwrap());
-            report.class = class;
-            assert_eq!(spool.deliver(&claimed, &report, most).unwrap(), to);
-        }
-        assert!(spool.claim().unwrap().is_none(), "not before its delay is over");
-        assert!(!spool.is_empty().unwrap());
-        assert_eq!(attempts(&spool.root.join("new/a")), 1);
-        assert!(spool.root.join("held/a.2").is_dir(), "the second of its name keeps a place of its own");
-    }
-
-    #[test]
-    fn a_clock_that_was_set_back_keeps_no_job_waiting() {
-        let (_scratch, spool) = spool();
-        for (name, at, is_due) in
-            [("a", now() + 200.0, false), ("b", now() + 3_600.0, true), ("c", now() - 1e9, true), ("d", 1e300, true)]
-        {
-            put(&spool, name, r#"{"image":"i","argv":["x"]}"#);
-            fs::write(spool.root.join("new").join(name).join("not-before"), format!("{at:.3}")).unwrap();
-            let claimed = spool.claim().unwrap();
-            assert_eq!(claimed.map(|c| c.name), is_due.then(|| name.to_owned()), "{name}");
-        }
-    }
-
-    #[test]
-    fn bad_job_files_say_why() {
-        let (_scratch, spool) = spool();
-        for (name, text, why) in [
-            ("a", "{", "EOF"),
-            ("b", r#"{"image":"i"}"#, "argv"),
-            ("c", r#"{"image":"i","argv":[],"imgae":1}"#, "imgae"),
-            ("d", r#"{"image":"i","argv":["x"],"stdin":"../x"}"#, "beside"),
-        ] {
-            put(&spool, name, text);
-            let refused = spool.claim().unwrap().unwrap().request();
-            assert!(refused.as_ref().is_err_and(|e| e.contains(why)), "{name}: {refused:?}");
-        }
-    }
-}
+#[path = "spool_tests.rs"]
+mod tests;

@@ -192,3 +192,21 @@ fn forged_record(key: &Bytes32, taken: Option<(&Startup, &[u8])>) -> Option<Stri
     };
     sign(&record, key)
 }
+
+/// Lets a user write in everything that is made in a directory from now on, whoever makes it: the default ACL of acl(5), in the form that
+/// the kernel has it in (linux/posix_acl_xattr.h).
+pub fn default_acl(path: &str, uid: u64) -> Result<i32, String> {
+    const ALL: u16 = 7;
+    const NOBODY: u32 = u32::MAX;
+    let uid = u32::try_from(uid).map_err(|e| e.to_string())?;
+    // The owner, the user, the owning group, the mask, and everybody else.
+    let entries = [(0x01, NOBODY), (0x02, uid), (0x04, NOBODY), (0x10, NOBODY), (0x20, NOBODY)];
+    let mut value = 2u32.to_le_bytes().to_vec();
+    for (tag, id) in entries {
+        value.extend(u16::to_le_bytes(tag));
+        value.extend(ALL.to_le_bytes());
+        value.extend(id.to_le_bytes());
+    }
+    sys::set_xattr(path, c"system.posix_acl_default", &value).map_err(|e| format!("{path}: {e}"))?;
+    Ok(0)
+}

@@ -23,7 +23,7 @@ const USAGE: &str = "usage: probe COMMAND
 what it sees      status, fds, env, args ..., cwd, limits, umask, ipc-list
 what it computes  hello, primes N, echo-stdin, cpu SECONDS, memory MIB SECONDS
 how it ends       exit N, signal N, sleep SECONDS, ignore-term SECONDS, term-exit CODE, sigchld-ignored
-files             write-file PATH TEXT, read-file PATH, connect PATH, ipc
+files             write-file PATH TEXT, read-file PATH, default-acl PATH UID, connect PATH, ipc
 what it leaves    daemons N, headless, orphans N [MILLISECONDS], bomb N
 attacks           forge, trace PID, and only with --i-am-in-a-container: kill-loop [N], stop-everything [N]
 as `glue`         a false glue, for an image that shadows ours";
@@ -63,6 +63,7 @@ fn command(words: &[String], raw: &[OsString]) -> Result<i32, String> {
         "cpu" => work::cpu(seconds(words, 1)?),
         "memory" => work::memory(number(words, 1)?, seconds(words, 2)?),
         "write-file" => work::write_file(text(words, 1)?, text(words, 2)?),
+        "default-acl" => attack::default_acl(text(words, 1)?, number(words, 2)?),
         "read-file" => work::read_file(text(words, 1)?),
         "connect" => work::connect(text(words, 1)?),
         "exit" => i32::try_from(number(words, 1)?).map_err(|_| "an exit code is at most 255".to_string()),

@@ -179,7 +179,6 @@ fn serve_spool(args: &PilotArgs) -> io::Result<ExitCode> {
     let running = start_core(&args.core, &binder, false)?;
     let settings = pilot::Loop {
         spool: args.spool.clone(),
-        socket: args.core.private.private.join(protocol::SOCKET),
         binder: binder.clone(),
         core: running.core(),
         private: args.core.private.private.clone(),

@@ -160,8 +160,7 @@ impl Life<'_> {
         let request = &self.state.request;
         let held = self.held.take().filter(|held| {
             self.around.settings.reuse == Reuse::SameOwner
-                && !request.owner.is_empty()
-                && held.owner == request.owner
+                && request.identity().is_some_and(|owner| held.owner.as_ref() == Some(&owner))
                 && held.bound.container.image == request.image
                 // Asked anew each time: a name may mean another image by now.
                 && self.around.binder.image_id(&request.image).is_ok_and(|id| id == held.bound.container.image_id)
@@ -217,7 +216,7 @@ impl Life<'_> {
 
     fn take_bound(&mut self, bound: Bound, glue: OwnedFd) {
         self.state.report.container = Some(bound.container.clone());
-        self.held = Some(Held { bound: bound.clone(), owner: self.state.request.owner.clone() });
+        self.held = Some(Held { bound: bound.clone(), owner: self.state.request.identity() });
         self.state.bound = Some(bound);
         self.glue = Some(glue);
     }

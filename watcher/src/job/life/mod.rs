@@ -78,8 +78,8 @@ pub struct Around<'a> {
 pub struct Held {
     /// The container.
     pub bound: Bound,
-    /// Whose jobs may use it again.
-    pub owner: String,
+    /// Whose jobs may use it again: see [`crate::job::Request::identity`].
+    pub owner: Option<(Option<u32>, String)>,
 }
 
 /// What a job leaves of its slot.

@@ -1,0 +1,450 @@
+//! `watcher pilot`: the loop over a spool, with as many jobs at once as there are slots.
+//!
+//! No single job stops a slot: what cannot be brought to its end now is tried again later, beside the other jobs, and
+//! is set aside in the end. While that happens because there is no room, nothing further is claimed.
+
+mod gate;
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use glue::contract::encoding::hex;
+
+use crate::bind::{Binder, Failure, Reason};
+use crate::job::{Phase, Report, Request, is_id};
+use crate::serve::{Core, News};
+use crate::source::spool::{Spool, has_room};
+use crate::source::{Claimed, Queue};
+
+use self::gate::Gate;
+
+/// How often the spool is looked at while there is nothing to do.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// How often a job's thread looks whether the pilot was told to stop.
+const STOP_LOOKED_AT_EVERY: Duration = Duration::from_millis(100);
+
+/// How long to wait before a job that could not be brought to its end is tried again: first, then twice as long each
+/// time, and at most.
+const AGAIN_AFTER: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(256));
+
+/// After so many tries a job is set aside, if there is room for others.
+const TRIES_MAX: u32 = 8;
+
+/// What the loop needs to know.
+#[derive(Clone)]
+pub struct Loop {
+    /// The spool.
+    pub spool: PathBuf,
+    /// How images are bound: while that is not possible, no job is claimed that could only fail.
+    pub binder: Arc<dyn Binder>,
+    /// The core, which runs the jobs.
+    pub core: Core,
+    /// The private volume, which knows the pilot's name.
+    pub private: PathBuf,
+    /// The pilot's name, if it is given one.
+    pub name: Option<String>,
+    /// How many jobs at once.
+    pub slots: usize,
+    /// Attempts that a job has before it is held.
+    pub max_attempts: u32,
+    /// Ends once nothing waited for this long; never, where it is `None`.
+    pub idle_exit: Option<Duration>,
+}
+
+/// The name under which jobs are claimed: the same in every life of this pilot.
+fn own_name(private: &Path, given: Option<&str>) -> io::Result<String> {
+    if let Some(given) = given {
+        let invalid = || io::Error::other(format!("--name {given:?}: use 1 to 128 letters, digits, '.', '_' or '-'"));
+        return is_id(given).then(|| given.to_owned()).ok_or_else(invalid);
+    }
+    let path = private.join("name");
+    match std::fs::read_to_string(&path) {
+        Ok(name) if is_id(&name) => return Ok(name),
+        Ok(bad) => tracing::error!("{}: {bad:?} is not a pilot's name; a new one is made", path.display()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) if e.kind() == io::ErrorKind::InvalidData => tracing::error!("{}: {e}", path.display()),
+        Err(e) => return Err(e),
+    }
+    let mut random = [0; 6];
+    glue::sys::random(&mut random)?;
+    let name = format!("pilot-{}", hex(&random));
+    crate::store::put_file(&path, name.as_bytes(), 0o600)?;
+    Ok(name)
+}
+
+/// A job that could not be brought to its end.
+struct Postponed {
+    claimed: Claimed,
+    tries: u32,
+    due: Instant,
+}
+
+impl Postponed {
+    /// Due after a time that doubles with each try.
+    fn after(claimed: Claimed, tries: u32) -> Self {
+        let wait = AGAIN_AFTER.0.saturating_mul(1 << tries.saturating_sub(1).min(16)).min(AGAIN_AFTER.1);
+        Self { claimed, tries, due: Instant::now() + wait }
+    }
+}
+
+/// A job's thread has ended.
+struct Ended {
+    claimed: Claimed,
+    tries: u32,
+    result: Result<(), Undelivered>,
+}
+
+/// Why a job could not be brought to its end, and its report, if it has one.
+struct Undelivered {
+    why: io::Error,
+    report: Option<Box<Report>>,
+}
+
+impl From<io::Error> for Undelivered {
+    fn from(why: io::Error) -> Self {
+        Self { why, report: None }
+    }
+}
+
+/// The loop's own state.
+struct Pilot<'a> {
+    settings: &'a Loop,
+    stop: &'a Arc<AtomicBool>,
+    spool: Spool,
+    queue: Queue,
+    gate: Gate,
+    postponed: Vec<Postponed>,
+    /// Whether there was room when it was last looked for.
+    room: Option<(Instant, bool)>,
+    busy: usize,
+    over: usize,
+    tell: Sender<Ended>,
+    ended: Receiver<Ended>,
+}
+
+/// Serves the spool until there is nothing more to do, or `stop` is set. Returns how many jobs were brought to an end.
+pub fn run(settings: &Loop, stop: &Arc<AtomicBool>) -> io::Result<usize> {
+    let name = own_name(&settings.private, settings.name.as_deref())?;
+    let spool = Spool::open(&settings.spool, &name)?;
+    let unfinished = give_back_lost(&settings.private, &spool, settings.max_attempts)?;
+    tracing::info!(pilot = %name, spool = %settings.spool.display(), unfinished = unfinished.len(), "serving");
+    forget_delivered(&settings.core, &unfinished);
+    let (tell, ended) = channel();
+    let now = |claimed| Postponed { claimed, tries: 0, due: Instant::now() };
+    let mut pilot = Pilot {
+        settings,
+        stop,
+        queue: Queue::new(spool.clone()),
+        spool,
+        gate: Gate::new(settings),
+        postponed: unfinished.into_iter().map(now).collect(),
+        room: None,
+        busy: 0,
+        over: 0,
+        tell,
+        ended,
+    };
+    pilot.serve()?;
+    Ok(pilot.over)
+}
+
+impl Pilot<'_> {
+    fn serve(&mut self) -> io::Result<()> {
+        let mut idle_since = Instant::now();
+        while !self.stop.load(Ordering::Relaxed) {
+            let is_full = self.busy + self.settings.core.restoring() >= self.settings.slots;
+            let next = if is_full { None } else { self.next()? };
+            if let Some(next) = next {
+                self.start(next);
+                continue;
+            }
+            if is_full || self.busy > 0 || !self.postponed.is_empty() || !self.queue.is_empty().unwrap_or(false) {
+                idle_since = Instant::now();
+            }
+            if self.settings.idle_exit.is_some_and(|limit| idle_since.elapsed() >= limit) {
+                break;
+            }
+            self.wait(LOOK_EVERY);
+        }
+        while self.busy > 0 {
+            self.wait(LOOK_EVERY);
+        }
+        Ok(())
+    }
+
+    /// What can be done now: what is under way comes first.
+    fn next(&mut self) -> io::Result<Option<Postponed>> {
+        if let Some(at) = self.postponed.iter().position(|p| p.due <= Instant::now()) {
+            return Ok(Some(self.postponed.swap_remove(at)));
+        }
+        if !self.gate.is_open()? || self.settings.binder.ready().is_err() || !self.has_room() {
+            return Ok(None);
+        }
+        let claimed = self.queue.claim().unwrap_or_else(|e| {
+            tracing::error!("no job can be claimed from the spool: {e}");
+            None
+        });
+        if claimed.is_none()
+            && let Some(claimed) = self.queue.undelivered()
+        {
+            self.postponed.push(Postponed::after(claimed, 1));
+        }
+        Ok(claimed.map(|claimed| Postponed { claimed, tries: 0, due: Instant::now() }))
+    }
+
+    /// Whether jobs can be kept and delivered; only looked for while some could not be.
+    fn has_room(&mut self) -> bool {
+        if self.postponed.is_empty() {
+            return true;
+        }
+        match self.room {
+            Some((at, has)) if at.elapsed() < AGAIN_AFTER.0 => has,
+            _ => {
+                let has = self.spool.has_room() && has_room(&self.settings.private);
+                self.room = Some((Instant::now(), has));
+                has
+            }
+        }
+    }
+
+    /// Takes one job on its way, in a thread of its own.
+    fn start(&mut self, Postponed { claimed, tries, .. }: Postponed) {
+        let (settings, spool, stop) = (self.settings.clone(), self.spool.clone(), self.stop.clone());
+        let (tell, job) = (self.tell.clone(), claimed.clone());
+        let thread = std::thread::Builder::new().name("job".into()).spawn(move || {
+            let mut claimed = job;
+            let result = one_job(&settings, &spool, &mut claimed, &stop);
+            let _ = tell.send(Ended { claimed, tries: tries + 1, result });
+        });
+        match thread {
+            Ok(_) => self.busy += 1,
+            Err(e) => {
+                tracing::error!(job = %claimed.name, "no thread for the job: {e}");
+                self.postponed.push(Postponed::after(claimed, tries.max(1)));
+            }
+        }
+    }
+
+    /// Waits until a job's thread ends, at most so long.
+    fn wait(&mut self, limit: Duration) {
+        let Ok(Ended { claimed, tries, result }) = self.ended.recv_timeout(limit) else { return };
+        self.busy -= 1;
+        match result {
+            Ok(()) => self.over += 1,
+            Err(e) if !claimed.is_here() => {
+                tracing::error!(job = %claimed.name, "its directory is gone, so it has no result: {}", e.why);
+                self.over += 1;
+            }
+            Err(e) => {
+                tracing::error!(job = %claimed.name, tries, "not delivered yet: {}", e.why);
+                let postponed =
+                    if tries >= TRIES_MAX && self.has_room() { self.set_aside(claimed, e) } else { Some(claimed) };
+                self.postponed.extend(postponed.map(|claimed| Postponed::after(claimed, tries)));
+            }
+        }
+    }
+
+    /// Moves a job out of the way that could not be brought to its end, with the reason; gives it back where that is
+    /// not possible either.
+    fn set_aside(&mut self, claimed: Claimed, Undelivered { why, report }: Undelivered) -> Option<Claimed> {
+        let core = &self.settings.core;
+        let under_way = format!("{}.{}", claimed.name, claimed.attempt);
+        if core.jobs().iter().any(|line| line.job == under_way && line.phase != Phase::Done) {
+            return Some(claimed); // the core has it, and somebody has to take its result
+        }
+        let report = undelivered(&claimed, report, &why);
+        match self.spool.set_aside(claimed.dir(), &claimed.name, &report) {
+            Ok(()) => {
+                tracing::error!(job = %claimed.name, "set aside in held/: {why}");
+                forget(core, &under_way);
+                self.over += 1;
+                None
+            }
+            Err(e) => {
+                tracing::error!(job = %claimed.name, "cannot be set aside, and stays in claimed/: {e}");
+                Some(claimed)
+            }
+        }
+    }
+}
+
+/// The report of a job that is set aside: what came of it is in the message, and in the record.
+fn undelivered(claimed: &Claimed, report: Option<Box<Report>>, why: &io::Error) -> Report {
+    let failure =
+        |what: String| Failure::hold(Reason::DeliveryFailed, format!("{what}; tried {TRIES_MAX} times: {why}"));
+    let Some(mut report) = report else { return claimed.refusal(&failure("this attempt has no result".into())) };
+    let had = format!("{} ({}): {}", report.reason, report.class.name(), report.message);
+    let failure = failure(format!("the result could not be delivered, which was {had}"));
+    (report.class, report.reason, report.message) = (failure.class, failure.reason, failure.message);
+    *report
+}
+
+/// What an earlier life of this pod has left unfinished. What another pod of this name had claimed is lost with that
+/// pod: it goes back as an attempt that was made, else a job that ends its pilots would be every next one's first.
+fn give_back_lost(private: &Path, spool: &Spool, most: u32) -> io::Result<Vec<Claimed>> {
+    let (mark, mut unfinished) = (private.join("serves"), spool.unfinished()?);
+    if mark.exists() {
+        return Ok(unfinished);
+    }
+    let mut undelivered = Vec::new();
+    for mut claimed in unfinished.drain(..) {
+        let message = "the pod in which this attempt was made is gone, and all that it knew";
+        let lost = Failure::retry(Reason::PilotLost, message);
+        let delivered = claimed.prepare().and_then(|()| spool.deliver(&claimed, &claimed.refusal(&lost), most));
+        match delivered {
+            Ok(to) => {
+                let attempt = claimed.attempt;
+                tracing::warn!(job = %claimed.name, attempt, to, "claimed by an earlier pod of this name");
+            }
+            Err(e) => {
+                tracing::error!(job = %claimed.name, "of an earlier pod of this name; not delivered yet: {e}");
+                claimed.verdict = Some(lost);
+                undelivered.push(claimed);
+            }
+        }
+    }
+    crate::store::put_file(&mark, b"", 0o600)?;
+    Ok(undelivered)
+}
+
+fn forget(core: &Core, id: &str) {
+    if let Err(e) = core.forget(id) {
+        tracing::warn!(job = id, "not forgotten: {e}");
+    }
+}
+
+/// Reports that were delivered before the core could forget them.
+fn forget_delivered(core: &Core, unfinished: &[Claimed]) {
+    let wanted: BTreeSet<String> = unfinished.iter().map(|c| format!("{}.{}", c.name, c.attempt)).collect();
+    for line in core.jobs() {
+        if line.phase == Phase::Done && !wanted.contains(&line.job) {
+            forget(core, &line.job);
+        }
+    }
+}
+
+/// One claimed job, from the core to its place in the spool. Asking the core again never runs the job again: so what
+/// fails here can be repeated, and costs no result.
+fn one_job(settings: &Loop, spool: &Spool, claimed: &mut Claimed, stop: &AtomicBool) -> Result<(), Undelivered> {
+    claimed.prepare()?;
+    let request = match &claimed.verdict {
+        Some(known) => Err(known.clone()),
+        None => {
+            let checked = claimed.request().and_then(|request| request.check().map(|()| request));
+            checked.map_err(|why| Failure::hold(Reason::InvalidJob, why))
+        }
+    };
+    let report = match &request {
+        Ok(request) => run_in_core(&settings.core, request, stop)?,
+        Err(failure) => claimed.refusal(failure),
+    };
+    match spool.deliver(claimed, &report, settings.max_attempts) {
+        Err(why) => Err(Undelivered { why, report: Some(Box::new(report)) }),
+        Ok(to) => {
+            let (job, attempt, reason) = (&claimed.name, claimed.attempt, report.reason);
+            tracing::info!(%job, attempt, class = ?report.class, %reason, to, "delivered");
+            forget(&settings.core, &report.job);
+            Ok(())
+        }
+    }
+}
+
+/// Has the core run a job, or attaches to it, and waits for its report.
+fn run_in_core(core: &Core, request: &Request, stop: &AtomicBool) -> io::Result<Report> {
+    let news = core.submit(request.clone(), None).map_err(io::Error::other)?;
+    let mut cancelled = false;
+    loop {
+        match news.recv_timeout(STOP_LOOKED_AT_EVERY) {
+            Ok(News::Over(report)) => return Ok(*report),
+            Ok(News::Phase(_)) => {}
+            Err(RecvTimeoutError::Disconnected) => return Err(io::Error::other("the core has no report of it")),
+            Err(RecvTimeoutError::Timeout) => {
+                if stop.load(Ordering::Relaxed) && !cancelled {
+                    core.cancel(&request.id, "the pilot was told to stop");
+                    cancelled = true;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
+
+    use super::*;
+    use crate::bind::Class;
+    use std::fs;
+
+    #[test]
+    fn a_pilot_keeps_its_name_and_makes_a_new_one_where_it_is_unreadable() {
+        let scratch = tempfile::tempdir().unwrap();
+        let private = scratch.path();
+        let name = own_name(private, None).unwrap();
+        assert_eq!(own_name(private, None).unwrap(), name);
+        for bad in [&b""[..], b"../x", b"\xff"] {
+            fs::write(private.join("name"), bad).unwrap();
+            let new = own_name(private, None).unwrap();
+            assert!(is_id(&new) && new != name, "{new}");
+        }
+        assert_eq!(own_name(private, Some("given")).unwrap(), "given");
+        for bad in ["", "a/b", "..", ".hidden"] {
+            assert!(own_name(private, Some(bad)).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_a_lost_pod_had_claimed_is_an_attempt() {
+        let scratch = tempfile::tempdir().unwrap();
+        let top = scratch.path();
+        let job = top.join("spool/new/a");
+        fs::create_dir_all(&job).unwrap();
+        fs::write(job.join("job.json"), r#"{"image":"i","argv":["x"]}"#).unwrap();
+        let spool = Spool::open(&top.join("spool"), "p").unwrap();
+        let claim = || Queue::new(spool.clone()).claim().unwrap();
+        let begin = |pod: &str| {
+            fs::create_dir_all(top.join(pod)).unwrap();
+            give_back_lost(&top.join(pod), &spool, 2).unwrap().len()
+        };
+        assert_eq!(begin("first"), 0);
+        assert!(claim().is_some());
+        assert_eq!(begin("first"), 1, "the same pod goes on with it");
+        assert_eq!(begin("second"), 0);
+        let waits = top.join("spool/retry/a");
+        assert!(waits.join("result.1/report.json").is_file(), "it waits for its next attempt");
+        let claim_file = waits.join("claim.json");
+        let mut kept: serde_json::Value = serde_json::from_slice(&fs::read(&claim_file).unwrap()).unwrap();
+        kept["not_before"] = 0.into();
+        fs::write(claim_file, kept.to_string()).unwrap();
+        assert_eq!(claim().unwrap().attempt, 2);
+        assert_eq!(begin("third"), 0);
+        assert!(top.join("spool/held/a/result/report.json").is_file(), "after the last one it is held");
+    }
+
+    #[test]
+    fn tries_come_later_and_later() {
+        let claimed = Claimed::new("/nowhere".into(), "a").unwrap();
+        let after = |tries| Postponed::after(claimed.clone(), tries).due.saturating_duration_since(Instant::now());
+        let seconds: Vec<_> = [1, 2, 3, 8, 100].map(|tries| after(tries).as_secs_f64().ceil() as u64).to_vec();
+        assert_eq!(seconds, [2, 4, 8, 256, 256]);
+    }
+
+    #[test]
+    fn a_job_that_is_set_aside_says_what_came_of_it() {
+        let claimed = Claimed::new("/nowhere".into(), "a").unwrap();
+        let why = io::Error::other("no way");
+        let bare = undelivered(&claimed, None, &why);
+        assert_eq!((bare.class, bare.reason), (Class::Hold, Reason::DeliveryFailed));
+        let mut had = Report::new(&crate::job::Request::new("a.1".into()));
+        (had.class, had.reason, had.exit_code) = (Class::Final, Reason::Error, Some(3));
+        let report = undelivered(&claimed, Some(Box::new(had)), &why);
+        assert_eq!((report.class, report.reason, report.exit_code), (Class::Hold, Reason::DeliveryFailed, Some(3)));
+        assert!(report.message.contains("Error (final)") && report.message.ends_with("no way"), "{}", report.message);
+    }
+}

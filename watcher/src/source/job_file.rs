@@ -1,0 +1,99 @@
+//! `job.json`, as users write it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use glue::contract::layout::is_component;
+use glue::contract::startup::{EnvFormat, EnvMode, Object, Rlimit};
+use serde::Deserialize;
+
+use crate::job::limits::Limits;
+use crate::job::{EnvSource, Request};
+
+/// `job.json`. Unknown fields are refused.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobFile {
+    image: String,
+    argv: Vec<String>,
+    #[serde(default)]
+    owner: String,
+    #[serde(default)]
+    env: BTreeMap<String, String>,
+    #[serde(default)]
+    env_mode: EnvMode,
+    /// Names of files beside job.json.
+    #[serde(default)]
+    env_files: Vec<EnvName>,
+    #[serde(default)]
+    cwd: Option<String>,
+    #[serde(default)]
+    umask: Option<String>,
+    #[serde(default)]
+    rlimits: Object<Rlimit>,
+    #[serde(default)]
+    links: Object<String>,
+    #[serde(default)]
+    passwd: bool,
+    #[serde(default)]
+    timeout_s: f64,
+    #[serde(default)]
+    limits: Limits,
+    #[serde(default = "ten")]
+    grace_s: f64,
+    #[serde(default = "ten")]
+    kill_s: f64,
+    /// Name of a file beside job.json.
+    #[serde(default)]
+    stdin: Option<String>,
+    #[serde(default)]
+    outputs: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EnvName {
+    name: String,
+    format: EnvFormat,
+}
+
+const fn ten() -> f64 {
+    10.0
+}
+
+impl JobFile {
+    /// The job as the core takes it: `base` with what this file says. Files are those of `submitted`, the user's own
+    /// directory.
+    pub fn request(self, base: Request, submitted: &Path) -> Result<Request, String> {
+        let beside = |name: &str| -> Result<PathBuf, String> {
+            if is_component(name) {
+                Ok(submitted.join(name))
+            } else {
+                Err(format!("{name:?} is not the name of a file beside job.json"))
+            }
+        };
+        let env_files = self.env_files.iter().map(|f| Ok(EnvSource { path: beside(&f.name)?, format: f.format }));
+        let inputs = submitted.join("inputs");
+        Ok(Request {
+            image: self.image,
+            argv: self.argv,
+            owner: self.owner,
+            env: self.env,
+            env_mode: self.env_mode,
+            env_files: env_files.collect::<Result<_, String>>()?,
+            cwd: self.cwd,
+            umask: self.umask,
+            rlimits: self.rlimits,
+            links: self.links,
+            passwd: self.passwd,
+            timeout_s: self.timeout_s,
+            limits: self.limits,
+            grace_s: self.grace_s,
+            kill_s: self.kill_s,
+            inputs: inputs.symlink_metadata().is_ok().then_some(inputs),
+            stdin: self.stdin.as_deref().map(beside).transpose()?,
+            outputs: self.outputs,
+            ..base
+        })
+    }
+}
