@@ -25,6 +25,7 @@ use crate::bind::Failure;
 use crate::job::{Report, Request, now, rfc3339};
 use crate::serve::protocol::LINE_MAX;
 use crate::store::put_file;
+use crate::text::json_for_people;
 use crate::tree;
 
 /// Largest `job.json`.
@@ -187,8 +188,7 @@ impl Claimed {
     }
 
     fn write(&mut self) -> io::Result<()> {
-        let bytes = serde_json::to_vec_pretty(&self.claim).map_err(io::Error::other)?;
-        put_file(&self.dir.join(CLAIM), &bytes, 0o644)?;
+        put_file(&self.dir.join(CLAIM), json_for_people(&self.claim)?.as_bytes(), 0o644)?;
         self.is_written = true;
         Ok(())
     }

@@ -7,7 +7,6 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use glue::contract::text::printable;
 use nix::errno::Errno;
 
 use super::listing::{Listing, has_other_than};
@@ -15,6 +14,7 @@ use super::spool::{DELAY_MAX, NAME_MAX, Spool, is_job_name, printable_name};
 use super::{Claimed, claimed, own_dir};
 use crate::bind::{Failure, Reason};
 use crate::job::now;
+use crate::text::printable;
 
 /// How often the jobs that wait for another attempt are looked at.
 const RETRY_EVERY: Duration = Duration::from_secs(1);

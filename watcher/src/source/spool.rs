@@ -25,6 +25,7 @@ use super::{Claimed, own_dir};
 use crate::bind::{Class, Failure, Reason};
 use crate::job::{Report, is_id, now};
 use crate::store::{put_file, sync_dir};
+use crate::text::json_for_people;
 
 /// Longest name of a job here: with the attempt's number, it is the name of a job of the core.
 pub const NAME_MAX: usize = 117;
@@ -172,8 +173,7 @@ impl Spool {
         let kept = claimed.result_of(claimed.attempt);
         if place != "retry" || !kept.exists() {
             claimed.create_result()?;
-            let text = crate::text::json_for_people(report)?;
-            put_file(&claimed.result().join("report.json"), text.as_bytes(), 0o644)?;
+            put_file(&claimed.result().join("report.json"), json_for_people(report)?.as_bytes(), 0o644)?;
         }
         if place == "retry" {
             if !kept.exists() {
@@ -195,8 +195,9 @@ impl Spool {
             let _ = fs::remove_dir(&own);
         })?;
         let result = own.join("result");
-        let text = crate::text::json_for_people(report)?;
-        let reported = own_dir::create(&result).and_then(|()| put_file(&result.join("report.json"), text.as_bytes(), 0o644));
+        let text = json_for_people(report)?;
+        let reported =
+            own_dir::create(&result).and_then(|()| put_file(&result.join("report.json"), text.as_bytes(), 0o644));
         // Without room for the report it is in held/ all the same.
         let placed = self.place(&own, "held", name);
         reported.and(placed)
