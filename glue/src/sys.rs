@@ -605,6 +605,51 @@ pub fn remove_system_v(kind: SystemV, id: i32) -> io::Result<()> {
     checked(libc::c_long::from(result)).map(drop)
 }
 
+/// `getdents64(2)`: the next entries of an open directory, as many as fit; 0 at its end. For the watcher.
+pub fn read_directory(dir: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
+    // SAFETY: pointer and length are of one slice, which nothing else uses meanwhile.
+    let n = unsafe { libc::syscall(libc::SYS_getdents64, dir.as_raw_fd(), buffer.as_mut_ptr(), buffer.len()) };
+    checked(n).map(|n| n as usize)
+}
+
+/// `renameat2(2)` with RENAME_EXCHANGE: two entries of one directory change places in one step. For the watcher.
+pub fn exchange(dir: BorrowedFd<'_>, one: &CStr, other: &CStr) -> io::Result<()> {
+    let fd = dir.as_raw_fd();
+    // SAFETY: both names are NUL-terminated and live through the call.
+    let result =
+        unsafe { libc::syscall(libc::SYS_renameat2, fd, one.as_ptr(), fd, other.as_ptr(), libc::RENAME_EXCHANGE) };
+    checked(result).map(drop)
+}
+
+/// `flistxattr(2)`: the names of a file's extended attributes, each with a NUL behind it. For the watcher.
+pub fn attribute_names(file: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
+    // SAFETY: pointer and length are of one slice, which nothing else uses meanwhile.
+    let n = unsafe { libc::flistxattr(file.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) };
+    checked(n as libc::c_long).map(|n| n as usize)
+}
+
+/// `fremovexattr(2)`. For the watcher.
+pub fn remove_attribute(file: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
+    // SAFETY: the name is NUL-terminated and lives through the call.
+    checked(libc::c_long::from(unsafe { libc::fremovexattr(file.as_raw_fd(), name.as_ptr()) })).map(drop)
+}
+
+/// The inode's flags (FS_IOC_GETFLAGS of ioctl_iflags(2)). For the watcher.
+pub fn inode_flags(file: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut flags: libc::c_long = 0;
+    // SAFETY: the kernel writes at most a long, into a local that lives through the call.
+    checked(libc::c_long::from(unsafe { libc::ioctl(file.as_raw_fd(), libc::FS_IOC_GETFLAGS as _, &raw mut flags) }))?;
+    Ok(flags as u32)
+}
+
+/// Sets the inode's flags (FS_IOC_SETFLAGS of ioctl_iflags(2)). For the watcher.
+pub fn set_inode_flags(file: BorrowedFd<'_>, flags: u32) -> io::Result<()> {
+    let flags = libc::c_long::from(flags);
+    // SAFETY: the kernel reads at most a long, from a local that lives through the call.
+    checked(libc::c_long::from(unsafe { libc::ioctl(file.as_raw_fd(), libc::FS_IOC_SETFLAGS as _, &raw const flags) }))
+        .map(drop)
+}
+
 /// Makes the relocated constants of this program read-only, as a dynamic loader would (PT_GNU_RELRO of elf(5)): the start code
 /// of a static program in musl relocates, but leaves that out. What can not be done is left as it is.
 pub fn protect_relocations() {

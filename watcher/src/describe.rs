@@ -83,6 +83,9 @@ pub fn text(report: &Report) -> String {
     for missing in &report.missing_outputs {
         line("missing", missing);
     }
+    if report.missing_left_out > 0 {
+        line("missing", &format!("and {} more, not named", report.missing_left_out));
+    }
     for warning in report.record.iter().flat_map(|r| &r.warnings) {
         line("warning", warning);
     }

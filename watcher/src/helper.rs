@@ -3,10 +3,11 @@
 //! The watcher has threads and is root; the kill routine forks and gives up its rights. So each such task is a fresh process,
 //! which knows nothing of keys and ends when the task is done.
 
+use std::ffi::CStr;
 use std::fs;
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -14,11 +15,19 @@ use glue::contract::layout::Ids;
 use glue::kill::{Routine, take_ids};
 use glue::processes::Proc;
 use glue::sys::{SystemV, remove_system_v};
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::signal::Signal;
+use nix::sys::stat::{Mode, fchmod, fstatat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
 use serde::{Deserialize, Serialize};
 
-use crate::tree;
+use crate::tree::listing::{Listing, shown};
+use crate::tree::{self, Deadline};
+
+/// The mode bit of a shared memory segment that is removed (shmctl(2)).
+const SHM_DEST: u32 = 0o1000;
 
 /// How long the kill helper is waited for beyond the time that it was given.
 const MORE_THAN_IT_HAS: Duration = Duration::from_secs(5);
@@ -37,7 +46,8 @@ pub fn kill(ids: Ids, cgroup: &str, within: Duration) -> io::Result<u64> {
 
 /// Removes the POSIX and System V IPC objects of the payload UID.
 pub fn clean_ipc(ids: Ids) -> io::Result<()> {
-    call("clean-ipc", ids, "", IPC_WITHIN).map(drop)
+    let left = call("clean-ipc", ids, "", IPC_WITHIN + MORE_THAN_IT_HAS)?;
+    if left.is_empty() { Ok(()) } else { Err(io::Error::other(left)) }
 }
 
 /// What only processes of the payload UID, or with more rights than ours, may see of the payload's processes.
@@ -144,11 +154,13 @@ pub fn main(task: &str, ids: Ids) -> io::Result<String> {
         "clean-ipc" => {
             // Files in /dev/shm and /dev/mqueue may lie in directories that only root can change; the System V calls know
             // an object's owner only.
-            remove_owned("/dev/shm", ids.uid);
-            remove_owned("/dev/mqueue", ids.uid);
+            let deadline = Deadline::within(IPC_WITHIN);
+            let files = remove_owned("/dev/shm", ids.uid, &deadline);
+            let queues = remove_owned("/dev/mqueue", ids.uid, &deadline);
             take_ids(ids)?;
-            remove_all_system_v(ids.uid);
-            Ok(String::new())
+            let objects = remove_all_system_v(ids.uid);
+            let failed = [files, queues, objects].into_iter().filter_map(Result::err);
+            Ok(failed.map(|e| e.to_string()).collect::<Vec<_>>().join("; "))
         }
         "details" => {
             // The kernel compares the group too.
@@ -201,44 +213,67 @@ fn look(pids: impl Iterator<Item = i32>) -> Details {
     all
 }
 
-/// Removes entries of `dir` that belong to `uid`, no link followed.
-fn remove_owned(dir: &str, uid: u32) {
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if let Ok(metadata) = path.symlink_metadata()
-            && metadata.uid() == uid
+/// Removes entries of `dir` that belong to `uid`, no link followed, whatever others have in it and add to it.
+fn remove_owned(dir: &str, uid: u32, deadline: &Deadline<'_>) -> io::Result<()> {
+    let top = match tree::open_dir(Path::new(dir)) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        top => top?,
+    };
+    let (mut listing, mut failed) = (Listing::default(), None);
+    while let Some(entry) = listing.next(top.as_fd())? {
+        deadline.check()?;
+        if fstatat(&top, entry.name, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok_and(|stat| stat.st_uid == uid)
+            && let Err(e) = remove_entry(top.as_fd(), entry.name, deadline)
         {
-            let _ = if metadata.is_dir() {
-                tree::open_dir(&path)
-                    .and_then(|dir| tree::remove_content(dir.as_fd()))
-                    .and_then(|()| fs::remove_dir(&path))
-            } else {
-                fs::remove_file(&path)
-            };
+            failed = Some(io::Error::new(e.kind(), format!("{dir}/{}: {e}", shown(entry.name))));
         }
     }
+    failed.map_or(Ok(()), Err)
+}
+
+fn remove_entry(top: BorrowedFd<'_>, name: &CStr, deadline: &Deadline<'_>) -> io::Result<()> {
+    match unlinkat(top, name, UnlinkatFlags::NoRemoveDir) {
+        Err(Errno::EISDIR) => {}
+        result => return Ok(result?),
+    }
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let dir = openat(top, name, flags, Mode::empty())?;
+    // Its owner stays, so that it is found again, and has no process that could open it.
+    fchmod(&dir, Mode::from_bits_truncate(0o700))?;
+    tree::remove_content(dir.as_fd(), deadline)?;
+    Ok(unlinkat(top, name, UnlinkatFlags::RemoveDir)?)
 }
 
 /// Removes what `/proc/sysvipc` (proc_sysvipc(5)) lists as owned or made by `uid`.
-fn remove_all_system_v(uid: u32) {
+fn remove_all_system_v(uid: u32) -> io::Result<()> {
     let kinds = [("shm", SystemV::Memory), ("sem", SystemV::Semaphores), ("msg", SystemV::Messages)];
     for (name, kind) in kinds {
-        let text = fs::read_to_string(format!("/proc/sysvipc/{name}")).unwrap_or_default();
-        for id in owned_ids(&text, uid) {
+        let owned = || owned_ids(&fs::read_to_string(format!("/proc/sysvipc/{name}")).unwrap_or_default(), uid);
+        for id in owned() {
             let _ = remove_system_v(kind, id);
         }
+        match owned().len() {
+            0 => {}
+            n => return Err(io::Error::other(format!("{n} System V objects ({name}) are left"))),
+        }
     }
+    Ok(())
 }
 
-/// The second column of the rows whose `uid` or `cuid` column is `uid`.
+/// The second column of the rows whose `uid` or `cuid` column is `uid`, but for what is removed and only waits for who has it still.
 fn owned_ids(table: &str, uid: u32) -> Vec<i32> {
     let mut lines = table.lines();
     let names: Vec<&str> = lines.next().unwrap_or_default().split_ascii_whitespace().collect();
     let columns = ["uid", "cuid"].map(|wanted| names.iter().position(|name| *name == wanted));
+    let perms = names.iter().position(|name| *name == "perms");
     let uid = uid.to_string();
     lines
         .filter_map(|line| {
             let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+            let mode = perms.and_then(|n| u32::from_str_radix(fields.get(n)?, 8).ok()).unwrap_or(0);
+            if mode & SHM_DEST != 0 {
+                return None;
+            }
             let owned = columns.iter().flatten().any(|n| fields.get(*n) == Some(&uid.as_str()));
             owned.then(|| fields.get(1)?.parse().ok())?
         })
@@ -273,6 +308,7 @@ mod tests {
         let table = "       key      shmid perms  size  cpid  lpid nattch   uid   gid  cuid  cgid\n\
                      1 7 600 4096 1 1 0 20000 20000 20000 20000\n\
                      2 8 600 4096 1 1 0 0 0 20000 0\n\
+                     4 6 1600 4096 1 1 1 20000 20000 20000 20000\n\
                      3 9 600 20000 1 1 0 0 0 0 0\n";
         assert_eq!(owned_ids(table, 20_000), [7, 8]);
         assert!(owned_ids("", 1).is_empty());

@@ -7,6 +7,7 @@
 
 pub mod bind;
 pub mod check;
+pub mod clean;
 pub mod describe;
 pub mod helper;
 pub mod job;

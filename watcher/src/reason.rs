@@ -5,6 +5,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::job::bounds::{MESSAGE_MAX, cut};
+
 /// What an ending means to the pilot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -162,6 +164,8 @@ reasons! {
     ResourceShortage: Retry;
     /// A volume has no room.
     VolumeFull: Retry;
+    /// A slot's volume has no room for inputs that would fit into it, since others have taken it: no attempt of the job.
+    VolumeHeld: Retry;
     /// The job's state could not be kept or read.
     StateLost: Retry;
     /// Glue was told to stop, not by the watcher.
@@ -263,6 +267,7 @@ impl Reason {
                 | Self::Unkillable
                 | Self::VersionMismatch
                 | Self::VolumeFull
+                | Self::VolumeHeld
         )
     }
 }
@@ -285,10 +290,12 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// A failure of this class, which has to be one of the reason's.
+    /// A failure of this class, which has to be one of the reason's. A message of somebody else's can be of any length, and is cut.
     pub fn new(class: Class, reason: Reason, message: impl Into<String>) -> Self {
         debug_assert!(reason.may_be(class), "{reason} is never {}", class.name());
-        Self { class, reason, message: message.into() }
+        let mut message = message.into();
+        cut(&mut message, MESSAGE_MAX);
+        Self { class, reason, message }
     }
 
     /// A failure that goes away by trying again.

@@ -11,18 +11,21 @@ use glue::contract::status::Status;
 use glue::processes::{Pinned, Proc};
 use glue::volume::Dir;
 use nix::fcntl::OFlag;
-use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, mkdirat};
-use nix::unistd::{Gid, Uid, fchown};
+use nix::sys::stat::SFlag;
 
 use crate::bind::proof;
+use crate::clean;
 use crate::job::stage;
-use crate::tree;
+use crate::tree::{self, Deadline};
 
 /// Largest status file that is read.
 const STATUS_MAX: u64 = 64 << 10;
 
 /// What a FIFO can hold, where nobody has changed that.
 const CHIME_MAX: usize = 64 << 10;
+
+/// Directories in `data/` that are the watcher's own.
+const OURS: [&str; 4] = [layout::WORK, stage::IO, clean::TRASH, clean::NEXT];
 
 /// Directories in `data/` that a client has made for its sandboxes (HTCondor's `execute/`): name, owner and group.
 pub type ClientDirs = BTreeMap<String, (u32, u32)>;
@@ -82,9 +85,9 @@ impl Slot {
 
     /// Makes the slot's volumes again what `glue install` has made of them, and opens them. Root of an image that was not proven may
     /// have left anything there, and no later glue would work on it. For when only the placeholder's glue can be there.
-    pub fn mend(number: u32, uid: u32, gid: u32, dirs: &ClientDirs) -> io::Result<Self> {
+    pub fn mend(number: u32, uid: u32, gid: u32, dirs: &ClientDirs, deadline: &Deadline<'_>) -> io::Result<Self> {
         let (ctl, data) = (Dir::open(&layout::ctl(number))?, Dir::open(&layout::data(number))?);
-        mend_volumes(ctl.as_fd(), data.as_fd(), (uid, gid), dirs)?;
+        clean::reset_volumes(ctl.as_fd(), data.as_fd(), (uid, gid), dirs, deadline)?;
         Self::open(number)
     }
 
@@ -93,7 +96,7 @@ impl Slot {
         let mut dirs = ClientDirs::new();
         for name in self.data.names()? {
             let stat = self.data.stat_of(&name)?;
-            if tree::is(&stat, SFlag::S_IFDIR) && ![layout::WORK, stage::IO].contains(&name.as_str()) {
+            if tree::is(&stat, SFlag::S_IFDIR) && !OURS.contains(&name.as_str()) {
                 dirs.insert(name, (stat.st_uid, stat.st_gid));
             }
         }
@@ -190,113 +193,5 @@ impl Slot {
     /// `data/` as a path; for when no payload lives.
     pub fn data_path(&self) -> PathBuf {
         PathBuf::from(layout::data(self.number))
-    }
-}
-
-fn mend_volumes(
-    ctl: BorrowedFd<'_>,
-    data: BorrowedFd<'_>,
-    (uid, gid): (u32, u32),
-    dirs: &ClientDirs,
-) -> io::Result<()> {
-    let own = |fd: BorrowedFd<'_>, uid: u32, gid: u32, mode: u32| -> io::Result<()> {
-        fchown(fd, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
-        Ok(fchmod(fd, Mode::from_bits_truncate(mode))?)
-    };
-    own(ctl, 0, 0, 0o700)?;
-    own(data, 0, 0, 0o755)?;
-    // The placeholder's glue may be there by now, and these are its own then.
-    tree::remove_others(ctl, |name, stat| {
-        let kind = match name.strip_suffix(layout::TEMPORARY_SUFFIX).unwrap_or(name) {
-            layout::STATUS => SFlag::S_IFREG,
-            layout::BELL | layout::CHIME => SFlag::S_IFIFO,
-            _ => return false,
-        };
-        tree::is(stat, kind) && stat.st_uid == 0 && stat.st_mode & 0o022 == 0
-    })?;
-    let is_dir = |stat: &FileStat| tree::is(stat, SFlag::S_IFDIR);
-    tree::remove_others(data, |name, stat| (name == layout::WORK || dirs.contains_key(name)) && is_dir(stat))?;
-    for (name, (owner, group)) in dirs {
-        match mkdirat(data, name.as_str(), Mode::from_bits_truncate(0o700)) {
-            Ok(()) | Err(nix::errno::Errno::EEXIST) => {}
-            Err(e) => return Err(e.into()),
-        }
-        let dir = glue::volume::open_beneath(data, name, OFlag::O_RDONLY | OFlag::O_DIRECTORY, 0)?;
-        own(dir.as_fd(), *owner, *group, 0o755)?;
-        // Sandboxes stay, since their clients are there; whatever else is in it, a client might follow.
-        tree::remove_others(dir.as_fd(), |_, stat| is_dir(stat) && [uid, *owner].contains(&stat.st_uid))?;
-    }
-    match mkdirat(data, layout::WORK, Mode::from_bits_truncate(0o700)) {
-        Ok(()) | Err(nix::errno::Errno::EEXIST) => {}
-        Err(e) => return Err(e.into()),
-    }
-    let work = glue::volume::open_beneath(data, layout::WORK, OFlag::O_RDONLY | OFlag::O_DIRECTORY, 0)?;
-    own(work.as_fd(), uid, gid, 0o700)?;
-    tree::remove_content(work.as_fd())
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
-
-    use super::*;
-    use std::fs;
-    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
-
-    #[test]
-    fn what_an_images_root_left_is_mended() {
-        let top = tempfile::tempdir().unwrap();
-        let (ctl, data) = (top.path().join("ctl"), top.path().join("data"));
-        fs::create_dir_all(&ctl).unwrap();
-        fs::create_dir_all(&data).unwrap();
-        let dirs = ClientDirs::from([("execute".to_owned(), (19_000, 19_001))]);
-        let mend = || {
-            let (ctl, data) = (tree::open_dir(&ctl).unwrap(), tree::open_dir(&data).unwrap());
-            mend_volumes(ctl.as_fd(), data.as_fd(), (20_000, 20_001), &dirs).unwrap();
-        };
-        let entries = |dir: &PathBuf| {
-            let mut names: Vec<String> =
-                fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-            names.sort();
-            names
-        };
-        // Whatever keeps the next glue from working: full of files, open to the payload, our names taken by something else.
-        fs::create_dir_all(ctl.join("status.json/x")).unwrap();
-        fs::create_dir_all(ctl.join("env.0/x")).unwrap();
-        fs::write(ctl.join("chime"), "no FIFO").unwrap();
-        fs::write(ctl.join("junk"), "").unwrap();
-        symlink("/etc", data.join("work")).unwrap();
-        fs::create_dir_all(data.join("io/deep/work")).unwrap();
-        fs::set_permissions(&ctl, fs::Permissions::from_mode(0o777)).unwrap();
-        fs::set_permissions(&data, fs::Permissions::from_mode(0o1777)).unwrap();
-        mend();
-        let what = |path: &PathBuf| fs::symlink_metadata(path).map(|m| (m.uid(), m.gid(), m.mode())).unwrap();
-        assert_eq!((entries(&ctl), entries(&data)), (vec![], vec!["execute".to_owned(), "work".to_owned()]));
-        assert_eq!(what(&data.join("execute")), (19_000, 19_001, 0o40_755));
-        assert_eq!((what(&ctl), what(&data)), ((0, 0, 0o40_700), (0, 0, 0o40_755)));
-        assert_eq!(what(&data.join("work")), (20_000, 20_001, 0o40_700));
-        // A client's sandboxes stay, and nothing beside them that could lead elsewhere.
-        let execute = data.join("execute");
-        for (name, owner) in [("dir_1", 20_000), ("dir_2", 19_000), ("dir_3", 0)] {
-            fs::create_dir(execute.join(name)).unwrap();
-            fs::write(execute.join(name).join("file"), "").unwrap();
-            std::os::unix::fs::chown(execute.join(name), Some(owner), None).unwrap();
-        }
-        symlink("/etc", execute.join("dir_4")).unwrap();
-        fs::set_permissions(&execute, fs::Permissions::from_mode(0o777)).unwrap();
-        mend();
-        assert_eq!(entries(&execute), ["dir_1", "dir_2"]);
-        assert_eq!(
-            (entries(&execute.join("dir_1")), what(&execute)),
-            (vec!["file".to_owned()], (19_000, 19_001, 0o40_755))
-        );
-        // What the placeholder's glue made meanwhile stays; a job's directory that is another's, or full, becomes the slot's.
-        fs::write(ctl.join("status.json"), "{}").unwrap();
-        nix::unistd::mkfifo(&ctl.join("chime"), Mode::from_bits_truncate(0o600)).unwrap();
-        fs::write(data.join("work/left"), "").unwrap();
-        std::os::unix::fs::chown(data.join("work"), Some(20_005), Some(0)).unwrap();
-        mend();
-        assert_eq!(entries(&ctl), ["chime", "status.json"]);
-        assert_eq!((what(&data.join("work")), entries(&data.join("work")).len()), ((20_000, 20_001, 0o40_700), 0));
     }
 }

@@ -1,12 +1,15 @@
 //! What survives a restart: small JSON files in the pilot's private volume, each replaced in one step.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+/// Largest value. What is larger is not read: it would end the watcher again after each restart.
+const VALUE_MAX: u64 = 8 << 20;
 
 /// A directory of JSON files, readable by root alone.
 #[derive(Clone, Debug)]
@@ -48,12 +51,15 @@ impl Store {
 
     fn replace<T: Serialize>(&self, name: &str, value: &T, durability: Durability) -> io::Result<()> {
         let bytes = serde_json::to_vec_pretty(value).map_err(io::Error::other)?;
+        if bytes.len() as u64 > VALUE_MAX {
+            return Err(io::Error::other(format!("{name} would have {} bytes, more than {VALUE_MAX}", bytes.len())));
+        }
         replace_file(&self.path(name), &bytes, 0o600, durability)
     }
 
     /// The value, or `None` if there is no such file. An error if the file cannot be read or understood.
     pub fn get<T: DeserializeOwned>(&self, name: &str) -> io::Result<Option<T>> {
-        match fs::read(self.path(name)) {
+        match read_file(&self.path(name), VALUE_MAX) {
             Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(io::Error::other),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(e),
@@ -95,6 +101,13 @@ impl Store {
         names.sort();
         Ok(names)
     }
+}
+
+/// The content of a file of at most `most` bytes.
+fn read_file(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(most + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > most { Err(io::Error::other(format!("has more than {most} bytes"))) } else { Ok(bytes) }
 }
 
 /// Writes a file under a temporary name, flushes it to disk, renames it, and flushes the directory: after a power loss the file is the
@@ -160,5 +173,16 @@ mod tests {
         assert!(store.names().unwrap().is_empty());
         store.put("a", &3).unwrap();
         assert_eq!(store.get_or_set_aside::<u32>("a"), Some(3));
+    }
+
+    #[test]
+    fn a_value_that_is_too_large_is_neither_put_nor_read() {
+        let scratch = tempfile::tempdir().unwrap();
+        let store = Store::open(scratch.path()).unwrap();
+        store.put("a", &1).unwrap();
+        assert!(store.put("a", &"x".repeat(VALUE_MAX as usize)).is_err());
+        assert_eq!(store.get::<u32>("a").unwrap(), Some(1));
+        File::create(store.path("b")).unwrap().set_len(1 << 40).unwrap();
+        assert!(store.get::<u32>("b").is_err_and(|e| e.to_string().contains("more than")));
     }
 }

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use glue::contract::startup::printable;
 
@@ -34,6 +35,7 @@ struct Wishes {
     cancel: Option<String>,
     /// How often that was wanted.
     cancels: u64,
+    cancelled_at: Option<Instant>,
     at_once: bool,
 }
 
@@ -94,6 +96,7 @@ impl Control {
         self.change(|w| {
             w.cancel = Some(printable(why)); // it comes back in the report
             w.cancels += 1;
+            w.cancelled_at.get_or_insert_with(Instant::now);
         });
     }
 
@@ -106,6 +109,7 @@ impl Control {
     pub fn abandon(&self, why: &str) {
         self.change(|w| {
             w.cancel.get_or_insert_with(|| why.to_owned());
+            w.cancelled_at.get_or_insert_with(Instant::now);
             w.at_once = true;
         });
     }
@@ -123,6 +127,13 @@ impl Control {
     /// Why the job is to be ended, if it is.
     pub fn cancelled(&self) -> Option<String> {
         self.wishes.lock().unwrap_or_else(PoisonError::into_inner).cancel.clone()
+    }
+
+    /// Why what is still done for the job's sake has to end, if it has to: it was cancelled, and its grace is over.
+    pub fn given_up(&self, grace: Duration) -> Option<String> {
+        let wishes = self.wishes.lock().unwrap_or_else(PoisonError::into_inner);
+        let over = wishes.at_once || wishes.cancelled_at.is_some_and(|at| at.elapsed() >= grace);
+        wishes.cancel.clone().filter(|_| over)
     }
 
     /// Why a job that has not started yet is not to start: it was cancelled, or a signal that ends programs waits for it.

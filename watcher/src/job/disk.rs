@@ -1,32 +1,21 @@
 //! How full a slot's data volume is: at little cost, whatever the payload makes there.
 
-use std::collections::{HashSet, VecDeque};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
 
 use glue::contract::layout;
 use glue::contract::mounts;
 use glue::volume::Dir;
-use nix::dir::{Dir as Listing, OwningIter};
-use nix::fcntl::{AtFlags, OFlag};
-use nix::sys::stat::{SFlag, fstatat};
+use nix::fcntl::OFlag;
 use nix::sys::statvfs::fstatvfs;
+
+use crate::tree::walk::Walk;
 
 /// Entries that one look goes through; the next one goes on from there.
 const ENTRIES_MAX: usize = 20_000;
 
-/// Longest path that is gone into, and most directories that are remembered: what lies beyond is not counted.
-const PATH_MAX: usize = 4_000;
-const WAITING_MAX: usize = 100_000;
-/// Files of several names that are remembered in one count.
-const LINKS_MAX: usize = 100_000;
-
-/// A directory whose entries are being counted.
-struct Counting {
-    path: String,
-    dir: OwnedFd,
-    entries: OwningIter,
-}
+/// So many counts in a row may miss a part of a tree that is changed meanwhile. After that, or where the tree is too deep, the whole
+/// file system's usage counts: it can not be less than the tree's.
+const MISSED_MAX: u32 = 3;
 
 /// A data volume.
 pub struct Disk {
@@ -35,10 +24,8 @@ pub struct Disk {
     is_file_system: bool,
     /// How large it is, as far as that is known.
     pub size: Option<u64>,
-    waiting: VecDeque<String>,
-    counting: Option<Counting>,
-    links: HashSet<u64>,
-    counted: u64,
+    walk: Option<Walk>,
+    missed: u32,
     total: Option<u64>,
 }
 
@@ -46,19 +33,9 @@ impl Disk {
     /// The data volume of a slot. `size` is what the pod's owner has given it, where a quota is kept by somebody else.
     pub fn open(slot: u32, size: Option<u64>) -> io::Result<Self> {
         let path = layout::data(slot);
-        let data = Dir::open(&path)?;
         let mounted = mounts::parse(&std::fs::read_to_string("/proc/self/mountinfo")?).map_err(io::Error::other)?;
         let is_file_system = mounted.iter().rev().find(|m| m.point == path).is_some_and(|m| m.root == "/");
-        let mut disk = Self {
-            data,
-            is_file_system,
-            size,
-            waiting: VecDeque::new(),
-            counting: None,
-            links: HashSet::new(),
-            counted: 0,
-            total: None,
-        };
+        let mut disk = Self { data: Dir::open(&path)?, is_file_system, size, walk: None, missed: 0, total: None };
         if is_file_system {
             let all = fstatvfs(disk.data.as_fd())?;
             let whole = all.blocks().saturating_mul(all.fragment_size());
@@ -71,70 +48,37 @@ impl Disk {
     /// looks, and the last full count stands until then. Files that are open and have no name any more are not seen there.
     pub fn used(&mut self) -> io::Result<Option<u64>> {
         if self.is_file_system {
-            let all = fstatvfs(self.data.as_fd())?;
-            return Ok(Some(all.blocks().saturating_sub(all.blocks_free()).saturating_mul(all.fragment_size())));
+            return self.used_of_file_system().map(Some);
         }
-        self.look(ENTRIES_MAX);
+        self.look(ENTRIES_MAX)?;
         // What has been counted already is there in any case.
-        Ok(Some(self.total.unwrap_or(0).max(self.counted)).filter(|_| self.total.is_some() || self.counted > 0))
+        let counted = self.walk.as_ref().map_or(0, |walk| walk.so_far().bytes);
+        Ok(Some(self.total.unwrap_or(0).max(counted)).filter(|_| self.total.is_some() || counted > 0))
     }
 
-    /// Counts so many entries more, and begins anew where all have been counted.
-    fn look(&mut self, mut left: usize) {
-        if self.counting.is_none() && self.waiting.is_empty() {
-            (self.counted, self.links) = (0, HashSet::new());
-            self.waiting.push_back(".".into());
-        }
-        while left > 0 {
-            if self.counting.is_none() {
-                let Some(path) = self.waiting.pop_front() else {
-                    self.total = Some(self.counted);
-                    return;
-                };
-                left -= 1;
-                // The payload may take away what was just there.
-                self.counting = self.open_dir(path).ok();
-            }
-            self.count(&mut left);
-        }
+    fn used_of_file_system(&self) -> io::Result<u64> {
+        let all = fstatvfs(self.data.as_fd())?;
+        Ok(all.blocks().saturating_sub(all.blocks_free()).saturating_mul(all.fragment_size()))
     }
 
-    fn open_dir(&self, path: String) -> io::Result<Counting> {
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NONBLOCK;
-        let dir = if path == "." {
-            self.data.as_fd().try_clone_to_owned()?
-        } else {
-            self.data.open_beneath(&path, flags, 0)?
+    /// Counts so many entries more, and begins again where all have been counted.
+    fn look(&mut self, entries: usize) -> io::Result<()> {
+        let walk = match &mut self.walk {
+            Some(walk) => walk,
+            None => self.walk.insert(Walk::new(self.data.as_fd())?),
         };
-        let listing = Listing::openat(dir.as_fd(), ".", flags | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty())?;
-        Ok(Counting { path, dir, entries: listing.into_iter() })
-    }
-
-    fn count(&mut self, left: &mut usize) {
-        let Some(mut counting) = self.counting.take() else { return };
-        while *left > 0 {
-            let Some(Ok(entry)) = counting.entries.next() else { return };
-            if matches!(entry.file_name().to_bytes(), b"." | b"..") {
-                continue;
-            }
-            *left -= 1;
-            let Ok(stat) = fstatat(&counting.dir, entry.file_name(), AtFlags::AT_SYMLINK_NOFOLLOW) else { continue };
-            let is_dir = stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFDIR.bits();
-            // Beyond what is remembered, a second name counts again.
-            let counts = is_dir || stat.st_nlink < 2 || self.links.len() >= LINKS_MAX || self.links.insert(stat.st_ino);
-            if !counts {
-                continue;
-            }
-            self.counted = self.counted.saturating_add(u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512));
-            if is_dir && let Ok(name) = entry.file_name().to_str() {
-                let below = if counting.path == "." { name.to_owned() } else { format!("{}/{name}", counting.path) };
-                if below.len() <= PATH_MAX && self.waiting.len() < WAITING_MAX {
-                    self.waiting.push_back(below);
-                }
-            }
+        if !walk.go_on(entries) {
+            return Ok(());
         }
-        // The next look goes on here, however many entries one directory has.
-        self.counting = Some(counting);
+        let count = walk.so_far();
+        self.walk = None;
+        self.missed = if count.missed { self.missed.saturating_add(1) } else { 0 };
+        self.total = Some(match self.missed {
+            0 => count.bytes,
+            n if n < MISSED_MAX => count.bytes.max(self.total.unwrap_or(0)),
+            _ => self.used_of_file_system()?.max(count.bytes),
+        });
+        Ok(())
     }
 
     /// Bytes of standard output and error, where they go to files.
@@ -150,38 +94,47 @@ impl Disk {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
+
     use super::*;
+    use std::os::fd::AsFd;
 
     #[test]
-    fn files_are_counted_once_and_links_are_not_followed() {
+    fn a_count_stands_until_the_next_one_is_complete() {
         // Not below /tmp: a volume that others could exchange is refused.
-        let top = std::path::PathBuf::from(format!("/run/latebind-disk-{}", std::process::id()));
+        let scratch = tempfile::tempdir_in("/run").unwrap();
+        let top = scratch.path();
         std::fs::create_dir_all(top.join("a/b")).unwrap();
         std::fs::write(top.join("a/b/one"), vec![1; 1 << 20]).unwrap();
-        std::fs::hard_link(top.join("a/b/one"), top.join("again")).unwrap();
-        std::os::unix::fs::symlink("/usr", top.join("link")).unwrap();
-        let mut disk = Disk {
-            data: Dir::open(top.to_str().unwrap()).unwrap(),
-            is_file_system: false,
-            size: None,
-            waiting: VecDeque::new(),
-            counting: None,
-            links: HashSet::new(),
-            counted: 0,
-            total: None,
-        };
+        let data = Dir::open(top.to_str().unwrap()).unwrap();
+        let mut disk = Disk { data, is_file_system: false, size: None, walk: None, missed: 0, total: None };
         let first = disk.used().unwrap().unwrap();
         assert!((1 << 20..(1 << 20) + (64 << 10)).contains(&first), "{first}");
         std::fs::write(top.join("two"), vec![1; 1 << 20]).unwrap();
+        disk.look(1).unwrap();
+        assert_eq!(disk.total, Some(first));
         let second = disk.used().unwrap().unwrap();
         assert!(second >= first + (1 << 20), "{second}");
-        // One entry a look, whether of one directory or of several: the last count stands meanwhile, and it comes to the same.
-        disk.total = None;
-        for n in 0..60 {
-            disk.look(1);
-            assert!(disk.counted <= second, "{n}: {}", disk.counted);
+    }
+
+    #[test]
+    fn what_is_too_deep_to_be_counted_counts_as_all_that_there_is() {
+        use nix::fcntl::openat;
+        use nix::sys::stat::{Mode, mkdirat};
+        let scratch = tempfile::tempdir_in("/run").unwrap();
+        let top = scratch.path();
+        let mut at = crate::tree::open_dir(top).unwrap();
+        for _ in 0..crate::tree::walk::DEPTH_MAX {
+            mkdirat(&at, "d", Mode::from_bits_truncate(0o700)).unwrap();
+            at = openat(&at, "d", OFlag::O_RDONLY | OFlag::O_DIRECTORY, Mode::empty()).unwrap();
         }
-        assert_eq!(disk.total, Some(second));
-        std::fs::remove_dir_all(top).unwrap();
+        let data = Dir::open(top.to_str().unwrap()).unwrap();
+        let mut disk = Disk { data, is_file_system: false, size: None, walk: None, missed: 0, total: None };
+        while disk.missed < MISSED_MAX {
+            disk.look(ENTRIES_MAX).unwrap();
+        }
+        assert!(disk.total >= Some(disk.used_of_file_system().unwrap() / 2), "{:?}", disk.total);
+        let deadline = crate::tree::Deadline::within(std::time::Duration::MAX);
+        crate::tree::remove_content(crate::tree::open_dir(top).unwrap().as_fd(), &deadline).unwrap();
     }
 }

@@ -1,5 +1,6 @@
 //! One job: what is asked for, how far it is, and what came of it.
 
+pub mod bounds;
 pub mod cgroup;
 pub mod class;
 mod clock;
@@ -175,6 +176,9 @@ pub struct Report {
     pub outputs: Vec<String>,
     /// Outputs that were asked for and not collected, each with the reason.
     pub missing_outputs: Vec<String>,
+    /// How many more there were than are named.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub missing_left_out: u64,
     /// When it was over, RFC 3339 UTC.
     pub finished_at: String,
     /// What it used.
@@ -189,6 +193,11 @@ pub struct Report {
     /// When each phase began, in their order; a phase that an earlier watcher was in shows again.
     #[serde(default)]
     pub phases: Vec<Began>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 /// The beginning of a phase.
@@ -223,6 +232,7 @@ impl Report {
             reused_container: false,
             outputs: Vec::new(),
             missing_outputs: Vec::new(),
+            missing_left_out: 0,
             finished_at: String::new(),
             usage: None,
             limits: limits::Limits::default(),

@@ -7,8 +7,10 @@ use glue::contract::layout;
 use glue::contract::startup::{EnvFormat, EnvMode, Object, Rlimit, check_times, printable};
 use serde::{Deserialize, Serialize};
 
+use super::bounds::{OUTPUT_NAMES_MAX, OUTPUTS_MAX};
 use super::limits::Limits;
 use super::stage;
+use crate::clean;
 
 /// Longest name of a job.
 const ID_MAX: usize = 128;
@@ -168,9 +170,16 @@ impl Request {
         if let Some(bad) = self.outputs.iter().find(|o| !layout::is_beneath(o)) {
             return Err(format!("output {bad:?}: must be a path beneath work/, without . or .."));
         }
+        let (count, bytes) = (self.outputs.len(), self.outputs.iter().map(String::len).sum::<usize>());
+        if count > OUTPUTS_MAX || bytes > OUTPUT_NAMES_MAX {
+            return Err(format!(
+                "{count} outputs with {bytes} bytes of names: at most {OUTPUTS_MAX} and {OUTPUT_NAMES_MAX}; name a directory"
+            ));
+        }
         if let Some(sandbox) = &self.sandbox {
             let first = sandbox.split('/').next().unwrap_or_default();
-            if !layout::is_beneath(sandbox) || [layout::WORK, stage::IO].contains(&first) {
+            let ours = [layout::WORK, stage::IO, clean::TRASH, clean::NEXT];
+            if !layout::is_beneath(sandbox) || ours.contains(&first) {
                 return Err(format!("sandbox {sandbox:?}: must be a directory of the client's beneath data/"));
             }
             if self.inputs.is_some() || !self.outputs.is_empty() {
@@ -237,9 +246,17 @@ mod tests {
     #[test]
     fn a_sandbox_is_the_clients_own_place_beneath_data() {
         assert_eq!(request("sandbox", "execute/dir_1".into()).check(), Ok(()));
-        for bad in ["", "/etc", "..", "a/../b", "work", "work/x", "io", "a//b"] {
+        for bad in ["", "/etc", "..", "a/../b", "work", "work/x", "io", "a//b", ".trash/x", ".work"] {
             assert!(request("sandbox", bad.into()).check().is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn outputs_are_bounded() {
+        let many = |n: usize, name: &str| request("outputs", serde_json::json!(vec![name; n])).check();
+        assert!(many(1_000, "a").is_ok() && many(1_001, "a").is_err());
+        let long = ["a"; 1_000].join("/");
+        assert!(many(32, &long).is_ok() && many(33, &long).is_err());
     }
 
     #[test]

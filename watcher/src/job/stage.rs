@@ -1,9 +1,8 @@
-//! Filling and emptying a slot: `work/`, the files of the standard streams, scratch volumes.
+//! Filling a slot: `work/`, and the files of the standard streams.
 //!
-//! A slot is emptied while nobody but us and our glue can reach it, and what an earlier payload left there (links, odd modes) is
-//! removed without following anything. It is filled while its image is being bound, so root in the new container may be the
-//! image's for a moment: everything goes by descriptors that lead nowhere out of the volume, and what was filled is used only
-//! after the mount proof, with which no foreign program can have been there.
+//! It is filled while its image is being bound, so root in the new container may be the image's for a moment: everything goes by
+//! descriptors that lead nowhere out of the volume, and what was filled is used only after the mount proof, with which no foreign
+//! program can have been there.
 
 use std::fs::File;
 use std::io;
@@ -12,35 +11,50 @@ use std::path::Path;
 
 use glue::contract::layout;
 use glue::volume::open_beneath;
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::sys::stat::{Mode, fchmod, mkdirat};
-use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, unlinkat};
+use nix::sys::stat::{Mode, fchmod, fstat, mkdirat};
+use nix::sys::statvfs::fstatvfs;
+use nix::unistd::{Gid, Uid, fchown};
 
 use super::Request;
+use super::life::not_started;
 use crate::bind::{Failure, Reason};
 use crate::slot::Slot;
-use crate::tree;
+use crate::tree::copy::{Budget, Copier, Problem, Rules};
+use crate::tree::walk::{Count, Walk};
+use crate::tree::{self, Deadline, Over};
 
 /// Directory within `data/` for the files of the standard streams; root's, so that the payload can not exchange them.
 pub const IO: &str = "io";
+
+/// Most bytes of a job's inputs and standard input, holes included.
+const BYTES_MAX: u64 = 64 << 30;
+/// Most files and directories of them.
+const ENTRIES_MAX: u64 = 1_000_000;
+
+/// What is short at the moment may be there later: it is no fault of the inputs.
+const PASSING: [Errno; 8] = [
+    Errno::EAGAIN,
+    Errno::EINTR,
+    Errno::EIO,
+    Errno::EMFILE,
+    Errno::ENFILE,
+    Errno::ENOMEM,
+    Errno::ESTALE,
+    Errno::ETIMEDOUT,
+];
 
 /// Whether a volume had no room.
 pub fn is_full(e: &io::Error) -> bool {
     matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
-fn at(what: impl std::fmt::Display) -> impl FnOnce(io::Error) -> Failure {
+/// What could not be done with something in the slot's volumes.
+pub fn failed_at(what: impl std::fmt::Display) -> impl FnOnce(io::Error) -> Failure {
     move |e| {
         let reason = if is_full(&e) { Reason::VolumeFull } else { Reason::StagingError };
         Failure::retry(reason, format!("{what}: {e}"))
-    }
-}
-
-/// What the job brought along can not be used; unless it is only that the volume is full, its user has to change it.
-fn unusable(path: &Path) -> impl FnOnce(io::Error) -> Failure {
-    move |e| match e {
-        e if is_full(&e) => at(path.display())(e),
-        e => Failure::hold(Reason::InputUnusable, format!("{}: {e}", path.display())),
     }
 }
 
@@ -53,42 +67,11 @@ fn open_dir(slot: &Slot, name: &str) -> io::Result<OwnedFd> {
     slot.data.open_beneath(name, OFlag::O_RDONLY | OFlag::O_DIRECTORY, 0)
 }
 
-/// Makes the slot as if no job had ever been there.
-pub fn empty(slot: &Slot) -> Result<(), Failure> {
-    let work = open_dir(slot, layout::WORK).map_err(at(layout::WORK))?;
-    // The payload may have closed its directory even to itself; root needs no permission, but the next job does.
-    own(&work, slot.uid, slot.gid, 0o700).map_err(at(layout::WORK))?;
-    tree::remove_content(work.as_fd()).map_err(at(layout::WORK))?;
-    match open_dir(slot, IO) {
-        Ok(io) => {
-            tree::remove_content(io.as_fd()).map_err(at(IO))?;
-            unlinkat(slot.data.as_fd(), IO, UnlinkatFlags::RemoveDir).map_err(|e| at(IO)(e.into()))?;
-        }
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-        Err(e) => return Err(at(IO)(e)),
-    }
-    for scratch in &slot.scratch {
-        let shown = scratch.path();
-        tree::remove_content(scratch.as_fd()).map_err(at(shown))?;
-        // As /tmp and /dev/shm are: everybody may write, nobody may take away what is another's.
-        own(&scratch.as_fd(), 0, 0, 0o1777).map_err(at(shown))?;
-    }
-    for name in [layout::STARTUP, layout::RECORD].into_iter().chain(layout::STREAMS) {
-        slot.ctl.remove(name).map_err(at(name))?;
-    }
-    for name in slot.ctl.names().map_err(at("ctl/"))? {
-        if name.starts_with(layout::ENV_PREFIX) {
-            slot.ctl.remove(&name).map_err(at(&name))?;
-        }
-    }
-    Ok(())
-}
-
 /// A sandbox of the client's has to be a directory of the payload's within the slot; what is in it is the client's business.
 pub fn demand_sandbox(slot: &Slot, path: &str) -> Result<(), Failure> {
     let invalid = |why: String| Failure::hold(Reason::InvalidJob, format!("sandbox {path:?} beneath data/: {why}"));
     let open = open_dir(slot, path).map_err(|e| invalid(e.to_string()))?;
-    let stat = nix::sys::stat::fstat(&open).map_err(|e| invalid(e.to_string()))?;
+    let stat = fstat(&open).map_err(|e| invalid(e.to_string()))?;
     if stat.st_uid != slot.uid {
         return Err(invalid(format!("is of UID {}, not of the payload's {}", stat.st_uid, slot.uid)));
     }
@@ -96,29 +79,106 @@ pub fn demand_sandbox(slot: &Slot, path: &str) -> Result<(), Failure> {
 }
 
 /// Puts the job's inputs into `work/` and makes the files of its standard streams.
-pub fn fill(slot: &Slot, request: &Request) -> Result<(), Failure> {
+pub fn fill(slot: &Slot, request: &Request, deadline: &Deadline<'_>) -> Result<(), Failure> {
+    let mut budget = Budget::new(BYTES_MAX, ENTRIES_MAX);
     if let Some(inputs) = &request.inputs {
-        let from = tree::open_dir(inputs).map_err(unusable(inputs))?;
-        let to = open_dir(slot, layout::WORK).map_err(at(layout::WORK))?;
-        tree::copy_content(from.as_fd(), to.as_fd(), (slot.uid, slot.gid)).map_err(unusable(inputs))?;
+        let to = open_dir(slot, layout::WORK).map_err(failed_at(layout::WORK))?;
+        let from = tree::open_dir(inputs);
+        copy(slot, request, deadline, &mut budget, inputs, |copier| copier.content(from?.as_fd(), to.as_fd(), ""))?;
     }
-    mkdirat(slot.data.as_fd(), IO, Mode::from_bits_truncate(0o755)).map_err(|e| at(IO)(e.into()))?;
-    let io = open_dir(slot, IO).map_err(at(IO))?;
-    fchmod(&io, Mode::from_bits_truncate(0o755)).map_err(|e| at(IO)(e.into()))?;
-    let make = |name: &str| {
-        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
-        open_beneath(io.as_fd(), name, flags, 0o600).map(File::from).map_err(at(name))
-    };
+    mkdirat(slot.data.as_fd(), IO, Mode::from_bits_truncate(0o755)).map_err(|e| failed_at(IO)(e.into()))?;
+    let io = open_dir(slot, IO).map_err(failed_at(IO))?;
+    fchmod(&io, Mode::from_bits_truncate(0o755)).map_err(|e| failed_at(IO)(e.into()))?;
     if let Some(stdin) = &request.stdin {
-        let mut from = tree::open_file(stdin).map_err(unusable(stdin))?;
-        let mut to = make("stdin")?;
-        io::copy(&mut from, &mut to).map_err(unusable(stdin))?;
-        own(&to, slot.uid, slot.gid, 0o400).map_err(at("stdin"))?;
+        copy(slot, request, deadline, &mut budget, stdin, |copier| {
+            let from = tree::open_file(stdin)?;
+            let stat = fstat(&from)?;
+            copier.file(&from, &stat, io.as_fd(), c"stdin")
+        })?;
+        let copied = open_beneath(io.as_fd(), "stdin", OFlag::O_RDONLY, 0);
+        let given = copied.and_then(|copied| own(&copied, slot.uid, slot.gid, 0o400));
+        given.map_err(failed_at("stdin"))?;
     }
     if !request.relay {
         for name in ["stdout", "stderr"] {
-            own(&make(name)?, slot.uid, slot.gid, 0o600).map_err(at(name))?;
+            let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
+            let made = open_beneath(io.as_fd(), name, flags, 0o600).map(File::from);
+            made.and_then(|made| own(&made, slot.uid, slot.gid, 0o600)).map_err(failed_at(name))?;
         }
     }
     Ok(())
+}
+
+/// Copies something that the job brought along, from `path`. Whose fault it is when that fails, is said by where it failed.
+fn copy(
+    slot: &Slot,
+    request: &Request,
+    deadline: &Deadline<'_>,
+    budget: &mut Budget,
+    path: &Path,
+    what: impl FnOnce(&mut Copier<'_>) -> Result<(), Problem>,
+) -> Result<(), Failure> {
+    let mut inner = None;
+    let mut failed = |shown: &str, e: io::Error| {
+        inner = Some(shown.to_owned());
+        Err(e)
+    };
+    let rules = Rules { only_of: None, owner: Some((slot.uid, slot.gid)), programs: true };
+    let mut copier = Copier { rules, budget: *budget, deadline, failed: &mut failed, at_target: false };
+    let copied = what(&mut copier);
+    let at_target = copier.at_target;
+    *budget = copier.budget;
+    let Err(problem) = copied else { return Ok(()) };
+    let e = problem.error();
+    let place = inner.map_or_else(|| path.display().to_string(), |inner| format!("{}/{inner}", path.display()));
+    Err(match deadline.over() {
+        Some(Over::Stopped(why)) => not_started(&why),
+        Some(over) => Failure::retry(Reason::StagingError, format!("{place}: the job's inputs are {over}")),
+        None if at_target && is_full(&e) => no_room(slot, request, deadline, &format!("{place}: {e}")),
+        None if at_target || e.raw_os_error().is_some_and(|n| PASSING.contains(&Errno::from_raw(n))) => {
+            Failure::retry(Reason::StagingError, format!("{place}: {e}"))
+        }
+        None => Failure::hold(Reason::InputUnusable, format!("{place}: {e}")),
+    })
+}
+
+/// What it means that a slot's volume had no room for a job's inputs: that the job can not run in such a slot, or that others have
+/// taken the room, which must never be the job's loss.
+fn no_room(slot: &Slot, request: &Request, deadline: &Deadline<'_>, what: &str) -> Failure {
+    let volume = fstatvfs(slot.data.as_fd()).map(|v| (v.blocks().saturating_mul(v.fragment_size()), v.files()));
+    let (Ok((size, files)), Some(need)) = (volume, measure(request, deadline)) else {
+        return Failure::retry(Reason::VolumeFull, what);
+    };
+    let counted = format!("the inputs take {} bytes and {} names", need.bytes, need.entries);
+    if need.bytes > size || files > 0 && need.entries > files {
+        let message = format!("{what}: {counted}, and the slot's volume has {size} and {files} when it is empty");
+        return Failure::hold(Reason::InputUnusable, message);
+    }
+    // Not to the last byte: a file takes a little more than what is in it.
+    let fits = |need: u64, all: u64| need <= all / 10 * 9;
+    if fits(need.size.max(need.bytes), size) && (files == 0 || fits(need.entries, files)) {
+        let message = format!("{what}: {counted}, for which the volume of {size} has room, but others have taken it");
+        return Failure::retry(Reason::VolumeHeld, message);
+    }
+    Failure::retry(Reason::VolumeFull, format!("{what}: {counted}, the volume has {size} in all"))
+}
+
+/// What a job's inputs and standard input take.
+fn measure(request: &Request, deadline: &Deadline<'_>) -> Option<Count> {
+    let mut count = Count::default();
+    if let Some(inputs) = &request.inputs {
+        let mut walk = Walk::new(tree::open_dir(inputs).ok()?.as_fd()).ok()?;
+        while !walk.go_on(1_000) {
+            deadline.check().ok()?;
+        }
+        count = walk.so_far();
+    }
+    if let Some(stdin) = &request.stdin {
+        let stat = fstat(&tree::open_file(stdin).ok()?).ok()?;
+        let size = u64::try_from(stat.st_size).unwrap_or(0);
+        let blocks = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512);
+        (count.bytes, count.size) = (count.bytes.saturating_add(blocks), count.size.saturating_add(size));
+        count.entries += 1;
+    }
+    Some(count)
 }

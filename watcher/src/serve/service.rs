@@ -2,18 +2,23 @@
 //! after three in a row it takes none for a while, which doubles with each further failure, and says so.
 
 use std::collections::HashMap;
-use std::sync::PoisonError;
+use std::sync::MutexGuard;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::Core;
+use super::{Core, Shared};
 use crate::bind::{Failure, Reason};
+use crate::clean;
 use crate::job::class::Start;
+use crate::slot::{ClientDirs, Slot};
 
 /// So many failures in a row take a slot out of service.
 const FAILURES: u32 = 3;
 /// First and longest time without a job.
 const FOR: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(300));
+
+/// How often a volume without room is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// What is known of a slot.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -71,11 +76,41 @@ impl Core {
             service.why
         );
         self.restoring.fetch_add(1, Ordering::Relaxed);
-        let (shared, changed) = &*self.shared;
-        let locked = shared.lock().unwrap_or_else(PoisonError::into_inner);
-        drop(changed.wait_timeout_while(locked, pause, |shared| !shared.ending));
+        self.wait_unless_ending(self.lock(), pause);
         self.restoring.fetch_sub(1, Ordering::Relaxed);
         tracing::warn!(slot, "in service again: the next job shows whether it can be");
+    }
+
+    /// Waits while others hold the slot's data volume full, with descriptors of files that are gone: a job that was given it would
+    /// lose an attempt by that. A slot that has its pod to itself shares its volume with nobody.
+    pub(super) fn await_room(&self, slot: &Slot) {
+        let is_shared = self.slots.len() > 1 && self.dirs.get(&slot.number).is_none_or(ClientDirs::is_empty);
+        let mut said = false;
+        while is_shared && let Ok(Some((used, size))) = clean::held_by_others(slot) {
+            let why =
+                format!("VolumeHeld: {used} of {size} bytes of its data volume are taken, though nothing is in it");
+            if !said {
+                tracing::error!(slot = slot.number, "out of service: {why}: another slot's job has files of it open");
+                self.restoring.fetch_add(1, Ordering::Relaxed);
+                said = true;
+            }
+            let mut shared = self.lock();
+            let service = shared.services.entry(slot.number).or_default();
+            (service.why, service.until) = (why, Instant::now().checked_add(LOOK_EVERY));
+            if self.wait_unless_ending(shared, LOOK_EVERY) {
+                break;
+            }
+        }
+        if said {
+            self.restoring.fetch_sub(1, Ordering::Relaxed);
+            tracing::warn!(slot = slot.number, "in service again: its data volume has room");
+        }
+    }
+
+    /// Waits, and says whether the core ends.
+    fn wait_unless_ending(&self, shared: MutexGuard<'_, Shared>, pause: Duration) -> bool {
+        let waited = self.shared.1.wait_timeout_while(shared, pause, |shared| !shared.ending);
+        waited.map_or_else(|e| e.into_inner().0, |(shared, _)| shared).ending
     }
 
     /// Jobs that wait and are not wanted any more need no slot to hear that.

@@ -6,11 +6,13 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::bind::{Failure, Progress, Reason, proof};
+use crate::helper;
 use crate::job::control::Control;
 use crate::job::life::{self, After, Around, Held};
 use crate::job::{Phase, State};
 use crate::slot::{ClientDirs, Slot, unmended};
 use crate::store::Store;
+use crate::tree::Deadline;
 
 use super::Core;
 
@@ -142,6 +144,7 @@ impl Core {
                 placeholder = true;
             }
             self.keep_in_service(slot.number, after.start);
+            self.await_room(&slot);
         }
     }
 
@@ -178,13 +181,19 @@ impl Core {
         while end.stop_wanted().is_none() {
             let bound = self.binder.bind(number, "", &end);
             let tried = bound.map_err(|e| format!("the placeholder can not be bound: {e}")).and_then(|_| {
-                Slot::mend(number, uid, gid, &dirs).map_err(|e| format!("its volumes can not be mended: {e}"))
+                let stop = || end.stop_wanted();
+                let deadline = Deadline::within(self.settings.clean_within).unless(&stop);
+                let reset = Slot::mend(number, uid, gid, &dirs, &deadline);
+                let slot = reset.map_err(|e| format!("its volumes cannot be reset: {e}"))?;
+                let cleaned = helper::clean_ipc(slot.ids(life::kill_uid(&self.slots_kept, number)));
+                cleaned.map(|()| slot).map_err(|e| format!("IPC objects of its last job cannot be removed: {e}"))
             });
             match tried {
                 Ok(slot) => {
                     if let Err(e) = self.slots_kept.remove(&unmended(number)) {
                         tracing::warn!(slot = number, "it will be mended again after a restart: {e}");
                     }
+                    tracing::info!(slot = number, "the placeholder is back, and the slot's volumes are reset");
                     mended = Some(slot);
                     break;
                 }

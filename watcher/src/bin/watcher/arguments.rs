@@ -185,6 +185,18 @@ pub struct MostArgs {
     /// Bytes of standard output and error, and of all that is fetched.
     #[arg(long, value_name = "BYTES", env = "LATEBIND_MAX_OUTPUT")]
     pub max_output: Option<Bytes>,
+    /// Seconds between TERM and KILL; what is ended for any of these has so much longer.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60.0, env = "LATEBIND_MAX_GRACE")]
+    pub max_grace: f64,
+    /// Seconds for ending what is left of it.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60.0, env = "LATEBIND_MAX_KILL")]
+    pub max_kill: f64,
+    /// Seconds for copying its inputs, and for fetching its outputs.
+    #[arg(long, value_name = "SECONDS", default_value_t = 1800.0, env = "LATEBIND_COPY_WITHIN")]
+    pub copy_within: f64,
+    /// Seconds that its result waits for the slot to be cleaned.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60.0, env = "LATEBIND_CLEAN_WITHIN")]
+    pub clean_within: f64,
     /// Size of a slot's data volume, where its file system does not say so: the emptyDir's sizeLimit.
     #[arg(long, value_name = "BYTES", env = "LATEBIND_DATA_SIZE")]
     pub data_size: Option<Bytes>,

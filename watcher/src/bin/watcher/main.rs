@@ -156,6 +156,10 @@ fn start_core(args: &CoreArgs, binder: &Arc<dyn Binder>, for_one_job: bool) -> i
             idle_after: seconds(args.idle_after)?,
             keep_keys: args.keep_keys.clone(),
             limits: args.most.limits()?,
+            max_grace_s: seconds(args.most.max_grace)?.as_secs_f64(),
+            max_kill_s: seconds(args.most.max_kill)?.as_secs_f64(),
+            copy_within: seconds(args.most.copy_within)?,
+            clean_within: seconds(args.most.clean_within)?,
             disk_size: args.most.data_size,
         },
         // What an earlier watcher left then has no client any more.

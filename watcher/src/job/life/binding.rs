@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use glue::contract::layout;
@@ -14,9 +15,11 @@ use crate::job::relay::Relay;
 use crate::job::{Began, Bound, Phase, State, class, now, stage, start};
 use crate::keys;
 use crate::slot::unmended;
+use crate::store::Store;
+use crate::tree::Deadline;
 
 use super::ending::end_in;
-use super::{Around, ENGINE_NOTICES_WITHIN, Held, Life, Reuse, not_kept, span, wait};
+use super::{Around, ENGINE_NOTICES_WITHIN, Held, Life, Reuse, not_kept, not_started, span, wait};
 
 /// How often a job's image is bound for one attempt. An image's root can kill the pilot before the mount proof: a restarted one
 /// must not do the same over and over again.
@@ -75,7 +78,7 @@ fn wait_for_glue(
             }
         }
         if let Some(why) = around.control.stop_wanted() {
-            return Err(Failure::retry(Reason::Cancelled, format!("{why}, before it had started")));
+            return Err(not_started(&why));
         }
         // The engine said that it runs: so either it is to be seen, or it has ended since.
         if !proof::has_process(&container.id)
@@ -108,7 +111,7 @@ fn proven_kill_uid(around: &Around<'_>, status: &Status) -> Result<u32, Failure>
             format!("the kill UID {} is the payload UID of slot {other}: choose another one", status.kill_uid);
         return Err(mismatch(message));
     }
-    if kill_uid(around) != status.kill_uid {
+    if kill_uid(around.slots, slot.number) != status.kill_uid {
         let kept = around.slots.put(&kill_uid_entry(slot.number), &status.kill_uid);
         kept.map_err(|e| not_kept("the slot's kill UID", &e))?;
     }
@@ -120,10 +123,9 @@ fn kill_uid_entry(slot: u32) -> String {
     format!("{slot}-kill-uid")
 }
 
-/// The slot's kill UID, from what the watcher itself has kept: its status file may be a foreign root's.
-fn kill_uid(around: &Around<'_>) -> u32 {
-    let kept = around.slots.get(&kill_uid_entry(around.slot.number)).ok().flatten();
-    kept.unwrap_or(layout::DEFAULT_KILL_UID + around.slot.number)
+/// A slot's kill UID, from what the watcher itself has kept: its status file may be a foreign root's.
+pub(crate) fn kill_uid(slots: &Store, slot: u32) -> u32 {
+    slots.get(&kill_uid_entry(slot)).ok().flatten().unwrap_or(layout::DEFAULT_KILL_UID + slot)
 }
 
 impl Life<'_> {
@@ -134,7 +136,7 @@ impl Life<'_> {
         let unreadable = |e: std::io::Error| Failure::retry(Reason::EngineError, format!("/proc: {e}"));
         let proc = Proc::open().map_err(unreadable)?;
         let own = proc.cgroup(std::process::id() as i32).map_err(unreadable)?;
-        let kill_uid = kill_uid(self.around);
+        let kill_uid = kill_uid(self.around.slots, slot.number);
         for process in proc.of_uid(slot.uid).map_err(unreadable)? {
             let Ok(cgroup) = proc.cgroup_of(&process) else { continue };
             if cgroup != own {
@@ -167,13 +169,16 @@ impl Life<'_> {
                 && self.around.binder.image_id(&request.image).is_ok_and(|id| id == held.bound.container.image_id)
         });
         if self.resumed {
-            stage::empty(slot)?; // an earlier watcher may have filled it in part
+            self.empty()?; // an earlier watcher may have filled it in part
         }
+        let request = &self.state.request;
         if let Some(held) = held
             && let Ok(glue) = proof::prove(held.bound.pid, slot.number, &held.bound.container.id)
             && slot.status().is_ok_and(|s| s.is_some_and(|s| s.incarnation == held.bound.incarnation))
         {
-            stage::fill(slot, request)?;
+            let control = self.around.control;
+            let stop = || control.stop_wanted();
+            stage::fill(slot, request, &Deadline::within(self.around.settings.copy_within).unless(&stop))?;
             self.state.report.reused_container = true;
             self.take_bound(held.bound, glue);
             return Ok(Phase::Starting);
@@ -187,16 +192,24 @@ impl Life<'_> {
         self.needs_placeholder = true; // until the mount proof, root in the new container may be the image's
         let following = Following { around: self.around, state: self.state, pulling_since: Cell::new(None) };
         let mut bound_to = None;
+        // Nobody waits for inputs whose image can not be bound.
+        let (control, is_wanted) = (self.around.control, AtomicBool::new(true));
+        let stop = || {
+            let lost = (!is_wanted.load(Ordering::Relaxed)).then(|| "its image was not bound".to_owned());
+            lost.or_else(|| control.stop_wanted())
+        };
+        let deadline = Deadline::within(self.around.settings.copy_within).unless(&stop);
         let (bound, staged) = std::thread::scope(|scope| {
             let stage = scope.spawn(|| {
                 let began = Instant::now();
-                stage::fill(slot, request).map(|()| began.elapsed())
+                stage::fill(slot, request, &deadline).map(|()| began.elapsed())
             });
             let bound = self.around.binder.bind(slot.number, &request.image, &following).and_then(|container| {
                 let proven = wait_for_glue(self.around, &container, before.as_deref());
                 bound_to = Some(container);
                 proven
             });
+            is_wanted.store(bound.is_ok(), Ordering::Relaxed);
             let staged =
                 stage.join().unwrap_or_else(|_| Err(Failure::retry(Reason::StagingError, "the staging thread ended")));
             (bound, staged)

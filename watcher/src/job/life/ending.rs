@@ -5,11 +5,19 @@ use std::time::Duration;
 use glue::processes::Proc;
 
 use crate::bind::{Class, Failure, Reason, Unattended, proof};
+use crate::clean;
 use crate::helper;
-use crate::job::{Bound, Phase, collect, stage};
+use crate::job::{Bound, Phase, Request, collect};
 use crate::slot::Slot;
+use crate::tree::{Deadline, Over};
 
-use super::{Life, span};
+use super::{Around, Life, span};
+
+/// Why the job's results need not be fetched any more, nor its slot be cleaned before it is over.
+pub(super) fn given_up(around: &Around<'_>, request: &Request) -> impl Fn() -> Option<String> + Sync + use<> {
+    let (control, grace) = (around.control.clone(), span(request.grace_s));
+    move || control.given_up(grace)
+}
 
 /// Ends what is left of the payload UID in the container, and makes sure of it.
 pub(super) fn end_processes(slot: &Slot, bound: &Bound, within: Duration) -> Result<(), Failure> {
@@ -45,11 +53,19 @@ impl Life<'_> {
             self.end_job_processes();
         }
         let lost = self.relay.take().map(|relay| relay.finish(self.around.control)).unwrap_or_default();
-        let record = self.state.record_jws.clone();
-        let collected =
-            collect::collect(self.around.slot, &self.state.request, record.as_deref(), &mut self.state.report);
-        if let Err(e) = collected {
-            self.state.report.missing_outputs.push(format!("results: {e}"));
+        let (around, record) = (self.around, self.state.record_jws.clone());
+        let stop = given_up(around, &self.state.request);
+        let deadline = Deadline::within(around.settings.copy_within).unless(&stop);
+        let report = &mut self.state.report;
+        if let Err(e) = collect::collect(around.slot, &self.state.request, record.as_deref(), report, &deadline) {
+            report.add_missing("results", &e);
+        }
+        match deadline.over() {
+            Some(Over::Stopped(why)) if report.class == Class::Final && !report.missing_outputs.is_empty() => {
+                let message = format!("{why}; the job was over, but not all of its outputs were fetched");
+                (report.class, report.reason, report.message) = (Class::Retry, Reason::Cancelled, message);
+            }
+            _ => {}
         }
         self.state.report.missing_outputs.extend(lost);
         Ok(Phase::Cleaning)
@@ -68,17 +84,25 @@ impl Life<'_> {
         }
         let slot = self.around.slot;
         if let Some(bound) = &self.state.bound {
-            let ids = slot.ids(bound.kill_uid);
-            let cleaned = helper::clean_ipc(ids);
+            let cleaned = helper::clean_ipc(slot.ids(bound.kill_uid));
+            // As below: tried again until it is done.
+            self.needs_placeholder |= cleaned.is_err();
             self.note(cleaned.map_err(|e| Failure::retry(Reason::CleaningFailed, format!("IPC objects: {e}"))));
         }
-        self.note(stage::empty(slot));
+        let stop = given_up(self.around, &self.state.request);
+        let deadline = Deadline::within(self.around.settings.clean_within).unless(&stop);
+        if let Err(e) = clean::empty(slot, &deadline) {
+            // What is left is removed before the next job has the slot; this one's result does not wait for that.
+            self.needs_placeholder = true;
+            self.note(Err(e));
+        }
         let report = &self.state.report;
         if self.glue.as_ref().is_none_or(proof::has_ended) || report.class == Class::Retry {
             self.held = None; // whatever was short there, the next attempt does not find it again
         }
         // Something may lie in its volumes that is no job's, and that the usual cleaning leaves alone.
-        self.needs_placeholder |= report.class == Class::Retry && report.reason == Reason::VolumeFull;
+        self.needs_placeholder |=
+            report.class == Class::Retry && [Reason::VolumeFull, Reason::VolumeHeld].contains(&report.reason);
         Ok(Phase::Done)
     }
 

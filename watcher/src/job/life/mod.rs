@@ -5,6 +5,8 @@ mod binding;
 mod ending;
 mod running;
 
+pub(crate) use self::binding::kill_uid;
+
 use std::collections::BTreeMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -13,6 +15,7 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::bind::{Binder, Failure, Reason};
+use crate::clean;
 use crate::job::cgroup::Group;
 use crate::job::control::Control;
 use crate::job::limits::{Bytes, Limits};
@@ -20,6 +23,7 @@ use crate::job::relay::{Relay, Streams};
 use crate::job::{Began, Bound, Phase, State, class, now, rfc3339, stage, uptime};
 use crate::slot::Slot;
 use crate::store::Store;
+use crate::tree::{Deadline, Over};
 
 /// How long an engine may take to notice that a container has ended; the kubelet looks once a second.
 const ENGINE_NOTICES_WITHIN: Duration = Duration::from_secs(3);
@@ -49,6 +53,15 @@ pub struct Settings {
     pub keep_keys: Option<std::path::PathBuf>,
     /// How much any job may use.
     pub limits: Limits,
+    /// Longest time that any job is given between TERM and KILL, and for the final clean-up, seconds: the pilot's maxima are kept
+    /// that much later.
+    pub max_grace_s: f64,
+    /// See `max_grace_s`.
+    pub max_kill_s: f64,
+    /// How long copying a job's inputs may take, and fetching its outputs.
+    pub copy_within: Duration,
+    /// How long a job's end waits for its slot to be cleaned.
+    pub clean_within: Duration,
     /// How large a slot's data volume is, where its file system does not say so.
     pub disk_size: Option<Bytes>,
 }
@@ -107,6 +120,9 @@ pub fn live(around: &Around<'_>, state: &mut State, streams: Option<Streams>, he
         group: None,
     };
     life.resumed = !matches!(life.state.phase, Phase::Queued | Phase::Staging);
+    let request = &mut life.state.request;
+    request.grace_s = request.grace_s.min(around.settings.max_grace_s);
+    request.kill_s = request.kill_s.min(around.settings.max_kill_s);
     life.state.slot = Some(around.slot.number);
     life.state.report.slot = life.state.slot;
     while life.state.phase != Phase::Done {
@@ -149,6 +165,11 @@ fn not_kept(what: &str, e: &std::io::Error) -> Failure {
     Failure::retry(reason, format!("{what} can not be kept in the private volume: {e}"))
 }
 
+/// A job that is not wanted any more, for this reason, and has not run.
+pub(crate) fn not_started(why: &str) -> Failure {
+    Failure::retry(Reason::Cancelled, format!("{why}, before it had started"))
+}
+
 impl Life<'_> {
     /// Notes how long the last phase took, and the next one before anything of it is done.
     fn enter(&mut self, next: Phase) {
@@ -167,6 +188,7 @@ impl Life<'_> {
         self.state.phase = next;
         (self.state.since, self.state.since_up) = (now(), uptime());
         self.state.report.phases.push(Began { phase: next, at: self.state.since });
+        self.state.report.bound();
         if next == Phase::Done {
             self.state.report.finished_at = rfc3339(self.state.since);
             self.state.secrets = None; // the key has done its work
@@ -223,13 +245,27 @@ impl Life<'_> {
         if let Some(sandbox) = &self.state.request.sandbox {
             stage::demand_sandbox(self.around.slot, sandbox)?;
         }
-        stage::empty(self.around.slot)?;
+        self.empty()?;
         Ok(Phase::Binding)
+    }
+
+    /// Empties the slot for this job.
+    fn empty(&mut self) -> Result<(), Failure> {
+        let control = self.around.control;
+        let stop = || control.stop_wanted();
+        let deadline = Deadline::within(self.around.settings.clean_within).unless(&stop);
+        let emptied = clean::empty(self.around.slot, &deadline);
+        // What is left is no job's: it is removed before the next one has the slot.
+        self.needs_placeholder |= emptied.is_err();
+        match (emptied, deadline.over()) {
+            (Err(_), Some(Over::Stopped(why))) => Err(not_started(&why)),
+            (emptied, _) => emptied,
+        }
     }
 
     fn refuse_cancelled(&self) -> Result<(), Failure> {
         match self.around.control.stop_wanted() {
-            Some(why) => Err(Failure::retry(Reason::Cancelled, format!("{why}, before it had started"))),
+            Some(why) => Err(not_started(&why)),
             None => Ok(()),
         }
     }

@@ -1,0 +1,93 @@
+//! How much a job's report and kept state hold, whatever the job, its image or its client has to say: a pilot that had to hold more
+//! would be ended by it, and again after each restart, since what is kept is read again.
+
+use std::fmt::Display;
+
+use super::Report;
+
+/// Longest message of a report, bytes.
+pub const MESSAGE_MAX: usize = 4 << 10;
+/// Most outputs that are named as missing; of the others the report says how many they are.
+pub const MISSING_MAX: usize = 100;
+/// Longest of these, bytes.
+pub const MISSING_TEXT_MAX: usize = 512;
+/// Most outputs that a job names.
+pub const OUTPUTS_MAX: usize = 1_000;
+/// Bytes of all their names.
+pub const OUTPUT_NAMES_MAX: usize = 64 << 10;
+/// Most beginnings of phases; each restart of the watcher adds one.
+pub const PHASES_MAX: usize = 64;
+
+/// Cuts a text to `most` bytes, and shows that.
+pub fn cut(text: &mut String, most: usize) {
+    const MARK: &str = " ...";
+    if text.len() > most {
+        let end = (0..=most.saturating_sub(MARK.len())).rev().find(|n| text.is_char_boundary(*n)).unwrap_or(0);
+        text.truncate(end);
+        text.push_str(MARK);
+    }
+}
+
+impl Report {
+    /// Names an output, or an entry of one, that was not fetched.
+    pub fn add_missing(&mut self, what: &str, why: &dyn Display) {
+        if self.missing_outputs.len() >= MISSING_MAX {
+            self.missing_left_out += 1;
+            return;
+        }
+        let mut text = format!("{what}: {why}");
+        if text.len() > MISSING_TEXT_MAX {
+            // The reason says more than the middle of a long name.
+            let mut what = what.to_owned();
+            let why = why.to_string();
+            cut(&mut what, MISSING_TEXT_MAX.saturating_sub(why.len() + 2).max(64));
+            text = format!("{what}: {why}");
+            cut(&mut text, MISSING_TEXT_MAX);
+        }
+        self.missing_outputs.push(text);
+    }
+
+    /// Cuts what has grown beyond its bounds.
+    pub(super) fn bound(&mut self) {
+        cut(&mut self.message, MESSAGE_MAX);
+        if self.phases.len() > PHASES_MAX {
+            // The first ones and the last ones say most.
+            let surplus = self.phases.len() - PHASES_MAX;
+            self.phases.drain(PHASES_MAX / 2..PHASES_MAX / 2 + surplus);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::{Began, Phase, Request};
+
+    #[test]
+    fn a_report_is_bounded_whatever_is_said() {
+        let mut report = Report::new(&Request::new("a".into()));
+        for n in 0..1_000 {
+            report.add_missing(&format!("{n}-{}", "ä".repeat(10_000)), &"belongs to another UID");
+            report.phases.push(Began { phase: Phase::Binding, at: f64::from(n) });
+        }
+        report.message = "\u{1F980}".repeat(1 << 20);
+        report.bound();
+        assert_eq!((report.missing_outputs.len(), report.missing_left_out), (MISSING_MAX, 900));
+        let is_cut = |text: &String| text.len() <= MISSING_TEXT_MAX && text.ends_with(" ...: belongs to another UID");
+        assert!(report.missing_outputs.iter().all(is_cut), "{:?}", report.missing_outputs);
+        assert!(report.message.len() <= MESSAGE_MAX && report.message.ends_with(" ..."));
+        assert_eq!((report.phases.len(), report.phases.last().map(|p| p.at)), (PHASES_MAX, Some(999.0)));
+        let whole = serde_json::to_vec(&report).map_or(usize::MAX, |bytes| bytes.len());
+        assert!(whole < 256 << 10, "{whole}");
+    }
+
+    #[test]
+    fn a_short_text_stays_as_it_is() {
+        let mut text = "1234".to_owned();
+        cut(&mut text, 4);
+        assert_eq!(text, "1234");
+        text.push_str("567890");
+        cut(&mut text, 8);
+        assert_eq!(text, "1234 ...");
+    }
+}

@@ -1,0 +1,119 @@
+//! Trees of files that others made: listed, counted, copied and removed by descriptors and bytes, following nothing, within
+//! bounds of memory, descriptors and time.
+
+pub mod copy;
+pub mod listing;
+pub mod marks;
+pub mod remove;
+pub mod walk;
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::fcntl::OFlag;
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
+
+pub use self::remove::{remove_content, remove_others};
+
+/// Opens a directory that is no link itself.
+pub fn open_dir(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    Ok(nix::fcntl::open(path, flags, Mode::empty())?)
+}
+
+/// Opens a regular file that is no link itself, for reading.
+pub fn open_file(path: &Path) -> io::Result<File> {
+    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let fd = nix::fcntl::open(path, flags, Mode::empty())?;
+    if is(&fstat(&fd)?, SFlag::S_IFREG) { Ok(File::from(fd)) } else { Err(io::Error::other("is not a regular file")) }
+}
+
+/// Whether this is of that kind.
+pub fn is(stat: &FileStat, kind: SFlag) -> bool {
+    stat.st_mode & SFlag::S_IFMT.bits() == kind.bits()
+}
+
+/// Until when work on files that others made may go on: for some time, and while it is wanted.
+#[derive(Clone, Copy)]
+pub struct Deadline<'a> {
+    within: Duration,
+    end: Option<Instant>,
+    stop: &'a (dyn Fn() -> Option<String> + Sync),
+}
+
+/// Why work has to end before it is done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Over {
+    /// Its time has passed.
+    Time(Duration),
+    /// It is not wanted any more, for this reason.
+    Stopped(String),
+}
+
+impl fmt::Display for Over {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Time(within) => write!(f, "not done within {} s", within.as_secs_f64()),
+            Self::Stopped(why) => f.write_str(why),
+        }
+    }
+}
+
+impl std::error::Error for Over {}
+
+impl Deadline<'static> {
+    /// From now on.
+    pub fn within(within: Duration) -> Self {
+        Self { within, end: Instant::now().checked_add(within), stop: &|| None }
+    }
+}
+
+impl<'a> Deadline<'a> {
+    /// The same, or as soon as `stop` gives a reason.
+    pub fn unless<'b>(self, stop: &'b (dyn Fn() -> Option<String> + Sync)) -> Deadline<'b> {
+        Deadline { stop, within: self.within, end: self.end }
+    }
+
+    /// Why the work has to end now, if it has to.
+    pub fn over(&self) -> Option<Over> {
+        if self.end.is_some_and(|end| Instant::now() >= end) {
+            return Some(Over::Time(self.within));
+        }
+        (self.stop)().map(Over::Stopped)
+    }
+
+    /// The same as an error.
+    pub fn check(&self) -> io::Result<()> {
+        self.over().map_or(Ok(()), |over| Err(io::Error::other(over)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
+
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn links_are_not_opened() {
+        let scratch = tempfile::tempdir().unwrap();
+        let top = scratch.path();
+        symlink("/etc", top.join("dir")).unwrap();
+        symlink("/etc/passwd", top.join("file")).unwrap();
+        assert!(open_dir(&top.join("dir")).is_err() && open_file(&top.join("file")).is_err());
+    }
+
+    #[test]
+    fn work_ends_with_its_time_or_when_it_is_not_wanted() {
+        let long = Deadline::within(Duration::MAX);
+        assert_eq!(long.over(), None);
+        assert_eq!(long.unless(&|| Some("enough".into())).over(), Some(Over::Stopped("enough".into())));
+        let none = Deadline::within(Duration::ZERO);
+        assert!(none.check().is_err_and(|e| e.to_string().contains("not done within 0 s")));
+    }
+}
