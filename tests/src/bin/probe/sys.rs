@@ -195,3 +195,37 @@ pub fn posix_message_queue(name: &CStr) -> io::Result<c_int> {
         libc::mq_open(name.as_ptr(), libc::O_CREAT | libc::O_RDWR, 0o600, std::ptr::null_mut::<libc::mq_attr>())
     })
 }
+
+/// Flags that an owner can set, and that its file system need not do anything for: NODUMP and NOATIME of ioctl_iflags(2).
+pub const MARK_FLAGS: u32 = 0x40 | 0x80;
+
+pub fn set_attribute(file: &std::fs::File, name: &CStr, value: &[u8]) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    // SAFETY: the name is terminated, pointer and length are of one slice, and both outlive the call.
+    result(unsafe { libc::fsetxattr(file.as_raw_fd(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) }).map(drop)
+}
+
+/// Each with a NUL behind it.
+pub fn attribute_names(file: &std::fs::File) -> io::Result<Vec<u8>> {
+    use std::os::fd::AsRawFd;
+    let mut names = vec![0u8; 64 << 10];
+    // SAFETY: pointer and length are of one vector, which outlives the call.
+    let n = unsafe { libc::flistxattr(file.as_raw_fd(), names.as_mut_ptr().cast(), names.len()) };
+    names.truncate(usize::try_from(n).map_err(|_| io::Error::last_os_error())?);
+    Ok(names)
+}
+
+pub fn inode_flags(file: &std::fs::File) -> io::Result<u32> {
+    use std::os::fd::AsRawFd;
+    let mut flags: libc::c_long = 0;
+    // SAFETY: the kernel writes at most a long, into a local that outlives the call.
+    result(unsafe { libc::ioctl(file.as_raw_fd(), libc::FS_IOC_GETFLAGS as _, &raw mut flags) })?;
+    Ok(flags as u32)
+}
+
+pub fn set_inode_flags(file: &std::fs::File, flags: u32) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    let flags = libc::c_long::from(flags);
+    // SAFETY: the kernel reads at most a long, from a local that outlives the call.
+    result(unsafe { libc::ioctl(file.as_raw_fd(), libc::FS_IOC_SETFLAGS as _, &raw const flags) }).map(drop)
+}
