@@ -31,7 +31,12 @@ fn next_is_good(pod: &Pod, after: &str) {
 /// The attempt was lost for want of room, and nothing of it is taken for a result.
 #[track_caller]
 fn had_no_room(outcome: &Outcome, when: &str) {
-    assert_eq!(outcome.class(), ("retry", "VolumeFull"), "{when}: {:#?}", outcome.report);
+    was_lost_for(outcome, "VolumeFull", when);
+}
+
+#[track_caller]
+fn was_lost_for(outcome: &Outcome, reason: &str, when: &str) {
+    assert_eq!(outcome.class(), ("retry", reason), "{when}: {:#?}", outcome.report);
     let report = &outcome.report;
     assert!(!report.verified && report.exit_code.is_none() && !report.message.is_empty(), "{when}: {report:#?}");
     assert!(!outcome.dir.join("result/record.jws").exists(), "{when}");
@@ -82,15 +87,17 @@ fn ctl_has_no_room_for_the_startup_file_and_for_the_record() {
 #[test]
 fn data_has_no_room() {
     let pod = Options::new().host(&["--data-size", "32m"]).pilot(&["--max-attempts", "1"]).start();
-    // For the inputs.
+    // For the inputs, which no slot like this can hold.
     let job = shell("cat big | wc -c");
     pod.put_with("inputs", &job, &[("inputs/big", &vec![1; 40 << 20])]);
-    had_no_room(&pod.result_within("inputs", SAID_WITHIN), "inputs");
+    let outcome = pod.result_within("inputs", SAID_WITHIN);
+    outcome.is("hold", "InputUnusable");
+    assert!(outcome.report.message.contains("when it is empty"), "{}", outcome.report.message);
     next_is_good(&pod, "inputs");
     // Because of what is no job's.
     let filler = Filler::all(&data(&pod));
     pod.put_with("foreign", &shell("cat some"), &[("inputs/some", &vec![1; 100_000])]);
-    had_no_room(&pod.result_within("foreign", SAID_WITHIN), "foreign");
+    was_lost_for(&pod.result_within("foreign", SAID_WITHIN), "VolumeHeld", "foreign");
     eventually("the volume is emptied", SAID_WITHIN, || (!filler.is_there()).then_some(()));
     next_is_good(&pod, "foreign");
     // The job's own doing, and so its own result: what it wrote, or what it said.

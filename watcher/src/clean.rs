@@ -13,9 +13,9 @@ use glue::contract::layout;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat, renameat};
 use nix::sys::stat::{FileStat, Mode, SFlag, mkdirat};
-use nix::sys::statvfs::fstatvfs;
 
 use crate::bind::Failure;
+use crate::job::disk::Disk;
 use crate::job::stage::{IO, failed_at, is_full};
 use crate::slot::{ClientDirs, Slot};
 use crate::tree::{self, Deadline, marks};
@@ -143,10 +143,9 @@ fn open(data: BorrowedFd<'_>, name: &CStr) -> io::Result<OwnedFd> {
 /// Bytes that are taken in a volume of its own, and its size, where more than a quarter of it is taken though nothing is in it:
 /// files without a name that somebody else has open. Only for an empty slot that no client keeps sandboxes in.
 pub fn held_by_others(slot: &Slot) -> io::Result<Option<(u64, u64)>> {
-    let all = fstatvfs(slot.data.as_fd())?;
-    let size = all.blocks().saturating_mul(all.fragment_size());
-    let used = all.blocks().saturating_sub(all.blocks_free()).saturating_mul(all.fragment_size());
-    Ok((used > size / 4).then_some((used, size)))
+    let mut disk = Disk::open(slot.number, None)?;
+    let Some(size) = disk.size else { return Ok(None) };
+    Ok(disk.used()?.filter(|used| *used > size / 4).map(|used| (used, size)))
 }
 
 #[cfg(test)]

@@ -12,26 +12,29 @@ const OWNER: (u32, u32) = (20_000, 20_001);
 
 /// A slot's data/ in a directory, or in a file system of its own.
 struct Data {
-    path: PathBuf,
+    top: tempfile::TempDir,
     mounted: bool,
 }
 
 impl Data {
-    fn new(name: &str, options: Option<&str>) -> Self {
-        let path = std::env::temp_dir().join(format!("latebind-clean-{}-{name}", std::process::id()));
-        fs::create_dir(&path).unwrap();
+    fn new(options: Option<&str>) -> Self {
+        let top = tempfile::tempdir().unwrap();
         if let Some(options) = options {
-            mount(Some("tmpfs"), &path, Some("tmpfs"), MsFlags::empty(), Some(options)).unwrap();
+            mount(Some("tmpfs"), top.path(), Some("tmpfs"), MsFlags::empty(), Some(options)).unwrap();
         }
-        Self { path, mounted: options.is_some() }
+        Self { top, mounted: options.is_some() }
+    }
+
+    fn join(&self, path: &str) -> PathBuf {
+        self.top.path().join(path)
     }
 
     fn renew(&self, within: Duration) -> io::Result<()> {
-        renew(tree::open_dir(&self.path).unwrap().as_fd(), OWNER, &Deadline::within(within))
+        renew(tree::open_dir(self.top.path()).unwrap().as_fd(), OWNER, &Deadline::within(within))
     }
 
     fn work(&self) -> PathBuf {
-        self.path.join("work")
+        self.join("work")
     }
 
     #[track_caller]
@@ -39,17 +42,16 @@ impl Data {
         self.renew(Duration::from_secs(60)).unwrap();
         let work = fs::metadata(self.work()).unwrap();
         assert_eq!((work.uid(), work.gid(), work.mode()), (OWNER.0, OWNER.1, 0o40_700));
-        assert_eq!(entries(&self.path), [".trash", "work"]);
-        assert_eq!((entries(&self.work()).len(), entries(&self.path.join(".trash")).len()), (0, 0));
+        assert_eq!(entries(self.top.path()), [".trash", "work"]);
+        assert_eq!((entries(&self.work()).len(), entries(&self.join(".trash")).len()), (0, 0));
     }
 }
 
 impl Drop for Data {
     fn drop(&mut self) {
         if self.mounted {
-            let _ = umount2(&self.path, MntFlags::MNT_DETACH);
+            let _ = umount2(self.top.path(), MntFlags::MNT_DETACH);
         }
-        let _ = fs::remove_dir_all(&self.path);
     }
 }
 
@@ -62,12 +64,12 @@ fn entries(dir: &Path) -> Vec<String> {
 
 #[test]
 fn each_job_gets_a_directory_that_none_had_before() {
-    let data = Data::new("inode", None);
+    let data = Data::new(None);
     data.is_clean();
     let first = tree::open_dir(&data.work()).unwrap();
     fs::create_dir_all(data.work().join("a/b")).unwrap();
-    fs::create_dir(data.path.join("io")).unwrap();
-    fs::write(data.path.join("io/stdout"), "said").unwrap();
+    fs::create_dir(data.join("io")).unwrap();
+    fs::write(data.join("io/stdout"), "said").unwrap();
     fs::set_permissions(data.work(), fs::Permissions::from_mode(0o1777)).unwrap();
     data.is_clean();
     assert_ne!(fs::metadata(data.work()).unwrap().ino(), nix::sys::stat::fstat(&first).unwrap().st_ino);
@@ -78,15 +80,15 @@ fn each_job_gets_a_directory_that_none_had_before() {
 #[test]
 fn a_watcher_that_is_killed_between_two_steps_leaves_a_slot_that_can_be_cleaned() {
     for step in 0..6 {
-        let data = Data::new(&format!("step-{step}"), None);
+        let data = Data::new(None);
         data.is_clean();
         fs::write(data.work().join("left"), "").unwrap();
-        fs::create_dir(data.path.join("io")).unwrap();
+        fs::create_dir(data.join("io")).unwrap();
         // What there is after each of them.
-        let make = |name: &str| fs::create_dir(data.path.join(name)).unwrap();
-        let name = |from: &str, to: &str| fs::rename(data.path.join(from), data.path.join(to)).unwrap();
+        let make = |name: &str| fs::create_dir(data.join(name)).unwrap();
+        let name = |from: &str, to: &str| fs::rename(data.join(from), data.join(to)).unwrap();
         match step {
-            0 => fs::remove_dir(data.path.join(".trash")).unwrap(),
+            0 => fs::remove_dir(data.join(".trash")).unwrap(),
             1 => name("io", ".trash/0"),
             2 => make(".work"),
             3 => {
@@ -110,7 +112,7 @@ fn a_watcher_that_is_killed_between_two_steps_leaves_a_slot_that_can_be_cleaned(
 #[test]
 fn a_volume_without_any_room_is_cleaned() {
     for (name, options) in [("bytes", "size=256k"), ("inodes", "nr_inodes=40")] {
-        let data = Data::new(name, Some(options));
+        let data = Data::new(Some(options));
         data.is_clean();
         fs::create_dir_all(data.work().join("a/b")).unwrap();
         let full = (0..200).any(|n| fs::write(data.work().join(format!("a/b/{n}")), vec![1; 8192]).is_err());
@@ -121,7 +123,7 @@ fn a_volume_without_any_room_is_cleaned() {
 
 #[test]
 fn cleaning_ends_in_time_and_goes_on_where_it_was() {
-    let data = Data::new("late", None);
+    let data = Data::new(None);
     data.is_clean();
     for n in 0..50 {
         fs::create_dir_all(data.work().join(format!("{n}/x"))).unwrap();
@@ -133,8 +135,8 @@ fn cleaning_ends_in_time_and_goes_on_where_it_was() {
 
 #[test]
 fn what_an_images_root_left_is_reset() {
-    let top = std::env::temp_dir().join(format!("latebind-slot-{}", std::process::id()));
-    let (ctl, data) = (top.join("ctl"), top.join("data"));
+    let top = tempfile::tempdir().unwrap();
+    let (ctl, data) = (top.path().join("ctl"), top.path().join("data"));
     fs::create_dir_all(&ctl).unwrap();
     fs::create_dir_all(&data).unwrap();
     let dirs = ClientDirs::from([("execute".to_owned(), (19_000, 19_001))]);
@@ -181,5 +183,4 @@ fn what_an_images_root_left_is_reset() {
     reset();
     assert_eq!(entries(&ctl), ["chime", "status.json"]);
     assert_eq!((what(&data.join("work")), entries(&data.join("work")).len()), ((20_000, 20_001, 0o40_700), 0));
-    fs::remove_dir_all(top).unwrap();
 }

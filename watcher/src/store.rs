@@ -178,13 +178,12 @@ mod tests {
 
     #[test]
     fn a_value_that_is_too_large_is_neither_put_nor_read() {
-        let path = std::env::temp_dir().join(format!("latebind-store-large-{}", std::process::id()));
-        let store = Store::open(&path).unwrap();
+        let scratch = tempfile::tempdir().unwrap();
+        let store = Store::open(scratch.path()).unwrap();
         store.put("a", &1).unwrap();
         assert!(store.put("a", &"x".repeat(VALUE_MAX as usize)).is_err());
         assert_eq!(store.get::<u32>("a").unwrap(), Some(1));
         File::create(store.path("b")).unwrap().set_len(1 << 40).unwrap();
         assert!(store.get::<u32>("b").is_err_and(|e| e.to_string().contains("more than")));
-        fs::remove_dir_all(path).unwrap();
     }
 }

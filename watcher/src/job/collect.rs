@@ -1,7 +1,7 @@
 //! Fetching a job's results: through descriptors that no link can redirect, after all of its processes have ended.
 
 use std::cell::RefCell;
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::ffi::{CStr, CString};
 use std::fs::DirBuilder;
 use std::io;
@@ -74,11 +74,11 @@ pub fn collect(
 fn fetch_all(slot: &Slot, request: &Request, copier: &mut Copier<'_>, report: &RefCell<&mut Report>) -> io::Result<()> {
     let Some(results) = &request.results else { return Ok(()) };
     let results = tree::open_dir(results)?;
-    let mut failed = HashSet::new();
-    let mut note = |name: &str, result: Result<(), Problem>| {
-        if let Err(problem) = result {
-            failed.insert(name.to_owned());
+    let note = |name: &str, result: Result<(), Problem>| match result {
+        Ok(()) => true,
+        Err(problem) => {
             report.borrow_mut().add_missing(name, &problem.error());
+            false
         }
     };
     if !request.relay {
@@ -95,17 +95,20 @@ fn fetch_all(slot: &Slot, request: &Request, copier: &mut Copier<'_>, report: &R
         return Ok(unlinkat(&results, c"outputs", UnlinkatFlags::RemoveDir)?);
     }
     let work = Dir::open(&layout::work(slot.number))?;
-    let mut named = HashSet::new();
-    for output in &request.outputs {
-        let is_in = |other: &String| output.strip_prefix(other.as_str()).is_some_and(|rest| rest.starts_with('/'));
-        // Each once, and not again what comes with the directory that it is in.
-        if named.insert(output) && !request.outputs.iter().any(is_in) {
-            note(output, fetch(&work, output, outputs.as_fd(), copier));
+    // Each once, and not again what comes with the directory that it is in, which is therefore first.
+    let named: BTreeSet<&str> = request.outputs.iter().map(String::as_str).collect();
+    let mut fetched = BTreeSet::new();
+    for output in named {
+        let parents = output.match_indices('/').filter_map(|(end, _)| output.get(..end));
+        if parents.into_iter().any(|parent| fetched.contains(parent)) {
+            if fstatat(&outputs, output, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok() {
+                report.borrow_mut().outputs.push(output.to_owned());
+            }
+        } else if note(output, fetch(&work, output, outputs.as_fd(), copier)) {
+            fetched.insert(output);
+            report.borrow_mut().outputs.push(output.to_owned());
         }
     }
-    let is_there = |output: &String| fstatat(&outputs, output.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW).is_ok();
-    let fetched = request.outputs.iter().filter(|output| named.remove(output) && !failed.contains(*output));
-    report.borrow_mut().outputs = fetched.filter(|output| is_there(output)).cloned().collect();
     Ok(())
 }
 

@@ -44,11 +44,6 @@ impl Disk {
         Ok(disk)
     }
 
-    /// Whether the volume is a file system of its own.
-    pub fn is_file_system(&self) -> bool {
-        self.is_file_system
-    }
-
     /// Bytes in use. Where the volume is a directory of a larger file system, its files are counted; a large tree takes several
     /// looks, and the last full count stands until then. Files that are open and have no name any more are not seen there.
     pub fn used(&mut self) -> io::Result<Option<u64>> {
@@ -107,7 +102,8 @@ mod tests {
     #[test]
     fn a_count_stands_until_the_next_one_is_complete() {
         // Not below /tmp: a volume that others could exchange is refused.
-        let top = std::path::PathBuf::from(format!("/run/latebind-disk-{}", std::process::id()));
+        let scratch = tempfile::tempdir_in("/run").unwrap();
+        let top = scratch.path();
         std::fs::create_dir_all(top.join("a/b")).unwrap();
         std::fs::write(top.join("a/b/one"), vec![1; 1 << 20]).unwrap();
         let data = Dir::open(top.to_str().unwrap()).unwrap();
@@ -119,16 +115,15 @@ mod tests {
         assert_eq!(disk.total, Some(first));
         let second = disk.used().unwrap().unwrap();
         assert!(second >= first + (1 << 20), "{second}");
-        std::fs::remove_dir_all(top).unwrap();
     }
 
     #[test]
     fn what_is_too_deep_to_be_counted_counts_as_all_that_there_is() {
         use nix::fcntl::openat;
         use nix::sys::stat::{Mode, mkdirat};
-        let top = std::path::PathBuf::from(format!("/run/latebind-disk-deep-{}", std::process::id()));
-        std::fs::create_dir(&top).unwrap();
-        let mut at = crate::tree::open_dir(&top).unwrap();
+        let scratch = tempfile::tempdir_in("/run").unwrap();
+        let top = scratch.path();
+        let mut at = crate::tree::open_dir(top).unwrap();
         for _ in 0..crate::tree::walk::DEPTH_MAX {
             mkdirat(&at, "d", Mode::from_bits_truncate(0o700)).unwrap();
             at = openat(&at, "d", OFlag::O_RDONLY | OFlag::O_DIRECTORY, Mode::empty()).unwrap();
@@ -140,7 +135,6 @@ mod tests {
         }
         assert!(disk.total >= Some(disk.used_of_file_system().unwrap() / 2), "{:?}", disk.total);
         let deadline = crate::tree::Deadline::within(std::time::Duration::MAX);
-        crate::tree::remove_content(crate::tree::open_dir(&top).unwrap().as_fd(), &deadline).unwrap();
-        std::fs::remove_dir_all(top).unwrap();
+        crate::tree::remove_content(crate::tree::open_dir(top).unwrap().as_fd(), &deadline).unwrap();
     }
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::bind::{Failure, Progress, Reason, proof};
+use crate::helper;
 use crate::job::control::Control;
 use crate::job::life::{self, After, Around, Held};
 use crate::job::{Phase, State};
@@ -192,13 +193,17 @@ impl Core {
                 let stop = || end.stop_wanted();
                 let deadline = Deadline::within(self.settings.clean_within).unless(&stop);
                 let reset = Slot::mend(number, uid, gid, &dirs, &deadline);
-                reset.map_err(|e| format!("its volumes cannot be reset: {e}"))
+                let slot = reset.map_err(|e| format!("its volumes cannot be reset: {e}"))?;
+                let ids = slot.ids(life::kill_uid(&*self.binder, &self.slots_kept, number));
+                let cleaned = self.binder.clean_ipc(number, ids, false);
+                cleaned.map(|()| slot).map_err(|e| format!("its last job's {}", e.message))
             });
             match tried {
                 Ok(slot) => {
                     if let Err(e) = self.slots_kept.remove(&unmended(number)) {
                         tracing::warn!(slot = number, "it will be mended again after a restart: {e}");
                     }
+                    tracing::info!(slot = number, "the placeholder is back, and the slot's volumes are reset");
                     mended = Some(slot);
                     break;
                 }

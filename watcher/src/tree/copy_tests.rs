@@ -8,19 +8,18 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 struct Trees {
-    top: PathBuf,
+    _top: tempfile::TempDir,
     from: PathBuf,
     to: PathBuf,
 }
 
 impl Trees {
-    fn new(name: &str) -> Self {
-        let top = std::env::temp_dir().join(format!("latebind-copy-{}-{name}", std::process::id()));
-        let _ = fs::remove_dir_all(&top);
-        let (from, to) = (top.join("from"), top.join("to"));
-        fs::create_dir_all(&from).unwrap();
+    fn new() -> Self {
+        let top = tempfile::tempdir().unwrap();
+        let (from, to) = (top.path().join("from"), top.path().join("to"));
+        fs::create_dir(&from).unwrap();
         fs::create_dir(&to).unwrap();
-        Self { top, from, to }
+        Self { _top: top, from, to }
     }
 
     /// Copies within a budget; what was left out is named.
@@ -40,18 +39,12 @@ impl Trees {
     }
 }
 
-impl Drop for Trees {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.top);
-    }
-}
-
 const ANY: Rules = Rules { only_of: None, owner: None, programs: false };
 const LARGE: Budget = Budget { bytes: 1 << 40, entries: 1 << 20, refused: 0 };
 
 #[test]
 fn copies_are_the_owners_and_links_are_refused() {
-    let trees = Trees::new("owner");
+    let trees = Trees::new();
     fs::create_dir_all(trees.from.join("d")).unwrap();
     fs::write(trees.from.join("d/program"), "x").unwrap();
     fs::set_permissions(trees.from.join("d/program"), fs::Permissions::from_mode(0o4711)).unwrap();
@@ -69,7 +62,7 @@ fn copies_are_the_owners_and_links_are_refused() {
 #[test]
 fn any_name_is_copied_and_what_belongs_to_others_is_not() {
     use std::os::unix::ffi::OsStrExt;
-    let trees = Trees::new("names");
+    let trees = Trees::new();
     let odd = std::ffi::OsStr::from_bytes(b"\xff\n");
     fs::write(trees.from.join(odd), "x").unwrap();
     fs::write(trees.from.join("own"), "x").unwrap();
@@ -81,7 +74,7 @@ fn any_name_is_copied_and_what_belongs_to_others_is_not() {
 
 #[test]
 fn what_is_sparse_stays_sparse_and_is_charged_whole() {
-    let trees = Trees::new("sparse");
+    let trees = Trees::new();
     let file = File::create(trees.from.join("s")).unwrap();
     file.write_all_at(b"begin", 0).unwrap();
     file.write_all_at(b"middle", 512 << 20).unwrap();
@@ -100,7 +93,7 @@ fn what_is_sparse_stays_sparse_and_is_charged_whole() {
 
 #[test]
 fn a_file_that_is_too_large_costs_nothing_and_the_rest_is_copied() {
-    let trees = Trees::new("large");
+    let trees = Trees::new();
     let sparse = File::create(trees.from.join("large")).unwrap();
     sparse.set_len(8 << 40).unwrap();
     fs::write(trees.from.join("small"), "four").unwrap();
@@ -112,7 +105,7 @@ fn a_file_that_is_too_large_costs_nothing_and_the_rest_is_copied() {
 
 #[test]
 fn directories_are_entries_too() {
-    let trees = Trees::new("entries");
+    let trees = Trees::new();
     for n in 0..20 {
         fs::create_dir(trees.from.join(n.to_string())).unwrap();
     }
@@ -123,7 +116,7 @@ fn directories_are_entries_too() {
 
 #[test]
 fn bytes_are_charged_where_the_copy_fails() {
-    let trees = Trees::new("charged");
+    let trees = Trees::new();
     fs::write(trees.from.join("taken"), "four").unwrap();
     fs::write(trees.to.join("taken"), "in the way").unwrap();
     let (_, skipped, left) = trees.copy(ANY, Budget::new(10, 10));
@@ -132,7 +125,7 @@ fn bytes_are_charged_where_the_copy_fails() {
 
 #[test]
 fn a_deep_tree_is_copied_as_far_as_it_may_be() {
-    let trees = Trees::new("deep");
+    let trees = Trees::new();
     fs::create_dir_all(trees.from.join(["d"; 70].join("/"))).unwrap();
     let (copied, skipped, _) = trees.copy(ANY, LARGE);
     assert!(copied.is_ok());
@@ -141,7 +134,7 @@ fn a_deep_tree_is_copied_as_far_as_it_may_be() {
 
 #[test]
 fn copying_stops_when_its_time_is_over() {
-    let trees = Trees::new("late");
+    let trees = Trees::new();
     fs::write(trees.from.join("a"), "x").unwrap();
     let deadline = Deadline::within(Duration::ZERO);
     let mut failed = |_: &str, e| Err(e);

@@ -118,15 +118,15 @@ mod tests {
 
     #[test]
     fn more_entries_than_the_buffer_holds_are_listed_and_found_again() {
-        let top = std::env::temp_dir().join(format!("latebind-listing-{}", std::process::id()));
-        std::fs::create_dir(&top).unwrap();
+        let scratch = tempfile::tempdir().unwrap();
+        let top = scratch.path();
         let long = |n: u8| [[b'x', n].repeat(100), vec![b'\xff'; 50]].concat();
         let wanted: BTreeSet<Vec<u8>> = (b'a'..=b'z').chain(b'A'..=b'Z').map(long).collect();
         for name in &wanted {
             std::fs::write(top.join(std::ffi::OsStr::from_bytes(name)), "").unwrap();
         }
         std::fs::create_dir(top.join("d")).unwrap();
-        let dir = super::super::open_dir(&top).unwrap();
+        let dir = super::super::open_dir(top).unwrap();
         let mut listing = Listing::default();
         let mut found = Vec::new();
         while let Some(entry) = listing.next(dir.as_fd()).unwrap() {
@@ -137,6 +137,5 @@ mod tests {
         assert_eq!((names, found.len()), (wanted, 53));
         listing.seek(dir.as_fd(), found[39].1).unwrap();
         assert_eq!(listing.next(dir.as_fd()).unwrap().unwrap().name.to_bytes(), found[40].0);
-        std::fs::remove_dir_all(&top).unwrap();
     }
 }

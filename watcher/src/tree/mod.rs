@@ -101,12 +101,11 @@ mod tests {
 
     #[test]
     fn links_are_not_opened() {
-        let top = std::env::temp_dir().join(format!("latebind-tree-{}", std::process::id()));
-        std::fs::create_dir(&top).unwrap();
+        let scratch = tempfile::tempdir().unwrap();
+        let top = scratch.path();
         symlink("/etc", top.join("dir")).unwrap();
         symlink("/etc/passwd", top.join("file")).unwrap();
         assert!(open_dir(&top.join("dir")).is_err() && open_file(&top.join("file")).is_err());
-        std::fs::remove_dir_all(&top).unwrap();
     }
 
     #[test]

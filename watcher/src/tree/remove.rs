@@ -178,108 +178,97 @@ mod tests {
     use super::*;
     use std::fs;
     use std::os::unix::fs::{PermissionsExt, symlink};
-    use std::path::PathBuf;
+    use std::path::Path;
     use std::time::Duration;
 
-    struct Scratch(PathBuf);
-
-    impl Scratch {
-        fn new(name: &str) -> Self {
-            let path = std::env::temp_dir().join(format!("latebind-remove-{}-{name}", std::process::id()));
-            let _ = fs::remove_dir_all(&path);
-            fs::create_dir(&path).unwrap();
-            Self(path)
-        }
-
-        fn remove(&self) -> io::Result<()> {
-            remove_content(open_dir(&self.0).unwrap().as_fd(), &Deadline::within(Duration::from_secs(120)))
-        }
-
-        fn is_empty(&self) -> bool {
-            fs::read_dir(&self.0).unwrap().count() == 0
-        }
+    fn remove(top: &Path) -> io::Result<()> {
+        remove_content(open_dir(top).unwrap().as_fd(), &Deadline::within(Duration::from_secs(120)))
     }
 
-    impl Drop for Scratch {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
-        }
+    fn is_empty(top: &Path) -> bool {
+        fs::read_dir(top).unwrap().count() == 0
     }
 
     #[test]
     fn the_deepest_tree_goes() {
-        let scratch = Scratch::new("deep");
-        let mut at = open_dir(&scratch.0).unwrap();
+        let scratch = tempfile::tempdir().unwrap();
+        let top = scratch.path();
+        let mut at = open_dir(top).unwrap();
         for _ in 0..4_000 {
             mkdirat(&at, "d", Mode::from_bits_truncate(0o700)).unwrap();
             at = openat(&at, "d", OFlag::O_RDONLY | OFlag::O_DIRECTORY, Mode::empty()).unwrap();
         }
         drop(at);
-        scratch.remove().unwrap();
-        assert!(scratch.is_empty());
+        remove(top).unwrap();
+        assert!(is_empty(top));
     }
 
     #[test]
     fn what_an_interrupted_removal_has_moved_up_goes_too() {
-        let scratch = Scratch::new("again");
-        fs::create_dir_all(scratch.0.join("a/b/c/d")).unwrap();
-        fs::create_dir_all(scratch.0.join(".removed-0-1/x/y")).unwrap();
-        let top = open_dir(&scratch.0).unwrap();
-        assert!(remove_content(top.as_fd(), &Deadline::within(Duration::ZERO)).is_err());
-        assert!(!scratch.is_empty());
-        scratch.remove().unwrap();
-        assert!(scratch.is_empty());
+        let scratch = tempfile::tempdir().unwrap();
+        let top = scratch.path();
+        fs::create_dir_all(top.join("a/b/c/d")).unwrap();
+        fs::create_dir_all(top.join(".removed-0-1/x/y")).unwrap();
+        let open = open_dir(top).unwrap();
+        assert!(remove_content(open.as_fd(), &Deadline::within(Duration::ZERO)).is_err());
+        assert!(!is_empty(top));
+        remove(top).unwrap();
+        assert!(is_empty(top));
     }
 
     #[test]
     fn links_are_removed_and_not_followed() {
-        let scratch = Scratch::new("links");
-        let (inside, outside) = (Scratch(scratch.0.join("inside")), scratch.0.join("outside"));
-        fs::create_dir_all(inside.0.join("a/b")).unwrap();
+        let scratch = tempfile::tempdir().unwrap();
+        let top = scratch.path();
+        let (inside, outside) = (top.join("inside"), top.join("outside"));
+        fs::create_dir_all(inside.join("a/b")).unwrap();
         fs::create_dir(&outside).unwrap();
         fs::write(outside.join("kept"), "").unwrap();
-        symlink(&outside, inside.0.join("a/b/link")).unwrap();
-        symlink(&outside, inside.0.join("link")).unwrap();
-        fs::set_permissions(inside.0.join("a"), fs::Permissions::from_mode(0o000)).unwrap();
-        inside.remove().unwrap();
-        assert!(inside.is_empty() && outside.join("kept").exists());
+        symlink(&outside, inside.join("a/b/link")).unwrap();
+        symlink(&outside, inside.join("link")).unwrap();
+        fs::set_permissions(inside.join("a"), fs::Permissions::from_mode(0o000)).unwrap();
+        remove(&inside).unwrap();
+        assert!(is_empty(&inside) && outside.join("kept").exists());
     }
 
     #[test]
     fn many_names_in_one_directory_go() {
-        let scratch = Scratch::new("wide");
+        let scratch = tempfile::tempdir().unwrap();
+        let top = scratch.path();
         for dir in ["a", "b"] {
-            fs::create_dir(scratch.0.join(dir)).unwrap();
+            fs::create_dir(top.join(dir)).unwrap();
             for n in 0..3_000 {
-                fs::create_dir(scratch.0.join(dir).join(format!("{n:0200}"))).unwrap();
-                fs::write(scratch.0.join(dir).join(format!("file-{n}")), "").unwrap();
+                fs::create_dir(top.join(dir).join(format!("{n:0200}"))).unwrap();
+                fs::write(top.join(dir).join(format!("file-{n}")), "").unwrap();
             }
         }
-        scratch.remove().unwrap();
-        assert!(scratch.is_empty());
+        remove(top).unwrap();
+        assert!(is_empty(top));
     }
 
     #[test]
     fn who_has_a_directory_open_adds_nothing_once_it_is_being_removed() {
-        let scratch = Scratch::new("refill");
-        let dir = scratch.0.join("public");
+        let scratch = tempfile::tempdir().unwrap();
+        let top = scratch.path();
+        let dir = top.join("public");
         fs::create_dir(&dir).unwrap();
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o777)).unwrap();
         // Root writes where it likes, so the mode is looked at: the directory lives on behind the descriptor.
         let open = open_dir(&dir).unwrap();
         std::os::unix::fs::chown(&dir, Some(20_001), Some(20_001)).unwrap();
-        scratch.remove().unwrap();
+        remove(top).unwrap();
         let stat = nix::sys::stat::fstat(&open).unwrap();
         assert_eq!((stat.st_uid, stat.st_gid, stat.st_mode & 0o7777), (0, 0, 0o700));
     }
 
     #[test]
     fn what_is_kept_stays_and_the_rest_goes() {
-        let scratch = Scratch::new("keep");
-        fs::create_dir_all(scratch.0.join("kept/in")).unwrap();
-        fs::create_dir_all(scratch.0.join("gone/in")).unwrap();
-        let top = open_dir(&scratch.0).unwrap();
-        remove_others(top.as_fd(), &Deadline::within(Duration::from_secs(60)), &|name, _| name == "kept").unwrap();
-        assert!(scratch.0.join("kept/in").exists() && !scratch.0.join("gone").exists());
+        let scratch = tempfile::tempdir().unwrap();
+        let top = scratch.path();
+        fs::create_dir_all(top.join("kept/in")).unwrap();
+        fs::create_dir_all(top.join("gone/in")).unwrap();
+        let open = open_dir(top).unwrap();
+        remove_others(open.as_fd(), &Deadline::within(Duration::from_secs(60)), &|name, _| name == "kept").unwrap();
+        assert!(top.join("kept/in").exists() && !top.join("gone").exists());
     }
 }

@@ -141,23 +141,25 @@ impl Walk {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
 
-    use super::super::open_dir;
+    use super::super::{Deadline, open_dir, remove_content};
     use super::*;
     use std::fs;
     use std::os::unix::ffi::OsStrExt;
-    use std::path::PathBuf;
+    use std::path::{Path, PathBuf};
 
-    struct Scratch(PathBuf);
+    struct Scratch(tempfile::TempDir);
 
     impl Scratch {
-        fn new(name: &str) -> Self {
-            let path = std::env::temp_dir().join(format!("latebind-walk-{}-{name}", std::process::id()));
-            fs::create_dir(&path).unwrap();
-            Self(path)
+        fn new() -> Self {
+            Self(tempfile::tempdir().unwrap())
+        }
+
+        fn join(&self, path: impl AsRef<Path>) -> PathBuf {
+            self.0.path().join(path)
         }
 
         fn count(&self) -> Count {
-            let mut walk = Walk::new(open_dir(&self.0).unwrap().as_fd()).unwrap();
+            let mut walk = Walk::new(open_dir(self.0.path()).unwrap().as_fd()).unwrap();
             assert!(walk.go_on(1_000_000));
             walk.so_far()
         }
@@ -165,17 +167,16 @@ mod tests {
 
     impl Drop for Scratch {
         fn drop(&mut self) {
-            let top = open_dir(&self.0).unwrap();
-            super::super::remove_content(top.as_fd(), &super::super::Deadline::within(std::time::Duration::MAX))
-                .unwrap();
-            fs::remove_dir(&self.0).unwrap();
+            // Too deep for a library to remove.
+            let top = open_dir(self.0.path()).unwrap();
+            remove_content(top.as_fd(), &Deadline::within(std::time::Duration::MAX)).unwrap();
         }
     }
 
     const MIB: u64 = 1 << 20;
 
     /// Makes this deep a tree, with a file of a mebibyte at its end, and says where that is.
-    fn nest(top: &std::path::Path, name: &[u8], depth: usize) -> OwnedFd {
+    fn nest(top: &Path, name: &[u8], depth: usize) -> OwnedFd {
         let mut at = open_dir(top).unwrap();
         for _ in 0..depth {
             nix::sys::stat::mkdirat(&at, name, Mode::from_bits_truncate(0o700)).unwrap();
@@ -189,13 +190,13 @@ mod tests {
 
     #[test]
     fn nothing_is_hidden_by_its_name_or_its_depth() {
-        let scratch = Scratch::new("hidden");
-        fs::create_dir(scratch.0.join(std::ffi::OsStr::from_bytes(b"\xff"))).unwrap();
-        nest(&scratch.0.join(std::ffi::OsStr::from_bytes(b"\xff")), b"a", 1);
-        nest(&scratch.0, &[b'n'; 250], 300);
-        nest(&scratch.0, b"d", 3_000);
+        let scratch = Scratch::new();
+        fs::create_dir(scratch.join(std::ffi::OsStr::from_bytes(b"\xff"))).unwrap();
+        nest(&scratch.join(std::ffi::OsStr::from_bytes(b"\xff")), b"a", 1);
+        nest(scratch.0.path(), &[b'n'; 250], 300);
+        nest(scratch.0.path(), b"d", 3_000);
         for n in 0..400 {
-            fs::create_dir(scratch.0.join(format!("d/{n}"))).unwrap();
+            fs::create_dir(scratch.join(format!("d/{n}"))).unwrap();
         }
         let count = scratch.count();
         assert!(!count.missed && count.bytes >= 3 * MIB && count.bytes < 40 * MIB, "{count:?}");
@@ -203,11 +204,11 @@ mod tests {
 
     #[test]
     fn a_file_of_several_names_counts_once() {
-        let scratch = Scratch::new("names");
-        nest(&scratch.0, b"d", 1);
+        let scratch = Scratch::new();
+        nest(scratch.0.path(), b"d", 1);
         let before = scratch.count().bytes;
         for n in 0..64 {
-            fs::hard_link(scratch.0.join("d/file"), scratch.0.join(format!("again-{n}"))).unwrap();
+            fs::hard_link(scratch.join("d/file"), scratch.join(format!("again-{n}"))).unwrap();
         }
         let after = scratch.count().bytes;
         assert!(after >= before - 4096 && after <= before + 64 * 1024, "{before} {after}");
@@ -215,17 +216,17 @@ mod tests {
 
     #[test]
     fn links_lead_nowhere() {
-        let scratch = Scratch::new("links");
-        std::os::unix::fs::symlink("/usr", scratch.0.join("link")).unwrap();
+        let scratch = Scratch::new();
+        std::os::unix::fs::symlink("/usr", scratch.join("link")).unwrap();
         assert!(scratch.count().bytes < MIB);
     }
 
     #[test]
     fn a_part_at_a_time_comes_to_the_same() {
-        let scratch = Scratch::new("parts");
-        nest(&scratch.0, b"d", 60);
-        nest(&scratch.0, b"e", 3);
-        let mut walk = Walk::new(open_dir(&scratch.0).unwrap().as_fd()).unwrap();
+        let scratch = Scratch::new();
+        nest(scratch.0.path(), b"d", 60);
+        nest(scratch.0.path(), b"e", 3);
+        let mut walk = Walk::new(open_dir(scratch.0.path()).unwrap().as_fd()).unwrap();
         let mut looks = 0;
         while !walk.go_on(1) {
             looks += 1;
@@ -236,15 +237,15 @@ mod tests {
 
     #[test]
     fn a_count_whose_directory_is_moved_away_says_so_and_ends() {
-        let scratch = Scratch::new("moved");
-        nest(&scratch.0, b"d", 60);
-        fs::create_dir(scratch.0.join("elsewhere")).unwrap();
-        let mut walk = Walk::new(open_dir(&scratch.0).unwrap().as_fd()).unwrap();
+        let scratch = Scratch::new();
+        nest(scratch.0.path(), b"d", 60);
+        fs::create_dir(scratch.join("elsewhere")).unwrap();
+        let mut walk = Walk::new(open_dir(scratch.0.path()).unwrap().as_fd()).unwrap();
         while walk.levels.len() < 50 {
             assert!(!walk.go_on(1));
         }
-        let deep = scratch.0.join(["d"; 45].join("/"));
-        fs::rename(deep, scratch.0.join("elsewhere/d")).unwrap();
+        let deep = scratch.join(["d"; 45].join("/"));
+        fs::rename(deep, scratch.join("elsewhere/d")).unwrap();
         while !walk.go_on(100) {}
         assert!(walk.so_far().missed, "{:?}", walk.so_far());
         let again = scratch.count();

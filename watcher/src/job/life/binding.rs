@@ -9,12 +9,13 @@ use glue::contract::layout;
 use glue::contract::status::Status;
 use glue::processes::Proc;
 
-use crate::bind::{Failure, Progress, Reason, proof};
+use crate::bind::{Binder, Failure, Progress, Reason, proof};
 use crate::job::cgroup::Group;
 use crate::job::relay::Relay;
 use crate::job::{Began, Bound, Phase, State, class, now, stage, start};
 use crate::keys;
 use crate::slot::unmended;
+use crate::store::Store;
 use crate::tree::Deadline;
 
 use super::ending::end_in;
@@ -110,7 +111,7 @@ fn proven_kill_uid(around: &Around<'_>, status: &Status) -> Result<u32, Failure>
             format!("the kill UID {} is the payload UID of slot {other}: choose another one", status.kill_uid);
         return Err(mismatch(message));
     }
-    if kill_uid(around) != status.kill_uid {
+    if kill_uid(around.binder, around.slots, slot.number) != status.kill_uid {
         let kept = around.slots.put(&kill_uid_entry(slot.number), &status.kill_uid);
         kept.map_err(|e| not_kept("the slot's kill UID", &e))?;
     }
@@ -122,11 +123,11 @@ fn kill_uid_entry(slot: u32) -> String {
     format!("{slot}-kill-uid")
 }
 
-/// The slot's kill UID, from whoever made the pod, or what the watcher itself has kept: its status file may be a foreign root's.
-fn kill_uid(around: &Around<'_>) -> u32 {
-    let given = around.binder.ids(around.slot.number).ok().flatten().map(|ids| ids.kill_uid);
-    let kept = || around.slots.get(&kill_uid_entry(around.slot.number)).ok().flatten();
-    given.or_else(kept).unwrap_or(layout::DEFAULT_KILL_UID + around.slot.number)
+/// A slot's kill UID, from whoever made the pod, or what the watcher itself has kept: its status file may be a foreign root's.
+pub(crate) fn kill_uid(binder: &dyn Binder, slots: &Store, slot: u32) -> u32 {
+    let given = binder.ids(slot).ok().flatten().map(|ids| ids.kill_uid);
+    let kept = || slots.get(&kill_uid_entry(slot)).ok().flatten();
+    given.or_else(kept).unwrap_or(layout::DEFAULT_KILL_UID + slot)
 }
 
 impl Life<'_> {
@@ -137,7 +138,7 @@ impl Life<'_> {
         let unreadable = |e: std::io::Error| Failure::retry(Reason::EngineError, format!("/proc: {e}"));
         let proc = Proc::open().map_err(unreadable)?;
         let own = proc.cgroup(std::process::id() as i32).map_err(unreadable)?;
-        let kill_uid = kill_uid(self.around);
+        let kill_uid = kill_uid(self.around.binder, self.around.slots, slot.number);
         for process in proc.of_uid(slot.uid).map_err(unreadable)? {
             let Ok(cgroup) = proc.cgroup_of(&process) else { continue };
             if cgroup != own {

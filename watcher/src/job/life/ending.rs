@@ -97,11 +97,14 @@ impl Life<'_> {
         if let Some(bound) = &self.state.bound {
             let reused = self.held.is_some() && self.around.settings.reuse == Reuse::SameOwner;
             let cleaned = self.around.binder.clean_ipc(slot.number, slot.ids(bound.kill_uid), reused);
+            // As above: tried again until it is done.
+            self.needs_placeholder |= cleaned.is_err();
             self.note(cleaned);
         }
         let report = &self.state.report;
         // Something may lie in its volumes that is no job's, and that the usual cleaning leaves alone.
-        self.needs_placeholder |= report.class == Class::Retry && report.reason == Reason::VolumeFull;
+        self.needs_placeholder |=
+            report.class == Class::Retry && [Reason::VolumeFull, Reason::VolumeHeld].contains(&report.reason);
         Ok(Phase::Done)
     }
 

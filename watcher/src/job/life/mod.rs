@@ -5,6 +5,8 @@ mod binding;
 mod ending;
 mod running;
 
+pub(crate) use self::binding::kill_uid;
+
 use std::collections::BTreeMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
