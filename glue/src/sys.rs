@@ -28,10 +28,52 @@ pub fn inherited(fd: RawFd) -> BorrowedFd<'static> {
     unsafe { BorrowedFd::borrow_raw(fd) }
 }
 
-/// Takes over a descriptor that came with a message (SCM_RIGHTS of unix(7)); for the watcher.
-pub fn received(fd: RawFd) -> OwnedFd {
-    // SAFETY: the caller got this number from recvmsg just now, which made the descriptor for it alone.
-    unsafe { OwnedFd::from_raw_fd(fd) }
+/// A part of what came through a stream socket.
+pub struct Received {
+    /// How many bytes; 0 at the end.
+    pub bytes: usize,
+    /// The descriptors that came along, close-on-exec.
+    pub descriptors: Vec<OwnedFd>,
+    /// Whether more descriptors were sent than there was room for; the kernel has closed those.
+    pub truncated: bool,
+}
+
+/// Room for a header and four descriptors, aligned as a cmsghdr has to be.
+const CONTROL: usize = 4;
+
+/// `recvmsg(2)` with the descriptors of SCM_RIGHTS, see unix(7); for the watcher. Whatever the kernel has installed has an owner
+/// here, also where the message was cut off: nix hands out none of it then.
+#[allow(clippy::unnecessary_cast, reason = "the lengths' type differs between C libraries")]
+pub fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<Received> {
+    let mut control = [0u64; CONTROL];
+    let mut part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+    // SAFETY: msghdr is plain numbers and pointers, for which all zeroes is a value.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = std::mem::size_of_val(&control) as _;
+    // SAFETY: the message points to buffers that live through the call, with their exact sizes.
+    let n = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) };
+    let bytes = checked(n as libc::c_long)? as usize;
+    let mut descriptors = Vec::new();
+    // SAFETY: the kernel has filled the control buffer and set its length; these macros stay within that length.
+    let mut header = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
+    // SAFETY: a header that is not null is a whole one within the buffer.
+    while let Some(found) = unsafe { header.as_ref() } {
+        if (found.cmsg_level, found.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+            // SAFETY: takes a pointer within the buffer and a number.
+            let (data, overhead) = unsafe { (libc::CMSG_DATA(header), libc::CMSG_LEN(0) as usize) };
+            for n in 0..(found.cmsg_len as usize).saturating_sub(overhead) / std::mem::size_of::<RawFd>() {
+                // SAFETY: the header says that there are so many numbers, for which the buffer may not be aligned; the kernel has made
+                // each descriptor for this call, so nothing else owns it.
+                descriptors.push(unsafe { OwnedFd::from_raw_fd(data.cast::<RawFd>().add(n).read_unaligned()) });
+            }
+        }
+        // SAFETY: as for the first one.
+        header = unsafe { libc::CMSG_NXTHDR(&raw const message, header) };
+    }
+    Ok(Received { bytes, descriptors, truncated: message.msg_flags & libc::MSG_CTRUNC != 0 })
 }
 
 /// `openat2(2)`.

@@ -29,12 +29,15 @@ pub struct Options {
 
 /// Shows the slots until `stop` is set, or it has been done often enough, or whoever reads has gone.
 pub fn run(socket: &Path, options: &Options, stop: &AtomicBool) -> io::Result<()> {
-    let client = Client::connect(socket)
-        .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}: is a watcher serving here?", socket.display())))?;
+    // A connection for each look: one that asks for nothing for long is closed.
+    let connect = || {
+        Client::connect(socket)
+            .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}: is a watcher serving here?", socket.display())))
+    };
     let (mut rates, mut done) = (Rates::default(), 0);
     let drawn = !options.json && options.times.is_none() && io::stdout().is_terminal();
     while !stop.load(Ordering::Relaxed) {
-        let (slots, queued) = client.top()?;
+        let (slots, queued) = connect()?.top()?;
         let cpus = rates.cpus(&slots, Instant::now());
         let text = if options.json {
             let at = rfc3339(now());

@@ -4,21 +4,28 @@
 //! A connection has at most one job, which ends with it: a client that is killed can not cancel.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use glue::contract::encoding::hex;
 use glue::processes::{Pinned, Proc};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{UnixCredentials, getsockopt, sockopt};
 
+use super::Core;
+use super::connection::{self, Purpose, Service, TIMES};
+use super::mailbox::{Mailbox, News};
 use super::protocol::{Ask, Hold, Tell};
-use super::server::{Lines, Shared, listen_with, streams_of, tell};
-use super::{Core, News};
+use super::quota::{Permit, Quota, Shares};
+use super::server::{listen_with, streams_of};
 use crate::job::Request;
 use crate::job::control::Control;
+
+/// Connections at once. HTCondor has one for each slot's job, and one of its startd.
+const SHARES: Shares = Shares { root: 32, slot: 8, others: 32, other: 8 };
 
 /// Who a client is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +43,8 @@ pub fn listen(core: Core, path: &Path) -> io::Result<()> {
     if let Some(parent) = path.parent() {
         std::fs::DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
     }
-    listen_with(path, 0o666, move |stream| serve(&core, stream))
+    let quota = Quota::new(SHARES, core.uids.clone());
+    listen_with(path, 0o666, &quota, move |stream, permit| serve(&core, &stream, permit))
         .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))
 }
 
@@ -62,64 +70,91 @@ fn admit(core: &Core, peer: &UnixCredentials) -> Result<(Client, Pinned), String
 /// The one job of a connection.
 struct Tied {
     id: String,
-    control: Option<Arc<Control>>,
+    control: Arc<Control>,
 }
 
-/// What the reading and the telling thread of a connection both know.
-struct Connection {
-    core: Core,
-    client: Client,
-    peer: Pinned,
-    answers: Shared,
-    /// The slot that this connection holds something of; `Err` once the connection has ended.
-    held: Mutex<Result<Option<u32>, ()>>,
-}
-
-fn serve(core: &Core, stream: UnixStream) -> io::Result<()> {
-    let answers: Shared = Arc::new(Mutex::new(stream.try_clone()?));
-    let peer = getsockopt(&stream, sockopt::PeerCredentials)?;
+fn serve(core: &Core, stream: &UnixStream, permit: Arc<Permit>) -> io::Result<()> {
+    let peer = getsockopt(stream, sockopt::PeerCredentials)?;
     let (client, peer) = match admit(core, &peer) {
         Ok(known) => known,
         Err(message) => {
-            tracing::warn!("{message}: sent away");
-            return tell(&answers, &Tell::Error { message });
+            tracing::debug!("{message}");
+            connection::refuse(stream, &message);
+            return Ok(());
         }
     };
-    let connection = Arc::new(Connection { core: core.clone(), client, peer, answers, held: Mutex::new(Ok(None)) });
-    let mut tied = None;
-    let served = connection.serve(stream, &mut tied);
-    connection.release();
-    if let Some(control) = tied.and_then(|job: Tied| job.control.or_else(|| core.control(&job.id))) {
-        control.abandon("its client has gone");
-        core.drop_unwanted();
-    }
-    served
+    let mailbox = Arc::new(Mailbox::new()?);
+    let mut connection =
+        Connection { core, client, peer, permit, mailbox: mailbox.clone(), job: None, waits: false, held: None };
+    connection::serve(stream, &mailbox, &mut connection, &TIMES)
 }
 
-impl Connection {
-    fn serve(self: &Arc<Self>, stream: UnixStream, tied: &mut Option<Tied>) -> io::Result<()> {
-        let mut lines = Lines::new(stream);
-        while let Some(line) = lines.next()? {
-            let answer = match serde_json::from_slice::<Ask>(&line) {
-                Err(e) => Err(format!("not understood: {e}")),
-                Ok(Ask::Submit { job }) => self.submit(*job, &mut lines, tied),
-                Ok(Ask::Signal { signal, .. }) => self.on_job(tied.as_ref(), |control| control.signal(signal)),
-                Ok(Ask::Cancel { why, .. }) => self.on_job(tied.as_ref(), |control| control.cancel(&why)),
-                Ok(Ask::Hold { hold }) => self.hold_own(hold),
-                Ok(Ask::Holds) => self.follow_holds(),
-                // It is forgotten with its connection.
-                Ok(Ask::Forget { .. }) => tell(&self.answers, &Tell::Done).map_err(|e| e.to_string()),
-                Ok(Ask::Jobs | Ask::Top | Ask::Steer { .. }) => Err("ask that at root's socket".into()),
-            };
-            if let Err(message) = answer {
-                tell(&self.answers, &Tell::Error { message })?;
+/// What is known of a connection; its end is the end of all that it was for.
+struct Connection<'a> {
+    core: &'a Core,
+    client: Client,
+    peer: Pinned,
+    permit: Arc<Permit>,
+    mailbox: Arc<Mailbox>,
+    job: Option<Tied>,
+    /// For the end of its job, or for what slots hold.
+    waits: bool,
+    /// The slot whose job it holds.
+    held: Option<u32>,
+}
+
+impl Service for Connection<'_> {
+    fn answer(&mut self, ask: Ask, descriptors: Vec<OwnedFd>) -> Result<Option<Tell>, String> {
+        match ask {
+            Ask::Submit { job } => self.submit(*job, descriptors)?,
+            Ask::Signal { signal, .. } => self.on_job(|control| control.signal(signal))?,
+            Ask::Cancel { why, .. } => self.on_job(|control| control.cancel(&why))?,
+            Ask::Hold { hold } => {
+                let Client::OfSlot(slot) = self.client else {
+                    return Err("only a slot's own UID may hold its job".into());
+                };
+                self.hold(slot, &hold);
             }
+            Ask::Holds => {
+                self.waits = true;
+                self.core.follow_holds(&self.mailbox);
+            }
+            // It is forgotten with its connection.
+            Ask::Forget { .. } => return Ok(Some(Tell::Done)),
+            Ask::Jobs | Ask::Top | Ask::Steer { .. } => return Err("ask that at root's socket".into()),
         }
-        Ok(())
+        Ok(None)
     }
 
-    fn submit(self: &Arc<Self>, mut job: Request, lines: &mut Lines, tied: &mut Option<Tied>) -> Result<(), String> {
-        if tied.is_some() {
+    fn tell(&mut self, news: News) -> Tell {
+        match news {
+            News::Phase(job, phase) => Tell::Phase { job, phase },
+            News::Hold(slot, hold) => Tell::Hold { slot, hold },
+            News::Over(report) => {
+                let back_off_s = report.slot.map_or(0.0, |slot| self.core.back_off(slot, &report));
+                if let (Some(slot), Some(hold)) = (report.slot, Hold::of(&report)) {
+                    self.hold(slot, &hold);
+                }
+                self.waits = false;
+                self.forget();
+                self.wake();
+                Tell::Result { report, back_off_s }
+            }
+        }
+    }
+
+    fn purpose(&self) -> Purpose {
+        match (self.waits, self.held) {
+            (true, _) => Purpose::Waits,
+            (false, Some(_)) => Purpose::Holds,
+            (false, None) => Purpose::Idle,
+        }
+    }
+}
+
+impl Connection<'_> {
+    fn submit(&mut self, mut job: Request, descriptors: Vec<OwnedFd>) -> Result<(), String> {
+        if self.job.is_some() {
             return Err("this connection has a job already".into());
         }
         match self.client {
@@ -136,35 +171,11 @@ impl Connection {
         job.id = format!("client-{}", hex(&random));
         job.tied = true;
         let id = job.id.clone();
-        let streams = streams_of(job.relay, &mut lines.fds)?;
-        let news = self.core.submit(job, streams)?;
-        *tied = Some(Tied { id: id.clone(), control: self.core.control(&id) });
-        let this = self.clone();
-        let follow = move || {
-            for news in news {
-                let told = match news {
-                    News::Phase(phase) => tell(&this.answers, &Tell::Phase { job: id.clone(), phase }),
-                    News::Over(report) => {
-                        let back_off_s = report.slot.map_or(0.0, |slot| this.core.back_off(slot, &report));
-                        if let (Some(slot), Some(hold)) = (report.slot, Hold::of(&report)) {
-                            this.hold(slot, hold);
-                        }
-                        let told = tell(&this.answers, &Tell::Result { report, back_off_s });
-                        this.wake();
-                        told
-                    }
-                };
-                // Whether somebody listens or not: the news go on to the end, when the job can be forgotten.
-                if let Err(e) = told {
-                    tracing::debug!(job = %id, "its client has gone: {e}");
-                }
-            }
-            if let Err(e) = this.core.forget(&id) {
-                tracing::warn!(job = %id, "not forgotten: {e}");
-            }
-        };
-        let thread = std::thread::Builder::new().name("news".into()).spawn(follow);
-        thread.map(drop).map_err(|e| e.to_string())
+        let streams = streams_of(job.relay, descriptors, &self.permit)?;
+        let control = self.core.submit(job, streams, &self.mailbox)?;
+        self.job = Some(Tied { id, control });
+        self.waits = true;
+        Ok(())
     }
 
     /// A payload may have stopped its own client, which has its UID: that one would never take the result, and keep the slot for ever.
@@ -174,40 +185,40 @@ impl Connection {
         }
     }
 
-    fn hold_own(&self, hold: Hold) -> Result<(), String> {
-        let Client::OfSlot(slot) = self.client else { return Err("only a slot's own UID may hold its job".into()) };
-        self.hold(slot, hold);
-        Ok(())
-    }
-
     /// Holds the slot's job for as long as the connection lasts.
-    fn hold(&self, slot: u32, hold: Hold) {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        if held.is_ok() {
-            *held = Ok(Some(slot));
-            self.core.hold(slot, Some(hold));
-        }
+    fn hold(&mut self, slot: u32, hold: &Hold) {
+        self.held = Some(slot);
+        self.core.hold(slot, &self.mailbox, hold);
     }
 
-    fn release(&self) {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Ok(Some(slot)) = *held {
-            self.core.hold(slot, None);
-        }
-        *held = Err(());
-    }
-
-    fn follow_holds(self: &Arc<Self>) -> Result<(), String> {
-        let (holds, answers) = (self.core.follow_holds(), self.answers.clone());
-        let follow = move || holds.iter().all(|hold| tell(&answers, &hold).is_ok());
-        let thread = std::thread::Builder::new().name("holds".into()).spawn(follow);
-        thread.map(drop).map_err(|e| e.to_string())
-    }
-
-    fn on_job(&self, tied: Option<&Tied>, wish: impl FnOnce(&Control)) -> Result<(), String> {
-        let control = tied.and_then(|job| job.control.as_ref()).ok_or("this connection has no job")?;
-        wish(control);
+    fn on_job(&self, wish: impl FnOnce(&Control)) -> Result<(), String> {
+        wish(&self.job.as_ref().ok_or("this connection has no job")?.control);
         self.core.drop_unwanted();
         Ok(())
+    }
+
+    /// Whether somebody has read the report or not: nobody else will ask for it.
+    fn forget(&self) {
+        if let Some(job) = &self.job
+            && let Err(e) = self.core.forget(&job.id)
+        {
+            tracing::debug!(job = %job.id, "not forgotten yet: {e}");
+        }
+    }
+}
+
+impl Drop for Connection<'_> {
+    fn drop(&mut self) {
+        // First, so that a job that ends from here on is forgotten by the core.
+        self.mailbox.close();
+        self.core.unfollow(&self.mailbox);
+        if let Some(slot) = self.held {
+            self.core.release(slot, &self.mailbox);
+        }
+        if let Some(job) = &self.job {
+            job.control.abandon("its client has gone");
+            self.core.drop_unwanted();
+            self.forget();
+        }
     }
 }

@@ -2,10 +2,11 @@
 //! ending that is not the job's own.
 
 use std::collections::BTreeMap;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::Arc;
 
 use super::Core;
-use super::protocol::{Hold, Tell};
+use super::mailbox::{Mailbox, News};
+use super::protocol::Hold;
 use crate::bind::{Class, Reason};
 use crate::job::Report;
 
@@ -14,37 +15,67 @@ const BACK_OFF_FIRST: f64 = 5.0;
 /// Longest wait.
 const BACK_OFF_MAX: f64 = 300.0;
 
+/// Longest text of a hold, in characters.
+const MESSAGE_MAX: usize = 4 << 10;
+
 /// What slots hold, who follows that, and failures in a row.
 #[derive(Default)]
 pub(super) struct Holds {
-    now: BTreeMap<u32, Hold>,
-    followers: Vec<Sender<Tell>>,
+    /// Of each slot, each with the connection that it lasts as long as; the last one counts.
+    now: BTreeMap<u32, Vec<(Arc<Mailbox>, Hold)>>,
+    followers: Vec<Arc<Mailbox>>,
     failures: BTreeMap<u32, i32>,
 }
 
-impl Core {
-    /// A slot's job is to be held, or that is over.
-    pub(super) fn hold(&self, slot: u32, hold: Option<Hold>) {
-        let mut shared = self.lock();
-        let before = match &hold {
-            Some(hold) => shared.holds.now.insert(slot, hold.clone()),
-            None => shared.holds.now.remove(&slot),
-        };
+impl Holds {
+    fn of(&self, slot: u32) -> Option<Hold> {
+        self.now.get(&slot)?.last().map(|(_, hold)| hold.clone())
+    }
+
+    /// Changes what a slot holds, and tells the followers.
+    fn change(&mut self, slot: u32, change: impl FnOnce(&mut Vec<(Arc<Mailbox>, Hold)>)) {
+        let before = self.of(slot);
+        let all = self.now.entry(slot).or_default();
+        change(all);
+        if all.is_empty() {
+            self.now.remove(&slot);
+        }
+        let hold = self.of(slot);
         if before != hold {
-            shared.holds.followers.retain(|follower| follower.send(Tell::Hold { slot, hold: hold.clone() }).is_ok());
+            self.followers.retain(|follower| follower.post(News::Hold(slot, hold.clone())));
+        }
+    }
+}
+
+impl Core {
+    /// A slot's job is to be held, until [`Core::release`] or another hold of the same connection.
+    pub(super) fn hold(&self, slot: u32, connection: &Arc<Mailbox>, hold: &Hold) {
+        let hold = Hold { message: hold.message.chars().take(MESSAGE_MAX).collect(), reason: hold.reason };
+        self.lock().holds.change(slot, |all| {
+            all.retain(|(whose, _)| !Arc::ptr_eq(whose, connection));
+            all.push((connection.clone(), hold));
+        });
+    }
+
+    /// What this connection holds a slot's job for is over.
+    pub(super) fn release(&self, slot: u32, connection: &Arc<Mailbox>) {
+        self.lock().holds.change(slot, |all| all.retain(|(whose, _)| !Arc::ptr_eq(whose, connection)));
+    }
+
+    /// What all slots hold now, and each change from now on, to this connection.
+    pub(super) fn follow_holds(&self, connection: &Arc<Mailbox>) {
+        let mut shared = self.lock();
+        for slot in self.uids.values() {
+            connection.post(News::Hold(*slot, shared.holds.of(*slot)));
+        }
+        if !shared.holds.followers.iter().any(|follower| Arc::ptr_eq(follower, connection)) {
+            shared.holds.followers.push(connection.clone());
         }
     }
 
-    /// What all slots hold now, and each change from now on.
-    pub(super) fn follow_holds(&self) -> Receiver<Tell> {
-        let (tell, told) = channel();
-        let mut shared = self.lock();
-        for slot in self.uids.values() {
-            let hold = shared.holds.now.get(slot).cloned();
-            let _ = tell.send(Tell::Hold { slot: *slot, hold });
-        }
-        shared.holds.followers.push(tell);
-        told
+    /// No change any more.
+    pub(super) fn unfollow(&self, connection: &Arc<Mailbox>) {
+        self.lock().holds.followers.retain(|follower| !Arc::ptr_eq(follower, connection));
     }
 
     /// How long this slot's client should wait before it has the job tried again: longer with each failure of ours in a row.
@@ -62,5 +93,31 @@ impl Core {
                 0.0
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
+
+    use super::*;
+
+    #[test]
+    fn a_hold_lasts_as_long_as_its_own_connection() {
+        let mailbox = || Arc::new(Mailbox::new().unwrap());
+        let (mut holds, follower, one, other) = (Holds::default(), mailbox(), mailbox(), mailbox());
+        holds.followers.push(follower.clone());
+        let hold = |text: &str| Hold { reason: Reason::InvalidJob, message: text.into() };
+        holds.change(3, |all| all.push((one.clone(), hold("one"))));
+        holds.change(3, |all| all.push((other.clone(), hold("other"))));
+        assert_eq!(holds.of(3), Some(hold("other")));
+        holds.change(3, |all| all.retain(|(whose, _)| !Arc::ptr_eq(whose, &other)));
+        assert_eq!(holds.of(3), Some(hold("one")), "the end of one connection does not release another's");
+        holds.change(3, Vec::clear);
+        assert!(holds.now.is_empty());
+        assert!(matches!(follower.take().unwrap(), Some(News::Hold(3, None))), "the last state is what it hears");
+        follower.close();
+        holds.change(3, |all| all.push((one.clone(), hold("one"))));
+        assert!(holds.followers.is_empty(), "one that has gone is not kept");
     }
 }

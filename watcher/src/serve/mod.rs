@@ -2,27 +2,32 @@
 
 pub mod client;
 pub mod clients;
+mod connection;
 mod holds;
+mod lines;
+mod mailbox;
 mod marks;
 pub mod protocol;
+mod quota;
 pub mod server;
 pub mod service;
 mod slots;
 mod steering;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use self::mailbox::{Mailbox, News};
 use self::slots::{client_dirs, open_slot};
 use crate::bind::{Binder, Failure, Reason};
 use crate::job::control::Control;
 use crate::job::life::Settings;
 use crate::job::relay::Streams;
-use crate::job::{Phase, Report, Request, State, now, uptime};
+use crate::job::{Phase, Request, State, now, uptime};
 use crate::metrics::Metrics;
 use crate::slot::{ClientDirs, Slot};
 use crate::store::Store;
@@ -30,26 +35,19 @@ use crate::store::Store;
 /// Where the pilot's private volume is mounted.
 pub const PRIVATE: &str = "/var/lib/latebind";
 
-/// What clients are told of a job.
-#[derive(Clone, Debug)]
-pub enum News {
-    /// It has come to this phase.
-    Phase(Phase),
-    /// It is over.
-    Over(Box<Report>),
-}
-
 /// One job as the core holds it.
 struct Job {
     state: State,
     control: Arc<Control>,
     streams: Option<Streams>,
-    listeners: Vec<std::sync::mpsc::Sender<News>>,
+    listeners: Vec<Arc<Mailbox>>,
 }
 
 #[derive(Default)]
 struct Shared {
     jobs: HashMap<String, Job>,
+    /// Names of jobs that are just being written down.
+    arriving: HashSet<String>,
     queue: VecDeque<String>,
     services: service::Services,
     ending: bool,
@@ -189,37 +187,41 @@ impl Core {
         self.shared.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a job, or attaches to the one that has this name. News arrive on the receiver, the last one is [`News::Over`].
-    pub fn submit(
-        &self,
-        request: Request,
-        streams: Option<Streams>,
-    ) -> Result<std::sync::mpsc::Receiver<News>, String> {
+    /// Takes a job, or attaches to the one that has this name. News are posted to the mailbox, the last one is [`News::Over`].
+    fn submit(&self, request: Request, streams: Option<Streams>, to: &Arc<Mailbox>) -> Result<Arc<Control>, String> {
         request.check()?;
         if let Some(number) = request.slot.filter(|n| self.uids.values().all(|known| known != n)) {
             return Err(format!("there is no slot {number}"));
         }
-        let (tell, news) = std::sync::mpsc::channel();
-        let mut shared = self.lock();
-        if let Some(job) = shared.jobs.get_mut(&request.id) {
-            if job.state.phase == Phase::Done {
-                let _ = tell.send(News::Over(Box::new(job.state.report.clone())));
-            } else {
-                let _ = tell.send(News::Phase(job.state.phase));
-                job.listeners.push(tell);
-            }
-            return Ok(news);
-        }
         let id = request.id.clone();
+        {
+            let mut shared = self.lock();
+            if let Some(job) = shared.jobs.get_mut(&id) {
+                if job.state.phase == Phase::Done {
+                    to.post(News::Over(Box::new(job.state.report.clone())));
+                } else if to.post(News::Phase(id, job.state.phase)) {
+                    job.listeners.push(to.clone());
+                }
+                return Ok(job.control.clone());
+            }
+            if !shared.arriving.insert(id.clone()) {
+                return Err(format!("{id} is just being taken: ask again"));
+            }
+        }
+        // Nobody else waits meanwhile: a disk may take its time.
         let state = State::new(request);
-        self.states.put(&id, &state).map_err(|e| format!("the job can not be kept: {e}"))?;
-        let control = Arc::new(Control::new().map_err(|e| e.to_string())?);
-        let _ = tell.send(News::Phase(state.phase));
-        shared.jobs.insert(id.clone(), Job { state, control, streams, listeners: vec![tell] });
+        let kept = self.states.put(&id, &state).map_err(|e| format!("the job can not be kept: {e}"));
+        let control = kept.and_then(|()| Control::new().map(Arc::new).map_err(|e| e.to_string()));
+        let mut shared = self.lock();
+        shared.arriving.remove(&id);
+        let control = control?;
+        to.post(News::Phase(id.clone(), state.phase));
+        let job = Job { state, control: control.clone(), streams, listeners: vec![to.clone()] };
+        shared.jobs.insert(id.clone(), job);
         shared.queue.push_back(id);
         drop(shared);
         self.shared.1.notify_all(); // it may be for one slot alone
-        Ok(news)
+        Ok(control)
     }
 
     /// What clients may want of a job under way.
@@ -254,14 +256,13 @@ impl Core {
 
     /// Forgets a job that is over: whoever asked for it has its report.
     pub fn forget(&self, id: &str) -> Result<(), String> {
-        let mut shared = self.lock();
-        match shared.jobs.get(id).map(|job| job.state.phase) {
+        match self.lock().jobs.get(id).map(|job| job.state.phase) {
             None => return Ok(()),
             Some(Phase::Done) => {}
             Some(phase) => return Err(format!("{id} is not over but {phase:?}")),
         }
         self.states.remove(id).map_err(|e| e.to_string())?;
-        shared.jobs.remove(id);
+        self.lock().jobs.remove(id);
         Ok(())
     }
 
@@ -272,35 +273,32 @@ impl Core {
 
     /// Takes over a job's new state and tells its listeners.
     fn note(&self, name: &str, state: &State) {
+        let over = state.phase == Phase::Done;
+        if over {
+            let report = &state.report;
+            tracing::info!(job = name, slot = state.slot, class = ?report.class, reason = %report.reason, "over");
+            self.metrics.over(report);
+        } else {
+            tracing::debug!(job = name, slot = state.slot, phase = ?state.phase, "goes on");
+        }
         let mut shared = self.lock();
         let Some(job) = shared.jobs.get_mut(name) else { return };
         job.state = state.clone();
+        let news = || match state.phase {
+            Phase::Done => News::Over(Box::new(state.report.clone())),
+            phase => News::Phase(name.to_owned(), phase),
+        };
+        job.listeners.retain(|listener| listener.post(news()));
+        // Its client has gone, perhaps with an earlier watcher, and nobody else will ask.
+        let unwanted = over && state.request.tied && job.listeners.is_empty();
+        if over {
+            job.listeners.clear();
+        }
         let has_slot = |job: &Job| !matches!(job.state.phase, Phase::Queued | Phase::Done);
         self.marks.set(shared.jobs.values().any(has_slot));
-        let Some(job) = shared.jobs.get_mut(name) else { return };
-        if state.phase == Phase::Done && state.request.tied && job.listeners.is_empty() {
-            // Taken up again after a restart: its client went with the watcher that had it, and nobody else will ask.
-            shared.jobs.remove(name);
-            if let Err(e) = self.states.remove(name) {
-                tracing::warn!(job = name, "not forgotten: {e}");
-            }
-            return;
-        }
-        let news = match state.phase {
-            Phase::Done => {
-                let report = &state.report;
-                tracing::info!(job = name, slot = state.slot, class = ?report.class, reason = %report.reason, "over");
-                self.metrics.over(report);
-                News::Over(Box::new(report.clone()))
-            }
-            phase => {
-                tracing::debug!(job = name, slot = state.slot, ?phase, "goes on");
-                News::Phase(phase)
-            }
-        };
-        job.listeners.retain(|listener| listener.send(news.clone()).is_ok());
-        if state.phase == Phase::Done {
-            job.listeners.clear();
+        drop(shared);
+        if unwanted && let Err(e) = self.forget(name) {
+            tracing::warn!(job = name, "not forgotten: {e}");
         }
     }
 

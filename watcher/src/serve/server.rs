@@ -1,26 +1,42 @@
 //! The core's socket. Root's alone, in the private volume; a peer that is not root is sent away all the same.
 
+use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::time::Duration;
 
-use super::protocol::{Ask, LINE_MAX, Tell};
-use super::{Core, News};
+use nix::sys::socket::{getsockopt, sockopt};
+
+use super::Core;
+use super::connection::{self, Purpose, Service, TIMES};
+use super::mailbox::{Mailbox, News};
+use super::protocol::{Ask, Tell};
+use super::quota::{Permit, Quota, Shares};
 use crate::job::relay::Streams;
+
+/// How many connections root may have at once: the pilot has one or two for each slot.
+const CONNECTIONS_MAX: usize = 256;
+
+/// How long to wait where no connection can be taken: there are no descriptors left, say.
+const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 /// Listens at `path` until the process ends, for root alone.
 pub fn listen(core: Core, path: &Path) -> io::Result<()> {
-    listen_with(path, 0o600, move |stream| serve(&core, stream))
+    let shares = Shares { root: CONNECTIONS_MAX, slot: 0, others: 0, other: 0 };
+    let quota = Quota::new(shares, Arc::new(BTreeMap::new()));
+    listen_with(path, 0o600, &quota, move |stream, permit| serve(&core, &stream, permit))
 }
 
-/// Listens at `path`, with a thread for each client.
+/// Listens at `path`, with a thread for each client that the quota lets in. Whoever it does not is told so and costs no thread.
 pub(super) fn listen_with(
     path: &Path,
     mode: u32,
-    serve: impl Fn(UnixStream) -> io::Result<()> + Clone + Send + 'static,
+    quota: &Arc<Quota>,
+    serve: impl Fn(UnixStream, Arc<Permit>) -> io::Result<()> + Clone + Send + 'static,
 ) -> io::Result<()> {
     match UnixStream::connect(path) {
         Ok(_) => {
@@ -35,178 +51,122 @@ pub(super) fn listen_with(
     }
     let listener = UnixListener::bind(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+    let quota = quota.clone();
     std::thread::Builder::new().name("serve".into()).spawn(move || {
         for stream in listener.incoming() {
-            let Ok(stream) = stream else { continue };
+            let accepted = stream.and_then(|stream| Ok((getsockopt(&stream, sockopt::PeerCredentials)?, stream)));
+            let (peer, stream) = match accepted {
+                Ok(accepted) => accepted,
+                Err(e) => {
+                    tracing::warn!("a client cannot be accepted: {e}");
+                    std::thread::sleep(ACCEPT_AGAIN_AFTER);
+                    continue;
+                }
+            };
+            let permit = match quota.take(peer.uid()) {
+                Ok(permit) => Arc::new(permit),
+                Err(message) => {
+                    tracing::debug!("{message}");
+                    connection::refuse(&stream, &message);
+                    continue;
+                }
+            };
             let serve = serve.clone();
             let served = std::thread::Builder::new().name("client".into()).spawn(move || {
-                if let Err(e) = serve(stream) {
-                    tracing::debug!("a client has gone: {e}");
+                if let Err(e) = serve(stream, permit) {
+                    tracing::debug!("a client was dropped: {e}");
                 }
             });
             if let Err(e) = served {
-                tracing::warn!("a client can not be served: {e}");
+                tracing::warn!("a client cannot be served: {e}");
             }
         }
     })?;
     Ok(())
 }
 
-/// The writing half, shared by the threads that tell a client of its jobs.
-pub(super) type Shared = Arc<Mutex<UnixStream>>;
-
-pub(super) fn tell(to: &Shared, what: &Tell) -> io::Result<()> {
-    let line = serde_json::to_string(what).map_err(io::Error::other)?;
-    let mut to = to.lock().unwrap_or_else(PoisonError::into_inner);
-    to.write_all(format!("{line}\n").as_bytes())
+fn serve(core: &Core, stream: &UnixStream, permit: Arc<Permit>) -> io::Result<()> {
+    let mailbox = Arc::new(Mailbox::new()?);
+    let mut root = Root { core, mailbox: mailbox.clone(), permit, under_way: 0 };
+    let served = connection::serve(stream, &mailbox, &mut root, &TIMES);
+    mailbox.close(); // a job goes on without its client, which may ask for it again
+    served
 }
 
-fn serve(core: &Core, stream: UnixStream) -> io::Result<()> {
-    let peer = nix::sys::socket::getsockopt(&stream, nix::sys::socket::sockopt::PeerCredentials)?;
-    if peer.uid() != 0 {
-        return Err(io::Error::other(format!("UID {} may not ask for anything here", peer.uid())));
-    }
-    let answers: Shared = Arc::new(Mutex::new(stream.try_clone()?));
-    let mut lines = Lines::new(stream);
-    while let Some(line) = lines.next()? {
-        match serde_json::from_slice::<Ask>(&line) {
-            Err(e) => tell(&answers, &Tell::Error { message: format!("not understood: {e}") })?,
-            Ok(ask) => {
-                if let Some(answer) = obey(core, ask, &answers, &mut lines.fds) {
-                    tell(&answers, &answer)?;
-                }
-            }
-        }
-    }
-    Ok(())
+/// What root asks for.
+struct Root<'a> {
+    core: &'a Core,
+    mailbox: Arc<Mailbox>,
+    permit: Arc<Permit>,
+    /// Jobs whose end this connection waits for.
+    under_way: usize,
 }
 
-fn obey(core: &Core, ask: Ask, answers: &Shared, fds: &mut Vec<OwnedFd>) -> Option<Tell> {
-    let unknown = |job: &str| Tell::Error { message: format!("there is no job {job:?}") };
-    match ask {
-        Ask::Submit { job } => {
-            let id = job.id.clone();
-            let streams = match streams_of(job.relay, fds) {
-                Ok(streams) => streams,
-                Err(message) => return Some(Tell::Error { message }),
-            };
-            match core.submit(*job, streams) {
-                Err(message) => Some(Tell::Error { message }),
-                Ok(news) => {
-                    let to = answers.clone();
-                    let follow = move || {
-                        for news in news {
-                            let what = match news {
-                                News::Phase(phase) => Tell::Phase { job: id.clone(), phase },
-                                News::Over(report) => Tell::Result { report, back_off_s: 0.0 },
-                            };
-                            if tell(&to, &what).is_err() {
-                                return;
-                            }
-                        }
-                    };
-                    let thread = std::thread::Builder::new().name("news".into()).spawn(follow);
-                    thread.err().map(|e| Tell::Error { message: e.to_string() })
-                }
+impl Service for Root<'_> {
+    fn answer(&mut self, ask: Ask, descriptors: Vec<OwnedFd>) -> Result<Option<Tell>, String> {
+        let control = |job: &str| self.core.control(job).ok_or_else(|| format!("there is no job {job:?}"));
+        match ask {
+            Ask::Submit { job } => {
+                let streams = streams_of(job.relay, descriptors, &self.permit)?;
+                self.core.submit(*job, streams, &self.mailbox)?;
+                self.under_way += 1;
+                Ok(None)
             }
-        }
-        Ask::Signal { job, signal } => match core.control(&job) {
-            None => Some(unknown(&job)),
-            Some(control) => {
-                control.signal(signal);
-                core.drop_unwanted();
-                None
+            Ask::Signal { job, signal } => {
+                control(&job)?.signal(signal);
+                self.core.drop_unwanted();
+                Ok(None)
             }
-        },
-        Ask::Cancel { job, why } => match core.control(&job) {
-            None => Some(unknown(&job)),
-            Some(control) => {
-                control.cancel(&why);
-                core.drop_unwanted();
-                None
+            Ask::Cancel { job, why } => {
+                control(&job)?.cancel(&why);
+                self.core.drop_unwanted();
+                Ok(None)
             }
-        },
-        Ask::Steer { job, signal } => Some(match core.steer(&job, signal) {
-            Ok(processes) => Tell::Sent { processes },
-            Err(message) => Tell::Error { message },
-        }),
-        Ask::Top => {
-            let (slots, queued) = core.top();
-            Some(Tell::Top { slots, queued })
+            Ask::Steer { job, signal } => Ok(Some(Tell::Sent { processes: self.core.steer(&job, signal)? })),
+            Ask::Top => {
+                let (slots, queued) = self.core.top();
+                Ok(Some(Tell::Top { slots, queued }))
+            }
+            Ask::Hold { .. } | Ask::Holds => Err(format!("ask that at {}", super::protocol::CLIENTS)),
+            Ask::Jobs => Ok(Some(Tell::Jobs { jobs: self.core.jobs() })),
+            Ask::Forget { job } => self.core.forget(&job).map(|()| Some(Tell::Done)),
         }
-        Ask::Hold { .. } | Ask::Holds => {
-            Some(Tell::Error { message: format!("ask that at {}", super::protocol::CLIENTS) })
+    }
+
+    fn tell(&mut self, news: News) -> Tell {
+        match news {
+            News::Phase(job, phase) => Tell::Phase { job, phase },
+            News::Over(report) => {
+                self.under_way = self.under_way.saturating_sub(1);
+                Tell::Result { report, back_off_s: 0.0 }
+            }
+            News::Hold(slot, hold) => Tell::Hold { slot, hold },
         }
-        Ask::Jobs => Some(Tell::Jobs { jobs: core.jobs() }),
-        Ask::Forget { job } => Some(match core.forget(&job) {
-            Ok(()) => Tell::Done,
-            Err(message) => Tell::Error { message },
-        }),
+    }
+
+    fn purpose(&self) -> Purpose {
+        if self.under_way > 0 { Purpose::Waits } else { Purpose::Idle }
     }
 }
 
-/// The descriptors that came with a job, where it wants its streams relayed.
-pub(super) fn streams_of(relay: bool, fds: &mut Vec<OwnedFd>) -> Result<Option<Streams>, String> {
-    let n = fds.len();
-    let mut came = fds.drain(..);
+/// The descriptors that came with a job, where it wants its streams relayed. Those that do not fit are closed.
+pub(super) fn streams_of(
+    relay: bool,
+    descriptors: Vec<OwnedFd>,
+    permit: &Arc<Permit>,
+) -> Result<Option<Streams>, String> {
+    let n = descriptors.len();
+    let mut came = descriptors.into_iter();
     match (relay, n) {
         (false, 0) => Ok(None),
         (true, 2 | 3) => {
             let stdin = if n == 3 { came.next() } else { None };
-            Ok(came.next().zip(came.next()).map(|(stdout, stderr)| Streams { owner: None, stdin, stdout, stderr }))
+            let owner = Some(permit.clone() as crate::job::relay::Owner);
+            let streams = came.next().zip(came.next()).map(|(stdout, stderr)| Streams { owner, stdin, stdout, stderr });
+            streams.as_ref().map_or(Ok(()), Streams::check)?;
+            Ok(streams)
         }
         _ => Err(format!("relay is {relay}, but {n} descriptors came along")),
-    }
-}
-
-/// Lines of a client, and the descriptors that came along with them.
-pub(super) struct Lines {
-    stream: UnixStream,
-    buffer: Vec<u8>,
-    /// The descriptors.
-    pub(super) fds: Vec<OwnedFd>,
-}
-
-impl Lines {
-    pub(super) fn new(stream: UnixStream) -> Self {
-        Self { stream, buffer: Vec::new(), fds: Vec::new() }
-    }
-
-    pub(super) fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
-        loop {
-            if let Some(end) = self.buffer.iter().position(|b| *b == b'\n') {
-                let rest = self.buffer.split_off(end + 1);
-                let line = std::mem::replace(&mut self.buffer, rest);
-                return Ok(Some(line));
-            }
-            if self.buffer.len() > LINE_MAX {
-                return Err(io::Error::other("a line is too long"));
-            }
-            if self.receive()? == 0 {
-                return Ok(None);
-            }
-        }
-    }
-
-    fn receive(&mut self) -> io::Result<usize> {
-        use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
-        let mut bytes = [0; 8192];
-        let mut space = nix::cmsg_space!([std::os::fd::RawFd; 3]);
-        let mut parts = [io::IoSliceMut::new(&mut bytes)];
-        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-        let message = recvmsg::<()>(self.stream.as_raw_fd(), &mut parts, Some(&mut space), flags)?;
-        let n = message.bytes;
-        let numbers: Vec<_> = message
-            .cmsgs()
-            .map_err(io::Error::other)?
-            .filter_map(|c| if let ControlMessageOwned::ScmRights(fds) = c { Some(fds) } else { None })
-            .flatten()
-            .collect();
-        for number in numbers {
-            self.fds.push(glue::sys::received(number));
-        }
-        self.buffer.extend(bytes.get(..n).unwrap_or_default());
-        Ok(n)
     }
 }
 
