@@ -4,11 +4,12 @@
 //! that names a job, an owner, or an image.
 
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use nix::ifaddrs::{InterfaceAddress, getifaddrs};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -21,10 +22,13 @@ use crate::job::Report;
 use crate::serve::Core;
 use crate::serve::protocol::SlotLine;
 
-/// How long one who asks may take, and how many are listened to at once: the payload must not keep others away for long, nor
-/// take up threads without end.
-const ASK_WITHIN: Duration = Duration::from_secs(2);
-const ASKING_MAX: usize = 8;
+/// How long a connection may take, from its first byte to the last one of the answer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+
+/// How many connections are served at once: from the pod's own addresses, where payloads are, and from elsewhere. Each has its own
+/// share, so that payloads keep nobody else away.
+const LOCAL_MAX: usize = 4;
+const REMOTE_MAX: usize = 8;
 
 /// Longest request.
 const REQUEST_MAX: usize = 8 << 10;
@@ -159,19 +163,25 @@ pub fn listen(core: Core, address: SocketAddr) -> io::Result<SocketAddr> {
     let listener = TcpListener::bind(address)
         .map_err(|e| io::Error::new(e.kind(), format!("--metrics {address}: {e}: choose another address or port")))?;
     let local = listener.local_addr()?;
-    let asking = Arc::new(AtomicUsize::new(0));
+    let open: [Arc<AtomicUsize>; 2] = Default::default();
     std::thread::Builder::new().name("metrics".into()).spawn(move || {
         for stream in listener.incoming() {
-            let Ok(stream) = stream else {
-                // Out of descriptors, say: not a loop that takes a whole processor.
-                std::thread::sleep(Duration::from_millis(100));
-                continue;
+            let accepted = stream.and_then(|stream| Ok((stream.peer_addr()?.ip(), stream)));
+            let (peer, stream) = match accepted {
+                Ok(accepted) => accepted,
+                // Gone again, or no descriptors are left: not a loop that takes a whole processor.
+                Err(_) => {
+                    std::thread::sleep(Duration::from_millis(10));
+                    continue;
+                }
             };
-            if asking.fetch_add(1, Ordering::Relaxed) >= ASKING_MAX {
-                asking.fetch_sub(1, Ordering::Relaxed);
+            let [remote, local] = &open;
+            let (share, most) = if is_local(peer) { (local, LOCAL_MAX) } else { (remote, REMOTE_MAX) };
+            if share.fetch_add(1, Ordering::Relaxed) >= most {
+                share.fetch_sub(1, Ordering::Relaxed);
                 continue;
             }
-            let (core, done) = (core.clone(), asking.clone());
+            let (core, done) = (core.clone(), share.clone());
             let served = std::thread::Builder::new().name("metrics-ask".into()).spawn(move || {
                 if let Err(e) = answer(&core, stream) {
                     tracing::debug!("metrics: {e}");
@@ -179,17 +189,30 @@ pub fn listen(core: Core, address: SocketAddr) -> io::Result<SocketAddr> {
                 done.fetch_sub(1, Ordering::Relaxed);
             });
             if served.is_err() {
-                asking.fetch_sub(1, Ordering::Relaxed);
+                share.fetch_sub(1, Ordering::Relaxed);
             }
         }
     })?;
     Ok(local)
 }
 
+/// Whether this address is one of the pod's own. Where that is not known, it counts as one.
+fn is_local(address: IpAddr) -> bool {
+    let address = address.to_canonical();
+    if address.is_loopback() {
+        return true;
+    }
+    let own = |interface: InterfaceAddress| {
+        let at = interface.address?;
+        let v4 = at.as_sockaddr_in().map(|at| IpAddr::V4(at.ip()));
+        v4.or_else(|| at.as_sockaddr_in6().map(|at| IpAddr::V6(at.ip())))
+    };
+    getifaddrs().map_or(true, |mut all| all.any(|interface| own(interface) == Some(address)))
+}
+
 /// One request, one answer (RFC 9112), and the connection is closed.
 fn answer(core: &Core, mut stream: TcpStream) -> io::Result<()> {
-    stream.set_write_timeout(Some(ASK_WITHIN))?;
-    let give_up = Instant::now() + ASK_WITHIN;
+    let give_up = Instant::now() + ANSWER_WITHIN;
     let (mut request, mut part) = (Vec::new(), [0; 1024]);
     while !request.windows(4).any(|end| end == b"\r\n\r\n") {
         let left = give_up.saturating_duration_since(Instant::now());
@@ -217,14 +240,35 @@ fn answer(core: &Core, mut stream: TcpStream) -> io::Result<()> {
         "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
         body.len()
     );
-    stream.write_all(head.as_bytes())?;
-    stream.write_all(body.as_bytes())
+    let answer = [head.as_bytes(), body.as_bytes()].concat();
+    let mut unsent = answer.as_slice();
+    while !unsent.is_empty() {
+        let left = give_up.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::Error::other("the answer was not read in time"));
+        }
+        stream.set_write_timeout(Some(left))?;
+        let n = stream.write(unsent)?;
+        unsent = unsent.get(n..).unwrap_or_default();
+    }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::bind::{Class, Reason};
+
+    #[test]
+    fn a_payload_and_a_collector_are_told_apart() {
+        for own in ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"] {
+            assert!(is_local(own.parse().unwrap()), "{own}");
+        }
+        // TEST-NET-3 of RFC 5737, and the documentation prefix of RFC 3849.
+        for other in ["203.0.113.7", "2001:db8::7"] {
+            assert!(!is_local(other.parse().unwrap()), "{other}");
+        }
+    }
 
     #[test]
     fn endings_are_counted_by_class_and_reason_and_name_no_job() {
