@@ -11,20 +11,24 @@ use crate::slot::{Slot, State};
 use nix::sys::socket::{getsockopt, sockopt};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, Permissions};
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use watcher::reference::Reference;
 
 /// Name of the socket in its directory.
 const SOCKET: &str = "bind.sock";
 /// Longest request, line end included.
-const REQUEST_MAX: u64 = 64 << 10;
+const REQUEST_MAX: usize = 64 << 10;
+/// How long a connection may be without a request.
+const IDLE_LIMIT: Duration = Duration::from_secs(60);
+/// How long a request may take, from its first byte to its end.
+const LINE_LIMIT: Duration = Duration::from_secs(10);
 /// Most connections at the same time.
 const CONNECTIONS_MAX: usize = 64;
 /// How long an answer may wait for the pilot to read it.
@@ -178,57 +182,90 @@ impl BindServer {
         let listener = UnixListener::bind(&short).context(said)?;
         fs::set_permissions(&short, Permissions::from_mode(0o600)).context(said)?;
         let server = Arc::clone(self);
-        thread::spawn(move || server.accept(&listener));
+        thread::Builder::new().name("bind".into()).spawn(move || server.accept(&listener)).context(said)?;
         Ok(())
     }
 
     fn accept(self: &Arc<Self>, listener: &UnixListener) {
         let open = Arc::new(AtomicUsize::new(0));
         for stream in listener.incoming() {
-            let stream = match stream {
-                Ok(stream) => stream,
+            let accepted = stream.and_then(|stream| {
+                stream.set_write_timeout(Some(WRITE_LIMIT))?;
+                Ok((getsockopt(&stream, sockopt::PeerCredentials)?.uid(), stream))
+            });
+            let (uid, stream) = match accepted {
+                Ok(accepted) => accepted,
                 Err(e) => {
                     tracing::warn!(error = %e, "a connection to the bind socket failed");
                     thread::sleep(Duration::from_millis(100));
                     continue;
                 }
             };
+            // Before it is counted: nobody else takes root's connections.
+            if uid != 0 {
+                tracing::debug!(uid, "a connection to the bind socket that is not root's was refused");
+                let _ = reply(&stream, &bad("only root of the pilot container may ask").into());
+                continue;
+            }
             if open.fetch_add(1, Ordering::SeqCst) >= CONNECTIONS_MAX {
                 open.fetch_sub(1, Ordering::SeqCst);
                 let _ = reply(&stream, &bad(format!("more than {CONNECTIONS_MAX} connections at once")).into());
                 continue;
             }
-            let server = Arc::clone(self);
-            let open = Arc::clone(&open);
-            thread::spawn(move || {
+            let (server, done) = (Arc::clone(self), Arc::clone(&open));
+            let served = thread::Builder::new().name("bind-ask".into()).spawn(move || {
                 if let Err(e) = server.converse(&stream) {
                     tracing::debug!(error = %e, "a connection to the bind socket ended");
                 }
-                open.fetch_sub(1, Ordering::SeqCst);
+                done.fetch_sub(1, Ordering::SeqCst);
             });
+            if let Err(e) = served {
+                tracing::warn!(error = %e, "a connection to the bind socket cannot be served");
+                open.fetch_sub(1, Ordering::SeqCst);
+            }
         }
     }
 
     fn converse(&self, stream: &UnixStream) -> io::Result<()> {
-        stream.set_write_timeout(Some(WRITE_LIMIT))?;
-        let peer = getsockopt(stream, sockopt::PeerCredentials)?;
-        if peer.uid() != 0 {
-            tracing::warn!(uid = peer.uid(), "a connection to the bind socket that is not root's was refused");
-            return reply(stream, &bad("only root of the pilot container may ask").into());
-        }
         let mut reader = BufReader::new(stream);
-        let mut line = Vec::new();
         loop {
-            line.clear();
-            reader.by_ref().take(REQUEST_MAX).read_until(b'\n', &mut line)?;
-            if line.is_empty() {
-                return Ok(());
-            }
-            if line.pop() != Some(b'\n') {
+            let line = match read_line(&mut reader, IDLE_LIMIT, LINE_LIMIT) {
+                Ok(Some(line)) => line,
+                Ok(None) => return Ok(()),
                 // Where the next request would begin is not known, so this is the last one.
-                return reply(stream, &bad("a request is one line of at most 65536 bytes, with its line end").into());
-            }
+                Err(e) => return reply(stream, &bad(e.to_string()).into()),
+            };
             reply(stream, &self.answer(&line))?;
+        }
+    }
+}
+
+/// The next line, without its end; `None` at the end of the connection.
+fn read_line(reader: &mut BufReader<&UnixStream>, idle: Duration, whole: Duration) -> io::Result<Option<Vec<u8>>> {
+    let mut line = Vec::new();
+    let mut give_up = Instant::now() + idle;
+    loop {
+        let left = give_up.saturating_duration_since(Instant::now());
+        if left.is_zero() || line.len() >= REQUEST_MAX {
+            return Err(io::Error::other("a request is one line of at most 65536 bytes, sent whole within 10 s"));
+        }
+        reader.get_ref().set_read_timeout(Some(left))?;
+        let came = match reader.fill_buf() {
+            Ok([]) if line.is_empty() => return Ok(None),
+            Ok([]) => return Err(io::Error::other("the request has no line end")),
+            Ok(came) => came,
+            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => continue,
+            Err(e) => return Err(e),
+        };
+        if line.is_empty() {
+            give_up = Instant::now() + whole;
+        }
+        let end = came.iter().position(|b| *b == b'\n');
+        let n = end.unwrap_or(came.len());
+        line.extend_from_slice(came.get(..n).unwrap_or_default());
+        reader.consume(end.map_or(n, |end| end + 1));
+        if end.is_some() && line.len() < REQUEST_MAX {
+            return Ok(Some(line));
         }
     }
 }
@@ -250,6 +287,30 @@ mod tests {
         assert_eq!(understand(bind).unwrap(), Asked::Bind { slot: 2, image: String::new() });
         assert_eq!(understand(br#"{"version":1,"verb":"state","slot":0}"#).unwrap(), Asked::State { slot: 0 });
         assert_eq!(understand(br#" {"verb":"info","version":1} "#).unwrap(), Asked::Info);
+    }
+
+    #[test]
+    fn a_request_has_a_bound_and_a_deadline() {
+        let long = Duration::from_secs(600);
+        let (mut client, ours) = UnixStream::pair().unwrap();
+        let mut reader = BufReader::new(&ours);
+        client.write_all(b"one\n\ntwo").unwrap();
+        assert_eq!(read_line(&mut reader, long, long).unwrap().unwrap(), b"one");
+        assert_eq!(read_line(&mut reader, long, long).unwrap().unwrap(), b"");
+        let half = read_line(&mut reader, long, Duration::from_millis(10)).unwrap_err();
+        assert!(half.to_string().contains("within 10 s"), "{half}");
+        assert!(read_line(&mut reader, Duration::from_millis(10), long).is_err(), "idle");
+        let writer = thread::spawn(move || {
+            let _ = client.write_all(&vec![b'x'; REQUEST_MAX + 1]);
+            client
+        });
+        assert!(read_line(&mut reader, long, long).is_err(), "too long");
+        drop(reader);
+        drop(ours);
+        writer.join().unwrap();
+        let (client, ours) = UnixStream::pair().unwrap();
+        drop(client);
+        assert!(read_line(&mut BufReader::new(&ours), long, long).unwrap().is_none());
     }
 
     #[test]
