@@ -1,8 +1,11 @@
 //! The pilot, its processes, files and sockets, as a payload reaches for them.
 
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::process::Stdio;
 use std::time::Duration;
 
-use latebind_tests::pod::{Outcome, Pod, probe, shell};
+use latebind_tests::pod::{JOB_WITHIN, Outcome, Pod, eventually, host, probe, shell};
 
 /// Runs a script that prints what worked, one line each.
 fn nothing_works(name: &str, script: &str) -> Outcome {
@@ -86,4 +89,50 @@ fn a_loop_of_kills_hurts_nobody_but_the_payload() {
     assert_eq!(pod.main_process("pilot"), pilot);
     let next = pod.job("next", &shell("ps -o user,args | grep -c '[p]robe [ks]'"));
     assert_eq!(next.text("stdout"), "0\n");
+}
+
+/// Processes of this UID in the pod, with their states.
+fn of_uid(pod: &Pod, uid: u32) -> Vec<(i32, char)> {
+    let namespace = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    let pods = namespace(pod.main_process("pilot"));
+    let state = |pid: i32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        stat.rsplit_once(") ")?.1.chars().next()
+    };
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    let owned = entries.filter(|entry| entry.metadata().is_ok_and(|file| file.uid() == uid));
+    let pids = owned.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(|pid| namespace(*pid) == pods);
+    pids.filter_map(|pid| Some((pid, state(pid)?))).collect()
+}
+
+/// A foreign root may have left a status file that names somebody else's UID as the one to kill with: what is ended with that UID
+/// would take its processes along.
+#[test]
+fn a_status_file_that_is_not_proven_names_nobody_to_be_stopped() {
+    const BYSTANDER: u32 = 29_999;
+    let pod = Pod::start();
+    pod.job("first", &probe(&["hello"])).is_good();
+    let payload = fs::metadata(pod.work(0)).unwrap().uid();
+    let exec = |uid: u32, role: &str, words: &[&str]| {
+        let mut command =
+            host(&["podman", "--", "exec", "-i", "--user", &format!("{uid}:{uid}"), &pod.container(role)]);
+        command.args(words).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap()
+    };
+    let mut bystander = exec(BYSTANDER, "pilot", &["cat"]);
+    eventually("the bystander runs", JOB_WITHIN, || (of_uid(&pod, BYSTANDER).len() == 1).then_some(()));
+    // What an earlier job may have left, to be ended before the next one's files are put there.
+    let mut left = exec(payload, &pod.payload_role(0), &["/shared/bin/glue", "pause"]);
+    eventually("something is left over", JOB_WITHIN, || (!of_uid(&pod, payload).is_empty()).then_some(()));
+    let path = pod.ctl(0).join("status.json");
+    let mut status: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    status["kill_uid"] = BYSTANDER.into();
+    fs::write(&path, status.to_string()).unwrap();
+    pod.job("next", &probe(&["hello"])).is_good();
+    assert!(pod.said().contains("left over from an earlier job"), "{}", pod.said());
+    assert_eq!(of_uid(&pod, payload), []);
+    let states: Vec<char> = of_uid(&pod, BYSTANDER).into_iter().map(|(_, state)| state).collect();
+    assert_eq!(states, ['S'], "neither ended nor stopped");
+    drop(bystander.stdin.take());
+    bystander.wait().unwrap();
+    let _ = left.wait();
 }

@@ -8,6 +8,7 @@
 #![cfg_attr(not(test), no_main)]
 
 mod attack;
+mod clients;
 mod ipc;
 mod look;
 mod swarm;
@@ -25,6 +26,7 @@ what it computes  hello, primes N, echo-stdin, cpu SECONDS, memory MIB SECONDS
 how it ends       exit N, signal N, sleep SECONDS, ignore-term SECONDS, term-exit CODE, sigchld-ignored
 files             write-file PATH TEXT, read-file PATH, connect PATH, ipc
 what it leaves    daemons N, headless, orphans N [MILLISECONDS], bomb N
+on a socket       flood PATH COUNT TEXT, descriptors PATH LINES EACH TEXT, silent PATH TEXT, half PATH TEXT
 attacks           forge, trace PID, and only with --i-am-in-a-container: kill-loop [N], stop-everything [N]
 as `glue`         a false glue, for an image that shadows ours";
 
@@ -77,6 +79,10 @@ fn command(words: &[String], raw: &[OsString]) -> Result<i32, String> {
         "bomb" => swarm::bomb(number(words, 1)?),
         "kill-loop" => swarm::kill_loop(words),
         "stop-everything" => swarm::stop_everything(words),
+        "flood" => clients::flood(text(words, 1)?, number(words, 2)?, text(words, 3)?),
+        "descriptors" => clients::descriptors(text(words, 1)?, number(words, 2)?, number(words, 3)?, text(words, 4)?),
+        "silent" => clients::silent(text(words, 1)?, text(words, 2)?),
+        "half" => clients::half(text(words, 1)?, text(words, 2)?),
         "forge" => attack::forge(),
         "trace" => attack::trace(number(words, 1)?),
         _ => Err(USAGE.to_string()),
