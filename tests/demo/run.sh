@@ -6,6 +6,7 @@ cd "$(dirname "$0")/../.."
 PATH=$PWD/dist:$PATH
 images=localhost/latebind
 pod=demo-$$
+state=${LATEBIND_STATE:-/var/lib/latebind-host}
 results=${LATEBIND_DEMO:-/var/tmp/latebind-demo}
 started=$SECONDS
 
@@ -85,11 +86,12 @@ tree() {
 }
 # sleeper: the process of the payload UID that the second job waits in.
 sleeper() {
-    local p comm
+    local p comm uid
+    uid=$(stat -c %u "$state/pods/$pod/slot-0/data/work" 2>/dev/null) || return 1
     for p in /proc/[0-9]*/comm; do
         { read -r comm <"$p"; } 2>/dev/null || continue
         [ "$comm" = sleep ] || continue
-        [ "$(stat -c %u "${p%/comm}" 2>/dev/null)" != 20000 ] || { p=${p%/comm} && echo "${p#/proc/}" && return 0; }
+        [ "$(stat -c %u "${p%/comm}" 2>/dev/null)" != "$uid" ] || { p=${p%/comm} && echo "${p#/proc/}" && return 0; }
     done
     return 1
 }

@@ -548,6 +548,14 @@ impl Pod {
         })
     }
 
+    /// The payload UID of a slot.
+    #[track_caller]
+    pub fn uid(&self, slot: u32) -> u32 {
+        use std::os::unix::fs::MetadataExt;
+        let of_work = || fs::metadata(self.work(slot)).ok().map(|m| m.uid()).filter(|uid| *uid != 0);
+        eventually(&format!("slot {slot} is set up\n{}", self.said()), START_WITHIN, of_work)
+    }
+
     /// Name of a container of the pod.
     pub fn container(&self, role: &str) -> String {
         format!("latebind-{}-{role}", self.name)

@@ -4,9 +4,10 @@ use latebind_tests::pod::{BUSYBOX, Options, Outcome, Pod, probe, shell, with};
 use serde_json::{Value, json};
 
 /// IPC objects of the payload's UID that the next job of the pod sees.
-fn seen(outcome: &Outcome) -> Vec<Value> {
+fn seen(pod: &Pod, outcome: &Outcome) -> Vec<Value> {
     outcome.is_good();
-    outcome.answers().into_iter().filter(|o| o["uid"] == 20_000 || o["cuid"] == 20_000).collect()
+    let uid = pod.uid(0);
+    outcome.answers().into_iter().filter(|o| o["uid"] == uid || o["cuid"] == uid).collect()
 }
 
 #[test]
@@ -23,11 +24,11 @@ fn ipc_objects_do_not_outlive_the_job() {
     // Or the check below would look at nothing.
     for kind in ["shm", "sem", "msg", "mqueue", "file"] {
         assert!(
-            listed.iter().any(|o| o["kind"] == kind && o["uid"] == 20_000),
+            listed.iter().any(|o| o["kind"] == kind && o["uid"] == pod.uid(0)),
             "{kind} is not seen by its own job: {listed:?}"
         );
     }
-    assert_eq!(seen(&pod.job("next", &probe(&["ipc-list"]))), Vec::<Value>::new());
+    assert_eq!(seen(&pod, &pod.job("next", &probe(&["ipc-list"]))), Vec::<Value>::new());
 }
 
 #[test]
@@ -37,7 +38,7 @@ fn ipc_objects_do_not_outlive_the_job_where_the_container_stays() {
     pod.job("leaves", &of_alice(&["ipc"])).is_good();
     let next = pod.job("next", &of_alice(&["ipc-list"]));
     assert!(next.report.reused_container);
-    assert_eq!(seen(&next), Vec::<Value>::new());
+    assert_eq!(seen(&pod, &next), Vec::<Value>::new());
 }
 
 #[test]
@@ -50,7 +51,7 @@ fn ipc_objects_of_a_lost_job_do_not_reach_the_next_one() {
     });
     latebind_tests::pod::kill(pod.main_process(&pod.payload_role(0)), 9);
     assert_eq!(pod.result("lost").class().0, "retry");
-    assert_eq!(seen(&pod.job("next", &probe(&["ipc-list"]))), Vec::<Value>::new());
+    assert_eq!(seen(&pod, &pod.job("next", &probe(&["ipc-list"]))), Vec::<Value>::new());
 }
 
 #[test]
@@ -63,7 +64,7 @@ fn objects_of_a_neighbouring_slot_stay() {
     pod.result("b-short").is_good();
     let stays = pod.result("a-stays");
     let slot = stays.is_good().report.slot.unwrap();
-    let own: Vec<Value> = stays.answers().into_iter().filter(|o| o["uid"] == 20_000 + slot).collect();
+    let own: Vec<Value> = stays.answers().into_iter().filter(|o| o["uid"] == pod.uid(slot)).collect();
     for kind in ["shm", "sem", "msg", "mqueue", "file"] {
         assert!(own.iter().any(|o| o["kind"] == kind), "{kind} of a running job was removed: {own:?}");
     }
@@ -77,7 +78,7 @@ fn files_with_odd_modes_and_names_are_removed() {
                   chmod 555 locked; chmod 000 .";
     pod.job("leaves", &shell(script)).is_good();
     let next = pod.job("next", &shell("ls -A; stat -c '%a %u' ."));
-    assert_eq!(next.is_good().text("stdout"), "700 20000\n");
+    assert_eq!(next.is_good().text("stdout"), format!("700 {}\n", pod.uid(0)));
     assert!(pod.place().join("bin/glue").exists(), "a link was followed");
 }
 
@@ -103,6 +104,18 @@ fn a_deep_tree_in_dev_shm_is_removed() {
     assert_eq!(leaves.is_good().text("stdout"), "made\n", "{}", leaves.text("stderr"));
     let next = pod.job("next", &shell("ls -A /dev/shm"));
     assert_eq!(next.is_good().text("stdout"), "");
+}
+
+#[test]
+fn a_deep_tree_in_dev_shm_is_removed_where_the_container_stays() {
+    let pod = Options::new().pilot(&["--reuse", "same-owner"]).start();
+    let of_alice = |script: &str| with(shell(script), "owner", json!("alice"));
+    let leaves = pod.job("leaves", &of_alice(&format!("cd /dev/shm; {DEEP}; ln -s /shared/bin link; chmod 000 top")));
+    assert_eq!(leaves.is_good().text("stdout"), "made\n", "{}", leaves.text("stderr"));
+    let next = pod.job("next", &of_alice("ls -A /dev/shm"));
+    assert!(next.report.reused_container);
+    assert_eq!(next.is_good().text("stdout"), "");
+    assert!(pod.place().join("bin/glue").exists(), "a link was followed");
 }
 
 #[test]

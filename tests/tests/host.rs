@@ -291,3 +291,67 @@ fn a_private_volume_of_the_users_outlives_the_pod() {
     drop(pod);
     assert!(private.path().join("keys/kept.1.json").exists());
 }
+
+/// Payload and kill UIDs of a pod, from what runs in it.
+fn ids(pod: &Pod, slot: u32) -> [u32; 2] {
+    let status = fs::read(pod.ctl(slot).join("status.json")).unwrap();
+    let status: serde_json::Value = serde_json::from_slice(&status).unwrap();
+    [&status["uid"], &status["kill_uid"]].map(|id| id.as_u64().unwrap() as u32)
+}
+
+#[test]
+fn no_two_living_pods_share_a_user_id() {
+    let pods = [Options::new().slots(2).start(), Options::new().start()];
+    let mut all = Vec::new();
+    for (pod, slots) in pods.iter().zip([2, 1]) {
+        pod.serves();
+        let own: Vec<u32> = (0..slots).flat_map(|slot| ids(pod, slot)).collect();
+        assert_eq!(fs::read_to_string(pod.place().join("uids")).unwrap().trim(), {
+            let (first, last) = (own.iter().min().unwrap(), own.iter().max().unwrap());
+            format!("{first}-{last}")
+        });
+        all.extend(own);
+    }
+    let ran = pods[1].job("who", &shell("id -u; id -g"));
+    assert_eq!(ran.is_good().text("stdout"), format!("{0}\n{0}\n", pods[1].uid(0)));
+    let count = all.len();
+    all.sort_unstable();
+    all.dedup();
+    assert_eq!((count, all.len()), (6, 6), "{all:?}");
+}
+
+#[test]
+fn a_pod_that_was_killed_keeps_its_user_ids_until_it_is_removed() {
+    // Beyond the default range, so that no other test's pod is in the way; as many as one pod of one slot needs.
+    let range = "61000-61001";
+    let mut pod = Options::new().host(&["--uids", range]).start();
+    pod.serves();
+    assert_eq!(ids(&pod, 0), [61_000, 61_001]);
+    kill(pod.host_process(), 9);
+    pod.end(LIMIT);
+    let second = pod_of(&unique("second"), &["--uids", range], &["--version"]);
+    assert_eq!(second.code, Some(125), "{}", second.err());
+    assert!(second.err().contains("--uids") && second.err().contains("1 pods"), "{}", second.err());
+    assert_eq!(to_its_end(&["rm", &pod.name]).code, Some(0));
+    let third = pod_of(&unique("third"), &["--uids", range], &["--version"]);
+    assert_eq!(third.code, Some(0), "{}", third.err());
+}
+
+#[test]
+fn a_pilot_has_limits_of_its_own_and_says_when_it_meets_them() {
+    let name = unique("small");
+    let pilot = ["--pilot-image", BUSYBOX, "--pilot-program", "/probe", "--pilot-memory", "64m", "--pilot-pids", "77"];
+    let limited = [&pilot[..], &["--restarts", "0", "--keep"]].concat();
+    let ran = pod_of(&name, &limited, &["memory", "200", "0"]);
+    assert_eq!(ran.code, Some(137), "{}", ran.err());
+    assert!(ran.err().contains("for memory") && ran.err().contains("--pilot-memory"), "{}", ran.err());
+    let format = "{{.HostConfig.Memory}} {{.HostConfig.MemorySwap}} {{.HostConfig.PidsLimit}}";
+    let inspected = podman(&["inspect", "--format", format, &format!("latebind-{name}-pilot")]);
+    let inspected = String::from_utf8_lossy(&inspected.stdout).trim().to_owned();
+    assert!(["67108864 67108864 77", "67108864 0 77"].contains(&inspected.as_str()), "{inspected}");
+    assert_eq!(to_its_end(&["rm", &name]).code, Some(0));
+    // With enough, the same ends as it should, and nothing is said of memory.
+    let ran = pod_of(&unique("enough"), &[&pilot[..4], &["--pilot-memory", "400m"]].concat(), &["memory", "200", "0"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.err());
+    assert!(!ran.err().contains("for memory"), "{}", ran.err());
+}

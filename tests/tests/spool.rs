@@ -69,7 +69,8 @@ fn inputs_are_the_jobs_own_and_modes_hold() {
     fs::rename(&elsewhere, spool.join("new/inputs-job")).unwrap();
     let outcome = pod.result("inputs-job");
     outcome.is_good();
-    let wanted = "from the user\ndeep\ntool ran\n20000 644\n20000 755\n20000 755\non standard input\n";
+    let uid = pod.uid(0);
+    let wanted = format!("from the user\ndeep\ntool ran\n{uid} 644\n{uid} 755\n{uid} 755\non standard input\n");
     assert_eq!(outcome.text("stdout"), wanted, "{}", outcome.text("stderr"));
     assert_eq!(fs::read_to_string(outcome.dir.join("inputs/data.txt")).unwrap(), "from the user\n", "a copy");
 }
@@ -438,7 +439,9 @@ fn a_slots_payload_has_numbers_of_its_own() {
     }
     let mut seen: Vec<String> = ["left", "right"].iter().map(|n| pod.result(n).is_good().text("stdout")).collect();
     seen.sort();
-    assert_eq!(seen, ["20000\n20000\n0\n", "20001\n20001\n1\n"]);
+    let wanted = [0, 1].map(|slot| format!("{0}\n{0}\n{slot}\n", pod.uid(slot)));
+    assert!(wanted[0] != wanted[1]);
+    assert_eq!(seen, wanted);
 }
 
 #[test]

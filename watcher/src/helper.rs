@@ -3,22 +3,19 @@
 //! The watcher has threads and is root; the kill routine forks and gives up its rights. So each such task is a fresh process,
 //! which knows nothing of keys and ends when the task is done.
 
-use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use glue::contract::layout::Ids;
 use glue::kill::{Routine, take_ids};
 use glue::processes::Proc;
-use glue::sys::{SystemV, remove_system_v};
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
-use crate::tree;
+use crate::ipc;
 
 /// How long the kill helper is waited for beyond the time that it was given.
 const MORE_THAN_IT_HAS: Duration = Duration::from_secs(5);
@@ -142,12 +139,10 @@ pub fn main(task: &str, ids: Ids) -> io::Result<String> {
             Routine { proc: &proc, ids, cgroup }.run(Instant::now() + within).map(|left| left.to_string())
         }
         "clean-ipc" => {
-            // Files in /dev/shm and /dev/mqueue may lie in directories that only root can change; the System V calls know
-            // an object's owner only.
-            remove_owned("/dev/shm", ids.uid);
-            remove_owned("/dev/mqueue", ids.uid);
+            ipc::remove_files(ids.uid);
+            // The System V calls know an object's owner only.
             take_ids(ids)?;
-            remove_all_system_v(ids.uid);
+            ipc::remove_all(&ipc::system_v_of(ids.uid));
             Ok(String::new())
         }
         "details" => {
@@ -201,50 +196,6 @@ fn look(pids: impl Iterator<Item = i32>) -> Details {
     all
 }
 
-/// Removes entries of `dir` that belong to `uid`, no link followed.
-fn remove_owned(dir: &str, uid: u32) {
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if let Ok(metadata) = path.symlink_metadata()
-            && metadata.uid() == uid
-        {
-            let _ = if metadata.is_dir() {
-                tree::open_dir(&path)
-                    .and_then(|dir| tree::remove_content(dir.as_fd()))
-                    .and_then(|()| fs::remove_dir(&path))
-            } else {
-                fs::remove_file(&path)
-            };
-        }
-    }
-}
-
-/// Removes what `/proc/sysvipc` (proc_sysvipc(5)) lists as owned or made by `uid`.
-fn remove_all_system_v(uid: u32) {
-    let kinds = [("shm", SystemV::Memory), ("sem", SystemV::Semaphores), ("msg", SystemV::Messages)];
-    for (name, kind) in kinds {
-        let text = fs::read_to_string(format!("/proc/sysvipc/{name}")).unwrap_or_default();
-        for id in owned_ids(&text, uid) {
-            let _ = remove_system_v(kind, id);
-        }
-    }
-}
-
-/// The second column of the rows whose `uid` or `cuid` column is `uid`.
-fn owned_ids(table: &str, uid: u32) -> Vec<i32> {
-    let mut lines = table.lines();
-    let names: Vec<&str> = lines.next().unwrap_or_default().split_ascii_whitespace().collect();
-    let columns = ["uid", "cuid"].map(|wanted| names.iter().position(|name| *name == wanted));
-    let uid = uid.to_string();
-    lines
-        .filter_map(|line| {
-            let fields: Vec<&str> = line.split_ascii_whitespace().collect();
-            let owned = columns.iter().flatten().any(|n| fields.get(*n) == Some(&uid.as_str()));
-            owned.then(|| fields.get(1)?.parse().ok())?
-        })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
@@ -266,15 +217,5 @@ mod tests {
         assert_eq!(e.kind(), io::ErrorKind::TimedOut);
         let e = answer_of(shell("while :; do echo much; done"), "", within).unwrap_err();
         assert!(e.to_string().contains("too much"), "{e}");
-    }
-
-    #[test]
-    fn owners_are_found_by_the_header() {
-        let table = "       key      shmid perms  size  cpid  lpid nattch   uid   gid  cuid  cgid\n\
-                     1 7 600 4096 1 1 0 20000 20000 20000 20000\n\
-                     2 8 600 4096 1 1 0 0 0 20000 0\n\
-                     3 9 600 20000 1 1 0 0 0 0 0\n";
-        assert_eq!(owned_ids(table, 20_000), [7, 8]);
-        assert!(owned_ids("", 1).is_empty());
     }
 }

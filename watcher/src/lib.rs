@@ -9,6 +9,7 @@ pub mod bind;
 pub mod check;
 pub mod describe;
 pub mod helper;
+pub mod ipc;
 pub mod job;
 pub mod keys;
 pub mod metrics;

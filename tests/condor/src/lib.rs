@@ -127,10 +127,17 @@ impl Pool {
         Job { pool: self, id, dir }
     }
 
+    /// The payload UID of a slot.
+    #[track_caller]
+    pub fn uid(&self, slot: u32) -> u32 {
+        let work = self.pod().join(format!("slot-{slot}/data/work"));
+        std::os::unix::fs::MetadataExt::uid(&fs::metadata(work).unwrap())
+    }
+
     /// Processes of the slot's account, in whatever container.
     #[track_caller]
     pub fn processes(&self, slot: u32) -> Vec<String> {
-        let said = self.in_pilot(&format!("ps -u {} -o pid=,args= || :", 20000 + slot));
+        let said = self.in_pilot(&format!("ps -u {} -o pid=,args= || :", self.uid(slot)));
         said.lines().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty()).collect()
     }
 

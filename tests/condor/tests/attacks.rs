@@ -163,14 +163,15 @@ fn the_clients_socket_knows_who_asks() {
     assert_eq!(asked.status.code(), Some(125), "{said}");
     assert!(said.contains("only root and the slots' own UIDs"), "{said}");
     // The slot's own UID may, in a sandbox of its own; its file is named, not relayed.
-    let own = r#"set -e; d=/shared/slot/0/data/execute/by-hand; install -d -o 20000 -g 20000 $d; rm -f $d/*
+    let own = r#"set -e; d=/shared/slot/0/data/execute/by-hand; install -d -o UID -g UID $d; rm -f $d/*
 cat > /tmp/by-hand <<'S'
 cd /shared/slot/0/data/execute/by-hand
 exec watcher run --socket /run/latebind/clients.sock --sandbox execute/by-hand localhost/latebind/busybox:1 -- \
     /bin/sh -c 'pwd; id -u; readlink /proc/self/fd/1; echo kept > file' > out
 S
-chmod 755 /tmp/by-hand; setpriv --reuid 20000 --regid 20000 --clear-groups /bin/sh /tmp/by-hand; cat $d/out $d/file; rm -r $d"#;
-    let said = pool.in_pilot(own);
+chmod 755 /tmp/by-hand; setpriv --reuid UID --regid UID --clear-groups /bin/sh /tmp/by-hand; cat $d/out $d/file; rm -r $d"#;
+    let uid = pool.uid(0);
+    let said = pool.in_pilot(&own.replace("UID", &uid.to_string()));
     let here = "/shared/slot/0/data/execute/by-hand";
-    assert_eq!(said, format!("{here}\n20000\n{here}/out\nkept\n"));
+    assert_eq!(said, format!("{here}\n{uid}\n{here}/out\nkept\n"));
 }

@@ -10,7 +10,8 @@ fn a_job_runs_in_the_image_that_it_names() {
     let job = pool.shell("echo from the slot; cat /etc/debian_version 2>/dev/null; id -u; pwd; ls", "");
     job.ends_with(0);
     let out = job.text("out");
-    assert!(out.starts_with("from the slot\n20000\n/shared/slot/0/data/execute/dir_"), "{out}");
+    let wanted = format!("from the slot\n{}\n/shared/slot/0/data/execute/dir_", pool.uid(0));
+    assert!(out.starts_with(&wanted), "{out}");
     let job = pool.submit(
         "universe = container\ncontainer_image = docker://localhost/latebind/debian:1\nexecutable = job.sh",
         &[("job.sh", "#!/bin/bash\ncat /etc/debian_version\n")],

@@ -34,7 +34,7 @@ fn two_slots_do_not_harm_each_other() {
     hostile.until("started", JOB_WITHIN, |ad| ad["NumJobStarts"].as_i64() >= Some(1));
     other.ends_with(0);
     assert!(other.text("out").ends_with("whole\n"));
-    assert!(["20000", "20001"].contains(&uid(&other).as_str()), "{}", other.text("out"));
+    assert!([0, 1].map(|slot| pool.uid(slot).to_string()).contains(&uid(&other)), "{}", other.text("out"));
     // It may have ended or killed itself, or have stopped itself with all that is its own; removed it can be in any case.
     hostile.tool(&["condor_rm"]);
     for slot in [0, 1] {
@@ -75,7 +75,10 @@ fn gpus_are_looked_for_in_the_payload_container() {
     assert_eq!(ad("TotalGPUs"), "2");
     let found = pool.in_pilot("cat /pilot/gpus; readlink /proc/self/ns/mnt");
     let pilots = found.lines().last().unwrap_or_default();
-    assert!(found.contains("LookedForBy=\"20000 mnt:") && found.matches(pilots).count() == 1, "{found}");
+    assert!(
+        found.contains(&format!("LookedForBy=\"{} mnt:", pool.uid(0))) && found.matches(pilots).count() == 1,
+        "{found}"
+    );
     assert!(!found.contains("no attribute"), "{found}");
     // Nobody but who asks for it, and who meets the operator's further condition, is taken.
     let unwelcome = pool.shell("echo never", "request_gpus = 1\n");

@@ -19,7 +19,7 @@ fn the_pilots_process_can_not_be_looked_into() {
     nothing_works(
         "looker",
         "exec 2>/dev/null; seen=; for p in /proc/[0-9]*; do \
-           [ \"$(stat -c %u $p)\" = 20000 ] && continue; seen=\"$seen $(cat $p/comm)\"; \
+           [ \"$(stat -c %u $p)\" = \"$(id -u)\" ] && continue; seen=\"$seen $(cat $p/comm)\"; \
            [ -n \"$(head -c 1 $p/environ | od -A n -t x1)\" ] && echo \"environ of $p\"; \
            [ -n \"$(ls $p/root/)\" ] && echo \"root of $p\"; \
            [ -n \"$(ls $p/cwd/)\" ] && echo \"cwd of $p\"; \
@@ -62,7 +62,7 @@ fn neither_watcher_nor_glue_can_be_signalled() {
     let pilot = pod.main_process("pilot");
     let pause = pod.main_process("pause");
     let script = "for s in 0 KILL STOP TERM USR1 CONT; do for p in /proc/[0-9]*; do p=${p#/proc/}; \
-                  [ \"$(stat -c %u /proc/$p 2>/dev/null)\" = 20000 ] && continue; \
+                  [ \"$(stat -c %u /proc/$p 2>/dev/null)\" = \"$(id -u)\" ] && continue; \
                   kill -$s $p 2>/dev/null && echo \"$s $p\"; done; done; kill -KILL 1 2>/dev/null && echo 1; echo tried";
     let outcome = pod.job("killer", &shell(script));
     assert_eq!(outcome.is_good().text("stdout"), "tried\n");

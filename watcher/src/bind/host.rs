@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use glue::contract::layout::Ids;
 use serde::Deserialize;
 use serde_json::json;
 
@@ -36,6 +37,7 @@ struct Answer {
     status: String,
     exit_code: Option<i64>,
     oom_killed: bool,
+    ids: Vec<[u32; 3]>,
 }
 
 impl Host {
@@ -88,6 +90,23 @@ impl Binder for Host {
             oom_killed: answer.oom_killed,
             ..ContainerState::default()
         })
+    }
+
+    fn ids(&self, slot: u32) -> Result<Option<Ids>, Failure> {
+        let all = self.ask(&json!({"version": 1, "verb": "info"}))?.ids;
+        Ok(usize::try_from(slot).ok().and_then(|n| all.get(n)).map(|[uid, gid, kill_uid]| Ids {
+            uid: *uid,
+            gid: *gid,
+            kill_uid: *kill_uid,
+        }))
+    }
+
+    /// A container has IPC objects to itself, and they end with it.
+    fn clean_ipc(&self, slot: u32, _ids: Ids, reused: bool) -> Result<(), Failure> {
+        if !reused {
+            return Ok(());
+        }
+        self.ask(&json!({"version": 1, "verb": "clean", "slot": slot})).map(drop)
     }
 
     fn ready(&self) -> Result<(), Failure> {

@@ -7,9 +7,11 @@ pub mod proof;
 
 use std::time::{Duration, Instant};
 
+use glue::contract::layout::Ids;
 use serde::{Deserialize, Serialize};
 
 use crate::check::Line;
+use crate::helper;
 pub use crate::reason::{Class, Failure, Reason};
 
 /// A payload container with a wanted image, as the engine names it.
@@ -87,6 +89,17 @@ pub trait Binder: Send + Sync {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// The numbers that the slot has, where whoever made the pod says them; else the volumes do.
+    fn ids(&self, _slot: u32) -> Result<Option<Ids>, Failure> {
+        Ok(None)
+    }
+
+    /// Removes the IPC objects that the slot's payload has left where a later job could meet them. `reused`: the next job may get
+    /// this very container. Here the payload's IPC namespace is taken to be the pilot's.
+    fn clean_ipc(&self, _slot: u32, ids: Ids, _reused: bool) -> Result<(), Failure> {
+        helper::clean_ipc(ids).map_err(|e| Failure::retry(Reason::CleaningFailed, format!("IPC objects: {e}")))
     }
 
     /// Whether a bind can succeed just now: while not, no job is claimed that could only fail.

@@ -109,7 +109,8 @@ impl Core {
         let marks = marks::Marks::start(parts.binder.clone())?;
         let owners = Store::open(parts.private.join("slots"))?;
         let open = |number: &u32| {
-            let opened = open_slot(*number, &owners);
+            let given = parts.binder.ids(*number).map_err(io::Error::other)?;
+            let opened = open_slot(*number, &owners, given.map(|ids| (ids.uid, ids.gid)));
             let (slot, owner) = opened.map_err(|e| io::Error::new(e.kind(), format!("slot {number}: {e}")))?;
             Ok((*number, slot, owner))
         };

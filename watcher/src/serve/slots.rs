@@ -17,18 +17,27 @@ use super::Core;
 /// How long to wait before the placeholder is bound again.
 const RESTORE_AGAIN_AFTER: Duration = Duration::from_secs(2);
 
-/// Opens a slot, and says whose its jobs are. That is written down the first time, before any image was bound: later a foreign root
-/// may have changed it, and closed the volumes to us. Then there is no slot until it is restored.
-pub(super) fn open_slot(number: u32, owners: &Store) -> io::Result<(Option<Slot>, (u32, u32))> {
+/// Opens a slot, and says whose its jobs are: `given` by whoever made the pod, or written down the first time, before any image
+/// was bound. Later a foreign root may have changed the owner, and closed the volumes to us. Then there is no slot until it is
+/// restored.
+pub(super) fn open_slot(
+    number: u32,
+    owners: &Store,
+    given: Option<(u32, u32)>,
+) -> io::Result<(Option<Slot>, (u32, u32))> {
     let (name, opened) = (number.to_string(), Slot::open(number));
     let known = owners.contains(&name);
-    let Some(owner) = owners.get_or_set_aside::<(u32, u32)>(&name) else {
+    let kept = owners.get_or_set_aside::<(u32, u32)>(&name);
+    if known && kept.is_none() {
+        // What was written down is unreadable: an image may have run here, so the volumes are reset before the slot is used.
+        owners.put(&unmended(number), &true)?;
+    }
+    if let Some(owner) = given.filter(|owner| kept != Some(*owner)) {
+        owners.put(&name, &owner)?; // the private volume is new, or had another pod before
+    }
+    let Some(owner) = given.or(kept) else {
         let slot = opened?;
         let owner = (slot.uid, slot.gid);
-        if known {
-            // What was written down is unreadable: an image may have run here, so the volumes are reset before the slot is used.
-            owners.put(&unmended(number), &true)?;
-        }
         owners.put(&name, &owner)?;
         return Ok((Some(slot), owner));
     };

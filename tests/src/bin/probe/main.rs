@@ -10,6 +10,7 @@
 mod attack;
 mod ipc;
 mod look;
+mod reach;
 mod swarm;
 mod sys;
 mod work;
@@ -24,6 +25,7 @@ what it sees      status, fds, env, args ..., cwd, limits, umask, ipc-list
 what it computes  hello, primes N, echo-stdin, cpu SECONDS, memory MIB SECONDS
 how it ends       exit N, signal N, sleep SECONDS, ignore-term SECONDS, term-exit CODE, sigchld-ignored
 files             write-file PATH TEXT, read-file PATH, connect PATH, ipc
+sockets           abstract-serve NAME SECONDS, abstract-connect NAME
 what it leaves    daemons N, headless, orphans N [MILLISECONDS], bomb N
 attacks           forge, trace PID, and only with --i-am-in-a-container: kill-loop [N], stop-everything [N]
 as `glue`         a false glue, for an image that shadows ours";
@@ -65,6 +67,8 @@ fn command(words: &[String], raw: &[OsString]) -> Result<i32, String> {
         "write-file" => work::write_file(text(words, 1)?, text(words, 2)?),
         "read-file" => work::read_file(text(words, 1)?),
         "connect" => work::connect(text(words, 1)?),
+        "abstract-serve" => reach::serve(text(words, 1)?, seconds(words, 2)?),
+        "abstract-connect" => reach::connect(text(words, 1)?),
         "exit" => i32::try_from(number(words, 1)?).map_err(|_| "an exit code is at most 255".to_string()),
         "signal" => work::end_by_signal(number(words, 1)?),
         "sleep" => work::sleep(seconds(words, 1)?),

@@ -3,6 +3,7 @@
 use crate::container::{ImageVolume, Limits, Mount, Network};
 use crate::images::Pull;
 use crate::place::DEFAULT_STATE;
+use crate::uids::IdRange;
 use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -31,6 +32,9 @@ pub enum Verb {
     Rm(RmArguments),
     /// List pods.
     Ps,
+    /// For this program itself: removes IPC objects in the namespaces of a container.
+    #[command(hide = true)]
+    CleanIpc(CleanIpc),
     /// Call podman on the storage of this program.
     Podman {
         /// Arguments of podman.
@@ -54,6 +58,16 @@ pub struct Common {
     /// Processes and threads of each payload container; 0: no limit.
     #[arg(long, default_value = "1024", value_parser = pids, value_name = "N")]
     pub pids: Amount<u64>,
+    /// User IDs that the pod's are taken from, two for each slot: no other living pod of this host has the same
+    /// [default: 20000-59999 without the host's accounts].
+    #[arg(long, env = "LATEBIND_UIDS", value_parser = IdRange::parse, value_name = "FIRST-LAST")]
+    pub uids: Option<IdRange>,
+    /// Memory of the pilot container, to which data volumes in memory (--data-size) are added; 0: no limit.
+    #[arg(long, default_value = "512m", value_parser = memory, value_name = "SIZE")]
+    pub pilot_memory: Amount<u64>,
+    /// Processes and threads of the pilot container; 0: no limit.
+    #[arg(long, default_value = "1024", value_parser = pids, value_name = "N")]
+    pub pilot_pids: Amount<u64>,
     /// Whether images that are not here are fetched.
     #[arg(long, value_enum, default_value = "missing")]
     pub pull: Pull,
@@ -90,6 +104,11 @@ impl Common {
     /// Of each payload container.
     pub fn limits(&self) -> Limits {
         Limits { memory: self.memory.0, cpus: self.cpus.0, pids: self.pids.0 }
+    }
+
+    /// Of the pilot container.
+    pub fn pilot_limits(&self) -> Limits {
+        Limits { memory: self.pilot_memory.0, cpus: None, pids: self.pilot_pids.0 }
     }
 }
 
@@ -170,6 +189,21 @@ pub struct RmArguments {
     /// All that no running latebind-host has.
     #[arg(long, conflicts_with = "names")]
     pub all: bool,
+}
+
+/// `latebind-host clean-ipc`.
+#[derive(Args, Debug)]
+pub struct CleanIpc {
+    /// A process of the container.
+    pub pid: i32,
+    /// The container's ID.
+    pub container: String,
+    /// The payload's user ID.
+    pub uid: u32,
+    /// Its group ID.
+    pub gid: u32,
+    /// User ID of the kill routine.
+    pub kill_uid: u32,
 }
 
 /// A limit; none where the user said 0.

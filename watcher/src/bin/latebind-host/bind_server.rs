@@ -60,6 +60,7 @@ enum Asked {
     Bind { slot: u32, image: String },
     Image { image: String },
     State { slot: u32 },
+    Clean { slot: u32 },
     Info,
 }
 
@@ -71,23 +72,62 @@ fn understand(line: &[u8]) -> Result<Asked, Refusal> {
     match (request.verb.as_str(), request.slot, request.image) {
         ("bind", Some(slot), Some(image)) => Ok(Asked::Bind { slot, image }),
         ("state", Some(slot), None) => Ok(Asked::State { slot }),
+        ("clean", Some(slot), None) => Ok(Asked::Clean { slot }),
         ("image", None, Some(image)) => Ok(Asked::Image { image }),
         ("info", None, None) => Ok(Asked::Info),
-        ("bind" | "image" | "state" | "info", _, _) => Err(bad(
-            "bind takes slot and image, image takes image, state takes slot, info takes none; a field is missing or too much",
+        ("bind" | "image" | "state" | "clean" | "info", _, _) => Err(bad(
+            "bind takes slot and image, image takes image, state and clean take slot, info takes none; a field is missing \
+             or too much",
         )),
-        (verb, _, _) => Err(bad(format!("there is no verb \"{}\": bind, image, state, info", verb.escape_debug()))),
+        (verb, _, _) => {
+            Err(bad(format!("there is no verb \"{}\": bind, image, state, clean, info", verb.escape_debug())))
+        }
     }
 }
 
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Answer {
-    Bound { ok: bool, container: String, image: String, image_id: String, pulled: bool },
-    Image { ok: bool, image: String, image_id: String, pulled: bool },
-    State { ok: bool, container: String, image: String, status: &'static str, exit_code: Option<i32>, oom_killed: bool },
-    Info { ok: bool, name: String, slots: u32, memory: Option<u64>, cpus: Option<f64>, pids: Option<u64> },
-    Refused { ok: bool, class: Class, reason: Reason, message: String },
+    Bound {
+        ok: bool,
+        container: String,
+        image: String,
+        image_id: String,
+        pulled: bool,
+    },
+    Image {
+        ok: bool,
+        image: String,
+        image_id: String,
+        pulled: bool,
+    },
+    State {
+        ok: bool,
+        container: String,
+        image: String,
+        status: &'static str,
+        exit_code: Option<i32>,
+        oom_killed: bool,
+    },
+    Cleaned {
+        ok: bool,
+    },
+    Info {
+        ok: bool,
+        name: String,
+        slots: u32,
+        memory: Option<u64>,
+        cpus: Option<f64>,
+        pids: Option<u64>,
+        /// For each slot payload UID, payload GID and kill UID.
+        ids: Vec<[u32; 3]>,
+    },
+    Refused {
+        ok: bool,
+        class: Class,
+        reason: Reason,
+        message: String,
+    },
 }
 
 impl From<Refusal> for Answer {
@@ -154,6 +194,10 @@ impl BindServer {
                     self.slot(slot)?.state(&self.engine, &self.shape)?;
                 Ok(Answer::State { ok: true, container, image, status, exit_code, oom_killed })
             }
+            Asked::Clean { slot } => {
+                self.slot(slot)?.clean()?;
+                Ok(Answer::Cleaned { ok: true })
+            }
             Asked::Info => {
                 let limits = self.shape.limits;
                 Ok(Answer::Info {
@@ -163,6 +207,7 @@ impl BindServer {
                     memory: limits.memory,
                     cpus: limits.cpus,
                     pids: limits.pids,
+                    ids: self.slots.iter().map(Slot::ids).map(|ids| [ids.uid, ids.gid, ids.kill_uid]).collect(),
                 })
             }
         }
@@ -249,6 +294,7 @@ mod tests {
         let bind = br#"{"version":1,"verb":"bind","slot":2,"image":""}"#;
         assert_eq!(understand(bind).unwrap(), Asked::Bind { slot: 2, image: String::new() });
         assert_eq!(understand(br#"{"version":1,"verb":"state","slot":0}"#).unwrap(), Asked::State { slot: 0 });
+        assert_eq!(understand(br#"{"version":1,"verb":"clean","slot":3}"#).unwrap(), Asked::Clean { slot: 3 });
         assert_eq!(understand(br#" {"verb":"info","version":1} "#).unwrap(), Asked::Info);
     }
 
@@ -270,6 +316,7 @@ mod tests {
             r#"{"version":1,"verb":"bind","slot":-1,"image":"x"}"#,
             r#"{"version":1,"verb":"bind","slot":0,"image":["x"]}"#,
             r#"{"version":1,"verb":"state","slot":0,"image":""}"#,
+            r#"{"version":1,"verb":"clean"}"#,
         ] {
             let refusal = understand(line.as_bytes()).unwrap_err();
             assert_eq!((refusal.reason, refusal.class), (Reason::BadRequest, Class::Retry), "{line}");
@@ -282,6 +329,7 @@ mod tests {
         let refused = Answer::from(Refusal::hold(Reason::ImageNotFound, "no"));
         assert_eq!(line(&refused), r#"{"ok":false,"class":"hold","reason":"ImageNotFound","message":"no"}"#);
         let State { container, image, status, exit_code, oom_killed } = State { status: "missing", ..State::default() };
+        assert_eq!(line(&Answer::Cleaned { ok: true }), r#"{"ok":true}"#);
         let state = Answer::State { ok: true, container, image, status, exit_code, oom_killed };
         let wanted = r#"{"ok":true,"container":"","image":"","status":"missing","exit_code":null,"oom_killed":false}"#;
         assert_eq!(line(&state), wanted);

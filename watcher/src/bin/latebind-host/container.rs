@@ -5,7 +5,8 @@
 
 use crate::failure::{Failure, failure};
 use crate::place::PodPlace;
-use glue::contract::layout;
+use crate::uids::PodIds;
+use glue::contract::layout::{self, Ids};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -29,7 +30,7 @@ const INSTALL_CAPABILITIES: [&str; 3] = ["CHOWN", "FOWNER", "DAC_OVERRIDE"];
 const PAYLOAD_CAPABILITIES: [&str; 4] = ["SETUID", "SETGID", "KILL", "SETPCAP"];
 const PILOT_CAPABILITIES: [&str; 7] = ["SETUID", "SETGID", "KILL", "SETPCAP", "CHOWN", "FOWNER", "DAC_OVERRIDE"];
 
-/// What one payload container may use; `None` is no limit.
+/// What one container may use; `None` is no limit.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limits {
     /// Bytes of memory, swap included.
@@ -40,12 +41,32 @@ pub struct Limits {
     pub pids: Option<u64>,
 }
 
+impl Limits {
+    /// As options of podman. `swap_is_counted`: whether swap can be limited on this machine.
+    fn options(&self, swap_is_counted: bool) -> Vec<String> {
+        let Self { memory, cpus, pids } = self;
+        let mut options = Vec::new();
+        if let Some(bytes) = memory {
+            options.push(format!("--memory={bytes}b"));
+            if swap_is_counted {
+                // The same number: memory and swap together, so no swap on top.
+                options.push(format!("--memory-swap={bytes}b"));
+            }
+        }
+        if let Some(cpus) = cpus {
+            options.push(format!("--cpus={cpus}"));
+        }
+        options.push(pids.map_or("--pids-limit=-1".into(), |n| format!("--pids-limit={n}")));
+        options
+    }
+}
+
 /// Whether the pod has a network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Network {
-    /// A loopback interface of its own.
+    /// A loopback interface of its own; where the pod has more than one slot, each payload container has one of its own.
     None,
-    /// The host's.
+    /// The host's, for all containers.
     Host,
 }
 
@@ -159,6 +180,8 @@ pub struct PilotShape {
     pub private: PathBuf,
     /// `NAME=VALUE`, besides ours.
     pub environment: Vec<String>,
+    /// What it may use, besides what of the data volumes lies in memory.
+    pub limits: Limits,
     /// Whether it reads our standard input.
     pub interactive: bool,
 }
@@ -216,10 +239,20 @@ impl PodShape {
         ])
     }
 
-    /// The namespaces of the pause container: all that make several containers one pod.
-    fn namespaces(&self) -> Vec<String> {
-        let pause = self.container(Role::Pause);
-        ["pid", "network", "ipc", "uts"].map(|kind| format!("--{kind}=container:{pause}")).to_vec()
+    /// The namespaces of the pause container: what makes several containers one pod. A payload has IPC objects and
+    /// /dev/shm to itself, and where it has neighbours, a network too: by an abstract socket they could pass descriptors on.
+    /// With one slot it shares the pilot's loopback, which HTCondor's chirp needs.
+    fn namespaces(&self, role: Role) -> Vec<String> {
+        let pause = format!("container:{}", self.container(Role::Pause));
+        let payload = matches!(role, Role::Payload(..));
+        let own_network = payload && self.slots > 1 && self.network == Network::None;
+        [
+            format!("--pid={pause}"),
+            format!("--uts={pause}"),
+            format!("--ipc={}", if payload { "private" } else { &pause }),
+            format!("--network={}", if own_network { "none" } else { &pause }),
+        ]
+        .to_vec()
     }
 
     /// The container that holds the namespaces. No capability: it only reaps.
@@ -237,7 +270,7 @@ impl PodShape {
     }
 
     /// The container that fills the volumes and gives them their owners.
-    pub fn install(&self) -> Result<Vec<String>, Failure> {
+    pub fn install(&self, ids: &PodIds) -> Result<Vec<String>, Failure> {
         let mut arguments = self.common(Role::Install, &INSTALL_CAPABILITIES)?;
         arguments.extend(self.logged(Role::Install)?);
         arguments.extend(["--read-only", "--read-only-tmpfs=false", "--network=none"].map(str::to_owned));
@@ -247,33 +280,36 @@ impl PodShape {
         }
         arguments.extend([self.glue_image.clone(), "install".into()]);
         for slot in 0..self.slots {
-            arguments.extend(["--slot".into(), slot.to_string()]);
+            let Ids { uid, gid, .. } = ids.of(slot);
+            arguments.extend(["--slot".into(), format!("{slot}:{uid}:{gid}")]);
         }
         Ok(arguments)
     }
 
     /// A payload container: its own volumes, its limits, and whatever image. `image_id` is what was looked at before,
     /// so that a name that is given to another image meanwhile changes nothing.
-    pub fn payload(&self, slot: u32, life: u64, image_id: &str) -> Result<Vec<String>, Failure> {
+    pub fn payload(&self, slot: u32, life: u64, ids: &Ids, image_id: &str) -> Result<Vec<String>, Failure> {
         let role = Role::Payload(slot, life);
         let mut arguments = self.common(role, &PAYLOAD_CAPABILITIES)?;
         arguments.extend(self.logged(role)?);
-        arguments.extend(self.namespaces());
-        arguments.extend(self.limits());
+        arguments.extend(self.namespaces(role));
+        arguments.extend(self.limits.options(self.swap_is_counted));
         // An option of `run` only. Without it podman would write root into the image's list of accounts.
         arguments.push("--passwd=false".into());
         arguments.extend(mounts(&[Mount::read_only(self.place.bin(), layout::BIN)])?);
         arguments.extend(mounts(&self.slot_volumes(slot))?);
-        arguments.push(entrypoint(&[layout::GLUE, "run", "--slot", &slot.to_string()])?);
+        let (slot, kill_uid) = (slot.to_string(), ids.kill_uid.to_string());
+        arguments.push(entrypoint(&[layout::GLUE, "run", "--slot", &slot, "--kill-uid", &kill_uid])?);
         arguments.push(image_id.to_owned());
         Ok(arguments)
     }
 
-    /// The pilot container: all volumes, the bind socket, no limit. Its output is ours, so it needs no log.
-    pub fn pilot(&self, pilot: &PilotShape) -> Result<Vec<String>, Failure> {
+    /// The pilot container: all volumes, the bind socket, limits of its own. Its output is ours, so it needs no log.
+    pub fn pilot(&self, pilot: &PilotShape, ids: &PodIds) -> Result<Vec<String>, Failure> {
         let mut arguments = self.common(Role::Pilot, &PILOT_CAPABILITIES)?;
-        arguments.extend(self.namespaces());
-        arguments.extend(["--log-driver=none", "--pids-limit=-1"].map(str::to_owned));
+        arguments.extend(self.namespaces(Role::Pilot));
+        arguments.push("--log-driver=none".into());
+        arguments.extend(self.pilot_limits(pilot).options(self.swap_is_counted));
         arguments.extend(mounts(&[
             Mount::read_only(self.place.bin(), layout::BIN),
             Mount::writable(&pilot.private, PRIVATE_IN_PILOT),
@@ -286,6 +322,8 @@ impl PodShape {
         arguments.extend(mounts(&pilot.mounts)?);
         arguments.push("--env=LATEBIND_BINDER=host".into());
         arguments.push(format!("--env=LATEBIND_SLOTS={}", self.slots));
+        let uids: Vec<String> = (0..self.slots).map(|slot| ids.of(slot).uid.to_string()).collect();
+        arguments.push(format!("--env=LATEBIND_SLOT_UIDS={}", uids.join(",")));
         arguments.extend(pilot.environment.iter().map(|e| format!("--env={e}")));
         if pilot.interactive {
             arguments.push("--interactive".into());
@@ -303,21 +341,10 @@ impl PodShape {
         ]
     }
 
-    fn limits(&self) -> Vec<String> {
-        let Limits { memory, cpus, pids } = self.limits;
-        let mut arguments = Vec::new();
-        if let Some(bytes) = memory {
-            arguments.push(format!("--memory={bytes}b"));
-            if self.swap_is_counted {
-                // The same number: memory and swap together, so no swap on top.
-                arguments.push(format!("--memory-swap={bytes}b"));
-            }
-        }
-        if let Some(cpus) = cpus {
-            arguments.push(format!("--cpus={cpus}"));
-        }
-        arguments.push(pids.map_or("--pids-limit=-1".into(), |n| format!("--pids-limit={n}")));
-        arguments
+    /// Inputs that the pilot puts into a data volume in memory count as its own.
+    pub fn pilot_limits(&self, pilot: &PilotShape) -> Limits {
+        let volumes = self.data_size.unwrap_or(0).saturating_mul(u64::from(self.slots));
+        Limits { memory: pilot.limits.memory.map(|bytes| bytes.saturating_add(volumes)), ..pilot.limits }
     }
 }
 
@@ -364,8 +391,13 @@ mod tests {
             mounts: vec![Mount::read_only("/a,b\"c", "/in")],
             private: "/private".into(),
             environment: vec!["A=b c".into()],
+            limits: Limits { memory: Some(256 << 20), cpus: None, pids: Some(512) },
             interactive: false,
         }
+    }
+
+    fn payload(shape: &PodShape, slot: u32) -> Vec<String> {
+        shape.payload(slot, 7, &PodIds::at(30_000, shape.slots).of(slot), "sha256:1").unwrap()
     }
 
     fn has(arguments: &[String], argument: &str) -> bool {
@@ -389,39 +421,71 @@ mod tests {
             arguments.iter().filter_map(|a| a.strip_prefix("--cap-add=").map(str::to_owned)).collect()
         };
         assert!(added(shape.pause().unwrap()).is_empty());
-        assert_eq!(added(shape.install().unwrap()), INSTALL_CAPABILITIES);
-        assert_eq!(added(shape.payload(0, 1, "sha256:1").unwrap()), PAYLOAD_CAPABILITIES);
-        assert_eq!(added(shape.pilot(&pilot()).unwrap()), PILOT_CAPABILITIES);
+        assert_eq!(added(shape.install(&PodIds::at(30_000, 2)).unwrap()), INSTALL_CAPABILITIES);
+        assert_eq!(added(payload(&shape, 0)), PAYLOAD_CAPABILITIES);
+        assert_eq!(added(shape.pilot(&pilot(), &PodIds::at(30_000, 2)).unwrap()), PILOT_CAPABILITIES);
     }
 
     #[test]
     fn a_payload_sees_its_own_slot_and_nothing_else() {
-        let arguments = shape().payload(1, 7, "sha256:1").unwrap();
+        let arguments = payload(&shape(), 1);
         assert_eq!(targets(&arguments), ["/shared/bin", "/shared/slot/1/ctl", "/shared/slot/1/data"]);
         let bin = arguments.iter().find(|a| a.contains("/shared/bin\"")).unwrap();
         assert!(bin.ends_with(",nosuid,nodev,readonly"), "{bin}");
         assert!(has(&arguments, "--memory=1073741824b") && has(&arguments, "--memory-swap=1073741824b"));
         assert!(has(&arguments, "--cpus=0.5") && has(&arguments, "--pids-limit=64"));
         assert!(has(&arguments, "--pid=container:latebind-p-pause"));
-        assert!(has(&arguments, r#"--entrypoint=["/shared/bin/glue","run","--slot","1"]"#));
+        let glue = r#"--entrypoint=["/shared/bin/glue","run","--slot","1","--kill-uid","30003"]"#;
+        assert!(has(&arguments, glue), "{arguments:?}");
         assert_eq!(arguments.last().unwrap(), "sha256:1");
+    }
+
+    #[test]
+    fn payloads_share_neither_ipc_nor_where_they_are_several_a_network() {
+        let mut shape = shape();
+        let of_pause =
+            |arguments: &[String], kind: &str| has(arguments, &format!("--{kind}=container:latebind-p-pause"));
+        let several = payload(&shape, 0);
+        assert!(has(&several, "--ipc=private") && has(&several, "--network=none"));
+        assert!(["pid", "uts"].iter().all(|kind| of_pause(&several, kind)));
+        shape.network = Network::Host;
+        assert!(of_pause(&payload(&shape, 0), "network"), "the host's, as was asked for");
+        (shape.network, shape.slots) = (Network::None, 1);
+        let alone = payload(&shape, 0);
+        assert!(has(&alone, "--ipc=private") && of_pause(&alone, "network"));
+        let pilot = shape.pilot(&pilot(), &PodIds::at(30_000, 2)).unwrap();
+        assert!(["pid", "uts", "ipc", "network"].iter().all(|kind| of_pause(&pilot, kind)));
+    }
+
+    #[test]
+    fn slots_have_the_ids_of_the_pod() {
+        let install = shape().install(&PodIds::at(30_000, 2)).unwrap();
+        assert_eq!(install[install.len() - 4..], ["--slot", "0:30000:30000", "--slot", "1:30001:30001"]);
     }
 
     #[test]
     fn only_the_pilot_sees_the_bind_socket() {
         let shape = shape();
         let seen = |arguments: &[String]| targets(arguments).contains(&BIND_IN_PILOT);
-        assert!(seen(&shape.pilot(&pilot()).unwrap()));
-        for other in [shape.pause(), shape.install(), shape.payload(0, 1, "sha256:1")] {
+        assert!(seen(&shape.pilot(&pilot(), &PodIds::at(30_000, 2)).unwrap()));
+        for other in [shape.pause(), shape.install(&PodIds::at(30_000, 2)), Ok(payload(&shape, 0))] {
             assert!(!seen(&other.unwrap()));
         }
     }
 
     #[test]
     fn the_pilot_has_what_it_was_given() {
-        let arguments = shape().pilot(&pilot()).unwrap();
+        let mut shape = shape();
+        let arguments = shape.pilot(&pilot(), &PodIds::at(30_000, 2)).unwrap();
         assert!(has(&arguments, "--env=A=b c") && has(&arguments, "--env=LATEBIND_SLOTS=2"));
-        assert!(!arguments.iter().any(|a| a.starts_with("--memory") || a.starts_with("--cpus")));
+        assert!(has(&arguments, "--env=LATEBIND_SLOT_UIDS=30000,30001"));
+        assert!(has(&arguments, "--memory=268435456b") && has(&arguments, "--memory-swap=268435456b"));
+        assert!(has(&arguments, "--pids-limit=512") && !arguments.iter().any(|a| a.starts_with("--cpus")));
+        shape.data_size = Some(1 << 20);
+        assert!(
+            has(&shape.pilot(&pilot(), &PodIds::at(30_000, 2)).unwrap(), "--memory=270532608b"),
+            "two data volumes of 1 MiB in memory"
+        );
         assert_eq!(arguments[arguments.len() - 2..], ["localhost/p:1", "serve"]);
         let quoted =
             r#"--mount=type=bind,"source=/a,b""c","target=/in",bind-propagation=rprivate,nosuid,nodev,readonly"#;
@@ -432,7 +496,7 @@ mod tests {
     fn no_limit_is_said_to_the_engine_too() {
         let mut shape = shape();
         shape.limits = Limits { memory: None, cpus: None, pids: None };
-        let arguments = shape.payload(0, 1, "sha256:1").unwrap();
+        let arguments = payload(&shape, 0);
         assert!(has(&arguments, "--pids-limit=-1"));
         assert!(!arguments.iter().any(|a| a.starts_with("--memory") || a.starts_with("--cpus")));
     }

@@ -1,7 +1,7 @@
 //! Pods of late-bound containers on a machine without Kubernetes, made of podman's containers.
 //!
-//! It stands outside of the pods that it makes and shares no code with what runs in them, but for the names of the
-//! contract's paths.
+//! It stands outside of the pods that it makes. With what runs in them it shares the contract's names and numbers, and the
+//! removal of IPC objects.
 
 mod arguments;
 mod bind_server;
@@ -10,6 +10,7 @@ mod container;
 mod engine;
 mod failure;
 mod images;
+mod ipc;
 mod leftovers;
 mod main_process;
 mod one_command;
@@ -17,6 +18,7 @@ mod pidfd;
 mod place;
 mod pod;
 mod slot;
+mod uids;
 mod volumes;
 
 use crate::arguments::{Arguments, Common, PodArguments, RunArguments, Verb};
@@ -58,6 +60,9 @@ fn main() -> ExitCode {
 }
 
 fn obey(arguments: Arguments) -> Result<u8, Failure> {
+    if let Verb::CleanIpc(task) = &arguments.verb {
+        return ipc::obey(task).map(|()| 0);
+    }
     // One command's standard error is the command's.
     log_at(if matches!(arguments.verb, Verb::Pod(_)) { "info" } else { "warn" });
     if !nix::unistd::geteuid().is_root() {
@@ -72,6 +77,7 @@ fn obey(arguments: Arguments) -> Result<u8, Failure> {
         Verb::Run(run) => run_one(engine, run),
         Verb::Rm(rm) => leftovers::remove(&engine, &rm).map(|()| 0),
         Verb::Ps => leftovers::list(&engine).map(|()| 0),
+        Verb::CleanIpc(_) => Ok(0),
         Verb::Podman { arguments } => {
             let error = engine.command().args(arguments).exec();
             Err(failure(format!("cannot run podman: {error}")))
@@ -104,9 +110,11 @@ fn run_one(engine: Engine, run: RunArguments) -> Result<u8, Failure> {
             mounts,
             private: private(&shape, &run.common)?,
             environment: run.common.pilot_env.clone(),
+            limits: run.common.pilot_limits(),
             interactive: run.interactive,
         },
         shape,
+        uids: run.common.uids,
         allowed: AllowList::only(image),
         pull: run.common.pull,
         // A code that is not 0 is the command's.
@@ -138,9 +146,11 @@ fn pod_plan(engine: &Engine, pod: PodArguments) -> Result<Plan, Failure> {
             mounts,
             private: private(&shape, common)?,
             environment: common.pilot_env.clone(),
+            limits: common.pilot_limits(),
             interactive: false,
         },
         shape,
+        uids: common.uids,
         allowed: AllowList::new(&pod.allow),
         pull: common.pull,
         restarts: pod.restarts,

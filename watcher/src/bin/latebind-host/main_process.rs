@@ -48,6 +48,11 @@ impl MainProcess {
         line.split(|b| *b == 0).any(|w| w == word.as_bytes())
     }
 
+    /// Its number, which may be another process's once this one has ended.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
     /// Sends `signal`.
     pub fn signal(&self, signal: Signal) -> io::Result<()> {
         self.process.signal(signal)

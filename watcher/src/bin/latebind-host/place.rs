@@ -181,6 +181,10 @@ impl PodPlace {
     pub fn data(&self, slot: u32) -> PathBuf {
         self.0.join(format!("slot-{slot}/data"))
     }
+    /// Which user IDs the pod has.
+    pub fn uids(&self) -> PathBuf {
+        self.0.join("uids")
+    }
     /// Volume that only the pilot sees.
     pub fn private(&self) -> PathBuf {
         self.0.join("private")

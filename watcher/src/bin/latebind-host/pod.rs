@@ -8,6 +8,7 @@ use crate::images::{AllowList, Pull};
 use crate::main_process::MainProcess;
 use crate::place::Claim;
 use crate::slot::{Slot, glue_said};
+use crate::uids::{self, IdRange, PodIds};
 use crate::volumes;
 use nix::sys::signal::Signal;
 use serde::Deserialize;
@@ -51,6 +52,8 @@ pub struct Plan {
     pub shape: PodShape,
     /// Its pilot.
     pub pilot: PilotShape,
+    /// Where its user IDs are taken from, if not from the default range.
+    pub uids: Option<IdRange>,
     /// Images that the pilot may bind.
     pub allowed: AllowList,
     /// Whether they are fetched.
@@ -85,10 +88,15 @@ pub fn run(engine: &Arc<Engine>, plan: Plan) -> Result<u8, Failure> {
         remove_leftovers(engine, &name)?;
         images.join().map_err(|_| failure("the look for the images was not followed"))?
     })?;
+    let taken = uids::take(&plan.shape.place, plan.shape.slots, plan.uids);
+    let ids = taken.inspect_err(|_| {
+        let _ = volumes::remove(&plan.shape.place);
+    })?;
     let life = Arc::new(Life {
+        ids,
         server: Arc::new(BindServer {
             engine: Arc::clone(engine),
-            slots: (0..plan.shape.slots).map(Slot::new).collect(),
+            slots: (0..plan.shape.slots).map(|n| Slot::new(n, ids.of(n))).collect(),
             shape: plan.shape,
             allowed: plan.allowed,
             pull: plan.pull,
@@ -136,7 +144,9 @@ pub fn remove_leftovers(engine: &Engine, name: &str) -> Result<(), Failure> {
 
 fn remove(engine: &Engine, name: &str) -> Result<(), Failure> {
     engine.remove_labelled(&format!("{}={name}", crate::container::POD_LABEL))?;
-    volumes::remove(&engine.place().pod(name))
+    let place = engine.place().pod(name);
+    volumes::remove(&place)?;
+    uids::give_back(&place)
 }
 
 /// The right to the name `name`.
@@ -168,6 +178,7 @@ fn forward_signals(to: Sender<Event>, as_they_are: bool) -> Result<(), Failure> 
 }
 
 struct Life {
+    ids: PodIds,
     server: Arc<BindServer>,
     pilot: PilotShape,
     restarts: u32,
@@ -281,6 +292,7 @@ impl Life {
         tracing::info!(
             pod = shape.name,
             slots = shape.slots,
+            user_ids = %self.ids,
             base_ms = based.as_millis(),
             all_ms = began.elapsed().as_millis(),
             "the pod is up"
@@ -296,7 +308,7 @@ impl Life {
     }
 
     fn create_pilot(&self) -> Result<(), Failure> {
-        let id = self.podman(Role::Pilot, &["create"], self.shape().pilot(&self.pilot)?)?;
+        let id = self.podman(Role::Pilot, &["create"], self.shape().pilot(&self.pilot, &self.ids)?)?;
         *self.pilot_id.lock().unwrap_or_else(PoisonError::into_inner) = Some(id);
         Ok(())
     }
@@ -317,7 +329,7 @@ impl Life {
     }
 
     fn install(&self) -> Result<(), Failure> {
-        self.podman(Role::Install, &["run"], self.shape().install()?).map(|_| ())
+        self.podman(Role::Install, &["run"], self.shape().install(&self.ids)?).map(|_| ())
     }
 
     /// Runs the pilot until it succeeds, is told to stop, or has failed too often.
@@ -382,11 +394,37 @@ impl Life {
             // It stays behind in its read when the pilot has ended, and ends with this process.
             thread::spawn(move || io::copy(&mut io::stdin(), &mut to));
         }
-        let status = child.wait().context(|| "cannot wait for podman".into())?;
-        match status.code() {
+        let status = thread::scope(|scope| {
+            let (ended, end) = mpsc::channel::<()>();
+            scope.spawn(move || self.look_for_oom(&end));
+            let status = child.wait();
+            drop(ended);
+            status
+        });
+        match status.context(|| "cannot wait for podman".into())?.code() {
             // Podman's own failures have these codes too.
             Some(125..=127) | None => self.pilot_code(&name),
             Some(code) => Ok(u8::try_from(code).unwrap_or(u8::MAX)),
+        }
+    }
+
+    /// Follows the pilot from its start to its end, and says where the kernel ended anything of it for memory: its exit code
+    /// would not say so, and the engine removes the control group soon after. `end` is closed when podman has ended.
+    fn look_for_oom(&self, end: &Receiver<()>) {
+        let main = loop {
+            match self.pilot_process() {
+                Some(main) => break main,
+                None if end.recv_timeout(SIGNAL_TICK) == Err(RecvTimeoutError::Disconnected) => return,
+                None => {}
+            }
+        };
+        while matches!(main.ended_within(GOOD_LIFE), Ok(false)) {}
+        if main.oom_killed() == Some(true) {
+            let size = self.shape().pilot_limits(&self.pilot).memory;
+            tracing::error!(
+                memory = size.map(tracing::field::display),
+                "the kernel ended processes of the pilot container for memory; give it more with --pilot-memory"
+            );
         }
     }
 

@@ -3,7 +3,9 @@
 use crate::container::{PodShape, Role};
 use crate::engine::{CALL_LIMIT, CallError, Engine, START_LIMIT, with_verb};
 use crate::images::{self, Ready, Reason, Refusal, start_refusal};
+use crate::ipc;
 use crate::main_process::MainProcess;
+use glue::contract::layout::Ids;
 use serde::Deserialize;
 use std::fs;
 use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock, PoisonError};
@@ -19,6 +21,7 @@ const NOTICE_LIMIT: Duration = Duration::from_secs(3);
 #[derive(Debug)]
 pub struct Slot {
     number: u32,
+    ids: Ids,
     /// Held through a bind: one at a time.
     binding: Mutex<Lives>,
     /// The last request that came, so that an older one that was held up does not undo it.
@@ -100,8 +103,13 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Slot {
     /// A slot without a container.
-    pub fn new(number: u32) -> Self {
-        Self { number, binding: Mutex::default(), newest: Mutex::new(0), current: Mutex::new(None) }
+    pub fn new(number: u32, ids: Ids) -> Self {
+        Self { number, ids, binding: Mutex::default(), newest: Mutex::new(0), current: Mutex::new(None) }
+    }
+
+    /// Its numbers.
+    pub fn ids(&self) -> Ids {
+        self.ids
     }
 
     /// To be taken when a request arrives, before the image is looked at.
@@ -133,7 +141,7 @@ impl Slot {
         let role = Role::Payload(self.number, lives.0);
         let name = shape.container(role);
         let options = shape
-            .payload(self.number, lives.0, &ready.id)
+            .payload(self.number, lives.0, &self.ids, &ready.id)
             .map_err(|e| Refusal::retry(Reason::EngineError, e.to_string()))?;
         let old = locked(&self.current).take();
         if let Err(refusal) = old.as_ref().map_or(Ok(()), |old| end(engine, old)) {
@@ -186,6 +194,15 @@ impl Slot {
             "bound"
         );
         Ok(id)
+    }
+
+    /// Removes what the payload has left in the container's IPC namespace, `/dev/shm` and `/dev/mqueue`.
+    pub fn clean(&self) -> Result<(), Refusal> {
+        let failed =
+            |why: String| Refusal::retry(Reason::CleaningFailed, format!("IPC objects of slot {}: {why}", self.number));
+        let Some(payload) = locked(&self.current).clone() else { return Err(failed("it has no container".into())) };
+        let Some(main) = &payload.main else { return Err(failed("its container has ended".into())) };
+        ipc::clean(main, &payload.id, &self.ids).map_err(failed)
     }
 
     /// What the container is doing, as the engine knows it.

@@ -120,10 +120,11 @@ fn kill_uid_entry(slot: u32) -> String {
     format!("{slot}-kill-uid")
 }
 
-/// The slot's kill UID, from what the watcher itself has kept: its status file may be a foreign root's.
+/// The slot's kill UID, from whoever made the pod, or what the watcher itself has kept: its status file may be a foreign root's.
 fn kill_uid(around: &Around<'_>) -> u32 {
-    let kept = around.slots.get(&kill_uid_entry(around.slot.number)).ok().flatten();
-    kept.unwrap_or(layout::DEFAULT_KILL_UID + around.slot.number)
+    let given = around.binder.ids(around.slot.number).ok().flatten().map(|ids| ids.kill_uid);
+    let kept = || around.slots.get(&kill_uid_entry(around.slot.number)).ok().flatten();
+    given.or_else(kept).unwrap_or(layout::DEFAULT_KILL_UID + around.slot.number)
 }
 
 impl Life<'_> {

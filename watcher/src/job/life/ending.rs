@@ -9,7 +9,7 @@ use crate::helper;
 use crate::job::{Bound, Phase, collect, stage};
 use crate::slot::Slot;
 
-use super::{Life, span};
+use super::{Life, Reuse, span};
 
 /// Ends what is left of the payload UID in the container, and makes sure of it.
 pub(super) fn end_processes(slot: &Slot, bound: &Bound, within: Duration) -> Result<(), Failure> {
@@ -67,16 +67,17 @@ impl Life<'_> {
             self.state.report.missing_outputs.extend(lost);
         }
         let slot = self.around.slot;
-        if let Some(bound) = &self.state.bound {
-            let ids = slot.ids(bound.kill_uid);
-            let cleaned = helper::clean_ipc(ids);
-            self.note(cleaned.map_err(|e| Failure::retry(Reason::CleaningFailed, format!("IPC objects: {e}"))));
-        }
         self.note(stage::empty(slot));
         let report = &self.state.report;
         if self.glue.as_ref().is_none_or(proof::has_ended) || report.class == Class::Retry {
             self.held = None; // whatever was short there, the next attempt does not find it again
         }
+        if let Some(bound) = &self.state.bound {
+            let reused = self.held.is_some() && self.around.settings.reuse == Reuse::SameOwner;
+            let cleaned = self.around.binder.clean_ipc(slot.number, slot.ids(bound.kill_uid), reused);
+            self.note(cleaned);
+        }
+        let report = &self.state.report;
         // Something may lie in its volumes that is no job's, and that the usual cleaning leaves alone.
         self.needs_placeholder |= report.class == Class::Retry && report.reason == Reason::VolumeFull;
         Ok(Phase::Done)
