@@ -189,7 +189,12 @@ impl Core {
     }
 
     /// Takes a job, or attaches to the one that has this name. News are posted to the mailbox, the last one is [`News::Over`].
-    pub fn submit(&self, request: Request, streams: Option<Streams>, to: &Arc<Mailbox>) -> Result<Arc<Control>, String> {
+    pub fn submit(
+        &self,
+        request: Request,
+        streams: Option<Streams>,
+        to: &Arc<Mailbox>,
+    ) -> Result<Arc<Control>, String> {
         request.check()?;
         if let Some(number) = request.slot.filter(|n| self.uids.values().all(|known| known != n)) {
             return Err(format!("there is no slot {number}"));

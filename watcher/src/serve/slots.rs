@@ -6,7 +6,6 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::bind::{Failure, Progress, Reason, proof};
-use crate::helper;
 use crate::job::control::Control;
 use crate::job::life::{self, After, Around, Held};
 use crate::job::{Phase, State};

@@ -227,12 +227,6 @@ pub fn set_xattr(path: &str, name: &CStr, value: &[u8]) -> io::Result<()> {
     result(unsafe { libc::setxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) }).map(drop)
 }
 
-pub fn set_xattr(path: &str, name: &CStr, value: &[u8]) -> io::Result<()> {
-    let path = CString::new(path)?;
-    // SAFETY: both texts are terminated, and the value is given with its length.
-    result(unsafe { libc::setxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) }).map(drop)
-}
-
 pub fn make_fifo(path: &str) -> io::Result<()> {
     let path = CString::new(path)?;
     // SAFETY: the string is terminated and outlives the call.
