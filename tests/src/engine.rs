@@ -1,6 +1,10 @@
 //! Calls of podman, through the project's own wrapper: its storage, its settings.
 
+use std::fs;
+use std::os::unix::fs::symlink;
 use std::process::{Command, Output};
+
+use crate::pod::{Scratch, unique};
 
 use crate::waiting::{LIMIT, within};
 
@@ -60,4 +64,40 @@ pub fn podman<S: AsRef<str>>(arguments: &[S]) -> String {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "podman {}: {}\n{said}", words.join(" "), output.status);
     String::from_utf8_lossy(&output.stdout).trim_end_matches('\n').to_owned()
+}
+
+/// An image that has nothing but a file of a name, and in place of `/shared`, where our volumes go, a link through the same name. It goes
+/// with the value.
+pub struct LinkedImage(String);
+
+impl LinkedImage {
+    /// Makes the image; a slash is left out of `name`.
+    ///
+    /// # Panics
+    /// If it cannot be made.
+    pub fn new(name: &str) -> Self {
+        let name = name.replace('/', "");
+        let scratch = Scratch::new();
+        let root = scratch.path().join("root");
+        fs::create_dir(&root).expect("a directory for the image");
+        fs::write(root.join(&name), "").expect("a file of that name");
+        symlink(format!("/{name}/x"), root.join("shared")).expect("a link through that name");
+        let (root, tar) = (root.display().to_string(), scratch.path().join("image.tar").display().to_string());
+        let packed = Command::new("tar").args(["-C", &root, "-cf", &tar, "."]).status().expect("tar can be run");
+        assert!(packed.success(), "tar: {packed}");
+        let image = image(&unique("linked"));
+        podman(&["import", "--quiet", &tar, &image]);
+        Self(image)
+    }
+
+    /// The image's name.
+    pub fn name(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Drop for LinkedImage {
+    fn drop(&mut self) {
+        let _ = call(&["rmi", "--force", &self.0]);
+    }
 }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
+use latebind_tests::engine::LinkedImage;
 use latebind_tests::pod::{Options, Pod, probe};
 use serde_json::{Value, json};
 
@@ -115,4 +116,26 @@ fn hostile_images_run_like_any_other() {
     let env =
         pod.job("env", &json!({"image": "localhost/latebind/hostile-env:1", "argv": ["/bin/sh", "-c", "exit 6"]}));
     assert!(env.report.verified && env.report.exit_code == Some(6), "{:#?}", env.report);
+}
+
+#[test]
+fn names_of_files_in_an_image_decide_no_class() {
+    let pod = Pod::start();
+    // Each would be a shortage of the machine, if words of a message decided, and three of those take the slot out of service.
+    for (n, name) in [
+        "a: no space left on device",
+        "a\nError: context deadline exceeded",
+        "a\": cannot allocate memory",
+        "a: no space left on device\nlevel=warning",
+    ]
+    .iter()
+    .enumerate()
+    {
+        let image = LinkedImage::new(name);
+        let outcome = pod.job(&format!("linked-{n}"), &json!({"image": image.name(), "argv": ["true"]}));
+        assert_eq!(outcome.class().0, "hold", "{name:?}: {:#?}", outcome.report);
+        assert!(!outcome.report.verified && outcome.report.attempt == 1, "{name:?}: {:#?}", outcome.report);
+    }
+    assert!(!pod.said().contains("out of service"), "{}", pod.said());
+    pod.job("next", &probe(&["hello"])).is_good();
 }

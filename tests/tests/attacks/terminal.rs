@@ -2,12 +2,11 @@
 //! outputs, their programs, and the messages made of them.
 
 use std::fs;
-use std::os::unix::fs::symlink;
 use std::process::Command;
 
 use glue::contract::text::is_harmless;
-use latebind_tests::engine;
-use latebind_tests::pod::{BUSYBOX, Options, Pod, Scratch, podman, program, run, shell, unique, with};
+use latebind_tests::engine::LinkedImage;
+use latebind_tests::pod::{BUSYBOX, Options, Pod, podman, program, run, shell, with};
 use serde_json::{Value, json};
 
 /// What terminals act upon: sequences of C0 and C1, DEL, an override of direction, and a line of its own.
@@ -25,31 +24,6 @@ fn assert_harmless(what: &str, bytes: &[u8]) -> String {
     text
 }
 
-/// An image with hostile names in its root, and a link of such a name where our volumes are to go. It goes with the value.
-struct Image(String);
-
-impl Image {
-    fn new() -> Self {
-        let scratch = Scratch::new();
-        let root = scratch.path().join("root");
-        fs::create_dir(&root).unwrap();
-        symlink(format!("/{}/x", HOSTILE.replace('/', "")), root.join("shared")).unwrap();
-        fs::write(root.join(HOSTILE.replace('/', "")), "").unwrap();
-        let tar = scratch.path().join("image.tar").display().to_string();
-        let packed = Command::new("tar").args(["-C", root.to_str().unwrap(), "-cf", &tar, "."]).status();
-        assert!(packed.expect("tar can be run").success());
-        let name = engine::image(&unique("terminal"));
-        engine::podman(&["import", "--quiet", &tar, &name]);
-        Self(name)
-    }
-}
-
-impl Drop for Image {
-    fn drop(&mut self) {
-        let _ = engine::call(&["rmi", "--force", &self.0]);
-    }
-}
-
 /// `watcher ARGS` in the pilot container: what it prints.
 #[track_caller]
 fn watcher(pod: &Pod, arguments: &[&str]) -> String {
@@ -61,16 +35,16 @@ fn watcher(pod: &Pod, arguments: &[&str]) -> String {
 
 #[test]
 fn names_in_an_image_reach_no_terminal() {
-    let image = Image::new();
+    let image = LinkedImage::new(HOSTILE);
     for verbose in [&[][..], &["--watcher-arg", "--verbose"]] {
-        let ran = run(&[verbose, &[&image.0, "--", "true"]].concat());
+        let ran = run(&[verbose, &[image.name(), "--", "true"]].concat());
         assert_ne!(ran.code, Some(0), "the image has no program");
         assert_harmless("run: standard output", &ran.stdout);
         let said = assert_harmless("run: standard error", &ran.stderr);
         assert!(!said.is_empty());
     }
     let pod = Pod::start();
-    let outcome = pod.job("linked", &json!({"image": image.0, "argv": ["true"]}));
+    let outcome = pod.job("linked", &json!({"image": image.name(), "argv": ["true"]}));
     assert!(!outcome.report.verified, "{:#?}", outcome.report);
     let report = fs::read(outcome.dir.join("result/report.json")).unwrap();
     assert!(report.is_ascii(), "{}", String::from_utf8_lossy(&report));

@@ -52,6 +52,8 @@ impl Message {
     /// Takes `text` apart, in which `image` is the name of the image as the engine was given it.
     pub fn read(text: &str, image: &str) -> Self {
         let end = text.char_indices().nth(TEXT_MAX).map_or(text.len(), |(at, _)| at);
+        // A quote in a name would hide the end, which is a cause only if it is one to the letter.
+        let last = last_part(text);
         let text = without_quoted(text.get(..end).unwrap_or_default());
         let parsed = Reference::parse(image).ok();
         // A name that is not one may hold anything; one that is, is a word.
@@ -65,13 +67,10 @@ impl Message {
             Some(Some((code, rest))) => (Some(code.to_owned()), rest),
             _ => (None, text.as_str()),
         };
-        let mut chain: Vec<&str> =
+        let chain: Vec<&str> =
             text.split(": ").map(|part| without_name(part.trim_matches([' ', ':']), &names)).collect();
-        // The code of an error without one, as gRPC shows it.
-        chain.pop_if(|last| *last == "unknown" && chain_has_more(text));
         let others = chain.iter().position(|part| begins(part, UNPACKING) || part.contains(SERVER));
         let parts = chain.iter().take(others.map_or(usize::MAX, |at| at + 1)).map(|part| (*part).to_owned()).collect();
-        let last = chain.last().map(|last| (*last).to_owned()).unwrap_or_default();
         Self { code, parts, last }
     }
 
@@ -137,8 +136,13 @@ impl Message {
     /// Whether the files of the image kept a container from being made or started, as podman and its runtimes say it.
     pub fn is_of_images_files(&self) -> bool {
         const BEGINNINGS: &[&str] = &["error mounting", "unable to find user", "cannot be mounted because"];
-        const ENDS: &[&str] =
-            &["not a directory", "is a directory", "too many levels of symbolic links", "exec format error"];
+        const ENDS: &[&str] = &[
+            "not a directory",
+            "is a directory",
+            "too many levels of symbolic links",
+            "file name too long",
+            "exec format error",
+        ];
         self.begins(BEGINNINGS) || self.is_last(ENDS)
     }
 }
@@ -189,8 +193,11 @@ const MISSING: &[&str] = &[
     "no such image",
 ];
 
-fn chain_has_more(text: &str) -> bool {
-    text.contains(": ")
+/// The last part of a chain, in lower case; without `unknown`, as gRPC shows the code of an error that has none.
+fn last_part(text: &str) -> String {
+    let text = text.trim_end();
+    let text = text.strip_suffix(": unknown").unwrap_or(text);
+    text.rsplit(": ").next().unwrap_or_default().to_lowercase()
 }
 
 /// Whether the part begins with one of the phrases, and the phrase ends where a word does.

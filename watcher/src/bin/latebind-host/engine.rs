@@ -317,12 +317,15 @@ pub fn with_verb(verb: &[&str], options: Vec<String>) -> Vec<String> {
     verb.iter().map(|v| (*v).to_owned()).chain(options).collect()
 }
 
-/// What matters of podman's standard error: its errors; else all that is no warning.
+/// What matters of podman's standard error: its error, which comes last; else all that is not a warning. Whatever lines follow the first
+/// of an error belong to it, as a name in an image may have line ends.
 fn essence(stderr: &str) -> String {
-    let lines = |keep: fn(&str) -> bool| -> Vec<&str> { stderr.lines().map(str::trim).filter(|l| keep(l)).collect() };
-    let errors = lines(|l| l.starts_with("Error:"));
-    let rest = lines(|l| !l.is_empty() && !l.contains("level=warning"));
-    let chosen = if errors.is_empty() { rest } else { errors };
+    let lines: Vec<&str> = stderr.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let error = lines.iter().position(|line| line.starts_with("Error:"));
+    let chosen: Vec<&str> = match error.and_then(|at| lines.get(at..)) {
+        Some(error) => error.to_vec(),
+        None => lines.into_iter().filter(|line| !line.contains("level=warning")).collect(),
+    };
     chosen.join("; ").trim_start_matches("Error: ").to_owned()
 }
 
@@ -337,5 +340,11 @@ mod tests {
         assert_eq!(essence(said), "no such image");
         assert_eq!(essence("time level=warning msg\nsomething else\n"), "something else");
         assert_eq!(essence(""), "");
+        let two = "Error: open /a\nError: no space left on device\nlevel=warning/b: not a directory\n";
+        assert_eq!(
+            essence(two),
+            "open /a; Error: no space left on device; level=warning/b: not a directory",
+            "a name with line ends cuts nothing off"
+        );
     }
 }

@@ -289,6 +289,8 @@ mod tests {
         assert_eq!(start_refusal("", &said("error mounting: no space left on device")).reason, Reason::StartError);
         assert_eq!(start_refusal("", &said("never heard of")).class, Class::Retry);
         assert_eq!(start_refusal("", &CallError::Closing).reason, Reason::EngineError);
+        let lines = "open /a; Error: no space left on device; level=warning/b: not a directory";
+        assert_eq!(start_refusal("", &said(lines)).reason, Reason::CreateContainerError, "a name with line ends");
     }
 
     #[test]
