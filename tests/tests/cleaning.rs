@@ -1,6 +1,7 @@
 //! What a job leaves behind is gone before the next one: processes, files, and every kind of IPC object that outlives them.
 
-use latebind_tests::pod::{BUSYBOX, Options, Outcome, Pod, probe, shell, with};
+use latebind_tests::pod::{BUSYBOX, JOB_WITHIN, Options, Outcome, Pod, eventually, kill, probe, shell, with};
+use latebind_tests::slot::WAIT_FOR_GO;
 use serde_json::{Value, json};
 
 /// IPC objects of the payload's UID that the next job of the pod sees.
@@ -46,10 +47,8 @@ fn ipc_objects_of_a_lost_job_do_not_reach_the_next_one() {
     let pod = Options::new().pilot(&["--max-attempts", "1"]).start();
     pod.put("lost", &shell("/probe ipc; touch made; sleep 60"));
     pod.runs("lost.1", 0);
-    latebind_tests::pod::eventually("the objects are made", latebind_tests::pod::JOB_WITHIN, || {
-        pod.work(0).join("made").exists().then_some(())
-    });
-    latebind_tests::pod::kill(pod.main_process(&pod.payload_role(0)), 9);
+    eventually("the objects are made", JOB_WITHIN, || pod.work(0).join("made").exists().then_some(()));
+    kill(pod.main_process(&pod.payload_role(0)), 9);
     assert_eq!(pod.result("lost").class().0, "retry");
     assert_eq!(seen(&pod, &pod.job("next", &probe(&["ipc-list"]))), Vec::<Value>::new());
 }
@@ -57,11 +56,13 @@ fn ipc_objects_of_a_lost_job_do_not_reach_the_next_one() {
 #[test]
 fn objects_of_a_neighbouring_slot_stay() {
     let pod = Options::new().slots(2).start();
-    pod.serves();
     // The second one ends, and is cleaned up after, while the first one lives.
-    pod.put("a-stays", &shell("/probe ipc >/dev/null; sleep 6; /probe ipc-list"));
-    pod.put("b-short", &probe(&["hello"]));
-    pod.result("b-short").is_good();
+    pod.put("a-stays", &shell(&format!("/probe ipc >/dev/null; touch made; {WAIT_FOR_GO}; /probe ipc-list")));
+    pod.reaches("a-stays.1", "running");
+    let slot = u32::try_from(pod.kept_state("a-stays.1").unwrap()["slot"].as_u64().unwrap()).unwrap();
+    eventually("the objects are made", JOB_WITHIN, || pod.work(slot).join("made").exists().then_some(()));
+    pod.job("b-short", &probe(&["hello"])).is_good();
+    pod.go(slot);
     let stays = pod.result("a-stays");
     let slot = stays.is_good().report.slot.unwrap();
     let own: Vec<Value> = stays.answers().into_iter().filter(|o| o["uid"] == pod.uid(slot)).collect();

@@ -1,8 +1,7 @@
 //! A job is kept within its limits: whichever it crosses, it is ended in time, the report says which, and the slot serves on.
 
-use std::time::{Duration, Instant};
-
-use latebind_tests::pod::{Options, Outcome, Pod, probe, shell, with};
+use latebind_tests::pod::{JOB_WITHIN, Options, Outcome, Pod, eventually, probe, shell, with};
+use latebind_tests::slot::WAIT_FOR_GO;
 use serde_json::{Value, json};
 use watcher::job::limits::Which;
 
@@ -46,9 +45,7 @@ fn each_limit_ends_the_job_and_the_slot_serves_the_next() {
             Which::Output,
         ),
     ] {
-        let began = Instant::now();
         has_crossed(&pod.job(name, &job), which);
-        assert!(began.elapsed() < Duration::from_secs(20), "{name} took {:?}", began.elapsed());
         pod.job(&format!("after-{name}"), &probe(&["hello"])).is_good();
     }
 }
@@ -132,12 +129,25 @@ fn outputs_that_are_too_large_are_named_and_not_fetched() {
 #[test]
 fn a_report_says_what_the_job_used() {
     let pod = Pod::start();
-    let script = "dd if=/dev/zero of=a bs=1M count=30 2>/dev/null; /probe memory 50 4 & /probe cpu 2; wait";
-    let outcome = pod.job("uses", &shell(script));
+    let script = "dd if=/dev/zero of=a bs=1M count=30 2>/dev/null; /probe memory 50 600 & /probe cpu 1";
+    pod.put("uses", &shell(&format!("{script}; {WAIT_FOR_GO}; kill $!")));
+    // It lasts until all of it has been sampled, and more than once.
+    let mut samples = Vec::new();
+    eventually("three samples, the last one of all that it uses", 2 * JOB_WITHIN, || {
+        let usage = pod.top()?["slots"][0]["live"]["usage"].take();
+        if usage.is_object() && samples.last() != Some(&usage) {
+            samples.push(usage.clone());
+        }
+        let has = |field: &str, least: u64| usage[field].as_f64().is_some_and(|n| n >= least as f64);
+        let is_whole = has("cpu_s", 1) && has("rss", 50 << 20) && has("processes", 3) && has("disk", 30 << 20);
+        (is_whole && samples.len() >= 3).then_some(())
+    });
+    pod.go(0);
+    let outcome = pod.result("uses");
     let report = &outcome.is_good().report;
     let usage = report.usage.as_ref().unwrap_or_else(|| panic!("no usage in {report:#?}"));
     let peak = usage.peak;
-    assert!((0.3..6.0).contains(&peak.cpu_s), "{peak:?}");
+    assert!(peak.cpu_s >= 1.0, "{peak:?}");
     assert!((50 << 20..400 << 20).contains(&peak.rss), "{peak:?}");
     assert!(peak.memory() > 50 << 20 && peak.pss.is_some_and(|pss| pss > 50 << 20 && pss <= peak.rss), "{peak:?}");
     assert!(peak.processes >= 3 && peak.threads >= peak.processes, "{peak:?}");

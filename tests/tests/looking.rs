@@ -1,8 +1,6 @@
 //! What people look at: `watcher top`, metrics, a report, a timeline.
 
-use std::time::Duration;
-
-use latebind_tests::pod::{Options, Pod, eventually, podman, probe, shell};
+use latebind_tests::pod::{JOB_WITHIN, Options, Pod, eventually, podman, probe, shell};
 use serde_json::Value;
 
 /// `watcher ARGS` in the pilot container: its standard output.
@@ -19,18 +17,17 @@ fn top_shows_what_a_job_uses() {
     let pod = Options::new().slots(2).start();
     pod.put("shown", &shell("/probe memory 50 60 & /probe cpu 60"));
     pod.reaches("shown.1", "running");
-    let line = eventually("a sample", Duration::from_secs(20), || {
-        let line: Value = serde_json::from_str(&watcher(&pod, &["top", "--json", "--times", "1"])).unwrap();
-        let slots = line["slots"].as_array().unwrap().clone();
-        slots.into_iter().find(|s| s["job"] == "shown.1" && s["live"]["usage"]["cpu_s"].as_f64() > Some(1.0))
+    eventually("a sample of all that it uses", JOB_WITHIN, || {
+        let slots = pod.top()?["slots"].as_array()?.clone();
+        let usage = &slots.iter().find(|slot| slot["job"] == "shown.1")?["live"]["usage"];
+        let has = |field: &str, least: u64| usage[field].as_f64().is_some_and(|n| n >= least as f64);
+        (has("cpu_s", 1) && has("rss", 50 << 20) && has("processes", 2)).then_some(())
     });
-    let usage = &line["live"]["usage"];
-    assert!(usage["rss"].as_u64() > Some(50 << 20) && usage["processes"].as_u64() >= Some(2), "{line}");
     let table = watcher(&pod, &["top", "--times", "1"]);
     assert!(table.lines().all(|l| l.chars().count() <= 80), "{table}");
     assert!(table.contains(" shown.1 ") && table.contains(" running ") && table.contains("idle"), "{table}");
     watcher(&pod, &["stop", "shown"]);
-    eventually("it is shown as stopped", Duration::from_secs(10), || {
+    eventually("it is shown as stopped", JOB_WITHIN, || {
         watcher(&pod, &["top", "--times", "1"]).contains(" stopped ").then_some(())
     });
     watcher(&pod, &["signal", "shown", "KILL"]);
@@ -95,6 +92,7 @@ fn every_line_about_a_job_names_it_and_its_slot() {
     let pod = Pod::start();
     let job = shell("exit 3");
     pod.job("named", &job).is("final", "Error");
+    pod.says("\"message\":\"over\"");
     let said = pod.said();
     let lines: Vec<Value> = said.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
     let over = lines.iter().find(|l| l["fields"]["message"] == "over").expect("the line that says it is over");

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use latebind_tests::pod::{
     BUSYBOX, NOSHELL, Ran, Running, Scratch, eventually, host, program, run, run_with_input, state, traces, unique,
@@ -35,10 +35,8 @@ fn a_signal_is_128_and_its_number() {
 
 #[test]
 fn the_wall_limit_is_124() {
-    let began = Instant::now();
-    let ran = run(&["--timeout", "1", NOSHELL, "--", "/probe", "sleep", "50"]);
+    let ran = run(&["--timeout", "1", NOSHELL, "--", "/probe", "sleep", "1000"]);
     has_code(&ran, 124);
-    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
 }
 
 #[test]

@@ -5,12 +5,13 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use latebind_tests::pod::{
     BUSYBOX, DEBIAN, JOB_WITHIN, NOSHELL, Options, Outcome, Pod, Scratch, eventually, look_into, probe, program,
     put_into, shell, with,
 };
+use latebind_tests::slot::WAIT_FOR_GO;
 use serde_json::{Value, json};
 
 const KEYS: &str = "/var/lib/latebind/keys";
@@ -411,20 +412,23 @@ fn fields_that_glue_would_refuse_are_held_before_they_reach_it() {
     }
 }
 
+/// The results of two jobs, each of which waits until the other one runs too.
+fn run_at_once(pod: &Pod, script: &str) -> [Outcome; 2] {
+    let names = ["left", "right"];
+    names.iter().for_each(|name| pod.put(name, &shell(script)));
+    names.iter().for_each(|name| pod.reaches(&format!("{name}.1"), "running"));
+    [0, 1].into_iter().for_each(|slot| pod.go(slot));
+    names.map(|name| pod.result(name))
+}
+
 #[test]
 fn two_slots_run_two_jobs_at_once() {
     let pod = Options::new().slots(2).start();
     pod.serves();
-    let began = Instant::now();
-    for name in ["left", "right"] {
-        pod.put(name, &probe(&["sleep", "6"]));
-    }
-    let outcomes = [pod.result("left"), pod.result("right")];
-    let took = began.elapsed();
+    let outcomes = run_at_once(&pod, WAIT_FOR_GO);
     let mut slots: Vec<_> = outcomes.iter().map(|o| o.is_good().report.slot).collect();
     slots.sort();
     assert_eq!(slots, [Some(0), Some(1)]);
-    assert!(took < Duration::from_millis(11_500), "two jobs of 6 s took {took:?}, as if one after the other");
     let moments: Vec<_> = outcomes.iter().map(|o| o.report.record.clone().unwrap()).collect();
     assert!(moments[0].started_at.as_ref().unwrap() < &moments[1].ended_at);
     assert!(moments[1].started_at.as_ref().unwrap() < &moments[0].ended_at);
@@ -434,10 +438,8 @@ fn two_slots_run_two_jobs_at_once() {
 fn a_slots_payload_has_numbers_of_its_own() {
     let pod = Options::new().slots(2).start();
     pod.serves();
-    for name in ["left", "right"] {
-        pod.put(name, &shell("id -u; id -g; sleep 3; ls /shared/slot"));
-    }
-    let mut seen: Vec<String> = ["left", "right"].iter().map(|n| pod.result(n).is_good().text("stdout")).collect();
+    let outcomes = run_at_once(&pod, &format!("id -u; id -g; {WAIT_FOR_GO}; ls /shared/slot"));
+    let mut seen: Vec<String> = outcomes.iter().map(|outcome| outcome.is_good().text("stdout")).collect();
     seen.sort();
     let wanted = [0, 1].map(|slot| format!("{0}\n{0}\n{slot}\n", pod.uid(slot)));
     assert!(wanted[0] != wanted[1]);

@@ -3,6 +3,10 @@
 use std::time::Duration;
 
 use latebind_condor_tests::{JOB_WITHIN, Job, Pool, status};
+use latebind_tests::pod::eventually;
+
+/// How long a job is suspended: long enough to be counted, in whole seconds.
+const SUSPENDED_FOR: Duration = Duration::from_secs(3);
 
 /// Ends when it is asked to, and says so.
 const POLITE: &str = "trap 'echo asked; exit 3' TERM; echo > begun; while :; do sleep 0.2; done";
@@ -78,23 +82,29 @@ fn removed_by_force() {
 #[test]
 fn suspended_and_continued() {
     let pool = Pool::shared();
-    let job =
-        start(&pool, "i=0; while [ $i -lt 60 ]; do echo > begun; date +%s%N > beat; sleep 0.2; i=$((i+1)); done", "");
-    // The tracker has to have seen the job's processes.
-    std::thread::sleep(Duration::from_secs(4));
+    let script = "/probe memory 80 600 >/dev/null & echo > begun; \
+                  while [ ! -e end ]; do date +%s%N > beat; sleep 0.2; done; kill $!";
+    let job = start(&pool, script, "");
+    job.until("tracked with all its processes", JOB_WITHIN, |ad| {
+        ad["ResidentSetSize_RAW"].as_f64() >= Some(80.0 * 1024.0)
+    });
     let beat = || pool.in_pilot("cat $(find /shared/slot/0/data/execute -name beat)");
     job.tool(&["condor_suspend"]);
     job.comes_to(status::SUSPENDED);
-    std::thread::sleep(Duration::from_secs(2));
-    let (before, later) = (beat(), {
-        std::thread::sleep(Duration::from_secs(3));
-        beat()
+    eventually("its processes are stopped", JOB_WITHIN, || {
+        let states = pool.in_pilot("ps -u 20000 -o stat=,args= | grep '[p]robe memory' || :");
+        (!states.is_empty() && states.lines().all(|line| line.trim_start().starts_with('T'))).then_some(())
     });
-    assert_eq!(before, later, "it went on");
+    let before = beat();
+    std::thread::sleep(SUSPENDED_FOR);
+    assert_eq!(beat(), before, "it went on");
     job.tool(&["condor_continue"]);
+    eventually("it goes on", JOB_WITHIN, || (beat() != before).then_some(()));
+    pool.in_pilot("find /shared/slot/0/data/execute -name beat -execdir touch end \\;");
     let ad = job.ends_with(0);
     assert_eq!(ad["TotalSuspensions"], 1, "{}", job.text("log"));
-    assert!(ad["CumulativeSuspensionTime"].as_f64() >= Some(3.0), "{}", ad["CumulativeSuspensionTime"]);
+    let counted = ad["CumulativeSuspensionTime"].as_f64().unwrap_or(0.0);
+    assert!(counted >= SUSPENDED_FOR.as_secs_f64(), "{counted} s");
     let log = job.text("log");
     assert!(log.contains("Job was suspended") && log.contains("Job was unsuspended"), "{log}");
 }
