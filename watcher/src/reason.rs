@@ -5,6 +5,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::text::cut;
+
 /// What an ending means to the pilot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -278,8 +280,8 @@ impl fmt::Display for Reason {
     }
 }
 
-/// Longest message of a failure, in characters.
-pub const MESSAGE_MAX: usize = 8192;
+/// Longest message of a failure or a report, bytes.
+pub const MESSAGE_MAX: usize = 4 << 10;
 
 /// Why something could not be done, in a form that a pilot can act on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -298,10 +300,7 @@ impl Failure {
     pub fn new(class: Class, reason: Reason, message: impl Into<String>) -> Self {
         debug_assert!(reason.may_be(class), "{reason} is never {}", class.name());
         let mut message = message.into();
-        if let Some((end, _)) = message.char_indices().nth(MESSAGE_MAX) {
-            message.truncate(end);
-            message.push_str("...");
-        }
+        cut(&mut message, MESSAGE_MAX);
         Self { class, reason, message }
     }
 
@@ -345,7 +344,7 @@ mod tests {
     #[test]
     fn a_message_has_an_end() {
         let long = Failure::retry(Reason::EngineError, "\u{20ac}".repeat(MESSAGE_MAX * 2)).message;
-        assert!(long.chars().count() == MESSAGE_MAX + 3 && long.ends_with("..."));
+        assert!(long.len() <= MESSAGE_MAX && long.ends_with("..."));
         assert_eq!(Failure::retry(Reason::EngineError, "short").message, "short");
     }
 

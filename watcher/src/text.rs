@@ -26,6 +26,16 @@ pub fn lines(text: &str) -> String {
     text.chars().map(|c| if "\n\t".contains(c) || is_harmless(c) { c } else { '?' }).collect()
 }
 
+/// Cuts a text to `most` bytes, and shows that.
+pub fn cut(text: &mut String, most: usize) {
+    const MARK: &str = " ...";
+    if text.len() > most {
+        let end = (0..=most.saturating_sub(MARK.len())).rev().find(|n| text.is_char_boundary(*n)).unwrap_or(0);
+        text.truncate(end);
+        text.push_str(MARK);
+    }
+}
+
 /// A value as JSON in ASCII: what is not is escaped (RFC 8259, 7), and so is DEL.
 ///
 /// # Errors

@@ -33,7 +33,7 @@ fn mounts_of_a_payload_over_the_volumes_are_its_own() {
     assert!(outcome.is_good().report.record.as_ref().unwrap().processes.left_over_killed >= 1, "{:#?}", outcome.report);
     assert_eq!(pod.main_process(&pod.payload_role(0)) == glue, outcome.report.reused_container);
     let next = pod.job("next", &shell("ls -A . /shared/slot/0/data; grep -c ' /shared' /proc/self/mountinfo"));
-    assert_eq!(next.is_good().text("stdout"), ".:\n\n/shared/slot/0/data:\nio\nwork\n3\n");
+    assert_eq!(next.is_good().text("stdout"), ".:\n\n/shared/slot/0/data:\n.trash\nio\nwork\n3\n");
 }
 
 #[test]

@@ -4,9 +4,9 @@
 use std::fmt::Display;
 
 use super::Report;
+use crate::reason::MESSAGE_MAX;
+use crate::text::cut;
 
-/// Longest message of a report, bytes.
-pub const MESSAGE_MAX: usize = 4 << 10;
 /// Most outputs that are named as missing; of the others the report says how many they are.
 pub const MISSING_MAX: usize = 100;
 /// Longest of these, bytes.
@@ -17,16 +17,6 @@ pub const OUTPUTS_MAX: usize = 1_000;
 pub const OUTPUT_NAMES_MAX: usize = 64 << 10;
 /// Most beginnings of phases; each restart of the watcher adds one.
 pub const PHASES_MAX: usize = 64;
-
-/// Cuts a text to `most` bytes, and shows that.
-pub fn cut(text: &mut String, most: usize) {
-    const MARK: &str = " ...";
-    if text.len() > most {
-        let end = (0..=most.saturating_sub(MARK.len())).rev().find(|n| text.is_char_boundary(*n)).unwrap_or(0);
-        text.truncate(end);
-        text.push_str(MARK);
-    }
-}
 
 impl Report {
     /// Names an output, or an entry of one, that was not fetched.
