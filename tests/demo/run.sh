@@ -112,7 +112,7 @@ wait "$host" || fail "the pod ended with $?"
 host=
 
 heading "What came of them"
-watcher results "$results/spool"
+watcher results "$results/spool" --keys "$results/private/keys"
 
 done="$results/spool/done"
 heading "Results are what the jobs wrote"

@@ -8,8 +8,8 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use latebind_tests::pod::{
-    BUSYBOX, DEBIAN, JOB_WITHIN, NOSHELL, Options, Outcome, Pod, Scratch, eventually, look_into, probe, program,
-    put_into, shell, with,
+    BUSYBOX, DEBIAN, JOB_WITHIN, NOSHELL, Options, Outcome, Pod, Scratch, eventually, look_into, podman, probe,
+    program, put_into, shell, with,
 };
 use latebind_tests::slot::WAIT_FOR_GO;
 use serde_json::{Value, json};
@@ -447,17 +447,27 @@ fn a_slots_payload_has_numbers_of_its_own() {
 }
 
 #[test]
-fn the_table_of_results_names_each_job() {
-    let pod = Pod::start();
+fn the_table_of_results_names_each_job_and_says_what_was_checked() {
+    let pod = Options::new().pilot(&["--keep-keys", KEYS]).start();
     pod.job("fine", &probe(&["hello"])).is_good();
     pod.job("failed", &probe(&["exit", "3"])).is("final", "Error");
     pod.job("no-image", &json!({"image": "localhost/latebind/never-built:1", "argv": ["x"]}));
-    let table = Command::new(program("watcher")).arg("results").arg(&pod.spool).output().unwrap();
-    let text = String::from_utf8_lossy(&table.stdout).into_owned();
-    let row = |name: &str| text.lines().find(|l| l.starts_with(name)).unwrap_or_else(|| panic!("no {name} in\n{text}"));
-    assert!(row("fine").contains("exited 0") && row("fine").ends_with("yes"), "{text}");
-    assert!(row("failed").contains("exited 3") && row("failed").contains("final"), "{text}");
-    assert!(row("no-image").contains("hold") && row("no-image").ends_with("no record"), "{text}");
+    let table = |keys: &Path| {
+        let table = Command::new(program("watcher")).arg("results").arg(&pod.spool).arg("--keys").arg(keys).output();
+        String::from_utf8_lossy(&table.unwrap().stdout).into_owned()
+    };
+    let row = |text: &str, name: &str| {
+        text.lines().find(|l| l.starts_with(name)).unwrap_or_else(|| panic!("no {name} in\n{text}")).to_owned()
+    };
+    let text = table(&pod.private().join("keys"));
+    assert!(row(&text, "fine").contains("exited 0") && row(&text, "fine").ends_with("yes"), "{text}");
+    assert!(row(&text, "failed").contains("exited 3") && row(&text, "failed").contains("final"), "{text}");
+    assert!(row(&text, "no-image").contains("hold") && row(&text, "no-image").ends_with("no record"), "{text}");
+    let without = table(Path::new("/nowhere"));
+    assert!(row(&without, "fine").ends_with("not checked"), "{without}");
+    let inside = podman(&["exec", &pod.container("pilot"), "watcher", "results", "/spool"]);
+    let inside = String::from_utf8_lossy(&inside.stdout);
+    assert!(row(&inside, "fine").ends_with("yes"), "the pilot's own keys are not found: {inside}");
 }
 
 #[test]

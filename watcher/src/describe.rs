@@ -4,13 +4,14 @@ use std::fmt::Write;
 
 use crate::job::Report;
 use crate::job::usage::bytes;
+use crate::keys::Proof;
 use crate::text::one_line;
 
 /// How many missing outputs, or warnings, are shown.
 const LISTED_MAX: usize = 100;
 
-/// A report as text.
-pub fn text(report: &Report) -> String {
+/// A report as text, with what a check of its record has shown.
+pub fn text(report: &Report, proof: &Proof) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: &str| {
         let _ = writeln!(text, "{name:<10} {}", one_line(value));
@@ -27,10 +28,11 @@ pub fn text(report: &Report) -> String {
     }
     line(
         "record",
-        &match (report.verified, report.refusal) {
-            (true, _) => "verified".into(),
-            (false, Some(refusal)) => format!("refused: {refusal}"),
-            (false, None) => "none".into(),
+        &match proof {
+            Proof::Verified => "verified".into(),
+            Proof::Refused(why) => format!("refused: {why}"),
+            Proof::NotChecked(why) => format!("not checked: {why}"),
+            Proof::NoRecord => "none".into(),
         },
     );
     line("image", &report.image);
@@ -115,7 +117,7 @@ mod tests {
         let mut usage = Summary::new();
         usage.add(0.0, &Usage { rss: 1 << 20, processes: 2, threads: 3, ..Usage::default() });
         report.usage = Some(usage);
-        let text = text(&report);
+        let text = text(&report, &Proof::NoRecord);
         for part in
             ["LimitExceeded (retry)", "2 processes", "memory 64M", "it used 95M of memory, its limit is 64M, at 2026"]
         {

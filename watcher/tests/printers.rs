@@ -1,12 +1,13 @@
 //! Every printer of reports, jobs, slots and checks, with a hostile text in each field that can hold one.
 #![allow(clippy::unwrap_used, missing_docs, reason = "a test ends where it fails")]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use watcher::job::Report;
 use watcher::job::usage::{Summary, Usage};
+use watcher::keys::Proof;
 use watcher::serve::protocol::{self, JobLine, SlotLine};
 use watcher::{check, describe, results, text, timeline, top};
 
@@ -83,8 +84,8 @@ fn report() -> Value {
 type Printer = (&'static str, fn(&Report) -> String);
 
 const PRINTERS: [Printer; 3] = [
-    ("report", describe::text),
-    ("results", |report| results::table(&[(PathBuf::new(), report.clone())])),
+    ("report", |report| describe::text(report, &Proof::NotChecked(report.message.clone()))),
+    ("results", |report| results::table(&[(PathBuf::new(), report.clone())], Path::new("/nowhere"))),
     ("timeline", |report| timeline::svg(&[(PathBuf::new(), report.clone())]).unwrap()),
 ];
 
@@ -113,7 +114,7 @@ fn a_long_report_is_shown_in_part() {
     value["missing_outputs"] = vec!["m".repeat(1_000); 1_000].into();
     value["outputs"] = vec!["o".repeat(1_000); 1_000].into();
     let long: Report = parse(&value).unwrap();
-    let text = describe::text(&long);
+    let text = describe::text(&long, &Proof::Verified);
     assert!(text.len() < 1 << 20 && text.contains("and 900 more"), "{} bytes", text.len());
 }
 

@@ -1,8 +1,9 @@
 //! Target `report`: reports, which hold text of jobs, images and engines, as people are shown them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use watcher::job::Report;
+use watcher::keys::Proof;
 use watcher::{describe, results, timeline};
 
 /// The input is a `report.json`.
@@ -13,10 +14,10 @@ pub fn run(data: &[u8]) {
     assert_eq!(serde_json::to_vec(&again).unwrap(), written, "what is written is not what is read back");
 
     let plain = |text: &str| text.chars().all(|c| c == '\n' || !c.is_control());
-    let text = describe::text(&report);
+    let text = describe::text(&report, &Proof::NotChecked(report.message.clone()));
     assert!(plain(&text) && !text.is_empty(), "{text:?}");
     let reports = [(PathBuf::from("r"), report)];
-    let table = results::table(&reports);
+    let table = results::table(&reports, Path::new("/nowhere"));
     assert!(plain(&table), "{table:?}");
     assert_eq!(table.lines().count(), 2, "a row for the report, below the head: {table:?}");
     if let Ok(picture) = timeline::svg(&reports) {

@@ -99,6 +99,58 @@ fn default_acls_give_no_user_a_hand_in_roots_files() {
     assert_eq!((mode("result/stdout"), mode("result/outputs/d"), mode("result/outputs/d/x")), (0o644, 0o755, 0o644));
 }
 
+/// Whoever can write a report can write anything into it, but no record.
+#[test]
+fn a_forged_report_is_never_shown_as_verified() {
+    let pod = Options::new().pilot(&["--keep-keys", "/var/lib/latebind/keys"]).start();
+    let failed = pod.job("failed", &probe(&["exit", "3"]));
+    let never_ran = pod.job("never-ran", &json!({"image": "localhost/latebind/no-such:1", "argv": ["true"]}));
+    let other = pod.job("other", &probe(&["exit", "0"]));
+    let scratch = Scratch::new();
+    let forge = |name: &str, of: &Path, record: &Path| {
+        let text = fs::read_to_string(of.join("result/report.json")).unwrap();
+        let mut report: Value = serde_json::from_str(&text).unwrap();
+        for (field, value) in [
+            ("class", json!("final")),
+            ("reason", json!("Completed")),
+            ("message", json!("")),
+            ("exit_code", json!(0)),
+            ("verified", json!(true)),
+            ("refusal", Value::Null),
+        ] {
+            report[field] = value;
+        }
+        if let Value::Object(record) = &mut report["record"] {
+            record["exit_code"] = json!(0);
+        }
+        let dir = scratch.path().join(name);
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join("report.json"), report.to_string()).unwrap();
+        let _ = fs::copy(record.join("result/record.jws"), dir.join("record.jws"));
+    };
+    forge("1", &failed.dir, &failed.dir);
+    forge("2", &failed.dir, &other.dir);
+    forge("3", &never_ran.dir, &other.dir);
+    forge("4", &never_ran.dir, &never_ran.dir);
+    let keys = pod.private().join("keys");
+    let keys = keys.to_str().unwrap();
+    for keys in [&["--keys", keys][..], &[]] {
+        let table = run(Command::new(program("watcher")).arg("results").arg(scratch.path()).args(keys));
+        let text = String::from_utf8_lossy(&table.stdout);
+        assert_eq!(text.lines().count(), 5, "{text}");
+        assert!(text.lines().skip(1).all(|l| l.contains("  no: ") || l.ends_with("not checked")), "{text}");
+        for n in ["1", "2", "3", "4"] {
+            let shown = run(Command::new(program("watcher")).arg("report").arg(scratch.path().join(n)).args(keys));
+            let text = String::from_utf8_lossy(&shown.stdout);
+            let record = text.lines().find(|l| l.starts_with("record")).unwrap_or_default();
+            assert!(record.contains("refused: ") || record.contains("not checked: "), "{n}: {text}");
+        }
+    }
+    let genuine = run(Command::new(program("watcher")).arg("results").arg(&pod.spool).args(["--keys", keys]));
+    let text = String::from_utf8_lossy(&genuine.stdout);
+    assert_eq!(text.lines().filter(|l| l.ends_with("yes")).count(), 2, "{text}");
+}
+
 #[test]
 fn a_user_that_names_another_as_owner_gets_no_container_of_his() {
     let pod = Options::new().pilot(&["--reuse", "same-owner"]).start();

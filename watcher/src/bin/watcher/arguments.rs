@@ -46,11 +46,15 @@ pub enum Verb {
     Results {
         /// The directory.
         dir: PathBuf,
+        #[command(flatten)]
+        keys: Keys,
     },
     /// Print one report for people.
     Report {
         /// report.json, or the directory that has it.
         path: PathBuf,
+        #[command(flatten)]
+        keys: Keys,
     },
     /// Draw a pilot's life from the reports in a spool or directory: all phases of all jobs, as an SVG on standard output.
     Timeline {
@@ -99,6 +103,14 @@ pub struct Private {
     /// The pilot's private volume: state, keys, socket.
     #[arg(long, value_name = "DIR", default_value = serve::PRIVATE, env = "LATEBIND_PRIVATE")]
     pub private: PathBuf,
+}
+
+#[derive(Args)]
+pub struct Keys {
+    /// Where the pilot kept its keys (--keep-keys). Each record is verified again with its key; without one it is not
+    /// checked.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/latebind/keys")]
+    pub keys: PathBuf,
 }
 
 #[derive(Args)]

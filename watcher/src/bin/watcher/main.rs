@@ -4,7 +4,7 @@
 mod arguments;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -54,10 +54,12 @@ fn main() -> ExitCode {
             if done { ExitCode::SUCCESS } else { ExitCode::from(OUR_FAILURE) }
         }),
         Verb::Verify { record, key } => verify(&record, &key),
-        Verb::Results { dir } => results::find(&dir).and_then(|found| say(&results::table(&found))),
-        Verb::Report { path } => report(&path),
+        Verb::Results { dir, keys } => table(&dir, &keys.keys),
+        Verb::Report { path, keys } => report(&path, &keys.keys),
         Verb::Timeline { dir } => results::find(&dir)
-            .and_then(|found| timeline::svg(&found).map_err(|e| io::Error::other(format!("{}: {e}", dir.display()))))
+            .and_then(|found| {
+                timeline::svg(&found.reports).map_err(|e| io::Error::other(format!("{}: {e}", dir.display())))
+            })
             .and_then(|svg| say(&svg)),
         Verb::Top { private, json, every, times } => show_top(&private, json, every, times),
         Verb::Jobs(private) => list(&private),
@@ -319,11 +321,20 @@ fn verify(record: &PathBuf, key: &PathBuf) -> io::Result<ExitCode> {
     }
 }
 
-fn report(path: &std::path::Path) -> io::Result<ExitCode> {
+fn table(dir: &Path, keys: &Path) -> io::Result<ExitCode> {
+    let found = results::find(dir)?;
+    text::say(&results::table(&found.reports, keys))?;
+    for unreadable in &found.unreadable {
+        text::complain(&format!("watcher: {unreadable}"));
+    }
+    Ok(if found.unreadable.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(OUR_FAILURE) })
+}
+
+fn report(path: &Path, keys: &Path) -> io::Result<ExitCode> {
     let file = if path.is_dir() { path.join("report.json") } else { path.to_owned() };
-    let at = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", file.display()));
-    let report = serde_json::from_slice(&std::fs::read(&file).map_err(at)?).map_err(|e| at(e.into()))?;
-    say(&describe::text(&report))
+    let report = results::read(&file)?;
+    let dir = file.parent().unwrap_or(Path::new("."));
+    say(&describe::text(&report, &keys::check_report(dir, &report, keys)))
 }
 
 fn show_top(private: &Private, json: bool, every: f64, times: Option<u64>) -> io::Result<ExitCode> {
