@@ -1,4 +1,4 @@
-//! What the core has to tell a connection. Posting never waits, and what waits to be taken has a bound.
+//! What the core has to tell a connection, or the pilot's own loop. Posting never waits, and what waits to be taken has a bound.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -76,6 +76,19 @@ impl Mailbox {
         Ok(inner.news.pop_front().or_else(|| hold(&mut inner)))
     }
 
+    /// Waits for news, at most so long.
+    pub fn wait(&self, within: Duration) -> io::Result<Option<News>> {
+        self.settle();
+        if let Some(news) = self.take()? {
+            return Ok(Some(news));
+        }
+        let timeout = PollTimeout::try_from(within).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(self.changed(), PollFlags::POLLIN)], timeout) {
+            Ok(_) | Err(Errno::EINTR) => self.take(),
+            Err(e) => Err(e.into()),
+        }
+    }
+
     /// Takes no more.
     pub fn close(&self) {
         *self.lock() = Inner { closed: true, ..Inner::default() };
@@ -124,6 +137,11 @@ mod tests {
         let posted = (0..1000).take_while(|_| mailbox.post(News::Phase("job".into(), Phase::Queued))).count();
         assert_eq!(posted, NEWS_MAX);
         assert!(mailbox.take().is_err() && !mailbox.post(News::Hold(0, None)));
+        assert!(mailbox.wait(Duration::ZERO).is_err());
+        let other = Mailbox::new().unwrap();
+        assert!(other.wait(Duration::from_millis(1)).unwrap().is_none());
+        other.post(News::Hold(7, None));
+        assert!(matches!(other.wait(Duration::from_secs(600)).unwrap(), Some(News::Hold(7, None))));
         mailbox.close();
         assert!(mailbox.lock().news.is_empty());
     }
