@@ -1,6 +1,6 @@
 #!/bin/bash
-# test.sh: format, lints, documentation, dependencies, unit tests, integration tests; ends with `N passed, M failed`.
-# Fails where a test failed or was left out, where none ran, and where a check complains or cannot run.
+# test.sh: format, lints, documentation, dependencies, audit, unit tests, integration tests; ends with
+# `N passed, M failed`. Fails if a test failed or was left out, if none ran, or if a check complains or cannot run.
 # Expects dist/ and the images (make test makes them).
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
@@ -29,6 +29,7 @@ step "lints" with_tool clippy clippy "$cargo" clippy --quiet --locked --workspac
 step "documentation" env RUSTDOCFLAGS="-D warnings" \
     "$cargo" doc --quiet --locked --no-deps --workspace --document-private-items
 step "dependencies" .ci/cargo-deny.sh "$cargo" --locked check --hide-inclusion-graph -D warnings bans licenses sources
+step "audit" glue/audit.sh
 # Apart from the build, so that its output does not hide the tests' own.
 step "build of the tests" "$cargo" test --quiet --locked --workspace --no-run
 step "unit tests" "$cargo" test --locked --no-fail-fast --workspace --exclude latebind-tests \

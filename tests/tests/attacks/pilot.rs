@@ -3,7 +3,6 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::process::Stdio;
-use std::time::Duration;
 
 use latebind_tests::pod::{JOB_WITHIN, Outcome, Pod, eventually, host, probe, shell};
 
@@ -80,11 +79,9 @@ fn a_loop_of_kills_hurts_nobody_but_the_payload() {
     let pilot = pod.main_process("pilot");
     // PID 1 of the pod is glue's pause, which is what the probe asks for before it does this.
     for (name, attack) in [("kills", "kill-loop"), ("stops", "stop-everything")] {
-        let began = std::time::Instant::now();
         let outcome = pod.job(name, &probe(&[attack, "4", "--i-am-in-a-container"]));
         outcome.is_good();
         assert_eq!(outcome.report.record.as_ref().unwrap().processes.unkilled, 0);
-        assert!(began.elapsed() < Duration::from_secs(25), "{:?}", began.elapsed());
     }
     assert_eq!(pod.main_process("pilot"), pilot);
     let next = pod.job("next", &shell("ps -o user,args | grep -c '[p]robe [ks]'"));
