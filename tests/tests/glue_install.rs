@@ -65,12 +65,13 @@ fn install_is_safe_to_run_twice_and_takes_back_what_was_changed() {
 
 #[test]
 fn install_beside_a_running_job_does_it_no_harm() {
-    let slot = Slot::new("noshell");
-    let submitted = slot.submit(&slot.job(&["/probe", "sleep", "2"]));
+    let slot = Slot::new("busybox");
+    let submitted = slot.submit(&slot.job(&["/bin/sh", "-c", "while [ ! -e seen ]; do sleep 0.02; done"]));
     let main = slot.await_start(&submitted);
     let output = slot.install(&["--slot", "0"]);
     assert!(output.status.success(), "{}", said(&output));
     assert_eq!(slot.main_process().map(|process| process.pid), Some(main.pid));
+    fs::write(slot.work().join("seen"), "").unwrap();
     assert_eq!(slot.finish(&submitted).record.exit_code, Some(0));
     slot.prove_that_it_serves();
     is_installed(&slot);
