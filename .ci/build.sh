@@ -3,8 +3,8 @@
 #
 # Two recipes (rust.sh decides):
 #   rustup  `rustup target add x86_64-unknown-linux-musl` was done: its std as it comes. Sizes are printed, not checked.
-#   debian  the release recipe: Debian's rustc-web, with std rebuilt from rust-web-src for musl. glue gets the smallest std
-#           there is, which ends a panic at once; the other programs get one that says why they panic.
+#   debian  the release recipe: Debian's rustc-web, with std rebuilt from rust-web-src for musl. glue gets the smallest
+#           std there is, which ends a panic at once; the other programs get one that says why they panic.
 set -eu
 cd "$(dirname "$0")/.."
 . .ci/rust.sh
@@ -19,7 +19,8 @@ started=$(date +%s)
 unset RUSTFLAGS CARGO_BUILD_TARGET CARGO_BUILD_RUSTFLAGS RUSTC_WRAPPER CARGO_ENCODED_RUSTFLAGS
 
 if command -v musl-gcc >/dev/null; then
-    CC_x86_64_unknown_linux_musl=musl-gcc # for crates that compile C: objects only, so that its way of linking does not matter
+    # For crates that compile C: objects only, so that its way of linking does not matter.
+    CC_x86_64_unknown_linux_musl="musl-gcc"
     export CC_x86_64_unknown_linux_musl
 fi
 # No path of the building machine in the binaries.
@@ -42,28 +43,30 @@ build_rustup() {
 build_debian() {
     name=$1 flags=$2
     shift 2
-    # gcc would choose glibc's start files, and `musl-gcc` links a *dynamic* PIE. So: no start files of gcc's, musl's own for a
-    # static PIE (rcrt1.o relocates the program itself), and no dynamic loader named in the result.
+    # gcc would choose glibc's start files, and `musl-gcc` links a *dynamic* PIE. So: no start files of gcc's, musl's
+    # own for a static PIE (rcrt1.o relocates the program itself), and no dynamic loader named in the result.
     flags="$flags -Ctarget-feature=+crt-static -Clink-self-contained=no -Clinker=gcc $trim
         -Lnative=$musl -Lnative=$target/lib
         -Zpre-link-args=-nostartfiles -Zpre-link-args=$musl/rcrt1.o -Zpre-link-args=$musl/crti.o
         -Clink-arg=$musl/crtn.o -Clink-arg=-Wl,--no-dynamic-linker -Clink-arg=-Wl,-z,relro,-z,now,-z,noexecstack"
     # RUSTC_BOOTSTRAP: -Z options in a stable compiler, here for std's sake alone.
-    env CARGO_TARGET_DIR="$target/$name" RUSTC_BOOTSTRAP=1 RUSTC=/usr/bin/rustc RUSTFLAGS="$(echo $flags)" \
+    env CARGO_TARGET_DIR="$target/$name" RUSTC_BOOTSTRAP=1 RUSTC=/usr/bin/rustc \
+        RUSTFLAGS="$(printf %s "$flags" | tr -s '\n ' ' ')" \
         /usr/bin/cargo build --quiet --locked --release --target "$MUSL_TARGET" \
         -Zbuild-std=std,panic_abort -Zbuild-std-features=optimize_for_size --bins "$@"
 }
 
 case $recipe in
-rustup) say "with rustup's $MUSL_TARGET; glue's size is not held to the gate of the release recipe (RECIPE=debian is)" ;;
+rustup) say "with rustup's $MUSL_TARGET; glue's size is only checked in the release recipe (RECIPE=debian)" ;;
 debian)
     musl=/usr/lib/x86_64-linux-musl
     for file in /usr/bin/cargo /usr/bin/rustc /usr/lib/rustlib/src/rust/library/Cargo.lock "$musl/rcrt1.o"; do
-        [ -e "$file" ] || fail "$file is missing: run .ci/setup.sh build (it installs rustc-web cargo-web rust-web-src musl-tools)"
+        [ -e "$file" ] || fail "$file is missing: run .ci/setup.sh build," \
+            "which installs rustc-web cargo-web rust-web-src musl-tools"
     done
     minor=$(/usr/bin/rustc --version | sed -n 's/^rustc 1\.\([0-9]*\)\..*/\1/p')
-    [ "${minor:-0}" -ge 92 ] || fail "/usr/bin/rustc is $(/usr/bin/rustc --version), which is too old to rebuild std this way:" \
-        "enable bookworm-updates and bookworm-security and run apt-get install rustc-web cargo-web rust-web-src, or use rustup"
+    [ "${minor:-0}" -ge 92 ] || fail "/usr/bin/rustc is $(/usr/bin/rustc --version), too old to rebuild std this way:" \
+        "enable bookworm-updates and bookworm-security, apt-get install rustc-web cargo-web rust-web-src, or use rustup"
     mkdir -p "$target/lib"
     # std's panic message asks libunwind for a backtrace; there is none for musl in Debian, and the message is enough.
     cat >"$target/lib/unwind.c" <<'C'
@@ -73,7 +76,8 @@ C
     gcc -Os -c -o "$target/lib/unwind.o" "$target/lib/unwind.c"
     rm -f "$target/lib/libunwind.a"
     ar crsD "$target/lib/libunwind.a" "$target/lib/unwind.o"
-    say "with Debian's $(/usr/bin/rustc --version | cut -d' ' -f1,2), std rebuilt for musl; about 4 min the first time on two cores"
+    say "with Debian's $(/usr/bin/rustc --version | cut -d' ' -f1,2), std rebuilt for musl;" \
+        "about 4 min the first time on two cores"
     ;;
 *) fail "RECIPE is '$recipe': use rustup or debian" ;;
 esac
@@ -81,16 +85,17 @@ esac
 # What an earlier build left under a name that is gone now must not be taken along; cargo puts back what is still there.
 find "$target"/*/"$MUSL_TARGET"/release -maxdepth 1 -type f -perm -u+x -exec rm -f {} + 2>/dev/null || :
 
-# Nothing unwinds in glue: tables for it would be a fifth of the binary. The outliner makes one function of instructions that
-# stand in several places, and calls into libc go the short way.
+# Nothing unwinds in glue: tables for it would be a fifth of the binary. The outliner makes one function of instructions
+# that stand in several places, and calls into libc go the short way.
 "build_$recipe" glue "-Zunstable-options -Cpanic=immediate-abort -Cforce-unwind-tables=no
     -Zplt=yes -Cllvm-args=-enable-machine-outliner=always" -p glue
 "build_$recipe" rest "" --workspace --exclude glue
 
 mkdir -p dist
-for file in $(find "$target"/*/"$MUSL_TARGET"/release -maxdepth 1 -type f -perm -u+x ! -name '*.so'); do
+find "$target"/*/"$MUSL_TARGET"/release -maxdepth 1 -type f -perm -u+x ! -name '*.so' | while read -r file; do
     name=${file##*/}
-    # The rest is built from all the workspace's crates, glue as a library among them; its binary comes from its own recipe.
+    # The rest is built from all the workspace's crates, glue as a library among them; its binary comes from its own
+    # recipe.
     [ "$name" != glue ] || [ "${file#"$target"/glue/}" != "$file" ] || continue
     # Unchanged files keep their time: images are rebuilt by content, and make looks at times.
     cmp -s "$file" "dist/$name" || { cp "$file" "dist/.$name.new" && mv "dist/.$name.new" "dist/$name"; }
