@@ -28,6 +28,8 @@ cargo=$(need_cargo)
 tool=${XDG_CACHE_HOME:-$HOME/.cache}/latebind/cargo-cyclonedx-$CYCLONEDX
 [ -x "$tool/bin/cargo-cyclonedx" ] ||
     CARGO_PROFILE_DEV_DEBUG=0 "$cargo" install --quiet --locked --debug --root "$tool" "cargo-cyclonedx@$CYCLONEDX"
+SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
+export SOURCE_DATE_EPOCH
 CARGO=$cargo "$tool/bin/cargo-cyclonedx" cyclonedx --quiet --format json --describe binaries --target "$MUSL_TARGET"
 for program in "${programs[@]}"; do
     mv "$(find glue watcher -maxdepth 1 -name "${program}_bin.cdx.json")" "$out/latebind-$version-$program.cdx.json"
