@@ -361,16 +361,13 @@ fn run_in_core(core: &Core, request: &Request, stop: &AtomicBool) -> io::Result<
     core.submit(request.clone(), None, &mailbox).map_err(io::Error::other)?;
     let mut cancelled = false;
     loop {
-        while let Some(news) = mailbox.take()? {
-            if let News::Over(report) = news {
-                return Ok(*report);
-            }
+        if let Some(News::Over(report)) = mailbox.wait(STOP_LOOKED_AT_EVERY)? {
+            return Ok(*report);
         }
         if stop.load(Ordering::Relaxed) && !cancelled {
             core.cancel(&request.id, "the pilot was told to stop");
             cancelled = true;
         }
-        mailbox.wait(STOP_LOOKED_AT_EVERY)?;
     }
 }
 

@@ -99,19 +99,6 @@ impl Mailbox {
         self.wake.as_fd()
     }
 
-    /// Waits until there may be news, at most this long.
-    pub fn wait(&self, most: Duration) -> io::Result<()> {
-        let millis = PollTimeout::try_from(most).unwrap_or(PollTimeout::MAX);
-        match poll(&mut [PollFd::new(self.changed(), PollFlags::POLLIN)], millis) {
-            Ok(0) | Err(Errno::EINTR) => Ok(()),
-            Ok(_) => {
-                self.settle();
-                Ok(())
-            }
-            Err(e) => Err(e.into()),
-        }
-    }
-
     /// Call before taking.
     pub fn settle(&self) {
         let _ = self.wake.read();
