@@ -10,6 +10,7 @@ pub mod error;
 pub mod events;
 pub mod exec_failure;
 pub mod exec_reason;
+pub mod filter;
 pub mod install;
 pub mod kill;
 pub mod log;

@@ -6,7 +6,7 @@ use glue::{install, log, pause, run, stage_two};
 
 const USAGE: &str = "usage:
   glue install --slot N[:UID[:GID]] [--slot ...]   put glue into /shared/bin and set up the slots' volumes
-  glue run --slot N [--kill-uid UID] [--stop-code CODE]
+  glue run --slot N [--kill-uid UID] [--stop-code CODE] [--no-seccomp]
                                                    first process of slot N's payload container
   glue pause                                       PID 1 of a pod's namespaces
   glue version
@@ -31,9 +31,9 @@ fn dispatch(words: &[&str]) -> i32 {
             None => usage("install: give each slot as --slot N[:UID[:GID]], with numbers that are not root's"),
         },
         ["run", options @ ..] => match run_options(options) {
-            Some((slot, kill_uid, stop_code)) => run::run(slot, kill_uid, stop_code),
+            Some(options) => run::run(&options),
             None => {
-                usage("run: give --slot N and, where they are not the defaults, --kill-uid UID and --stop-code 0..255")
+                usage("run: give --slot N; --kill-uid UID, --stop-code 0..255 and --no-seccomp where defaults do not fit")
             }
         },
         ["pause"] => ended(pause::pause()),
@@ -55,18 +55,33 @@ fn slots(options: &[&str]) -> Option<Vec<install::Slot>> {
     slots.filter(|slots| !slots.is_empty())
 }
 
-fn run_options(options: &[&str]) -> Option<(u32, u32, i32)> {
-    let (mut slot, mut kill_uid, mut stop_code) = (None, None, None);
-    for pair in options.chunks(2) {
-        match pair {
-            ["--slot", value] if slot.is_none() => slot = Some(value.parse().ok()?),
-            ["--kill-uid", value] if kill_uid.is_none() => kill_uid = Some(value.parse().ok()?),
-            ["--stop-code", value] if stop_code.is_none() => stop_code = Some(value.parse::<u8>().ok()?),
+fn run_options(mut options: &[&str]) -> Option<run::Options> {
+    let (mut slot, mut kill_uid, mut stop_code, mut seccomp) = (None, None, None, true);
+    loop {
+        options = match options {
+            [] => break,
+            ["--slot", value, rest @ ..] if slot.is_none() => {
+                slot = Some(value.parse().ok().filter(|n| *n <= layout::SLOT_MAX)?);
+                rest
+            }
+            ["--kill-uid", value, rest @ ..] if kill_uid.is_none() => {
+                kill_uid = Some(value.parse().ok()?);
+                rest
+            }
+            ["--stop-code", value, rest @ ..] if stop_code.is_none() => {
+                stop_code = Some(value.parse::<u8>().ok()?);
+                rest
+            }
+            ["--no-seccomp", rest @ ..] if seccomp => {
+                seccomp = false;
+                rest
+            }
             _ => return None,
-        }
+        };
     }
-    let slot = slot.filter(|n| *n <= layout::SLOT_MAX)?;
-    Some((slot, kill_uid.unwrap_or(layout::DEFAULT_KILL_UID + slot), stop_code.map_or(run::STOPPED, i32::from)))
+    let slot = slot?;
+    let kill_uid = kill_uid.unwrap_or(layout::DEFAULT_KILL_UID + slot);
+    Some(run::Options { slot, kill_uid, stop_code: stop_code.map_or(run::STOPPED, i32::from), seccomp })
 }
 
 fn ended(result: std::io::Result<()>) -> i32 {

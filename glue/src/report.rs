@@ -49,6 +49,8 @@ numbered! {
         Capabilities,
         /// no_new_privs.
         NoNewPrivs,
+        /// The filter of system calls.
+        Filter,
         /// What was read back is not what was set.
         ReadBack,
         /// Starting stage two.
@@ -100,6 +102,10 @@ impl What {
             }
             Self::Capabilities => (Privileges, "the capabilities could not be dropped"),
             Self::NoNewPrivs => (Privileges, "no_new_privs could not be set"),
+            Self::Filter => (
+                Privileges,
+                "the filter of system calls could not be installed; `glue run --no-seccomp` does without it",
+            ),
             Self::ReadBack => (Privileges, "what was read back after the drop is not what was set: nothing was run"),
             Self::StageTwo => (Startup, "stage two could not be started"),
             Self::Dumpable => (

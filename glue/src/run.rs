@@ -44,21 +44,35 @@ fn kept() -> u64 {
     [CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_SETPCAP].iter().fold(0, |mask, cap| mask | cap.bitmask())
 }
 
-/// Serves slot `number` until told to stop. Returns the exit code; `stop_code` when told to stop while the pod goes on.
-pub fn run(number: u32, kill_uid: u32, stop_code: i32) -> i32 {
+/// What `glue run` is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Number of the slot.
+    pub slot: u32,
+    /// The slot's kill UID.
+    pub kill_uid: u32,
+    /// Exit code when told to stop while the pod goes on.
+    pub stop_code: i32,
+    /// Whether jobs run under the filter of system calls.
+    pub seccomp: bool,
+}
+
+/// Serves a slot until told to stop. Returns the exit code.
+pub fn run(options: &Options) -> i32 {
+    let number = options.slot;
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     log::name_slot(number);
     let or_full = |code: i32, e: &io::Error| match errno_of(e) {
         nix::libc::ENOSPC | nix::libc::EDQUOT => FULL,
         _ => code,
     };
-    match Glue::set_up(number, kill_uid) {
+    match Glue::set_up(options) {
         Err(e) => {
             log::error(format_args!("slot {number} refused: {e}"));
             or_full(REFUSED, &e)
         }
         Ok(mut glue) => match glue.serve() {
-            Ok(STOPPED) if glue.ctl.stat_of(layout::FINISH).is_err() => stop_code,
+            Ok(STOPPED) if glue.ctl.stat_of(layout::FINISH).is_err() => options.stop_code,
             Ok(code) => code,
             Err(e) => {
                 log::error(format_args!("slot {number} given up: {e}"));
@@ -70,6 +84,7 @@ pub fn run(number: u32, kill_uid: u32, stop_code: i32) -> i32 {
 
 struct Glue {
     number: u32,
+    filtered: bool,
     ids: Ids,
     ctl: Dir,
     data: Dir,
@@ -83,7 +98,8 @@ struct Glue {
 }
 
 impl Glue {
-    fn set_up(number: u32, kill_uid: u32) -> io::Result<Self> {
+    fn set_up(options: &Options) -> io::Result<Self> {
+        let Options { slot: number, kill_uid, seccomp: filtered, .. } = *options;
         let proc = Proc::open()?;
         log::open_non_blocking();
         limit_privileges()?;
@@ -123,7 +139,7 @@ impl Glue {
         };
         let identity = GlueIdentity { version: version.into(), sha256: String::new() };
         let cgroup = proc.cgroup(pid)?;
-        Ok(Self { number, ids, ctl, data, proc, cgroup, events, chime, program, status, identity })
+        Ok(Self { number, filtered, ids, ctl, data, proc, cgroup, events, chime, program, status, identity })
     }
 
     fn serve(&mut self) -> io::Result<i32> {
@@ -190,6 +206,7 @@ impl Glue {
             ctl: &self.ctl,
             data: &self.data,
             program: self.program.as_fd(),
+            filtered: self.filtered,
             events: &self.events,
             routine: &routine,
         };
@@ -241,6 +258,7 @@ impl Glue {
             usage: end.usage,
             cgroup: end.cgroup,
             processes: end.processes,
+            seccomp: Some(self.filtered),
             warnings: end.warnings.clone(),
             glue: self.identity.clone(),
         }

@@ -26,11 +26,12 @@ use crate::volume::Dir;
 /// Descriptors that are to be handed on wait above this number, out of the way of those that stage two gets.
 pub const OUT_OF_THE_WAY: RawFd = 64;
 
-/// Makes stage two. `program` is our own binary, open; `slot` its argument.
+/// Makes stage two. `program` is our own binary, open; `slot` its argument; `filtered` whether the job runs under the filter.
 pub fn begin(
     claimed: &mut Claimed,
     slot: u32,
     program: BorrowedFd<'_>,
+    filtered: bool,
     ctl: &Dir,
     data: &Dir,
 ) -> Result<Starting, Failure> {
@@ -77,6 +78,7 @@ pub fn begin(
         argv,
         env,
         descriptors: moved.map_err(at("descriptors cannot be handed on", Stage::Startup))?,
+        filtered,
         report,
     };
     match sys::fork() {

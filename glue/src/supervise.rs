@@ -38,6 +38,8 @@ pub struct Slot<'a> {
     pub data: &'a Dir,
     /// Our own binary, open.
     pub program: BorrowedFd<'a>,
+    /// Whether jobs run under the filter of system calls.
+    pub filtered: bool,
     /// Signals and the bell.
     pub events: &'a Events,
     /// How to end what is left.
@@ -152,7 +154,7 @@ impl Supervision<'_> {
             self.end.warnings = rootfs::add_account(startup.uid, startup.gid, &layout::work(self.slot.number));
         }
         let slot = self.slot;
-        start::begin(self.claimed, slot.number, slot.program, slot.ctl, slot.data)
+        start::begin(self.claimed, slot.number, slot.program, slot.filtered, slot.ctl, slot.data)
     }
 
     fn supervise(&mut self, starting: Starting, on_start: &mut dyn FnMut(i32)) -> io::Result<()> {

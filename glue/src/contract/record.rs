@@ -167,6 +167,9 @@ pub struct Record {
     pub cgroup: Option<CgroupUse>,
     /// What became of the processes.
     pub processes: Processes,
+    /// Whether the jobs of this glue run under its filter of system calls; absent where a glue had none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seccomp: Option<bool>,
     /// Things that were asked for and could not be done, though the job ran.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
@@ -306,6 +309,7 @@ mod tests {
             usage: Usage::default(),
             cgroup: None,
             processes: Processes::default(),
+            seccomp: Some(true),
             warnings: Vec::new(),
             glue: GlueIdentity { version: "v".into(), sha256: "x".into() },
         }

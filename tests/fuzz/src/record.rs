@@ -131,6 +131,7 @@ fn record_of(input: &mut Input<'_>) -> Record {
             memory_peak_since_container_start: Some(number(input)),
         }),
         processes: Processes { reaped: number(input), left_over_killed: number(input), unkilled: number(input) },
+        seccomp: [None, Some(true), Some(false)][usize::from(given % 3)],
         warnings: (0..input.below(4)).map(|_| text(input)).collect(),
         glue: GlueIdentity { version: text(input), sha256: text(input) },
     }

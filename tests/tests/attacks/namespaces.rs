@@ -1,16 +1,30 @@
-//! Namespaces and mounts of the payload's own: where the engine lets a job have them, it is root there, and nothing changes for
-//! glue, for the watcher, or for the next job.
+//! Namespaces and mounts of the payload's own. Glue's filter refuses them; where it is left out, and the engine lets a job have
+//! them, it is root there, and nothing changes for glue, for the watcher, or for the next job.
 
-use latebind_tests::pod::{Pod, probe, shell, with};
+use latebind_tests::pod::{Options, Pod, probe, shell, with};
 use serde_json::json;
 use watcher::job::limits::Which;
 
 /// Namespaces of all kinds that busybox can ask for; what follows is PID 1 and root there.
 const OWN: &str = "unshare -U -r -m -u -i -n -p -f";
 
+/// A pod whose jobs may make namespaces.
+fn pod() -> Pod {
+    Options::new().host(&["--no-seccomp"]).start()
+}
+
+#[test]
+fn a_job_gets_no_namespace_and_no_mount_unless_the_filter_is_left_out() {
+    let script = "for kind in U m u i n p C; do unshare -$kind true 2>/dev/null && echo $kind; done; \
+         unshare -U -r -m true 2>/dev/null && echo mounts; mount -t tmpfs t /tmp 2>/dev/null && echo tmpfs; echo tried";
+    let pod = Pod::start();
+    assert_eq!(pod.job("filtered", &shell(script)).is_good().text("stdout"), "tried\n");
+    assert_eq!(self::pod().job("unfiltered", &shell(script)).is_good().text("stdout"), "U\nmounts\ntried\n");
+}
+
 #[test]
 fn mounts_of_a_payload_over_the_volumes_are_its_own() {
-    let pod = Pod::start();
+    let pod = self::pod();
     // The job's main process lives under its mounts: what it sees as work/ and as ctl/ is its own, what is collected is the slot's.
     let script = "echo real >out; echo real >covered; exec unshare -U -r -m sh -c '\
          mount -t tmpfs t /shared && mkdir -p /shared/bin /shared/slot/0/ctl /shared/slot/0/data/work || exit 9; \
@@ -38,7 +52,7 @@ fn mounts_of_a_payload_over_the_volumes_are_its_own() {
 
 #[test]
 fn a_payload_in_namespaces_of_its_own_ends_with_its_job() {
-    let pod = Pod::start();
+    let pod = self::pod();
     // PID 1 of a PID namespace ignores what it does not handle; it is killed from outside all the same, and all of its own with it.
     let script = format!(
         "for n in 1 2 3; do {OWN} sh -c 'trap \"\" TERM HUP INT; (trap \"\" TERM; while :; do sleep 3071; done) & \
@@ -54,7 +68,7 @@ fn a_payload_in_namespaces_of_its_own_ends_with_its_job() {
 
 #[test]
 fn root_of_a_user_namespace_is_nobody_elses() {
-    let pod = Pod::start();
+    let pod = self::pod();
     pod.serves();
     let (pilot, pause) = (pod.main_process("pilot"), pod.main_process("pause"));
     // What worked, a line each. In a PID namespace of the pod, since /proc is the pod's.
@@ -86,7 +100,7 @@ fn root_of_a_user_namespace_is_nobody_elses() {
 
 #[test]
 fn what_an_overlay_leaves_in_work_is_collected_and_cleaned_like_anything_else() {
-    let pod = Pod::start();
+    let pod = self::pod();
     // Whiteouts are devices, the only ones that need no right; the overlay's own directory is closed to its owner.
     let script = "mkdir low up own top; echo a >low/gone; echo b >low/kept; unshare -U -r -m sh -c '\
          mount -t overlay o -o lowerdir=low,upperdir=up,workdir=own,userxattr top && rm top/gone && echo c >top/new && echo d >>top/kept' && \
@@ -105,7 +119,7 @@ fn what_an_overlay_leaves_in_work_is_collected_and_cleaned_like_anything_else() 
 
 #[test]
 fn limits_and_ends_reach_into_namespaces() {
-    let pod = Pod::start();
+    let pod = self::pod();
     let script = format!("trap '' TERM; exec {OWN} sh -c 'for n in 1 2 3 4 5 6 7 8 9; do sleep 3072 & done; wait'");
     let job = with(with(shell(&script), "limits", json!({"processes": 5})), "grace_s", json!(0.5));
     let outcome = pod.job("many", &job);

@@ -187,6 +187,7 @@ fn forged_record(key: &Bytes32, taken: Option<(&Startup, &[u8])>) -> Option<Stri
         usage: Usage { main: nothing, tree: nothing },
         cgroup: None,
         processes: Processes { reaped: 1, left_over_killed: 0, unkilled: 0 },
+        seccomp: Some(true),
         warnings: Vec::new(),
         glue: GlueIdentity { version: env!("CARGO_PKG_VERSION").into(), sha256: "0".repeat(64) },
     };

@@ -11,6 +11,7 @@ mod attack;
 mod catch;
 mod clients;
 mod ipc;
+mod kernel;
 mod litter;
 mod look;
 mod reach;
@@ -33,6 +34,7 @@ litter            sparse PATH BYTES, fifos DIR N, directories DIR N, links DIR N
 sockets           abstract-serve NAME SECONDS, abstract-connect NAME
 what it leaves    daemons N, headless, orphans N [MILLISECONDS], bomb N
 on a socket       flood PATH COUNT TEXT, descriptors PATH LINES EACH TEXT, silent PATH TEXT, half PATH TEXT
+kernel            keyring put NAME|get|clear, calls, foreign-call, threads N, abort-in-child
 attacks           forge, trace PID, mark-file PATH SECONDS, catch-first ROUNDS, catch-all-along look|signal|hold, and only with --i-am-in-a-container: kill-loop [N], stop-everything [N]
 as `glue`         a false glue, for an image that shadows ours";
 
@@ -101,6 +103,11 @@ fn command(words: &[String], raw: &[OsString]) -> Result<i32, String> {
         "silent" => clients::silent(text(words, 1)?, text(words, 2)?),
         "half" => clients::half(text(words, 1)?, text(words, 2)?),
         "forge" => attack::forge(),
+        "keyring" => kernel::keyring(text(words, 1)?, text(words, 2).unwrap_or_default()),
+        "calls" => kernel::calls(),
+        "foreign-call" => kernel::foreign_call(),
+        "threads" => kernel::threads(number(words, 1)?),
+        "abort-in-child" => kernel::abort_in_child(),
         "lease" => work::lease(text(words, 1)?),
         "mark-file" => catch::mark(text(words, 1)?, seconds(words, 2)?),
         "catch-first" => catch::first_instruction(number(words, 1)?),

@@ -288,3 +288,143 @@ pub fn set_inode_flags(file: &std::fs::File, flags: u32) -> io::Result<()> {
     // SAFETY: the kernel reads at most a long, from a local that outlives the call.
     result(unsafe { libc::ioctl(file.as_raw_fd(), libc::FS_IOC_SETFLAGS as _, &raw const flags) }).map(drop)
 }
+
+fn number(n: libc::c_long) -> io::Result<i64> {
+    if n < 0 { Err(io::Error::last_os_error()) } else { Ok(n) }
+}
+
+/// `KEY_SPEC_USER_KEYRING` of keyctl(2): belongs to the UID, in whatever process, container and pod.
+const USER_KEYRING: libc::c_long = -4;
+const JOIN_SESSION_KEYRING: libc::c_long = 1;
+const SET_PERMISSIONS: libc::c_long = 5;
+const DESCRIBE: libc::c_long = 6;
+const CLEAR: libc::c_long = 7;
+const LINK: libc::c_long = 8;
+const READ: libc::c_long = 11;
+
+/// Makes a keyring that everything may be done with, as the process's own.
+pub fn join_session_keyring(name: &CStr) -> io::Result<i64> {
+    // SAFETY: the name is terminated and outlives the call.
+    let ring = number(unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, name.as_ptr()) })?;
+    // SAFETY: takes numbers.
+    number(unsafe { libc::syscall(libc::SYS_keyctl, SET_PERMISSIONS, ring, 0x3f3f_3f3f) })?;
+    Ok(ring)
+}
+
+/// Leaves it to all processes of the UID.
+pub fn link_to_user_keyring(ring: i64) -> io::Result<i64> {
+    // SAFETY: takes numbers.
+    number(unsafe { libc::syscall(libc::SYS_keyctl, LINK, ring, USER_KEYRING) })
+}
+
+/// Leaves a key to all processes of the UID.
+pub fn add_key(name: &CStr) -> io::Result<i64> {
+    let (kind, secret) = (c"user", b"secret");
+    // SAFETY: both names are terminated, the secret has the length that is given, and all outlive the call.
+    let key = unsafe {
+        libc::syscall(libc::SYS_add_key, kind.as_ptr(), name.as_ptr(), secret.as_ptr(), secret.len(), USER_KEYRING)
+    };
+    number(key)
+}
+
+/// What is in the UID's keyring: a description of each key.
+pub fn user_keyring() -> io::Result<Vec<String>> {
+    let mut keys = [0i32; 256];
+    let size = std::mem::size_of_val(&keys);
+    // SAFETY: the kernel writes at most the size that is given.
+    let bytes = number(unsafe { libc::syscall(libc::SYS_keyctl, READ, USER_KEYRING, keys.as_mut_ptr(), size) })?;
+    let count = usize::try_from(bytes).unwrap_or(0) / 4;
+    Ok(keys.iter().take(count).filter_map(|key| describe(*key).ok()).collect())
+}
+
+fn describe(key: i32) -> io::Result<String> {
+    let mut text = [0u8; 1024];
+    // SAFETY: the kernel writes at most the size that is given.
+    let length = unsafe { libc::syscall(libc::SYS_keyctl, DESCRIBE, key, text.as_mut_ptr(), text.len()) };
+    let length = usize::try_from(number(length)?).unwrap_or(0).clamp(1, text.len()) - 1;
+    Ok(String::from_utf8_lossy(&text[..length]).into_owned())
+}
+
+/// Takes everything out of the UID's keyring.
+pub fn clear_user_keyring() -> io::Result<i64> {
+    // SAFETY: takes numbers.
+    number(unsafe { libc::syscall(libc::SYS_keyctl, CLEAR, USER_KEYRING) })
+}
+
+/// The errno of a call whose arguments are all -1, which is nothing to any of those that are tried; 0 where it succeeds.
+pub fn call_in_vain(call: libc::c_long) -> c_int {
+    // SAFETY: -1 is neither an address that can be used nor a descriptor; the kernel answers with an error.
+    let result = unsafe { libc::syscall(call, -1, -1, -1, -1, -1, -1) };
+    if result < 0 { io::Error::last_os_error().raw_os_error().unwrap_or(0) } else { 0 }
+}
+
+/// The errnos of calls that would make a namespace, each made in a child, and of calls that look like them and do not.
+pub fn namespace_calls() -> Vec<(&'static str, c_int)> {
+    let in_child = |call: &dyn Fn() -> libc::c_long| {
+        let Ok(pid) = fork() else { return -1 };
+        let Some(pid) = pid else {
+            let errno = if call() < 0 { io::Error::last_os_error().raw_os_error().unwrap_or(0) } else { 0 };
+            exit_now(errno);
+        };
+        let mut status = 0;
+        // SAFETY: status outlives the call.
+        unsafe { libc::waitpid(pid, &mut status, 0) };
+        if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { -1 }
+    };
+    // SAFETY of all: numbers only; a child that is made has its own copy of the memory, and ends at once.
+    let clone = |flags: c_int| {
+        // SAFETY: as above.
+        let result = unsafe { libc::syscall(libc::SYS_clone, flags | libc::SIGCHLD, 0, 0, 0, 0) };
+        if result == 0 {
+            exit_now(0);
+        }
+        result
+    };
+    // SAFETY: as above.
+    let unshare = |flags: c_int| unsafe { libc::syscall(libc::SYS_unshare, flags) };
+    // SAFETY: as above.
+    let clone3 = || unsafe { libc::syscall(libc::SYS_clone3, 0, 0) };
+    // SAFETY: as above.
+    let x32 = || unsafe { libc::syscall(0x4000_0000 | libc::SYS_getpid) };
+    vec![
+        ("clone(NEWUSER)", in_child(&|| clone(libc::CLONE_NEWUSER))),
+        ("clone(NEWNET)", in_child(&|| clone(libc::CLONE_NEWNET))),
+        ("unshare(NEWUSER)", in_child(&|| unshare(libc::CLONE_NEWUSER))),
+        ("unshare(NEWUSER|NEWNS)", in_child(&|| unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNS))),
+        ("clone3", in_child(&clone3)),
+        ("x32", in_child(&x32)),
+        ("clone", in_child(&|| clone(0))),
+        ("unshare(FILES)", in_child(&|| unshare(libc::CLONE_FILES | libc::CLONE_FS))),
+    ]
+}
+
+/// `getpid` by the kernel's way for 32-bit programs.
+#[cfg(target_arch = "x86_64")]
+pub fn call_as_32_bit() -> i64 {
+    let answer: i64;
+    // SAFETY: the call takes nothing and changes no memory; the kernel may change r8 to r11 on this way.
+    unsafe {
+        std::arch::asm!("int 0x80", inlateout("rax") 20i64 => answer, out("r8") _, out("r9") _, out("r10") _, out("r11") _);
+    }
+    answer
+}
+
+/// There is no such way.
+#[cfg(not(target_arch = "x86_64"))]
+pub fn call_as_32_bit() -> i64 {
+    -1
+}
+
+/// The C library's way to end a program that cannot go on.
+pub fn abort() -> ! {
+    // SAFETY: takes nothing, does not return.
+    unsafe { libc::abort() }
+}
+
+/// Waits for a child, and says which signal has ended it.
+pub fn signal_that_ended(pid: pid_t) -> Option<c_int> {
+    let mut status = 0;
+    // SAFETY: status outlives the call.
+    unsafe { libc::waitpid(pid, &mut status, 0) };
+    libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status))
+}

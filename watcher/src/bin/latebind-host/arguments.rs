@@ -95,6 +95,9 @@ pub struct Common {
     /// Whether payload containers get the volumes that images declare. Never but to test what stands against such images.
     #[arg(long, value_enum, default_value = "ignore", hide = true)]
     pub image_volume: ImageVolume,
+    /// Run jobs without glue's filter of system calls: for 32-bit programs, and for containers within jobs.
+    #[arg(long)]
+    pub no_seccomp: bool,
     /// Leave the pod as it is at its end.
     #[arg(long)]
     pub keep: bool,

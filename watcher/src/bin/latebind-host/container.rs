@@ -165,6 +165,8 @@ pub struct PodShape {
     pub network: Network,
     /// What payload containers get of the volumes that their images declare.
     pub image_volume: ImageVolume,
+    /// Whether jobs run under glue's filter of system calls.
+    pub seccomp: bool,
 }
 
 /// How the pilot is run.
@@ -299,7 +301,9 @@ impl PodShape {
         arguments.extend(mounts(&[Mount::read_only(self.place.bin(), layout::BIN)])?);
         arguments.extend(mounts(&self.slot_volumes(slot))?);
         let (slot, kill_uid) = (slot.to_string(), ids.kill_uid.to_string());
-        arguments.push(entrypoint(&[layout::GLUE, "run", "--slot", &slot, "--kill-uid", &kill_uid])?);
+        let mut glue = vec![layout::GLUE, "run", "--slot", &slot, "--kill-uid", &kill_uid];
+        glue.extend((!self.seccomp).then_some("--no-seccomp"));
+        arguments.push(entrypoint(&glue)?);
         arguments.push(image_id.to_owned());
         Ok(arguments)
     }
@@ -381,6 +385,7 @@ mod tests {
             swap_is_counted: true,
             network: Network::None,
             image_volume: ImageVolume::Ignore,
+            seccomp: true,
         }
     }
 
@@ -437,6 +442,9 @@ mod tests {
         assert!(has(&arguments, "--pid=container:latebind-p-pause"));
         let glue = r#"--entrypoint=["/shared/bin/glue","run","--slot","1","--kill-uid","30003"]"#;
         assert!(has(&arguments, glue), "{arguments:?}");
+        let arguments = payload(&PodShape { seccomp: false, ..shape() }, 1);
+        let glue = glue.replace(']', ",\"--no-seccomp\"]");
+        assert!(has(&arguments, &glue), "{arguments:?}");
         assert_eq!(arguments.last().unwrap(), "sha256:1");
     }
 

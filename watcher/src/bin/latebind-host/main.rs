@@ -179,6 +179,7 @@ fn shape(engine: &Engine, common: &Common, kind: &str, slots: u32) -> Result<Pod
         swap_is_counted: config::swap_is_counted(),
         network: common.network,
         image_volume: common.image_volume,
+        seccomp: !common.no_seccomp,
     })
 }
 
