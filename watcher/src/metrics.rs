@@ -183,7 +183,11 @@ pub fn listen(core: Core, address: SocketAddr) -> io::Result<SocketAddr> {
             }
             let (core, done) = (core.clone(), share.clone());
             let served = std::thread::Builder::new().name("metrics-ask".into()).spawn(move || {
-                if let Err(e) = answer(&core, stream) {
+                let text = || {
+                    let (slots, queued) = core.top();
+                    core.metrics().text(&slots, queued).map_err(io::Error::other)
+                };
+                if let Err(e) = answer(stream, ANSWER_WITHIN, text) {
                     tracing::debug!("metrics: {e}");
                 }
                 done.fetch_sub(1, Ordering::Relaxed);
@@ -211,8 +215,8 @@ fn is_local(address: IpAddr) -> bool {
 }
 
 /// One request, one answer (RFC 9112), and the connection is closed.
-fn answer(core: &Core, mut stream: TcpStream) -> io::Result<()> {
-    let give_up = Instant::now() + ANSWER_WITHIN;
+fn answer(mut stream: TcpStream, within: Duration, text: impl FnOnce() -> io::Result<String>) -> io::Result<()> {
+    let give_up = Instant::now() + within;
     let (mut request, mut part) = (Vec::new(), [0; 1024]);
     while !request.windows(4).any(|end| end == b"\r\n\r\n") {
         let left = give_up.saturating_duration_since(Instant::now());
@@ -229,9 +233,7 @@ fn answer(core: &Core, mut stream: TcpStream) -> io::Result<()> {
     let line = request.split(|b| *b == b'\r').next().unwrap_or_default();
     let (status, kind, body) = match line {
         line if line.starts_with(b"GET /metrics ") => {
-            let (slots, queued) = core.top();
-            let text = core.metrics().text(&slots, queued).map_err(io::Error::other)?;
-            ("200 OK", "application/openmetrics-text; version=1.0.0; charset=utf-8", text)
+            ("200 OK", "application/openmetrics-text; version=1.0.0; charset=utf-8", text()?)
         }
         line if line.starts_with(b"GET ") => ("404 Not Found", "text/plain", "there is only /metrics\n".into()),
         _ => ("405 Method Not Allowed", "text/plain", "only GET\n".into()),
@@ -258,6 +260,35 @@ fn answer(core: &Core, mut stream: TcpStream) -> io::Result<()> {
 mod tests {
     use super::*;
     use crate::bind::{Class, Reason};
+
+    #[test]
+    fn a_client_that_is_slow_to_ask_or_to_read_is_dropped() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let connect = || {
+            let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            (client, listener.accept().unwrap().0)
+        };
+        let (short, long) = (Duration::from_millis(50), Duration::from_secs(600));
+        let big = || Ok("x".repeat(64 << 20));
+        let (mut client, ours) = connect();
+        client.write_all(b"GET /metrics HTTP/1.1\r\n").unwrap();
+        assert!(answer(ours, short, big).is_err(), "half a request");
+        let (mut client, ours) = connect();
+        client.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").unwrap();
+        assert!(answer(ours, short, big).is_err(), "an answer that is not read");
+        let (mut client, ours) = connect();
+        let asked = std::thread::spawn(move || {
+            client.write_all(&[b"GET /metrics HTTP/1.1\r\n".as_slice(), &[b'x'; 2 * REQUEST_MAX]].concat()).is_ok()
+        });
+        assert!(answer(ours, long, big).is_err(), "a request without end");
+        asked.join().unwrap();
+        let (mut client, ours) = connect();
+        client.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").unwrap();
+        answer(ours, long, || Ok("the text".into())).unwrap();
+        let mut said = String::new();
+        client.read_to_string(&mut said).unwrap();
+        assert!(said.starts_with("HTTP/1.1 200 OK\r\n") && said.ends_with("\r\n\r\nthe text"), "{said}");
+    }
 
     #[test]
     fn a_payload_and_a_collector_are_told_apart() {

@@ -208,8 +208,7 @@ impl Core {
                 if job.state.phase != Phase::Done {
                     return Err(format!("another job of the name {id} is under way"));
                 }
-                self.states.remove(&id).map_err(|e| e.to_string())?;
-                shared.jobs.remove(&id);
+                shared.jobs.remove(&id); // what was kept of it is replaced below
             }
             if let Some(job) = shared.jobs.get_mut(&id) {
                 if job.state.phase == Phase::Done {

@@ -14,6 +14,7 @@ use arguments::{BinderKind, Cli, CoreArgs, END_NEEDS, Idle, PilotArgs, Private, 
 use glue::contract::encoding::hex;
 use glue::contract::layout::Ids;
 use glue::contract::startup::EnvFormat;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use watcher::bind::Binder;
 use watcher::bind::host::Host;
 use watcher::bind::kubernetes::{self, Kubernetes};
@@ -139,6 +140,10 @@ fn check_pod(args: &CoreArgs) -> io::Result<ExitCode> {
 
 /// Starts the core in this process, and its socket; `for_one_job`: the process ends with that job.
 fn start_core(args: &CoreArgs, binder: &Arc<dyn Binder>, for_one_job: bool) -> io::Result<Running> {
+    // The usual soft limit, 1024, is for programs that use select(2); all shares of clients together may need more.
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
     let running = Core::start(Parts {
         slots: (0..args.slots).collect(),
         private: args.private.private.clone(),

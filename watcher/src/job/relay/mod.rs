@@ -194,3 +194,55 @@ impl Drop for Relay {
         self.orders.set(pump::Mode::Stop);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
+
+    use super::*;
+    use std::io::Write;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    /// A relay of more than its client's pipe holds; with the client's end, which nobody reads.
+    fn stuck() -> (Relay, OwnedFd) {
+        let pipe = || nix::unistd::pipe2(OFlag::O_CLOEXEC).unwrap();
+        let ((client, to), (from, job)) = (pipe(), pipe());
+        let size = nix::fcntl::fcntl(&to, nix::fcntl::FcntlArg::F_GETPIPE_SZ).unwrap();
+        nix::fcntl::fcntl(&from, nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+        let _keep_open = job.try_clone().unwrap();
+        let to = Endpoint::new(to, false).unwrap();
+        let output = Output { name: "stdout", from: from.into(), _keep_open, to };
+        let orders = Orders::new().unwrap();
+        let ((ended, end), told) = (pipe(), orders.clone());
+        let thread = std::thread::spawn(move || {
+            let lost = pump::run(vec![output], None, &told, PATIENCE);
+            drop(end);
+            lost
+        });
+        File::from(job).write_all(&vec![0; usize::try_from(size).unwrap() + 7]).unwrap();
+        (Relay { input_open: None, orders, thread: Some((thread, ended)) }, client)
+    }
+
+    #[test]
+    fn a_client_that_has_gone_and_a_job_that_is_cancelled_once_more_end_the_wait() {
+        let lost = ["stdout: 7 bytes were not read by the client in time"];
+        let (relay, _client) = stuck();
+        let control = Control::new().unwrap();
+        control.abandon("its client has gone");
+        assert_eq!(relay.finish(&control), lost);
+        // A job that was cancelled while it ran still has its output delivered; asked for once more, the wait is over.
+        let (relay, _client) = stuck();
+        let (control, over) = (Arc::new(Control::new().unwrap()), Arc::new(AtomicBool::new(false)));
+        control.cancel("while it ran");
+        let (asks, ends) = (control.clone(), over.clone());
+        let canceller = std::thread::spawn(move || {
+            while !ends.load(Ordering::Relaxed) {
+                asks.cancel("once more");
+                std::thread::yield_now();
+            }
+        });
+        assert_eq!(relay.finish(&control), lost);
+        over.store(true, Ordering::Relaxed);
+        canceller.join().unwrap();
+    }
+}
