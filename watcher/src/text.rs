@@ -201,6 +201,19 @@ pub(crate) mod tests {
     pub const HOSTILE: &str =
         "x\x1b[2J\x1b]0;t\x07\u{9b}31m\x7f\u{202e}y\u{2066}\u{2028}z\r\u{0}\u{feff}\n2026 ERROR fake";
 
+    #[test]
+    fn a_short_text_stays_as_it_is_and_a_long_one_shows_that_it_was_cut() {
+        let mut text = "1234".to_owned();
+        cut(&mut text, 4);
+        assert_eq!(text, "1234");
+        text.push_str("567890");
+        cut(&mut text, 8);
+        assert_eq!(text, "1234 ...");
+        let mut text = "\u{1F980}".repeat(3);
+        cut(&mut text, 10);
+        assert_eq!(text, "\u{1F980} ...");
+    }
+
     /// Fails where a terminal would be given more than text.
     #[track_caller]
     pub fn assert_harmless(text: &str) {

@@ -87,6 +87,23 @@ fn whoever_else_has_a_jobs_directory_open_does_not_keep_it_from_being_removed() 
 }
 
 #[test]
+fn inputs_that_find_no_room_are_not_the_jobs_fault() {
+    let pod = Options::new().host(&["--data-size", "64m"]).pilot(&["--max-attempts", "1"]).start();
+    pod.serves();
+    // As if it were filled in the moment in which the inputs are copied: by a descriptor, without a name.
+    let path = pod.place().join("slot-0/data/large");
+    fs::write(&path, vec![7; 56 << 20]).unwrap();
+    let held = fs::File::open(&path).unwrap();
+    fs::remove_file(&path).unwrap();
+    pod.put_with("next", &shell("wc -c <data"), &[("inputs/data", &vec![1; 20 << 20])]);
+    let first = pod.attempt("next", 1);
+    assert_eq!((first.class.name(), first.reason.as_str()), ("retry", "VolumeHeld"), "{first:#?}");
+    drop(held);
+    let next = pod.result("next");
+    assert_eq!((next.is_good().report.attempt, next.text("stdout").trim()), (2, "20971520"));
+}
+
+#[test]
 fn a_volume_that_others_hold_full_costs_no_job_an_attempt() {
     let pod = Options::new().slots(2).host(&["--data-size", "64m"]).start();
     pod.serves();

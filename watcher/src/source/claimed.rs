@@ -58,6 +58,9 @@ struct Claim {
     /// Why this is not a job that can be run.
     #[serde(default)]
     invalid: Option<String>,
+    /// How many of the earlier attempts do not count, since others have kept the job from being tried.
+    #[serde(default)]
+    excused: u32,
     /// Seconds since the epoch before which the next attempt is not made.
     #[serde(default)]
     not_before: f64,
@@ -137,6 +140,7 @@ impl Claimed {
             uid: None,
             shared: false,
             invalid: None,
+            excused: 0,
             not_before: 0.0,
         };
         Ok(Self::of(dir, claim, false))
@@ -193,11 +197,22 @@ impl Claimed {
         Ok(())
     }
 
-    /// Writes down that the next attempt may be made after `not_before`.
-    pub fn write_next_attempt(&self, not_before: f64) -> io::Result<()> {
+    /// How many attempts count by now, if this one counts.
+    pub fn attempts(&self) -> u32 {
+        self.attempt.saturating_sub(self.claim.excused)
+    }
+
+    /// How many do not.
+    pub fn excused(&self) -> u32 {
+        self.claim.excused
+    }
+
+    /// Writes down that the next attempt may be made after `not_before`, and whether this one counts.
+    pub fn write_next_attempt(&self, not_before: f64, counts: bool) -> io::Result<()> {
         let attempt = self.attempt.saturating_add(1);
+        let excused = self.claim.excused.saturating_add(u32::from(!counts));
         let mut next = self.clone();
-        next.claim = Claim { attempt, token: token()?, not_before, ..self.claim.clone() };
+        next.claim = Claim { attempt, excused, token: token()?, not_before, ..self.claim.clone() };
         next.write()
     }
 

@@ -30,6 +30,9 @@ use crate::text::json_for_people;
 /// Longest name of a job here: with the attempt's number, it is the name of a job of the core.
 pub const NAME_MAX: usize = 117;
 
+/// Most attempts that do not count: a job whose inputs find no room is tried again, and not for ever.
+const EXCUSED_MAX: u32 = 100;
+
 /// Longest time that a job has to wait for its next attempt, seconds. What says more was written by another clock, or
 /// before this one was set back, and is not waited for.
 pub const DELAY_MAX: u64 = 256;
@@ -162,12 +165,13 @@ impl Spool {
     }
 
     /// Puts a job's report beside its results and moves it where its class says. A job that may run again waits in
-    /// `retry/`, for a time that doubles, until it has had `most` attempts. Can be repeated after a failure at any
+    /// `retry/`, for a time that doubles, until it has had `most` attempts that count. Can be repeated after a failure at any
     /// step.
     pub fn deliver(&self, claimed: &Claimed, report: &Report, most: u32) -> io::Result<&'static str> {
+        let counts = report.reason != Reason::VolumeHeld || claimed.excused() >= EXCUSED_MAX;
         let place = match report.class {
             Class::Final => "done",
-            Class::Retry if claimed.attempt < most => "retry",
+            Class::Retry if !counts || claimed.attempts() < most => "retry",
             Class::Retry | Class::Hold => "held",
         };
         let kept = claimed.result_of(claimed.attempt);
@@ -180,7 +184,7 @@ impl Spool {
                 fs::rename(claimed.result(), &kept)?;
             }
             let delay = (1 << claimed.attempt.min(8)).min(DELAY_MAX);
-            claimed.write_next_attempt(now() + delay as f64)?;
+            claimed.write_next_attempt(now() + delay as f64, counts)?;
         }
         self.place(claimed.dir(), place, &claimed.name)?;
         Ok(place)

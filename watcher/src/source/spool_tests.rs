@@ -116,6 +116,27 @@ fn classes_decide_where_a_job_goes() {
 }
 
 #[test]
+fn what_others_have_done_costs_a_job_no_attempt() {
+    let scratch = Scratch::new();
+    let (spool, _) = scratch.open("p");
+    scratch.put("a", JOB);
+    let deliver = |reason: Reason| {
+        let claimed = claim_next(&spool).unwrap();
+        let report = Report { reason, ..report(&claimed, Class::Retry) };
+        let place = spool.deliver(&claimed, &report, 2).unwrap();
+        if place == "retry" {
+            is_due(scratch.path(), "a");
+        }
+        (claimed.attempt, place)
+    };
+    assert_eq!(deliver(Reason::VolumeHeld), (1, "retry"));
+    assert_eq!(deliver(Reason::VolumeHeld), (2, "retry"));
+    assert_eq!(deliver(Reason::VolumeFull), (3, "retry"), "the first one that counts");
+    assert_eq!(deliver(Reason::VolumeHeld), (4, "retry"));
+    assert_eq!(deliver(Reason::VolumeFull), (5, "held"), "the second one");
+}
+
+#[test]
 fn a_delivery_that_was_interrupted_is_repeated() {
     let scratch = Scratch::new();
     let (spool, _) = scratch.open("p");

@@ -5,12 +5,18 @@ use crate::place::{PodPlace, directory};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use std::fs::{self, Permissions};
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+use watcher::tree::{self, Deadline};
 
 /// Size of `ctl/`, as on Kubernetes. A payload can not write there; what glue and watcher write is small.
 const CTL_OPTIONS: &str = "size=16m,mode=0755";
+
+/// How long removing a pod's files may take.
+const REMOVED_WITHIN: Duration = Duration::from_secs(300);
 
 /// Makes all directories of a pod, and mounts what lies in memory. `glue install` sets owners and modes.
 pub fn make(place: &PodPlace, slots: u32, data_size: Option<u64>) -> Result<(), Failure> {
@@ -56,10 +62,17 @@ pub fn remove(place: &PodPlace) -> Result<(), Failure> {
     for point in mount_points(&table).into_iter().rev().filter(|p| p.starts_with(top)) {
         umount2(&point, MntFlags::MNT_DETACH).context(|| format!("cannot unmount {}", point.display()))?;
     }
-    match fs::remove_dir_all(top) {
+    match remove_tree(top) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failure(format!("cannot remove {}: {e}", top.display()))),
         _ => Ok(()),
     }
+}
+
+/// A job that ended with its pod has left there what it liked: more levels than can be recursed into, say.
+fn remove_tree(top: &Path) -> io::Result<()> {
+    let dir = tree::open_dir(top)?;
+    tree::remove_content(dir.as_fd(), &Deadline::within(REMOVED_WITHIN))?;
+    fs::remove_dir(top)
 }
 
 /// The fifth field of each line of a mountinfo, unescaped.
@@ -93,7 +106,25 @@ fn unescaped(field: &[u8]) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
+
     use super::*;
+
+    #[test]
+    fn a_tree_that_is_too_deep_to_recurse_into_is_removed() {
+        use nix::fcntl::{OFlag, openat};
+        use nix::sys::stat::{Mode, mkdirat};
+        let scratch = tempfile::tempdir().unwrap();
+        let top = scratch.path().join("pod");
+        fs::create_dir(&top).unwrap();
+        let mut at = tree::open_dir(&top).unwrap();
+        for _ in 0..20_000 {
+            mkdirat(&at, "d", Mode::from_bits_truncate(0o700)).unwrap();
+            at = openat(&at, "d", OFlag::O_RDONLY | OFlag::O_DIRECTORY, Mode::empty()).unwrap();
+        }
+        remove_tree(&top).unwrap();
+        assert!(!top.exists());
+    }
 
     #[test]
     fn mount_points_are_read() {
