@@ -32,9 +32,9 @@ fn dispatch(words: &[&str]) -> i32 {
         },
         ["run", options @ ..] => match run_options(options) {
             Some(options) => run::run(&options),
-            None => {
-                usage("run: give --slot N; --kill-uid UID, --stop-code 0..255 and --no-seccomp where defaults do not fit")
-            }
+            None => usage(
+                "run: give --slot N; --kill-uid UID, --stop-code 0..255 and --no-seccomp where defaults do not fit",
+            ),
         },
         ["pause"] => ended(pause::pause()),
         ["stage-two", slot] => slot.parse().map_or(BAD_USAGE, stage_two::run),

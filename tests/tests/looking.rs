@@ -52,8 +52,7 @@ fn reports_and_a_timeline_are_drawn_from_the_spool() {
         assert!(svg.contains(&format!("<title>{name}.1: bind ")), "{svg}");
     }
     let text = watcher(&pod, &["report", "/spool/done/a/result"]);
-    for part in ["job        a.1, attempt 1", "result     Completed (final)", "record     verified", "run ", "CPU "]
-    {
+    for part in ["job        a.1, attempt 1", "result     Completed (final)", "record     verified", "run ", "CPU "] {
         assert!(text.contains(part), "{part}: {text}");
     }
 }
