@@ -668,23 +668,6 @@ pub fn file_system_type(fd: BorrowedFd<'_>) -> io::Result<i64> {
     Ok(buffer.f_type as i64)
 }
 
-/// Whether a file has an extended attribute (`fgetxattr(2)`); for the watcher.
-pub fn has_xattr(fd: BorrowedFd<'_>, name: &CStr) -> io::Result<bool> {
-    // SAFETY: name is NUL-terminated and lives through the call; with a size of 0 nothing is written.
-    let size = unsafe { libc::fgetxattr(fd.as_raw_fd(), name.as_ptr(), std::ptr::null_mut(), 0) };
-    match checked(size as libc::c_long) {
-        Ok(_) => Ok(true),
-        Err(e) if matches!(e.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP)) => Ok(false),
-        Err(e) => Err(e),
-    }
-}
-
-/// `fremovexattr(2)`; for the watcher.
-pub fn remove_xattr(fd: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
-    // SAFETY: name is NUL-terminated and lives through the call.
-    checked(libc::c_long::from(unsafe { libc::fremovexattr(fd.as_raw_fd(), name.as_ptr()) })).map(drop)
-}
-
 /// `write(2)` to a descriptor by number; used for the log, which must neither block nor panic.
 pub fn write_raw(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
     // SAFETY: pointer and length are of one slice.

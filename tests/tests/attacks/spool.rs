@@ -312,6 +312,53 @@ fn swap(dir: &fs::File, end: &AtomicBool) {
     }
 }
 
+/// What is another's can be linked or moved into a directory by whoever may write where it is, and is not his to read
+/// for that.
+#[test]
+fn root_reads_no_file_for_a_user_that_the_user_cannot_read() {
+    let pod = Pod::start();
+    let secret = |path: PathBuf| {
+        fs::write(&path, "SECRET=another's\n").unwrap();
+        give(&path, OTHER);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    };
+    let job = shell("cat secret; cat; echo $SECRET");
+    put_as(&pod.spool, USER, "1-inputs", &job, |dir| {
+        fs::create_dir(dir.join("inputs")).unwrap();
+        give(&dir.join("inputs"), USER);
+        secret(dir.join("inputs/secret"));
+    });
+    put_as(&pod.spool, USER, "2-stdin", &with(job.clone(), "stdin", json!("secret")), |dir| secret(dir.join("secret")));
+    let env = with(job.clone(), "env_files", json!([{"name": "secret", "format": "sh"}]));
+    put_as(&pod.spool, USER, "3-env", &env, |dir| secret(dir.join("secret")));
+    put_as(&pod.spool, USER, "4-directory", &job, |dir| {
+        fs::create_dir(dir.join("inputs")).unwrap();
+        fs::write(dir.join("inputs/secret"), "another's\n").unwrap();
+        give(&dir.join("inputs"), OTHER);
+        fs::set_permissions(dir.join("inputs"), fs::Permissions::from_mode(0o700)).unwrap();
+    });
+    put_as(&pod.spool, USER, "5-job", &job, |dir| {
+        secret(dir.join("job.json"));
+    });
+    // What everybody may read, the user may hand on.
+    put_as(&pod.spool, USER, "6-open", &with(job, "stdin", json!("open")), |dir| {
+        fs::write(dir.join("open"), "for all\n").unwrap();
+        give(&dir.join("open"), OTHER);
+    });
+    for (name, reason) in [
+        ("1-inputs", "InputUnusable"),
+        ("2-stdin", "InputUnusable"),
+        ("3-env", "EnvironmentError"),
+        ("4-directory", "InputUnusable"),
+        ("5-job", "InvalidJob"),
+    ] {
+        let outcome = pod.result(name);
+        outcome.is("hold", reason);
+        assert!(outcome.report.message.contains("belongs to UID 1235"), "{name}: {}", outcome.report.message);
+    }
+    assert_eq!(pod.result("6-open").is_good().text("stdout"), "for all\n\n");
+}
+
 #[test]
 fn a_claim_that_is_removed_meanwhile_gives_its_result_to_no_other_job() {
     let pod = Pod::start();

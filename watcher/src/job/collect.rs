@@ -54,7 +54,7 @@ pub fn collect(
         noted.borrow_mut().add_missing(path, &e);
         Ok(())
     };
-    let rules = Rules { only_of: Some(slot.uid), owner: None, programs: false };
+    let rules = Rules { only_of: Some(slot.uid), reader: None, owner: None, programs: false };
     let budget = Budget::new(most, ENTRIES_MAX);
     let mut copier = Copier { rules, budget, deadline, failed: &mut failed, at_target: false };
     let fetched = fetch_all(slot, request, &mut copier, &noted);

@@ -83,8 +83,11 @@ pub fn fill(slot: &Slot, request: &Request, deadline: &Deadline<'_>) -> Result<(
     let mut budget = Budget::new(BYTES_MAX, ENTRIES_MAX);
     if let Some(inputs) = &request.inputs {
         let to = open_dir(slot, layout::WORK).map_err(failed_at(layout::WORK))?;
-        let from = tree::open_dir(inputs);
-        copy(slot, request, deadline, &mut budget, inputs, |copier| copier.content(from?.as_fd(), to.as_fd(), ""))?;
+        copy(slot, request, deadline, &mut budget, inputs, |copier| {
+            let from = tree::open_dir(inputs)?;
+            tree::check_reader(&fstat(&from)?, request.submitter)?;
+            copier.content(from.as_fd(), to.as_fd(), "")
+        })?;
     }
     mkdirat(slot.data.as_fd(), IO, Mode::from_bits_truncate(0o755)).map_err(|e| failed_at(IO)(e.into()))?;
     let io = open_dir(slot, IO).map_err(failed_at(IO))?;
@@ -93,6 +96,7 @@ pub fn fill(slot: &Slot, request: &Request, deadline: &Deadline<'_>) -> Result<(
         copy(slot, request, deadline, &mut budget, stdin, |copier| {
             let from = tree::open_file(stdin)?;
             let stat = fstat(&from)?;
+            tree::check_reader(&stat, request.submitter)?;
             copier.file(&from, &stat, io.as_fd(), c"stdin")
         })?;
         let copied = open_beneath(io.as_fd(), "stdin", OFlag::O_RDONLY, 0);
@@ -123,7 +127,8 @@ fn copy(
         inner = Some(shown.to_owned());
         Err(e)
     };
-    let rules = Rules { only_of: None, owner: Some((slot.uid, slot.gid)), programs: true };
+    let (reader, owner) = (request.submitter, Some((slot.uid, slot.gid)));
+    let rules = Rules { only_of: None, reader, owner, programs: true };
     let mut copier = Copier { rules, budget: *budget, deadline, failed: &mut failed, at_target: false };
     let copied = what(&mut copier);
     let at_target = copier.at_target;

@@ -6,6 +6,8 @@ use glue::contract::encoding::{Bytes32, sha256_hex};
 use glue::contract::layout::{ENV_FILE_MAX, ENV_PREFIX, STARTUP, STARTUP_MAX, STREAMS};
 use glue::contract::startup::{EnvFile, Object, Startup, Stream};
 
+use nix::sys::stat::fstat;
+
 use super::relay::{Route, Routes};
 use super::{Bound, Request, Secrets, stage};
 use crate::bind::{Failure, Reason};
@@ -103,7 +105,10 @@ pub fn hand_over(slot: &Slot, request: &Request, file: &[u8]) -> Result<(), Fail
         let shown = source.path.display();
         let mut text = Vec::new();
         tree::open_file(&source.path)
-            .and_then(|file| file.take(ENV_FILE_MAX + 1).read_to_end(&mut text))
+            .and_then(|file| {
+                tree::check_reader(&fstat(&file)?, request.submitter)?;
+                file.take(ENV_FILE_MAX + 1).read_to_end(&mut text)
+            })
             .map_err(|e| Failure::hold(Reason::EnvironmentError, format!("{shown}: {e}")))?;
         if text.len() as u64 > ENV_FILE_MAX {
             return Err(Failure::hold(Reason::EnvironmentError, format!("{shown} has more than {ENV_FILE_MAX} bytes")));

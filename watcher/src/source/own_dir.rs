@@ -1,41 +1,21 @@
 //! Directories in the spool that are root's alone. What others have set on a directory (owner, mode, ACL) must not
 //! decide who may write in what root makes there.
 
-use std::ffi::CStr;
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use nix::sys::stat::{Mode, fchmod, fstat};
-use nix::unistd::{Gid, Uid, fchown};
 
-use crate::tree;
-
-/// Extended attributes that grant rights to others; a directory's default ACL becomes the ACL of all that is made in it
-/// (acl(5)).
-const ACLS: [&CStr; 2] = [c"system.posix_acl_access", c"system.posix_acl_default"];
+use crate::tree::{self, marks};
 
 /// Mode bits that let others than the owner write.
 const OTHERS_WRITE: u32 = 0o022;
 
 fn at(path: &Path) -> impl Fn(io::Error) -> io::Error {
     move |e| io::Error::new(e.kind(), format!("{}: {e}", path.display()))
-}
-
-fn remove_acls(dir: &OwnedFd, path: &Path) -> io::Result<()> {
-    for name in ACLS {
-        if glue::sys::has_xattr(dir.as_fd(), name)? {
-            glue::sys::remove_xattr(dir.as_fd(), name)?;
-            tracing::warn!(
-                "{}: {} removed: root's directories grant nothing to others",
-                path.display(),
-                name.to_string_lossy()
-            );
-        }
-    }
-    Ok(())
 }
 
 /// The spool's own top directory: root's. If others may write there, they must not be able to rename what is root's: it
@@ -73,15 +53,16 @@ pub fn ensure(path: &Path) -> io::Result<()> {
         _ => {}
     }
     let dir = tree::open_dir(path).map_err(at(path))?;
-    let uid = fstat(&dir)?.st_uid;
-    if uid != 0 {
-        return Err(not_roots(path, uid));
+    let stat = fstat(&dir)?;
+    if stat.st_uid != 0 {
+        return Err(not_roots(path, stat.st_uid));
     }
-    remove_acls(&dir, path).map_err(at(path))?;
-    let mode = fstat(&dir)?.st_mode;
-    if mode & OTHERS_WRITE != 0 {
-        fchmod(&dir, Mode::from_bits_truncate(mode & !OTHERS_WRITE)).map_err(|e| at(path)(e.into()))?;
-        tracing::warn!("{}: mode {:o} let others write there; changed", path.display(), mode & 0o7777);
+    // What others could write in, or what hands rights on to all that is made in it: a default ACL (acl(5)).
+    let attributes = marks::attributes(dir.as_fd()).map_err(at(path))?;
+    if stat.st_mode & OTHERS_WRITE != 0 || !attributes.is_empty() {
+        let mode = stat.st_mode & 0o7777;
+        marks::take_over(dir.as_fd(), (0, stat.st_gid), mode & !OTHERS_WRITE).map_err(at(path))?;
+        tracing::warn!("{}: taken from others, who had mode {mode:o} and {attributes:?} on it", path.display());
     }
     Ok(())
 }
@@ -89,11 +70,7 @@ pub fn ensure(path: &Path) -> io::Result<()> {
 /// Creates a directory that must not exist yet: root's, mode 0755, without any ACL.
 pub fn create(path: &Path) -> io::Result<()> {
     DirBuilder::new().mode(0o700).create(path).map_err(at(path))?;
-    let made = tree::open_dir(path).and_then(|dir| {
-        remove_acls(&dir, path)?;
-        fchown(&dir, Some(Uid::from_raw(0)), Some(Gid::from_raw(0)))?;
-        Ok(fchmod(&dir, Mode::from_bits_truncate(0o755))?)
-    });
+    let made = tree::open_dir(path).and_then(|dir| marks::take_over(dir.as_fd(), (0, 0), 0o755));
     made.map_err(at(path)).inspect_err(|_| {
         let _ = fs::remove_dir(path);
     })

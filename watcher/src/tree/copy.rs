@@ -13,7 +13,7 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, mkdirat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, Whence, fchown, ftruncate, lseek, unlinkat};
 
 use super::listing::{Listing, shown};
-use super::{Deadline, is};
+use super::{Deadline, check_reader, is};
 
 /// How deep a tree may be.
 pub const DEPTH_MAX: usize = 64;
@@ -44,6 +44,8 @@ impl Budget {
 pub struct Rules {
     /// Whose files and directories alone are copied; everybody's where it is `None`.
     pub only_of: Option<u32>,
+    /// For whom it is read: see [`check_reader`].
+    pub reader: Option<u32>,
     /// UID and GID that the copies get; the caller's where it is `None`.
     pub owner: Option<(u32, u32)>,
     /// Whether programs stay programs.
@@ -141,6 +143,7 @@ impl Copier<'_> {
         if let Some(uid) = self.rules.only_of.filter(|uid| *uid != stat.st_uid) {
             return Err(io::Error::other(format!("belongs to UID {}, not to {uid}", stat.st_uid)).into());
         }
+        check_reader(&stat, self.rules.reader)?;
         if is(&stat, SFlag::S_IFDIR) {
             let made = at_target(&mut self.at_target, make_dir(to, name))?;
             // Whatever becomes of the rest, what is in it can be reached.

@@ -39,8 +39,46 @@ impl Trees {
     }
 }
 
-const ANY: Rules = Rules { only_of: None, owner: None, programs: false };
+const ANY: Rules = Rules { only_of: None, reader: None, owner: None, programs: false };
 const LARGE: Budget = Budget { bytes: 1 << 40, entries: 1 << 20, refused: 0 };
+
+#[test]
+fn root_reads_for_a_user_what_the_user_can_read_alone() {
+    let trees = Trees::new();
+    let put = |name: &str, uid: u32, mode: u32| {
+        let path = trees.from.join(name);
+        if name.ends_with("dir") {
+            fs::create_dir(&path).unwrap();
+            fs::write(path.join("file"), "x").unwrap();
+            std::os::unix::fs::chown(path.join("file"), Some(1000), None).unwrap();
+        } else {
+            fs::write(&path, "x").unwrap();
+        }
+        std::os::unix::fs::chown(&path, Some(uid), None).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+    };
+    put("a-own", 1000, 0);
+    put("b-own-dir", 1000, 0o700);
+    put("c-open", 1001, 0o604);
+    put("d-closed", 1001, 0o660);
+    put("e-roots", 0, 0o600);
+    put("f-open-dir", 1001, 0o755);
+    put("g-closed-dir", 1001, 0o711);
+    let (copied, skipped, _) = trees.copy(Rules { reader: Some(1000), ..ANY }, LARGE);
+    assert!(copied.is_ok());
+    let skipped: Vec<_> = skipped.iter().filter_map(|s| s.split(": belongs to UID").next()).collect();
+    assert_eq!(skipped, ["d-closed", "e-roots", "g-closed-dir"]);
+    for reader in [None, Some(0)] {
+        let again = Trees {
+            to: trees.to.join(format!("{reader:?}")),
+            from: trees.from.clone(),
+            _top: tempfile::tempdir().unwrap(),
+        };
+        fs::create_dir(&again.to).unwrap();
+        let (_, skipped, _) = again.copy(Rules { reader, ..ANY }, LARGE);
+        assert_eq!(skipped, Vec::<String>::new(), "{reader:?}");
+    }
+}
 
 #[test]
 fn copies_are_the_owners_and_links_are_refused() {

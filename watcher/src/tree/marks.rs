@@ -1,7 +1,7 @@
 //! What an owner can put on a directory besides files: access control lists, attributes, flags, mode and times. Where a directory
 //! has to stay, a mount point, it is taken off again, and what can not be taken off is an error.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::BorrowedFd;
 
@@ -59,26 +59,32 @@ fn is_the_owners(name: &CStr) -> bool {
     [&b"user."[..], b"system.posix_acl_"].iter().any(|prefix| name.to_bytes().starts_with(prefix))
 }
 
-fn remove_attributes(file: BorrowedFd<'_>) -> io::Result<()> {
+/// Names of the attributes that an owner has set on a file.
+pub fn attributes(file: BorrowedFd<'_>) -> io::Result<Vec<CString>> {
     let mut names = vec![0; NAMES_MAX];
-    for removed in [false, true] {
-        let filled = match glue::sys::attribute_names(file, &mut names) {
-            Err(e) if matches!(e.raw_os_error(), Some(nix::libc::EOPNOTSUPP)) => return Ok(()),
-            filled => filled?,
-        };
-        let mut rest = names.get(..filled).unwrap_or_default();
-        while let Ok(name) = CStr::from_bytes_until_nul(rest) {
-            rest = rest.get(name.to_bytes().len() + 1..).unwrap_or_default();
-            if !is_the_owners(name) {
-                continue;
-            }
-            if removed {
-                return Err(io::Error::other(format!("the attribute {name:?} can not be removed")));
-            }
-            glue::sys::remove_attribute(file, name)?;
+    let filled = match glue::sys::attribute_names(file, &mut names) {
+        Err(e) if matches!(e.raw_os_error(), Some(nix::libc::EOPNOTSUPP)) => return Ok(Vec::new()),
+        filled => filled?,
+    };
+    let mut rest = names.get(..filled).unwrap_or_default();
+    let mut found = Vec::new();
+    while let Ok(name) = CStr::from_bytes_until_nul(rest) {
+        rest = rest.get(name.to_bytes().len() + 1..).unwrap_or_default();
+        if is_the_owners(name) {
+            found.push(name.to_owned());
         }
     }
-    Ok(())
+    Ok(found)
+}
+
+fn remove_attributes(file: BorrowedFd<'_>) -> io::Result<()> {
+    for name in attributes(file)? {
+        glue::sys::remove_attribute(file, &name)?;
+    }
+    match attributes(file)?.first() {
+        Some(name) => Err(io::Error::other(format!("the attribute {name:?} cannot be removed"))),
+        None => Ok(()),
+    }
 }
 
 fn remove_flags(file: BorrowedFd<'_>, unwanted: u32) -> io::Result<()> {

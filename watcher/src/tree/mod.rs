@@ -1,5 +1,5 @@
-//! Trees of files that others made: listed, counted, copied and removed by descriptors and bytes, following nothing, within
-//! bounds of memory, descriptors and time.
+//! Trees of files that others made: listed, counted, copied and removed by descriptors and bytes, following nothing,
+//! within bounds of memory, descriptors and time.
 
 pub mod copy;
 pub mod listing;
@@ -30,6 +30,20 @@ pub fn open_file(path: &Path) -> io::Result<File> {
     let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     let fd = nix::fcntl::open(path, flags, Mode::empty())?;
     if is(&fstat(&fd)?, SFlag::S_IFREG) { Ok(File::from(fd)) } else { Err(io::Error::other("is not a regular file")) }
+}
+
+/// Refuses what `reader` cannot read for itself: a file of somebody else that not everybody may read. Root reads for a
+/// user what the user has put somewhere, and that may be another's file, which was only linked or moved there. `None`:
+/// root reads for itself.
+pub fn check_reader(stat: &FileStat, reader: Option<u32>) -> io::Result<()> {
+    let all = if is(stat, SFlag::S_IFDIR) { 0o005 } else { 0o004 };
+    match reader {
+        Some(uid) if uid != 0 && uid != stat.st_uid && stat.st_mode & all != all => {
+            let why = format!("belongs to UID {}, and UID {uid} may not read it", stat.st_uid);
+            Err(io::Error::new(io::ErrorKind::PermissionDenied, why))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Whether this is of that kind.
