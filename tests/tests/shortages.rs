@@ -97,8 +97,11 @@ fn data_has_no_room() {
     // Because of what is no job's.
     let filler = Filler::all(&data(&pod));
     pod.put_with("foreign", &shell("cat some"), &[("inputs/some", &vec![1; 100_000])]);
-    was_lost_for(&pod.result_within("foreign", SAID_WITHIN), "VolumeHeld", "foreign");
+    let lost = pod.attempt("foreign", 1);
+    assert_eq!((lost.class, lost.reason.as_str(), lost.verified), (Class::Retry, "VolumeHeld", false), "{lost:#?}");
     eventually("the volume is emptied", SAID_WITHIN, || (!filler.is_there()).then_some(()));
+    // An attempt that others have kept from being made does not count.
+    assert_eq!(pod.result("foreign").is_good().report.attempt, 2);
     next_is_good(&pod, "foreign");
     // The job's own doing, and so its own result: what it wrote, or what it said.
     for (name, script) in [
@@ -114,6 +117,36 @@ fn data_has_no_room() {
             _ => panic!("{name}: {report:#?}"),
         }
         next_is_good(&pod, name);
+    }
+}
+
+/// While there is no room for results, none is lost, and no further job is taken for which there would be none.
+#[test]
+fn a_full_spool_loses_no_result_and_gives_out_no_job() {
+    let memory = Memory::new(4 << 20);
+    let spool = memory.path().join("spool");
+    let pod = Options::new().spool(&spool).start();
+    pod.put("runs", &shell(&format!("{WAIT_FOR_GO}; echo ran")));
+    pod.runs("runs.1", 0);
+    // A file that is written in advance: a rename needs no room.
+    fs::create_dir(spool.join(".waits")).unwrap();
+    fs::write(spool.join(".waits/job.json"), shell("echo ran").to_string()).unwrap();
+    let filler = Filler::all(memory.path());
+    fs::write(pod.work(0).join("go"), "").unwrap();
+    let tries = |n: usize| {
+        eventually(&format!("it is said {n} times"), JOB_WITHIN, || {
+            (pod.said().matches("not delivered yet").count() >= n).then_some(())
+        });
+    };
+    tries(1);
+    fs::rename(spool.join(".waits"), spool.join("new/waits")).unwrap();
+    tries(2);
+    assert!(spool.join("new/waits").exists(), "a job was taken for whose result there is no room");
+    assert!(look_into(&spool, "runs").is_none());
+    drop(filler);
+    for name in ["runs", "waits"] {
+        let outcome = pod.result(name);
+        assert_eq!(outcome.is_good().report.attempt, 1, "{name}");
     }
 }
 

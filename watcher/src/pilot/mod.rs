@@ -122,6 +122,8 @@ struct Pilot<'a> {
     postponed: Vec<Postponed>,
     /// Whether there was room when it was last looked for.
     room: Option<(Instant, bool)>,
+    /// Why the spool could not be read, the last time.
+    said: String,
     busy: usize,
     over: usize,
     tell: Sender<Ended>,
@@ -145,6 +147,7 @@ pub fn run(settings: &Loop, stop: &Arc<AtomicBool>) -> io::Result<usize> {
         gate: Gate::new(settings),
         postponed: unfinished.into_iter().map(now).collect(),
         room: None,
+        said: String::new(),
         busy: 0,
         over: 0,
         tell,
@@ -183,11 +186,17 @@ impl Pilot<'_> {
         if let Some(at) = self.postponed.iter().position(|p| p.due <= Instant::now()) {
             return Ok(Some(self.postponed.swap_remove(at)));
         }
-        if !self.gate.is_open()? || self.settings.binder.ready().is_err() || !self.has_room() {
+        let may_claim = self.gate.is_open()? && self.settings.binder.ready().is_ok();
+        // Only looked for while something could not be kept or delivered.
+        if !may_claim || !(self.postponed.is_empty() || self.has_room()) {
             return Ok(None);
         }
         let claimed = self.queue.claim().unwrap_or_else(|e| {
-            tracing::error!("no job can be claimed from the spool: {e}");
+            let said = e.to_string();
+            if said != self.said {
+                tracing::error!("no job can be claimed from the spool: {said}");
+                self.said = said;
+            }
             None
         });
         if claimed.is_none()
@@ -198,11 +207,8 @@ impl Pilot<'_> {
         Ok(claimed.map(|claimed| Postponed { claimed, tries: 0, due: Instant::now() }))
     }
 
-    /// Whether jobs can be kept and delivered; only looked for while some could not be.
+    /// Whether jobs can be kept and delivered, as it was a moment ago.
     fn has_room(&mut self) -> bool {
-        if self.postponed.is_empty() {
-            return true;
-        }
         match self.room {
             Some((at, has)) if at.elapsed() < AGAIN_AFTER.0 => has,
             _ => {

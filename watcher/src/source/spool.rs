@@ -136,8 +136,15 @@ impl Spool {
     /// Moves to `held/` what lies in the pilot's directory and is not a claim.
     fn clear(&self, path: &Path, name: &OsStr) {
         let shown = printable_name(name);
-        // Killed while this was going on.
-        let moved = if let Some(name) = shown.strip_prefix('_').and_then(|name| name.strip_prefix(ASIDE)) {
+        let aside = name.to_str().and_then(|name| name.strip_prefix(ASIDE));
+        if aside.is_some() && path.join("claim").symlink_metadata().is_err() {
+            // Killed before the claim was moved into it: what is here is only the report.
+            if let Err(e) = fs::remove_dir_all(path) {
+                tracing::error!("{}: cannot be removed: {e}", path.display());
+            }
+            return;
+        }
+        let moved = if let Some(name) = aside {
             self.place(path, "held", name.get(SUFFIX_LEN + 1..).unwrap_or("set-aside"))
         } else {
             let failure = Failure::hold(Reason::InvalidJob, "was in the pilot's directory of claims, and is not one");
@@ -165,8 +172,8 @@ impl Spool {
     }
 
     /// Puts a job's report beside its results and moves it where its class says. A job that may run again waits in
-    /// `retry/`, for a time that doubles, until it has had `most` attempts that count. Can be repeated after a failure at any
-    /// step.
+    /// `retry/`, for a time that doubles, until it has had `most` attempts that count. Can be repeated after a failure
+    /// at any step.
     pub fn deliver(&self, claimed: &Claimed, report: &Report, most: u32) -> io::Result<&'static str> {
         let counts = report.reason != Reason::VolumeHeld || claimed.excused() >= EXCUSED_MAX;
         let place = match report.class {
@@ -194,17 +201,20 @@ impl Spool {
     /// be in the way.
     pub fn set_aside(&self, dir: &Path, name: &str, report: &Report) -> io::Result<()> {
         let own = self.claimed.join(format!("{ASIDE}{}-{name}", random_suffix()?));
-        own_dir::create(&own)?;
-        fs::rename(dir, own.join("claim")).inspect_err(|_| {
-            let _ = fs::remove_dir(&own);
-        })?;
         let result = own.join("result");
         let text = json_for_people(report)?;
-        let reported =
-            own_dir::create(&result).and_then(|()| put_file(&result.join("report.json"), text.as_bytes(), 0o644));
-        // Without room for the report it is in held/ all the same.
-        let placed = self.place(&own, "held", name);
-        reported.and(placed)
+        let moved = own_dir::create(&own)
+            .and_then(|()| own_dir::create(&result))
+            .and_then(|()| put_file(&result.join("report.json"), text.as_bytes(), 0o644))
+            .and_then(|()| fs::rename(dir, own.join("claim")));
+        if let Err(e) = moved {
+            // Only what was made here: whatever was answered, the claim may have been moved.
+            let _ = fs::remove_file(result.join("report.json"));
+            let _ = fs::remove_dir(&result);
+            let _ = fs::remove_dir(&own);
+            return Err(e);
+        }
+        self.place(&own, "held", name)
     }
 
     /// Moves a directory of this pilot's to a place, under a name that is free there: an earlier job of the same name

@@ -182,6 +182,7 @@ fn a_claim_that_was_interrupted_is_finished_or_forgotten() {
     fs::create_dir(own.join("f")).unwrap();
     fs::write(own.join("f/job.json"), JOB).unwrap();
     fs::create_dir_all(own.join(".aside-0123456789abcdef-g/claim")).unwrap();
+    fs::create_dir_all(own.join(".aside-0123456789abcdee-h/result")).unwrap();
     let mut unfinished = spool.unfinished().unwrap();
     unfinished.sort_by(|a, b| a.name.cmp(&b.name));
     let found: Vec<_> = unfinished.iter().map(|c| (c.name.as_str(), c.attempt)).collect();

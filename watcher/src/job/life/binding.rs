@@ -138,11 +138,12 @@ impl Life<'_> {
         let unreadable = |e: std::io::Error| Failure::retry(Reason::EngineError, format!("/proc: {e}"));
         let proc = Proc::open().map_err(unreadable)?;
         let own = proc.cgroup(std::process::id() as i32).map_err(unreadable)?;
-        let kill_uid = kill_uid(self.around.binder, self.around.slots, slot.number);
         for process in proc.of_uid(slot.uid).map_err(unreadable)? {
             let Ok(cgroup) = proc.cgroup_of(&process) else { continue };
             if cgroup != own {
                 tracing::warn!(slot = slot.number, pid = process.pid, "left over from an earlier job");
+                // Only now: the engine is asked, and nothing waits for it where nothing was left.
+                let kill_uid = kill_uid(self.around.binder, self.around.slots, slot.number);
                 end_in(slot, kill_uid, &cgroup, span(self.state.request.kill_s))?;
             }
         }
@@ -201,10 +202,18 @@ impl Life<'_> {
         };
         let deadline = Deadline::within(self.around.settings.copy_within).unless(&stop);
         let (bound, staged) = std::thread::scope(|scope| {
-            let stage = scope.spawn(|| {
+            // Not `scope.spawn`, which ends the watcher where no thread can be made.
+            let stage = std::thread::Builder::new().name("stage".into()).spawn_scoped(scope, || {
                 let began = Instant::now();
                 stage::fill(slot, request, &deadline).map(|()| began.elapsed())
             });
+            let stage = match stage {
+                Ok(stage) => stage,
+                Err(e) => {
+                    let failure = Failure::retry(Reason::ResourceShortage, format!("no thread for the inputs: {e}"));
+                    return (Err(failure.clone()), Err(failure));
+                }
+            };
             let bound = self.around.binder.bind(slot.number, &request.image, &following).and_then(|container| {
                 let proven = wait_for_glue(self.around, &container, before.as_deref());
                 bound_to = Some(container);
