@@ -38,7 +38,8 @@ fn top_shows_what_a_job_uses() {
 
 #[test]
 fn reports_and_a_timeline_are_drawn_from_the_spool() {
-    let pod = Options::new().slots(2).start();
+    // Where `watcher report` looks for keys: without one a record is not checked again.
+    let pod = Options::new().slots(2).pilot(&["--keep-keys", "/var/lib/latebind/keys"]).start();
     for name in ["a", "b", "c"] {
         pod.put(name, &probe(&["sleep", "0.3"]));
     }
