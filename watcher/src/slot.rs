@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use glue::contract::layout::{self, Ids};
@@ -30,8 +29,10 @@ const OURS: [&str; 4] = [layout::WORK, stage::IO, clean::TRASH, clean::NEXT];
 /// Directories in `data/` that a client has made for its sandboxes (HTCondor's `execute/`): name, owner and group.
 pub type ClientDirs = BTreeMap<String, (u32, u32)>;
 
-/// What is written down in the private volume while a slot's volumes may have marks of a foreign root: from before an image that is
-/// not proven can run, until it is proven, or the placeholder is back and the volumes are mended. HTCondor's pilot waits for its end.
+/// What is written down in the private volume while a slot's volumes may have marks of a foreign root: from before an
+/// image that is
+/// not proven can run, until it is proven, or the placeholder is back and the volumes are mended. HTCondor's pilot
+/// waits for its end.
 pub fn unmended(number: u32) -> String {
     format!("{number}-unmended")
 }
@@ -70,7 +71,7 @@ fn scratch(number: u32) -> io::Result<Vec<Dir>> {
 }
 
 impl Slot {
-    /// Opens the slot's volumes where the pod mounts them, and checks that the payload can not change them.
+    /// Opens the slot's volumes where the pod mounts them, and checks that the payload cannot change them.
     pub fn open(number: u32) -> io::Result<Self> {
         let (ctl, data) = (Dir::open(&layout::ctl(number))?, Dir::open(&layout::data(number))?);
         ctl.demand_root_only(0o077)?;
@@ -83,7 +84,8 @@ impl Slot {
         Ok(Self { number, ctl, data, uid: work.st_uid, gid: work.st_gid, scratch: scratch(number)?, chime })
     }
 
-    /// Makes the slot's volumes again what `glue install` has made of them, and opens them. Root of an image that was not proven may
+    /// Makes the slot's volumes again what `glue install` has made of them, and opens them. Root of an image that was
+    /// not proven may
     /// have left anything there, and no later glue would work on it. For when only the placeholder's glue can be there.
     pub fn mend(number: u32, uid: u32, gid: u32, dirs: &ClientDirs, deadline: &Deadline<'_>) -> io::Result<Self> {
         let (ctl, data) = (Dir::open(&layout::ctl(number))?, Dir::open(&layout::data(number))?);
@@ -103,7 +105,8 @@ impl Slot {
         Ok(dirs)
     }
 
-    /// What glue says now; `None` where no glue has said anything yet. Only for who has the mount proof: an image's own root
+    /// What glue says now; `None` where no glue has said anything yet. Only for who has the mount proof: an image's own
+    /// root
     /// could have written it.
     pub fn status(&self) -> io::Result<Option<Status>> {
         match self.ctl.read_file(layout::STATUS, STATUS_MAX) {
@@ -141,7 +144,8 @@ impl Slot {
         self.chime.as_fd()
     }
 
-    /// Takes what the chime holds; its bytes say nothing but that it was rung. Not more than it can hold at once: until the mount
+    /// Takes what the chime holds; its bytes say nothing but that it was rung. Not more than it can hold at once: until
+    /// the mount
     /// proof an image's root may write faster than this reads.
     pub fn silence_chime(&self) {
         let mut bytes = [0; 4096];
@@ -152,7 +156,8 @@ impl Slot {
         }
     }
 
-    /// Ends the slot's glue for good: the pod is over. Waits until it has gone, at most `within`. Where its container is just being
+    /// Ends the slot's glue for good: the pod is over. Waits until it has gone, at most `within`. Where its container
+    /// is just being
     /// exchanged, the next glue is the one to end.
     pub fn finish(&self, within: Duration) -> io::Result<()> {
         let give_up = Instant::now() + within;
@@ -178,7 +183,8 @@ impl Slot {
         let status = self.status()?;
         let status = status.ok_or_else(|| io::Error::other(format!("slot {} has no glue", self.number)))?;
         let pinned = Pinned::new(status.pid)?;
-        // The number may have passed on since glue wrote it, or not be glue's at all: what runs that very program in these mounts is glue.
+        // The number may have passed on since glue wrote it, or not be glue's at all: what runs that very program in
+        // these mounts is glue.
         proof::prove_mounts(status.pid, self.number)
             .and_then(|()| proof::prove_program(status.pid))
             .map_err(io::Error::other)?;
@@ -188,10 +194,5 @@ impl Slot {
     /// The slot's numbers with the kill UID that its glue names.
     pub fn ids(&self, kill_uid: u32) -> Ids {
         Ids { uid: self.uid, gid: self.gid, kill_uid }
-    }
-
-    /// `data/` as a path; for when no payload lives.
-    pub fn data_path(&self) -> PathBuf {
-        PathBuf::from(layout::data(self.number))
     }
 }

@@ -59,7 +59,7 @@ impl Store {
 
     /// The value, or `None` if there is no such file. An error if the file cannot be read or understood.
     pub fn get<T: DeserializeOwned>(&self, name: &str) -> io::Result<Option<T>> {
-        match read_file(&self.path(name), VALUE_MAX) {
+        match File::open(self.path(name)).and_then(|file| read_bounded(file, VALUE_MAX)) {
             Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(io::Error::other),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(e),
@@ -105,9 +105,9 @@ impl Store {
 }
 
 /// The content of a file of at most `most` bytes.
-fn read_file(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+pub fn read_bounded(file: impl Read, most: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(most + 1).read_to_end(&mut bytes)?;
+    file.take(most + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > most { Err(io::Error::other(format!("has more than {most} bytes"))) } else { Ok(bytes) }
 }
 

@@ -8,7 +8,7 @@
 //! ```
 
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
@@ -24,7 +24,7 @@ use super::own_dir;
 use crate::bind::Failure;
 use crate::job::{Report, Request, now, rfc3339};
 use crate::serve::protocol::LINE_MAX;
-use crate::store::put_file;
+use crate::store::{put_file, read_bounded};
 use crate::text::json_for_people;
 use crate::tree;
 
@@ -90,16 +90,6 @@ fn token() -> io::Result<String> {
 fn is_ours(e: &io::Error) -> bool {
     let ours = [Errno::EIO, Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ESTALE];
     e.raw_os_error().is_some_and(|errno| ours.contains(&Errno::from_raw(errno)))
-}
-
-/// Reads a regular file of at most `most` bytes.
-fn read_bounded(file: impl Read, most: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    file.take(most + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > most {
-        return Err(io::Error::other(format!("has more than {most} bytes")));
-    }
-    Ok(bytes)
 }
 
 fn read_claim(dir: &Path) -> io::Result<Claim> {
