@@ -6,7 +6,7 @@
 #                             `busybox` (Debian's static one), `debian.tar`, `htcondor.tar` (Debian trixie with HTCondor; sid with
 #                             CONDOR=sid). A line "# by name only" leaves it out where no name is given
 # images/NAME/rootfs          optional script: makes a file tree in the directory $1, put beside the Containerfile as rootfs.tar;
-#                             for what COPY can not say (links, odd owners and modes, broken programs)
+#                             for what COPY cannot say (links, odd owners and modes, broken programs)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 umask 022

@@ -36,7 +36,8 @@ pub enum Claim {
     Job(Box<Claimed>),
 }
 
-/// Looks for a startup file and reads it. The caller says so in the status, and only then [`take`]s it. From before it is opened, this process is not dumpable; the caller makes it so
+/// Looks for a startup file and reads it. The caller says so in the status, and only then [`take`]s it. From before it
+/// is opened, this process is not dumpable; the caller makes it so
 /// again once the key is wiped.
 pub fn look(ctl: &Dir, ids: Ids, incarnation: &str) -> io::Result<Claim> {
     if ctl.stat_of(layout::STARTUP).is_err() {
@@ -63,7 +64,8 @@ pub fn look(ctl: &Dir, ids: Ids, incarnation: &str) -> io::Result<Claim> {
     Ok(Claim::Job(Box::new(Claimed { startup, key, startup_sha256, env_files: Vec::new(), invalid })))
 }
 
-/// Removes the startup file, opens the environment files that it names, and removes those too: they may hold secrets, and are
+/// Removes the startup file, opens the environment files that it names, and removes those too: they may hold secrets,
+/// and are
 /// for this job alone.
 pub fn take(ctl: &Dir, claimed: &mut Claimed) -> io::Result<()> {
     ctl.remove(layout::STARTUP)?;
@@ -74,7 +76,7 @@ pub fn take(ctl: &Dir, claimed: &mut Claimed) -> io::Result<()> {
         match ctl.open_file(&file.name, layout::ENV_FILE_MAX) {
             Ok(open) => claimed.env_files.push(open),
             Err(e) => {
-                let message = error(format_args!("{} can not be used", file.name), &e).to_string();
+                let message = error(format_args!("{} cannot be used", file.name), &e).to_string();
                 claimed.invalid = Some(Invalid { field: "env_files", message });
                 break;
             }

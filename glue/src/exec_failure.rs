@@ -1,4 +1,5 @@
-//! Why a program could not be executed, found out from the file itself. Runs in the child, as the payload, after its last exec has
+//! Why a program could not be executed, found out from the file itself. Runs in the child, as the payload, after its
+//! last exec has
 //! failed; allocates nothing, and tells numbers. [`crate::exec_reason`] has the words.
 #![forbid(unsafe_code)]
 
@@ -20,7 +21,8 @@ const LOOK_AT: usize = 4096;
 /// Why `candidates[at]` (or, for a bare name, none of them) could be executed. Allocates nothing.
 pub fn examine(candidates: &[CString], at: usize, error: &io::Error) -> Report {
     let errno = error.raw_os_error().unwrap_or(0);
-    // A script whose interpreter is missing answers ENOENT just as a missing file does: so the first that exists counts.
+    // A script whose interpreter is missing answers ENOENT just as a missing file does: so the first that exists
+    // counts.
     let at = match errno {
         libc::ENOENT => candidates.iter().position(|file| lstat(file.as_c_str()).is_ok()),
         _ => Some(at),
@@ -80,7 +82,8 @@ fn of_content(bytes: &[u8], errno: i32) -> (Reason, [u32; 3]) {
     let plain = |reason| (reason, [0; 3]);
     if let Some(rest) = bytes.strip_prefix(b"#!") {
         let line = rest.split(|b| *b == b'\n').next().unwrap_or_default();
-        // As the kernel reads it: a CR is part of the name, and the usual reason why a shell that is there is not found.
+        // As the kernel reads it: a CR is part of the name, and the usual reason why a shell that is there is not
+        // found.
         let interpreter = line.split(|b| matches!(b, b' ' | b'\t')).find(|word| !word.is_empty()).unwrap_or_default();
         return plain(match errno {
             _ if interpreter.ends_with(b"\r") => Reason::DosInterpreter,

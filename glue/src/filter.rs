@@ -1,8 +1,11 @@
 //! The filter of system calls that a job runs under (seccomp(2)): one table of numbers, made by the compiler.
 //!
-//! What is refused has no business in a batch job: it makes state in the kernel that outlives the job and belongs to a UID, loads
-//! code into the kernel or looks into it, changes what file systems and namespaces there are, or administers the machine. The
-//! rest is allowed: this is no sandbox for a program, and a job's debugger and its threads have to work. `docs/threat-model.md`
+//! What is refused has no business in a batch job: it makes state in the kernel that outlives the job and belongs to a
+//! UID, loads
+//! code into the kernel or looks into it, changes what file systems and namespaces there are, or administers the
+//! machine. The
+//! rest is allowed: this is no sandbox for a program, and a job's debugger and its threads have to work.
+//! `docs/threat-model.md`
 //! gives the reason for each group, and says what the engines' own filters refuse.
 #![forbid(unsafe_code)]
 
@@ -11,7 +14,8 @@ use nix::libc::{self, c_long};
 /// A system call by its name and its number on this architecture.
 pub type Call = (&'static str, c_long);
 
-/// Refused with EPERM, as the kernel refuses what needs a privilege. Numbers from 424 on are the same on all architectures.
+/// Refused with EPERM, as the kernel refuses what needs a privilege. Numbers from 424 on are the same on all
+/// architectures.
 pub const REFUSED: [Call; 38] = [
     // Keys and keyrings belong to a UID, outlive its processes, and are read by the next one that has it.
     ("add_key", libc::SYS_add_key),
@@ -88,7 +92,8 @@ const FOREIGN_FROM: u32 = 0x4000_0000;
 #[cfg(not(target_arch = "x86_64"))]
 const FOREIGN_FROM: u32 = 0x7fff_ffff;
 
-/// Where struct seccomp_data has the number, the architecture, and the lower half of the first argument (little-endian).
+/// Where struct seccomp_data has the number, the architecture, and the lower half of the first argument
+/// (little-endian).
 const NUMBER: u32 = 0;
 const ARCH: u32 = 4;
 const FIRST_ARGUMENT: u32 = 16;

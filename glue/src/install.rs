@@ -1,6 +1,7 @@
 //! `glue install`: in an init container, puts the binary into its volume and gives each slot's volumes their owners.
 //!
-//! An emptyDir comes with mode 0777 and no sticky bit, so each volume's top is taken over here. Safe to run twice, beside a
+//! An emptyDir comes with mode 0777 and no sticky bit, so each volume's top is taken over here. Safe to run twice,
+//! beside a
 //! running job, and after a run that was killed half-way.
 #![forbid(unsafe_code)]
 
@@ -43,19 +44,20 @@ fn install_binary() -> io::Result<()> {
     let flags = (OFlag::O_RDONLY | OFlag::O_CLOEXEC).bits();
     let program = sys::openat(nix::fcntl::AT_FDCWD, c"/proc/self/exe", flags, 0)
         .and_then(|from| read_whole(from.as_fd(), usize::MAX))
-        .map_err(|e| error(format_args!("/proc/self/exe can not be read"), &e))?;
+        .map_err(|e| error(format_args!("/proc/self/exe cannot be read"), &e))?;
     let to = bin.open_beneath(&temporary, OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL, 0o500)?;
     let mut to = File::from(to);
     let put = || -> io::Result<()> {
         to.write_all(&program)?;
-        // Executable and not readable by others: what of the payload's UID executes it can be traced by nobody of that UID.
+        // Executable and not readable by others: what of the payload's UID executes it can be traced by nobody of that
+        // UID.
         fchmod(&to, Mode::from_bits_truncate(layout::GLUE_MODE))?;
         // A node that goes down now must not leave half a binary behind under the final name.
         to.sync_all()?;
         drop(to);
         bin.rename(&temporary, layout::GLUE_NAME)
     };
-    put().map_err(|e| error(format_args!("{} can not be written", layout::GLUE), &e))
+    put().map_err(|e| error(format_args!("{} cannot be written", layout::GLUE), &e))
 }
 
 fn install_slot(slot: &Slot) -> io::Result<()> {
@@ -65,7 +67,7 @@ fn install_slot(slot: &Slot) -> io::Result<()> {
     take_over(&data, 0o755)?;
     let made = match mkdirat(data.as_fd(), layout::WORK, Mode::from_bits_truncate(0o700)) {
         Ok(()) | Err(nix::errno::Errno::EEXIST) => Ok(()),
-        Err(e) => Err(error(format_args!("{}/{} can not be made", data.path(), layout::WORK), &e.into())),
+        Err(e) => Err(error(format_args!("{}/{} cannot be made", data.path(), layout::WORK), &e.into())),
     };
     made?;
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
@@ -73,12 +75,12 @@ fn install_slot(slot: &Slot) -> io::Result<()> {
     let stat = nix::sys::stat::fstat(&work)?;
     if (stat.st_uid, stat.st_gid) != (slot.uid, slot.gid) {
         fchown(work.as_fd(), Some(Uid::from_raw(slot.uid)), Some(Gid::from_raw(slot.gid))).map_err(|e| {
-            error(format_args!("data/work can not be given to the payload: the container needs CHOWN"), &e.into())
+            error(format_args!("data/work cannot be given to the payload: the container needs CHOWN"), &e.into())
         })?;
     }
     if stat.st_mode & !SFlag::S_IFMT.bits() != 0o700 {
         fchmod(&work, Mode::from_bits_truncate(0o700)).map_err(|e| {
-            error(format_args!("data/work can not be closed to others: the container needs FOWNER"), &e.into())
+            error(format_args!("data/work cannot be closed to others: the container needs FOWNER"), &e.into())
         })?;
     }
     Ok(())
@@ -87,7 +89,7 @@ fn install_slot(slot: &Slot) -> io::Result<()> {
 /// Makes a volume's top root's, with this mode.
 fn take_over(dir: &Dir, mode: u32) -> io::Result<()> {
     let stat = dir.stat()?;
-    let failed = |e: nix::errno::Errno| error(format_args!("{} can not be taken over", dir.path()), &e.into());
+    let failed = |e: nix::errno::Errno| error(format_args!("{} cannot be taken over", dir.path()), &e.into());
     if (stat.st_uid, stat.st_gid) != (0, 0) {
         fchown(dir.as_fd(), Some(Uid::from_raw(0)), Some(Gid::from_raw(0))).map_err(failed)?;
     }

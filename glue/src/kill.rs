@@ -1,9 +1,13 @@
 //! The kill routine: ends every process of one payload UID in one container, and nothing else.
 //!
-//! `kill(-1)` as root would reach the pilot; as the payload UID it would reach what the pilot runs under that UID, and the
-//! payload could stop or kill the killer. So it runs in a child with real and saved UID K and effective UID P: by kill(2)
-//! such a process may signal P, and P may not signal it. It stops everything of P at once (a fork in progress notices the
-//! pending signal and does not complete), then kills one by one what is in the container. Afterwards the rest is continued.
+//! `kill(-1)` as root would reach the pilot; as the payload UID it would reach what the pilot runs under that UID, and
+//! the
+//! payload could stop or kill the killer. So it runs in a child with real and saved UID K and effective UID P: by
+//! kill(2)
+//! such a process may signal P, and P may not signal it. It stops everything of P at once (a fork in progress notices
+//! the
+//! pending signal and does not complete), then kills one by one what is in the container. Afterwards the rest is
+//! continued.
 #![forbid(unsafe_code)]
 
 use std::io::{self, Read};
@@ -47,7 +51,8 @@ impl Routine<'_> {
         self.ids.check().map_err(|e| refused(format_args!("{e}")))?;
         let outside = self.split()?.1;
         let left = self.end_all(deadline);
-        // Here and not in the child, which may have been cut off: what was stopped on the way goes on, whatever happened.
+        // Here and not in the child, which may have been cut off: what was stopped on the way goes on, whatever
+        // happened.
         for process in self.split()?.1 {
             let stopped_before = outside.iter().any(|before| before.pid == process.pid && before.is_stopped());
             if let Ok(pinned) = Pinned::new(process.pid)
@@ -69,7 +74,7 @@ impl Routine<'_> {
                         "the kill routine did not get the IDs that it needs, and ended nothing"
                     )));
                 }
-                // Somebody killed or stalled the child, or a process can not be ended: again, as long as there is time.
+                // Somebody killed or stalled the child, or a process cannot be ended: again, as long as there is time.
                 Ok(Ending::SomeLeft | Ending::Failed) => {}
                 // No process can be made, because the payload has taken all: make room one by one.
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.sweep()?,
@@ -169,8 +174,9 @@ impl Routine<'_> {
     }
 }
 
-/// Takes the routine's IDs and reads them back; afterwards no capability is left. What such a process does, it does with the
-/// rights of the payload, and the payload can not signal or trace it.
+/// Takes the routine's IDs and reads them back; afterwards no capability is left. What such a process does, it does
+/// with the
+/// rights of the payload, and the payload cannot signal or trace it.
 pub fn take_ids(ids: Ids) -> io::Result<()> {
     ids.check().map_err(|e| refused(format_args!("{e}")))?;
     sys::set_uids(ids.kill_uid, ids.uid, ids.kill_uid)?;

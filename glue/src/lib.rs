@@ -1,6 +1,7 @@
 //! Glue, the first process of a late-bound payload container, and the contract that it keeps with the watcher.
 //!
-//! Start reading at [`run`]; what a security review looks for is in [`stage_one`] (the privilege drop), [`kill`] (the kill
+//! Start reading at [`run`]; what a security review looks for is in [`stage_one`] (the privilege drop), [`kill`] (the
+//! kill
 //! routine), [`volume`] (every privileged open), [`claim`] (the key) and [`sys`] (all unsafe code).
 
 pub mod cgroup;

@@ -1,9 +1,11 @@
 //! Glue's log: lines on standard error that can neither block nor end it.
 //!
-//! A reader that stopped reading, or a pipe that somebody made non-blocking, must not stop the supervision of a job. What
-//! can not be written at once is dropped and counted; the count is in `status.json`.
+//! A reader that stopped reading, or a pipe that somebody made non-blocking, must not stop the supervision of a job.
+//! What
+//! cannot be written at once is dropped and counted; the count is in `status.json`.
 //!
-//! On a terminal a line is text; else it is JSON in the form of the watcher's lines, so that one reader understands both.
+//! On a terminal a line is text; else it is JSON in the form of the watcher's lines, so that one reader understands
+//! both.
 #![forbid(unsafe_code)]
 
 use std::io::IsTerminal;
@@ -20,8 +22,9 @@ static DROPPED: AtomicU64 = AtomicU64::new(0);
 /// The slot that lines are about; `u32::MAX`: none.
 static SLOT: AtomicU32 = AtomicU32::new(u32::MAX);
 
-/// Opens standard error a second time, non-blocking: the flag belongs to the open file, so the one that others share stays
-/// as it is. Where that can not be done (a socket), lines go to the shared one.
+/// Opens standard error a second time, non-blocking: the flag belongs to the open file, so the one that others share
+/// stays
+/// as it is. Where that cannot be done (a socket), lines go to the shared one.
 pub fn open_non_blocking() {
     let path = c"/proc/self/fd/2";
     let flags = OFlag::O_WRONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_APPEND;

@@ -1,4 +1,5 @@
-//! `glue pause`: PID 1 of a pod under `latebind-host`. It owns the namespaces, reaps what is orphaned, and ends when told.
+//! `glue pause`: PID 1 of a pod under `latebind-host`. It owns the namespaces, reaps what is orphaned, and ends when
+//! told.
 #![forbid(unsafe_code)]
 
 use std::io;

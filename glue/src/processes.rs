@@ -32,7 +32,8 @@ pub struct Process {
 }
 
 impl Process {
-    /// Whether it can still do anything. A main thread that has ended shows as a zombie while others of its process run.
+    /// Whether it can still do anything. A main thread that has ended shows as a zombie while others of its process
+    /// run.
     pub fn lives(&self) -> bool {
         !self.main_thread_has_ended() || self.threads > 1
     }
@@ -86,7 +87,8 @@ impl Proc {
         self.read(&format!("{pid}/cgroup"))
     }
 
-    /// As [`Proc::cgroup`], for a process that may go on without its main thread: that thread's own entry then says nothing
+    /// As [`Proc::cgroup`], for a process that may go on without its main thread: that thread's own entry then says
+    /// nothing
     /// (with cgroup version 1 it says `/`), so a thread that runs is asked.
     pub fn cgroup_of(&self, process: &Process) -> io::Result<String> {
         if !process.main_thread_has_ended() {
@@ -140,7 +142,7 @@ impl Proc {
     /// The processes with real UID `uid` that live, in ascending order of their IDs.
     pub fn of_uid(&self, uid: u32) -> io::Result<Vec<Process>> {
         let mut found = Vec::new();
-        // "." is opened anew each time: the position in a directory belongs to the open file.
+        // "." is opened again each time: the position in a directory belongs to the open file.
         for pid in self.numbers_in(".")? {
             if let Some(process) = self.process(pid)
                 && process.uid == uid
@@ -164,7 +166,8 @@ pub fn parse_status(pid: i32, status: &str) -> Option<Process> {
     })
 }
 
-/// Reads parent (4), flags (9) and start (22) of proc_pid_stat(5). The name, which may hold anything, ends at the last parenthesis.
+/// Reads parent (4), flags (9) and start (22) of proc_pid_stat(5). The name, which may hold anything, ends at the last
+/// parenthesis.
 fn parse_stat(text: &str) -> Option<Stat> {
     const FORK_NO_EXEC: u32 = 0x40;
     let mut fields = text.rsplit_once(')')?.1.split_ascii_whitespace().skip(1);
@@ -174,7 +177,8 @@ fn parse_stat(text: &str) -> Option<Stat> {
     Some(Stat { parent, no_exec_yet: flags & FORK_NO_EXEC != 0, start })
 }
 
-/// A process that was pinned by a pidfd before it was looked at, so that a signal can not reach a successor of its number.
+/// A process that was pinned by a pidfd before it was looked at, so that a signal cannot reach a successor of its
+/// number.
 pub struct Pinned {
     pid: i32,
     pidfd: Option<OwnedFd>,

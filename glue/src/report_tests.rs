@@ -48,7 +48,8 @@ fn nothing_but_one_whole_report_is_understood() {
     }
 }
 
-/// Whatever the payload's side writes, the words are glue's and the startup file's, and numbers out of range are refused.
+/// Whatever the payload's side writes, the words are glue's and the startup file's, and numbers out of range are
+/// refused.
 #[test]
 fn each_failure_is_in_glues_own_words() {
     let job = job();

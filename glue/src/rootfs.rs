@@ -1,4 +1,5 @@
-//! The two things that glue may write into an image's root file system, when the startup file asks: links and account lines.
+//! The two things that glue may write into an image's root file system, when the startup file asks: links and account
+//! lines.
 //!
 //! The image is hostile: every path is opened from `/` without following a link or entering another mount.
 #![forbid(unsafe_code)]
@@ -67,7 +68,7 @@ impl Links {
                 .and_then(|(parent, name)| writing(&parent, || symlinkat(target.as_str(), &parent, name)));
             if let Err(e) = result {
                 made.remove();
-                return Err(error(format_args!("the link {path} can not be made (nothing may exist there)"), &e));
+                return Err(error(format_args!("the link {path} cannot be made (nothing may exist there)"), &e));
             }
             made.0.push((path.clone(), target.clone()));
         }

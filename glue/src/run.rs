@@ -31,7 +31,7 @@ use crate::volume::{Dir, read_whole};
 pub const STOPPED: i32 = 0;
 /// Mounts, volumes, numbers or privileges are not what they have to be: nothing was run.
 pub const REFUSED: i32 = 3;
-/// A record or the status could not be written, or a system call failed that can not fail.
+/// A record or the status could not be written, or a system call failed that cannot fail.
 pub const LOST: i32 = 4;
 /// Processes of a job could not be ended: the container has to.
 pub const UNKILLED: i32 = 5;
@@ -223,8 +223,8 @@ impl Glue {
             log::line(format_args!("job not started: {}", failed.message));
         }
         let record = self.record(claimed, &end);
-        let jws = sign(&record, &claimed.key)
-            .ok_or_else(|| refused(format_args!("the record can not be written as JSON")))?;
+        let jws =
+            sign(&record, &claimed.key).ok_or_else(|| refused(format_args!("the record cannot be written as JSON")))?;
         self.ctl.replace(layout::RECORD, jws.as_bytes(), 0o600)?;
         self.status.phase = Phase::Done;
         self.status.main_pid = None;
@@ -278,7 +278,8 @@ fn put_status(ctl: &Dir, chime: &OwnedFd, status: &mut Status) -> io::Result<()>
     Ok(())
 }
 
-/// Refuses a binary that others may read: stage two could be traced by others of its UID between its exec and its first look.
+/// Refuses a binary that others may read: stage two could be traced by others of its UID between its exec and its first
+/// look.
 fn check_program(program: &File) -> io::Result<()> {
     let stat = nix::sys::stat::fstat(program)?;
     if stat.st_uid == 0 && stat.st_mode & 0o066 == 0 {

@@ -1,7 +1,9 @@
 //! Stage two: the payload's side of the start. An ordinary process of the payload UID, without any privilege.
 //!
-//! It reads the environment files, sets umask, directory and streams, makes the child that becomes the job, says its process
-//! ID, and ends. The child waits until glue has reaped stage two: no instruction of the job runs while this process is there.
+//! It reads the environment files, sets umask, directory and streams, makes the child that becomes the job, says its
+//! process
+//! ID, and ends. The child waits until glue has reaped stage two: no instruction of the job runs while this process is
+//! there.
 //! Trackers that judge a process by what it was when first seen find a job that never was root.
 #![forbid(unsafe_code)]
 
@@ -214,7 +216,8 @@ fn become_job(ready: &Ready) -> Report {
     exec_failure::examine(ready.candidates.as_slice(), n, &error)
 }
 
-/// Returns once glue has said that nothing else of this UID is there. Where glue is gone or has given the start up, so has this.
+/// Returns once glue has said that nothing else of this UID is there. Where glue is gone or has given the start up, so
+/// has this.
 fn wait_for_glue() {
     loop {
         match nix::unistd::read(sys::inherited(GO_FD), &mut [0]) {

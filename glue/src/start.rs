@@ -1,7 +1,9 @@
 //! Starting one job: what stage one needs is prepared here, and the start is followed until the job's program runs.
 //!
-//! In order: stage two makes the child that becomes the job, reports its process ID and ends. Glue reaps stage two, looks whether
-//! the child is what it has to be, and only then lets it execute. So when the job's first instruction runs, nothing else of its UID
+//! In order: stage two makes the child that becomes the job, reports its process ID and ends. Glue reaps stage two,
+//! looks whether
+//! the child is what it has to be, and only then lets it execute. So when the job's first instruction runs, nothing
+//! else of its UID
 //! lives that glue listens to; and all that glue still hears of is the end of a pipe that the exec itself closes.
 #![forbid(unsafe_code)]
 
@@ -26,7 +28,8 @@ use crate::volume::Dir;
 /// Descriptors that are to be handed on wait above this number, out of the way of those that stage two gets.
 pub const OUT_OF_THE_WAY: RawFd = 64;
 
-/// Makes stage two. `program` is our own binary, open; `slot` its argument; `filtered` whether the job runs under the filter.
+/// Makes stage two. `program` is our own binary, open; `slot` its argument; `filtered` whether the job runs under the
+/// filter.
 pub fn begin(
     claimed: &mut Claimed,
     slot: u32,
@@ -252,7 +255,8 @@ impl Starting {
         Ok(Some(Started { child: self.child, failure }))
     }
 
-    /// Whether `pid` is the child that stage two made: glue's own now, since glue is the subreaper of all below it, with the
+    /// Whether `pid` is the child that stage two made: glue's own now, since glue is the subreaper of all below it,
+    /// with the
     /// job's IDs and no others, and not older than this start.
     fn is_waiting_child(&self, proc: &Proc, pid: i32, job: &Startup) -> bool {
         let own = i32::try_from(std::process::id()).unwrap_or(0);
@@ -260,7 +264,8 @@ impl Starting {
         pid > 1 && proc.stat(pid).is_ok_and(as_made) && proc.has_ids(pid, job.uid, job.gid).unwrap_or(false)
     }
 
-    /// Ends what the start has made so far, for the reason given. What is not known of yet ends with the pipe that it waits for.
+    /// Ends what the start has made so far, for the reason given. What is not known of yet ends with the pipe that it
+    /// waits for.
     pub fn cut_off(self, proc: &Proc, failure: Failure) -> Started {
         for pid in [Some(self.stage_two), self.child].into_iter().flatten() {
             // Neither is reaped, so that the number is its own; 0 is refused.

@@ -21,7 +21,8 @@ use crate::sys::{self, Reaped};
 use crate::volume::Dir;
 use crate::{contract::layout, contract::time::wall as wall_clock, log};
 
-/// How long a start may take, from stage one to the exec of the job's program: the files that it opens may be on a file system
+/// How long a start may take, from stage one to the exec of the job's program: the files that it opens may be on a file
+/// system
 /// that does not answer, and an image may be fetched as it is read.
 pub const START_WITHIN: Duration = Duration::from_secs(60);
 
@@ -142,7 +143,7 @@ impl Supervision<'_> {
                 return Err(failure(
                     Stage::Startup,
                     0,
-                    format_args!("{n} processes of the payload UID can not be ended"),
+                    format_args!("{n} processes of the payload UID cannot be ended"),
                 ));
             }
             Err(e) => return Err(failure(Stage::Startup, errno_of(&e), format_args!("the payload's processes: {e}"))),
@@ -174,7 +175,8 @@ impl Supervision<'_> {
         self.await_end(wall)
     }
 
-    /// Follows a start to its end, which a stop, the wall limit and a deadline of its own can bring. Besides what came of it:
+    /// Follows a start to its end, which a stop, the wall limit and a deadline of its own can bring. Besides what came
+    /// of it:
     /// who ends a program that runs all the same.
     fn await_exec(&mut self, mut starting: Starting, wall: Option<Instant>) -> io::Result<(Started, Option<Ended>)> {
         let (events, proc) = (self.slot.events, self.slot.routine.proc);

@@ -44,7 +44,8 @@ pub struct Received {
 /// Room for a header and four descriptors, aligned as a cmsghdr has to be.
 const CONTROL: usize = 4;
 
-/// `recvmsg(2)` with the descriptors of SCM_RIGHTS, see unix(7); for the watcher. Whatever the kernel has installed has an owner
+/// `recvmsg(2)` with the descriptors of SCM_RIGHTS, see unix(7); for the watcher. Whatever the kernel has installed has
+/// an owner
 /// here, also where the message was cut off: nix hands out none of it then.
 #[allow(clippy::unnecessary_cast, reason = "the lengths' type differs between C libraries")]
 pub fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<Received> {
@@ -68,7 +69,8 @@ pub fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<Received>
             // SAFETY: takes a pointer within the buffer and a number.
             let (data, overhead) = unsafe { (libc::CMSG_DATA(header), libc::CMSG_LEN(0) as usize) };
             for n in 0..(found.cmsg_len as usize).saturating_sub(overhead) / std::mem::size_of::<RawFd>() {
-                // SAFETY: the header says that there are so many numbers, for which the buffer may not be aligned; the kernel has made
+                // SAFETY: the header says that there are so many numbers, for which the buffer may not be aligned; the
+                // kernel has made
                 // each descriptor for this call, so nothing else owns it.
                 descriptors.push(unsafe { OwnedFd::from_raw_fd(data.cast::<RawFd>().add(n).read_unaligned()) });
             }
@@ -114,7 +116,8 @@ pub enum Fork {
 
 /// `fork(2)`. Glue has one thread, so the child may do whatever the parent may.
 ///
-/// The C library's own, not a bare `clone(2)`: musl keeps the thread's ID, and after a bare clone `abort()` and `raise()` in
+/// The C library's own, not a bare `clone(2)`: musl keeps the thread's ID, and after a bare clone `abort()` and
+/// `raise()` in
 /// the child would send their signal to the parent.
 pub fn fork() -> io::Result<Fork> {
     // SAFETY: the callers have one thread: no lock can be held by another one, which the child would not have.
@@ -180,7 +183,7 @@ pub fn environment() -> Vec<&'static [u8]> {
     variables
 }
 
-/// `execveat(2)` of an open file: the program can not have been exchanged. Returns only with an error.
+/// `execveat(2)` of an open file: the program cannot have been exchanged. Returns only with an error.
 pub fn exec_fd(file: BorrowedFd<'_>, argv: &CStrings, env: &CStrings) -> io::Error {
     // SAFETY: both arrays are NULL-terminated and their strings live as long as they do.
     unsafe {
@@ -360,7 +363,8 @@ pub fn no_new_privs() -> io::Result<bool> {
 pub fn install_filter(filter: &[libc::sock_filter]) -> io::Result<()> {
     let length = u16::try_from(filter.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
     let program = libc::sock_fprog { len: length, filter: filter.as_ptr().cast_mut() };
-    // Without the flag older kernels slow every filtered process down, against attacks that this filter is no defence against.
+    // Without the flag older kernels slow every filtered process down, against attacks that this filter is no defence
+    // against.
     for flags in [libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW, 0] {
         let how = libc::SECCOMP_SET_MODE_FILTER;
         // SAFETY: the program and the instructions that it points to live through the call, which only reads them.
@@ -373,7 +377,8 @@ pub fn install_filter(filter: &[libc::sock_filter]) -> io::Result<()> {
     Err(io::Error::from_raw_os_error(libc::EINVAL))
 }
 
-/// Whether the kernel refuses this process to look at keys, as it does under the filter: a call without an effect, whose
+/// Whether the kernel refuses this process to look at keys, as it does under the filter: a call without an effect,
+/// whose
 /// error is another one where nothing stands in its way.
 pub fn keys_are_refused() -> bool {
     // SAFETY: there is no operation with this number, so nothing is read or written.
@@ -443,7 +448,8 @@ pub fn set_capabilities(to: Capabilities) -> io::Result<()> {
     Ok(())
 }
 
-// The C library's own functions for these three change the IDs of all threads, with signals and locks. Here there is one.
+// The C library's own functions for these three change the IDs of all threads, with signals and locks. Here there is
+// one.
 
 /// `setgroups(2)`.
 pub fn set_groups(groups: &[u32]) -> io::Result<()> {
@@ -505,7 +511,8 @@ pub fn signal_process(pid: i32, signal: i32) -> io::Result<()> {
 
 /// `kill(-1, SIGSTOP)`: stops every process that this one may signal, but itself.
 ///
-/// Refused unless real, effective and saved UID are `kill_uid`, `payload_uid`, `kill_uid`, none of them 0 or 2^32-1, and
+/// Refused unless real, effective and saved UID are `kill_uid`, `payload_uid`, `kill_uid`, none of them 0 or 2^32-1,
+/// and
 /// no capability is left: as root this would stop the machine.
 pub fn stop_all_of(payload_uid: u32, kill_uid: u32) -> io::Result<()> {
     let refused = || io::Error::from_raw_os_error(libc::EPERM);
@@ -569,7 +576,8 @@ pub fn close_range(first: RawFd, last: RawFd, only_mark: bool) -> io::Result<()>
     close_listed(first, last, only_mark)
 }
 
-/// The fallback of [`close_range`]: what `/proc/self/fd` lists. A limit on descriptors says nothing of those above it that were
+/// The fallback of [`close_range`]: what `/proc/self/fd` lists. A limit on descriptors says nothing of those above it
+/// that were
 /// open before it was lowered.
 fn close_listed(first: RawFd, last: RawFd, only_mark: bool) -> io::Result<()> {
     let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
@@ -649,7 +657,7 @@ pub fn random(bytes: &mut [u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Overwrites `bytes` with zeroes in a way that the compiler can not leave out.
+/// Overwrites `bytes` with zeroes in a way that the compiler cannot leave out.
 pub fn wipe(bytes: &mut [u8]) {
     for byte in bytes {
         // SAFETY: the pointer comes from a unique reference.
@@ -744,8 +752,9 @@ pub fn set_inode_flags(file: BorrowedFd<'_>, flags: u32) -> io::Result<()> {
         .map(drop)
 }
 
-/// Makes the relocated constants of this program read-only, as a dynamic loader would (PT_GNU_RELRO of elf(5)): the start code
-/// of a static program in musl relocates, but leaves that out. What can not be done is left as it is.
+/// Makes the relocated constants of this program read-only, as a dynamic loader would (PT_GNU_RELRO of elf(5)): the
+/// start code
+/// of a static program in musl relocates, but leaves that out. What cannot be done is left as it is.
 pub fn protect_relocations() {
     // SAFETY: getauxval takes a number only; the kernel gives each program its own program headers.
     let (headers, count) = unsafe { (libc::getauxval(libc::AT_PHDR), libc::getauxval(libc::AT_PHNUM)) };
@@ -760,7 +769,8 @@ pub fn protect_relocations() {
     let start = headers.wrapping_sub(own.p_vaddr).wrapping_add(relro.p_vaddr);
     let (first, end) = (start / PAGE * PAGE, start.wrapping_add(relro.p_memsz) / PAGE * PAGE);
     if first < end {
-        // SAFETY: the linker laid these pages out for this: nothing writes there once relocation is over, which is before main.
+        // SAFETY: the linker laid these pages out for this: nothing writes there once relocation is over, which is
+        // before main.
         unsafe { libc::mprotect(first as *mut libc::c_void, (end - first) as usize, libc::PROT_READ) };
     }
 }

@@ -26,7 +26,8 @@ pub struct Dir {
 }
 
 impl Dir {
-    /// Opens an absolute directory component by component, following no link. Every parent has to be root's and writable by
+    /// Opens an absolute directory component by component, following no link. Every parent has to be root's and
+    /// writable by
     /// root alone, so that nobody can exchange one for another.
     pub fn open(path: &str) -> io::Result<Self> {
         let flags = (OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC).bits();
@@ -38,7 +39,7 @@ impl Dir {
             }
             so_far = format!("{so_far}/{name}");
             fd = sys::openat(fd.as_fd(), &c_string(name)?, flags, 0)
-                .map_err(|e| error(format_args!("{so_far} can not be opened as a directory, no link followed"), &e))?;
+                .map_err(|e| error(format_args!("{so_far} cannot be opened as a directory, no link followed"), &e))?;
         }
         Ok(Self { fd, path: so_far })
     }
@@ -115,7 +116,7 @@ impl Dir {
         let put = written.and_then(|()| self.rename(&temporary, name));
         put.map_err(|e| {
             let _ = self.remove(&temporary);
-            error(format_args!("{}/{name} can not be written", self.path), &e)
+            error(format_args!("{}/{name} cannot be written", self.path), &e)
         })
     }
 
@@ -132,7 +133,7 @@ impl Dir {
         }
         match result {
             Ok(()) | Err(nix::errno::Errno::ENOENT) => Ok(()),
-            Err(e) => Err(error(format_args!("{}/{name} can not be removed", self.path), &e.into())),
+            Err(e) => Err(error(format_args!("{}/{name} cannot be removed", self.path), &e.into())),
         }
     }
 
@@ -154,7 +155,7 @@ impl Dir {
         if !self.stat_of(name).is_ok_and(|stat| good(&stat)) {
             self.remove(name)?;
             nix::unistd::mkfifoat(&self.fd, name, nix::sys::stat::Mode::from_bits_truncate(0o600))
-                .map_err(|e| error(format_args!("the FIFO {}/{name} can not be made", self.path), &e.into()))?;
+                .map_err(|e| error(format_args!("the FIFO {}/{name} cannot be made", self.path), &e.into()))?;
         }
         self.open_beneath(name, OFlag::O_RDWR | OFlag::O_NONBLOCK, 0)
     }
@@ -188,7 +189,8 @@ fn demand_root_only(stat: &FileStat, path: &str, forbidden: u32) -> io::Result<(
     )))
 }
 
-/// `openat2(2)` beneath `dir` without links and other mounts; where that call is not to be had (an old kernel, a seccomp
+/// `openat2(2)` beneath `dir` without links and other mounts; where that call is not to be had (an old kernel, a
+/// seccomp
 /// filter), component by component with the same checks.
 pub fn open_beneath(dir: BorrowedFd<'_>, path: &str, flags: OFlag, mode: u32) -> io::Result<OwnedFd> {
     let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;

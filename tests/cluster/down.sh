@@ -31,7 +31,7 @@ for ((i = 0; i < 200; i++)); do
     kill -KILL $left 2>/dev/null || true
     sleep 0.05
 done
-[ -z "$left" ] || die "these processes can not be ended: ${left//$'\n'/ }"
+[ -z "$left" ] || die "these processes cannot be ended: ${left//$'\n'/ }"
 
 # From the innermost outwards; a group may be busy for a moment after its last process.
 for ((i = 0; i < 100; i++)); do

@@ -36,7 +36,7 @@ job() {
     printf '%s\n' "$2" >"$results/spool/prepared/$1/job.json"
 }
 
-heading "An image with one static program: a shell can not even start in it"
+heading "An image with one static program: a shell cannot even start in it"
 ! images/podman run --rm --network none --entrypoint /bin/sh "$images/noshell:1" -c 'echo hello' || fail "a shell started"
 
 heading "Eight jobs enter the spool"

@@ -16,7 +16,7 @@ pub fn image(name: &str) -> String {
 /// Calls podman and returns whatever came of it.
 ///
 /// # Panics
-/// If podman can not be called. One that does not end within a minute is killed, and answers 124 or 137.
+/// If podman cannot be called. One that does not end within a minute is killed, and answers 124 or 137.
 pub fn call<S: AsRef<str>>(arguments: &[S]) -> Output {
     let wrapper = concat!(env!("CARGO_MANIFEST_DIR"), "/../images/podman");
     let mut command = Command::new("timeout");
@@ -66,7 +66,8 @@ pub fn podman<S: AsRef<str>>(arguments: &[S]) -> String {
     String::from_utf8_lossy(&output.stdout).trim_end_matches('\n').to_owned()
 }
 
-/// An image that has nothing but a file of a name, and in place of `/shared`, where our volumes go, a link through the same name. It goes
+/// An image that has nothing but a file of a name, and in place of `/shared`, where our volumes go, a link through the
+/// same name. It goes
 /// with the value.
 pub struct LinkedImage(String);
 

@@ -1,4 +1,5 @@
-//! Faults at the steps of a job: what is killed and when, and what has to be true of the job in the end. Shared by the tests on podman
+//! Faults at the steps of a job: what is killed and when, and what has to be true of the job in the end. Shared by the
+//! tests on podman
 //! and on Kubernetes.
 
 use std::fs;
@@ -38,7 +39,8 @@ pub const STEPS: [&str; 8] = ["queued", "staging", "binding", "starting", "runni
 /// Each step with each target alone, and with each pair of them.
 pub const CASES: u64 = 8 * (4 + 16);
 
-/// Step and targets of the `n`th fault. A few of them meet each step and different targets: 57 is one more than a multiple of 8, and
+/// Step and targets of the `n`th fault. A few of them meet each step and different targets: 57 is one more than a
+/// multiple of 8, and
 /// has no factor in common with the number of cases.
 pub fn case(n: u64, seed: u64) -> (usize, Vec<Target>) {
     let case = (n * 57 + seed) % CASES;

@@ -1,6 +1,7 @@
 //! A directory and a name for one test, which also removes what killed tests left.
 //!
-//! The name is random: test programs have PID namespaces of their own, so their process IDs are all alike. Whoever holds
+//! The name is random: test programs have PID namespaces of their own, so their process IDs are all alike. Whoever
+//! holds
 //! the lock of a directory lives; what is not locked is nobody's any more.
 
 use std::fs::{self, File};
@@ -81,7 +82,7 @@ fn sweep() {
     }
 }
 
-/// Removes all containers and files of one name. Reports what it can not do, since it may run in a panic.
+/// Removes all containers and files of one name. Reports what it cannot do, since it may run in a panic.
 fn remove(name: &str) {
     let listed = call(&["ps", "--all", "--quiet", "--filter", &format!("label={LABEL}={name}")]);
     let listed = String::from_utf8_lossy(&listed.stdout).into_owned();

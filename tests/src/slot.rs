@@ -1,4 +1,5 @@
-//! One slot of a pod without a pilot: volumes, `glue install`, the pause container and payload containers with glue. The test
+//! One slot of a pod without a pilot: volumes, `glue install`, the pause container and payload containers with glue.
+//! The test
 //! itself is the watcher.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
@@ -138,7 +139,7 @@ impl Slot {
     /// Volumes as an engine makes them, open to everybody, and the pause container; nothing is installed.
     ///
     /// # Panics
-    /// If they can not be made.
+    /// If they cannot be made.
     pub fn empty() -> Self {
         let scratch = Scratch::new();
         let slot = Self { uid: 20_000, gid: 20_000, scratch, payload: None, containers: 0 };
@@ -374,7 +375,7 @@ impl Slot {
     /// Puts a file into `ctl/` as a watcher does: under another name first.
     ///
     /// # Panics
-    /// If it can not be written.
+    /// If it cannot be written.
     pub fn put(&self, name: &str, bytes: &[u8]) {
         let temporary = self.ctl().join(format!("{name}.new"));
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary).unwrap();
@@ -447,7 +448,8 @@ impl Slot {
         self.main_process().expect("the main process lives")
     }
 
-    /// Waits until the job's program runs and is prepared for TERM: the kernel has it down as blocked, ignored or caught, or it
+    /// Waits until the job's program runs and is prepared for TERM: the kernel has it down as blocked, ignored or
+    /// caught, or it
     /// says so on standard output, as the probe does. (A signal that is waited for is not shown as blocked.)
     pub fn await_term_handling(&self, submitted: &Submitted) -> Process {
         let main = self.await_start(submitted);
@@ -510,11 +512,12 @@ impl Slot {
         finished.record
     }
 
-    /// Another container of the pod, which is neither glue's nor a pilot's: `argv` under `user`, with these capabilities.
+    /// Another container of the pod, which is neither glue's nor a pilot's: `argv` under `user`, with these
+    /// capabilities.
     /// Returns its name and the ID of its main process.
     ///
     /// # Panics
-    /// If it can not be started.
+    /// If it cannot be started.
     pub fn neighbour(&mut self, image_name: &str, user: &str, capabilities: &[&str], argv: &[&str]) -> (String, i32) {
         self.containers += 1;
         let name = self.container(&format!("neighbour-{}", self.containers));

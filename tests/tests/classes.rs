@@ -1,4 +1,5 @@
-//! What each ending means to the pilot: `final` is the job's own result, `retry` was nobody's fault, `hold` has to be mended.
+//! What each ending means to the pilot: `final` is the job's own result, `retry` was nobody's fault, `hold` has to be
+//! mended.
 
 use std::fs;
 use std::time::Duration;

@@ -1,4 +1,5 @@
-//! What a job leaves behind is gone before the next one: processes, files, and every kind of IPC object that outlives them.
+//! What a job leaves behind is gone before the next one: processes, files, and every kind of IPC object that outlives
+//! them.
 
 use latebind_tests::pod::{BUSYBOX, JOB_WITHIN, Options, Outcome, Pod, eventually, kill, probe, shell, with};
 use latebind_tests::slot::WAIT_FOR_GO;
@@ -83,7 +84,8 @@ fn files_with_odd_modes_and_names_are_removed() {
     assert!(pod.place().join("bin/glue").exists(), "a link was followed");
 }
 
-/// 2500 levels, so more than a process may have files open (1024), with more bytes than a path may have (4096): a tree is
+/// 2500 levels, so more than a process may have files open (1024), with more bytes than a path may have (4096): a tree
+/// is
 /// moved below another one, again and again.
 const DEEP: &str = "set -e; mkdir top; n=0; while [ $n -lt 25 ]; do d=$(seq 100 199 | tr '\\n' /); mkdir -p up/$d; \
                     mv top up/$d; mv up top; n=$((n+1)); done; echo made";

@@ -1,7 +1,9 @@
-//! Faults: watcher, glue, payload container, pilot container, and pairs of them, killed at each step of a job and at random moments. No
+//! Faults: watcher, glue, payload container, pilot container, and pairs of them, killed at each step of a job and at
+//! random moments. No
 //! job is lost, none is reported twice, and none is good without a verified record.
 //!
-//! `LATEBIND_FAULT_SEED` repeats a run, `LATEBIND_FAULT_RUNS` says how many jobs, and `make soak DURATION=600` goes on for a time.
+//! `LATEBIND_FAULT_SEED` repeats a run, `LATEBIND_FAULT_RUNS` says how many jobs, and `make soak DURATION=600` goes on
+//! for a time.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,7 +20,7 @@ const RESULT_WITHIN: Duration = Duration::from_secs(120);
 /// Jobs in one pod, then a new one: a pod's own start and end belong to what is tried.
 const JOBS_OF_A_POD: u64 = 25;
 
-/// latebind-host takes a pilot that fails 5 times within minutes for one that can not run.
+/// latebind-host takes a pilot that fails 5 times within minutes for one that cannot run.
 const PILOTS_OF_A_POD: u64 = 3;
 
 /// When and what is killed.
@@ -155,7 +157,8 @@ fn tried(counts: &Counts) {
     assert!(counts.jobs > 0 && counts.kills.values().sum::<u64>() > counts.jobs / 2, "{:?}", counts.kills);
 }
 
-/// With a fixed seed and a few jobs; under `make soak` for as long as LATEBIND_SOAK_SECONDS says, with a seed of its own and the
+/// With a fixed seed and a few jobs; under `make soak` for as long as LATEBIND_SOAK_SECONDS says, with a seed of its
+/// own and the
 /// steps in between.
 #[test]
 fn at_random_moments_no_job_is_lost_and_none_reported_twice() {

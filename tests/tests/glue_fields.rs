@@ -283,7 +283,7 @@ fn a_stream_that_is_null_is_the_null_device() {
     assert_eq!((target(0), target(2)), ("/dev/null".into(), "/dev/null".into()));
 }
 
-/// Opens a FIFO of `ctl/` as a watcher does; made anew.
+/// Opens a FIFO of `ctl/` as a watcher does; created again.
 fn made_fifo(slot: &Slot, name: &str) -> File {
     let path = slot.ctl().join(name);
     nix::unistd::mkfifo(&path, Mode::from_bits_truncate(0o600)).unwrap();

@@ -153,7 +153,8 @@ struct Life {
     root_after: Vec<String>,
 }
 
-/// Looks at every process as fast as it can, until told to stop; counts in `seen` the lives that have been `of_interest`.
+/// Looks at every process as fast as it can, until told to stop; counts in `seen` the lives that have been
+/// `of_interest`.
 fn observe(
     glue: i32,
     stop: &AtomicBool,

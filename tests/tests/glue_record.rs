@@ -1,4 +1,5 @@
-//! A record that is not exactly the one of this start is refused, each time with its own reason. All records are real ones.
+//! A record that is not exactly the one of this start is refused, each time with its own reason. All records are real
+//! ones.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends by panicking")]
 
 use std::fs;
@@ -111,7 +112,8 @@ fn a_startup_file_that_is_put_a_second_time_has_a_record_of_its_own_and_no_other
     let slot = Slot::new("noshell");
     let startup = slot.job(&["/probe", "exit", "3"]);
     let first = slot.finish(&slot.submit(&startup));
-    // Glue remembers no nonces: that each start has a fresh one is the watcher's part. What must hold: the record of the
+    // Glue remembers no nonces: that each start has a fresh one is the watcher's part. What must hold: the record of
+    // the
     // first run does not outlive the claim of the second.
     let again = slot.submit(&startup);
     // The status has the same nonce both times: it may still be that of the first.

@@ -152,7 +152,7 @@ fn a_refusal_does_not_show_the_key() {
         good.replacen("\"key\":", "\"key\":1,\"key\":", 1),
         good.replacen(&key, &format!("{key}\\u0041"), 1),
     ] {
-        refused_in_status(&slot, "a key that can not be used", bytes.as_bytes(), "");
+        refused_in_status(&slot, "a key that cannot be used", bytes.as_bytes(), "");
         let log = slot.log();
         assert!(!log.contains(&key[..20]), "{log}");
     }
@@ -287,7 +287,8 @@ fn a_startup_file_has_at_most_one_mebibyte() {
     let mut startup = slot.job(&["/probe", "exit", "0"]);
     startup.argv.push(String::new());
     let empty = serde_json::to_vec(&startup).unwrap().len();
-    // One argument may have 128 KiB, so it is the environment file's name that fills the file: a blank is not refused before.
+    // One argument may have 128 KiB, so it is the environment file's name that fills the file: a blank is not refused
+    // before.
     let padded = |size: usize| {
         let mut bytes = serde_json::to_vec(&startup).unwrap();
         bytes.resize(size, b' ');

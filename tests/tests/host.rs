@@ -1,4 +1,5 @@
-//! latebind-host itself: the allow list, restarts of the pilot, exit codes, names, limits, and what `rm`, `ps` and `--keep` do.
+//! latebind-host itself: the allow list, restarts of the pilot, exit codes, names, limits, and what `rm`, `ps` and
+//! `--keep` do.
 
 use std::fs;
 use std::process::Stdio;
@@ -144,7 +145,7 @@ fn a_second_pod_of_a_name_is_refused_and_the_first_not_hurt() {
     pod.result("long").is_good();
 }
 
-/// As when the sandbox of a pod is made anew: the containers are others, and the private volume is as it was left.
+/// As when the sandbox of a pod is re-created: the containers are others, and the private volume is as it was left.
 #[test]
 fn a_pod_takes_the_place_of_one_that_was_killed() {
     let (spool, private, name) = (Scratch::new(), Scratch::new(), unique("again"));

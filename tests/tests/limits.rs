@@ -1,4 +1,5 @@
-//! A job is kept within its limits: whichever it crosses, it is ended in time, the report says which, and the slot serves on.
+//! A job is kept within its limits: whichever it crosses, it is ended in time, the report says which, and the slot
+//! serves on.
 
 use latebind_tests::pod::{JOB_WITHIN, Options, Outcome, Pod, eventually, probe, shell, with};
 use latebind_tests::slot::WAIT_FOR_GO;

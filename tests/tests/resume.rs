@@ -1,4 +1,5 @@
-//! The pilot container is killed at any moment of a job's life: latebind-host starts it again, the watcher goes on where it
+//! The pilot container is killed at any moment of a job's life: latebind-host starts it again, the watcher goes on
+//! where it
 //! was, the job runs once, and has exactly one result.
 
 use std::fs;
@@ -157,7 +158,8 @@ fn seed() -> u64 {
     given.unwrap_or_else(|| glue::contract::time::wall().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64)
 }
 
-/// Three jobs of a second each; the pilot is killed at a moment of each one's life. Three, since each restart has to wait
+/// Three jobs of a second each; the pilot is killed at a moment of each one's life. Three, since each restart has to
+/// wait
 /// twice as long as the one before.
 fn at_random_moments(salt: u64) {
     let seed = seed();
@@ -203,7 +205,8 @@ fn killed_at_random_moments_4() {
     at_random_moments(4);
 }
 
-/// What a foreign root has left is gone, also where the watcher was ended before it had mended the volumes: that a foreign root can have
+/// What a foreign root has left is gone, also where the watcher was ended before it had mended the volumes: that a
+/// foreign root can have
 /// been there is noted before each bind, until the proof.
 #[test]
 fn volumes_that_were_to_be_mended_are_mended_by_the_next_watcher() {
@@ -226,7 +229,8 @@ fn volumes_that_were_to_be_mended_are_mended_by_the_next_watcher() {
     assert!(!left.exists() && !noted.exists());
 }
 
-/// As a power loss can leave files that were not on disk yet. The slot's volumes are then reset, since what was noted of them is lost.
+/// As a power loss can leave files that were not on disk yet. The slot's volumes are then reset, since what was noted
+/// of them is lost.
 #[test]
 fn empty_state_files_do_not_keep_a_watcher_from_starting() {
     let pod = Pod::start();

@@ -1,4 +1,5 @@
-//! Volumes without room at each write, no more processes, no more memory, a glue that is stopped: what is said of the job, that it
+//! Volumes without room at each write, no more processes, no more memory, a glue that is stopped: what is said of the
+//! job, that it
 //! is never taken for the job's own result, and that the slot serves the next one.
 
 use std::fs;
@@ -47,7 +48,8 @@ fn ctl_has_no_room_at_each_write() {
     let pod = Options::new().pilot(&["--max-attempts", "1"]).start();
     pod.serves();
     let (mut lost, mut good) = (0, 0);
-    // Status, startup file, the status of the claim, of the start, the record: with each page there is room for one more.
+    // Status, startup file, the status of the claim, of the start, the record: with each page there is room for one
+    // more.
     for pages in 0..8 {
         let (name, filler) = (format!("pages-{pages}"), Filler::leaving(&pod.ctl(0), pages));
         pod.put(&name, &shell("echo ran"));
@@ -189,7 +191,7 @@ fn the_private_volume_has_no_room_for_a_new_job() {
     pod.put("waits", &shell("echo ran"));
     // It is taken, and refused, again and again.
     eventually("it is said why, twice", JOB_WITHIN, || {
-        (pod.said().matches("can not be kept").count() >= 2).then_some(())
+        (pod.said().matches("cannot be kept").count() >= 2).then_some(())
     });
     assert!(look_into(&pod.spool, "waits").is_none(), "a job was run of which nothing is written down");
     drop(filler);
@@ -269,7 +271,8 @@ fn glue_itself_is_ended_for_memory() {
     let script = "while [ ! -e go ]; do sleep 0.1; done; for n in 1 2 3 4 5 6 7 8; do /probe memory 20 60 & done; wait";
     pod.put("large", &shell(script));
     let job = pod.runs("large.1", 0);
-    // Glue is the smallest of its container: the kernel is told to like it least, and the job is of many small processes.
+    // Glue is the smallest of its container: the kernel is told to like it least, and the job is of many small
+    // processes.
     let glue = pod.main_process(&pod.payload_role(0));
     fs::write(format!("/proc/{glue}/oom_score_adj"), "1000").unwrap();
     let unwatched = Unwatched::new(&pod);

@@ -226,7 +226,7 @@ fn outputs_that_lead_elsewhere_are_not_fetched() {
 #[test]
 fn a_hard_link_brings_no_file_of_another_owner() {
     let pod = Pod::start();
-    // The payload's own file may have two names. Those of root it can not link to, and they lie on other mounts.
+    // The payload's own file may have two names. Those of root it cannot link to, and they lie on other mounts.
     let script = "echo mine >a; ln a b; ln /shared/bin/glue glue || ln /etc/passwd glue || echo no link";
     let outcome = pod.job("hard", &with(shell(script), "outputs", json!(["b", "glue"])));
     outcome.is_good();

@@ -15,7 +15,8 @@ use crate::text::one_line;
 /// Clocks that differ by more than this many seconds make tokens and records look old or not yet made.
 const CLOCK_MAY_DIFFER: f64 = 5.0;
 
-/// What the pilot container needs (capabilities(7)), as bits: more than glue has, so that glue's root can not read the pilot.
+/// What the pilot container needs (capabilities(7)), as bits: more than glue has, so that glue's root cannot read the
+/// pilot.
 const CAPABILITIES: [(u32, &str); 7] =
     [(0, "CHOWN"), (1, "DAC_OVERRIDE"), (3, "FOWNER"), (5, "KILL"), (6, "SETGID"), (7, "SETUID"), (8, "SETPCAP")];
 
@@ -109,7 +110,7 @@ fn processes() -> Line {
     match cgroup("1") == cgroup("self") {
         true => Line::bad(
             "PID namespace",
-            "process 1 is this container's own: the payload's processes can not be seen",
+            "process 1 is this container's own: the payload's processes cannot be seen",
             mend,
         ),
         false => Line::good("PID namespace", "shared"),

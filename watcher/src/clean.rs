@@ -1,8 +1,11 @@
 //! Making a slot as if no job had ever been there, whatever the last one has left and whoever may still add to it.
 //!
-//! The directories that a payload owns are not cleaned but replaced: what it has put on them, lists, attributes and flags, goes
-//! with them, and whoever still has one open has nothing of the next job's. Mount points have to stay, so everything is taken
-//! off them. Each step can be the last one of a watcher that is killed: the next one begins again, and finds a `work/` at any time.
+//! The directories that a payload owns are not cleaned but replaced: what it has put on them, lists, attributes and
+//! flags, goes
+//! with them, and whoever still has one open has nothing of the next job's. Mount points have to stay, so everything is
+//! taken
+//! off them. Each step can be the last one of a watcher that is killed: the next one begins again, and finds a `work/`
+//! at any time.
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -26,7 +29,8 @@ pub const TRASH: &str = ".trash";
 /// Where the next `work/` is made before it takes the place of the last one.
 pub const NEXT: &str = ".work";
 
-/// As /tmp and /dev/shm are, but for the payload alone: another slot's could otherwise write there, if it was given a descriptor.
+/// As /tmp and /dev/shm are, but for the payload alone: another slot's could otherwise write there, if it was given a
+/// descriptor.
 const SCRATCH_MODE: u32 = 0o1770;
 
 /// Makes the slot as if no job had ever been there.
@@ -109,7 +113,8 @@ fn renew_work(data: BorrowedFd<'_>, owner: (u32, u32), trash: BorrowedFd<'_>) ->
     marks::take_over(made.as_fd(), owner, 0o700)?;
     match glue::sys::exchange(data, &work, &next) {
         Ok(()) => discard(data, &next, trash),
-        // There is none, or the file system can not exchange: then a watcher that is killed here leaves none behind, and the next one
+        // There is none, or the file system cannot exchange: then a watcher that is killed here leaves none behind, and
+        // the next one
         // has the volumes made again.
         Err(_) => {
             discard(data, &work, trash)?;
@@ -140,7 +145,8 @@ fn open(data: BorrowedFd<'_>, name: &CStr) -> io::Result<OwnedFd> {
     Ok(openat(data, name, flags, Mode::empty())?)
 }
 
-/// Bytes that are taken in a volume of its own, and its size, where more than a quarter of it is taken though nothing is in it:
+/// Bytes that are taken in a volume of its own, and its size, where more than a quarter of it is taken though nothing
+/// is in it:
 /// files without a name that somebody else has open. Only for an empty slot that no client keeps sandboxes in.
 pub fn held_by_others(slot: &Slot) -> io::Result<Option<(u64, u64)>> {
     let mut disk = Disk::open(slot.number, None)?;

@@ -99,7 +99,7 @@ fn a_watcher_that_is_killed_between_two_steps_leaves_a_slot_that_can_be_cleaned(
                 name("work", ".trash/1");
                 make("work");
             }
-            // Where the file system can not exchange.
+            // Where the file system cannot exchange.
             _ => {
                 make(".work");
                 name("work", ".trash/1");
@@ -175,7 +175,8 @@ fn what_an_images_root_left_is_reset() {
         (entries(&execute.join("dir_1")), what(&execute)),
         (vec!["file".to_owned()], (19_000, 19_001, 0o40_755))
     );
-    // What the placeholder's glue made meanwhile stays; a job's directory that is another's, or full, becomes the slot's.
+    // What the placeholder's glue made meanwhile stays; a job's directory that is another's, or full, becomes the
+    // slot's.
     fs::write(ctl.join("status.json"), "{}").unwrap();
     nix::unistd::mkfifo(&ctl.join("chime"), Mode::from_bits_truncate(0o600)).unwrap();
     fs::write(data.join("work/left"), "").unwrap();

@@ -23,7 +23,8 @@ const TABLES: [(&str, SystemV); 3] =
 /// The mode bit of a shared memory segment that is removed (shmctl(2)).
 const SHM_DEST: u32 = 0o1000;
 
-/// Removes the files of `uid` in `/dev/shm` and `/dev/mqueue`, following no link, whatever others have there and add to it.
+/// Removes the files of `uid` in `/dev/shm` and `/dev/mqueue`, following no link, whatever others have there and add to
+/// it.
 /// They may lie in directories that only root can change. Fails where one is left.
 pub fn remove_files(uid: u32, deadline: &Deadline<'_>) -> io::Result<()> {
     DIRECTORIES.into_iter().map(|dir| remove_owned(dir, uid, deadline)).fold(Ok(()), Result::and)
@@ -84,7 +85,8 @@ fn remove_entry(top: BorrowedFd<'_>, name: &CStr, deadline: &Deadline<'_>) -> io
     Ok(unlinkat(top, name, UnlinkatFlags::RemoveDir)?)
 }
 
-/// The second column of the rows whose `uid` or `cuid` column is `uid`, but for what is removed and only waits for its users.
+/// The second column of the rows whose `uid` or `cuid` column is `uid`, but for what is removed and only waits for its
+/// users.
 fn owned_ids(table: &str, uid: u32) -> Vec<i32> {
     let mut lines = table.lines();
     let names: Vec<&str> = lines.next().unwrap_or_default().split_ascii_whitespace().collect();

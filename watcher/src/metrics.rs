@@ -1,6 +1,7 @@
 //! What the core counts, in the form of OpenMetrics, for whoever asks over HTTP.
 //!
-//! Off unless an address is given. Containers of a pod share their network, so the payload can ask too: nothing is told here
+//! Off unless an address is given. Containers of a pod share their network, so the payload can ask too: nothing is told
+//! here
 //! that names a job, an owner, or an image.
 
 use std::io::{self, Read, Write};
@@ -25,7 +26,8 @@ use crate::serve::protocol::SlotLine;
 /// How long a connection may take, from its first byte to the last one of the answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 
-/// How many connections are served at once: from the pod's own addresses, where payloads are, and from elsewhere. Each has its own
+/// How many connections are served at once: from the pod's own addresses, where payloads are, and from elsewhere. Each
+/// has its own
 /// share, so that payloads keep nobody else away.
 const LOCAL_MAX: usize = 4;
 const REMOTE_MAX: usize = 8;

@@ -1,4 +1,5 @@
-//! Why a job ended as it did: one word for each reason, and what each word may mean to the pilot. Every reason that a report, a
+//! Why a job ended as it did: one word for each reason, and what each word may mean to the pilot. Every reason that a
+//! report, a
 //! bind answer, a hold or a metric can carry is here; `docs/protocol.md` prints the same as a table.
 
 use std::fmt;
@@ -166,7 +167,8 @@ reasons! {
     ResourceShortage: Retry;
     /// A volume has no room.
     VolumeFull: Retry;
-    /// A slot's volume has no room for inputs that would fit into it, since others have taken it: no attempt of the job.
+    /// A slot's volume has no room for inputs that would fit into it, since others have taken it: no attempt of the
+    /// job.
     VolumeHeld: Retry;
     /// The job's state could not be kept or read.
     StateLost: Retry;
@@ -220,10 +222,12 @@ impl Reason {
         Self::ALL.iter().copied().find(|reason| reason.as_str() == text)
     }
 
-    /// The end of a whole pod: the words that the kubelet has for it, and no others. Whatever else a cluster calls it is
+    /// The end of a whole pod: the words that the kubelet has for it, and no others. Whatever else a cluster calls it
+    /// is
     /// [`Reason::PodEnded`].
     ///
-    /// Source: the kubelet's `eviction`, `preemption`, `active_deadline` and `nodeshutdown`, and the node lifecycle controller.
+    /// Source: the kubelet's `eviction`, `preemption`, `active_deadline` and `nodeshutdown`, and the node lifecycle
+    /// controller.
     pub fn of_pod_status(text: &str) -> Self {
         match text {
             "Evicted" => Self::Evicted,
@@ -295,7 +299,8 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// A failure of this class, which has to be one of the reason's. A message is as long as an engine makes it: what is beyond
+    /// A failure of this class, which has to be one of the reason's. A message is as long as an engine makes it: what
+    /// is beyond
     /// [`MESSAGE_MAX`] is cut off.
     pub fn new(class: Class, reason: Reason, message: impl Into<String>) -> Self {
         debug_assert!(reason.may_be(class), "{reason} is never {}", class.name());

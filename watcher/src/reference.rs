@@ -1,4 +1,5 @@
-//! Image references, `registry/repository:tag@sha256:digest`, as the distribution project writes them and engines read them
+//! Image references, `registry/repository:tag@sha256:digest`, as the distribution project writes them and engines read
+//! them
 //! (github.com/distribution/reference): the one reader of them for all programs.
 
 use std::fmt;
@@ -70,8 +71,10 @@ impl Reference {
         Ok(Self { name: name.to_owned(), tag: tag.map(str::to_owned), digest: digest.map(str::to_owned) })
     }
 
-    /// Takes a reference apart that has to be written in full, as an allow list compares it: what `debian` means depends on a
-    /// host's settings. No tag means `latest`; beside a digest the tag says nothing (engines drop it), so it is dropped.
+    /// Takes a reference apart that has to be written in full, as an allow list compares it: what `debian` means
+    /// depends on a
+    /// host's settings. No tag means `latest`; beside a digest the tag says nothing (engines drop it), so it is
+    /// dropped.
     ///
     /// # Errors
     ///
@@ -112,7 +115,8 @@ impl Reference {
         }
     }
 
-    /// The same content under a tag that no bind has had: the kubelet's back-off goes by the text, and the runtime takes the
+    /// The same content under a tag that no bind has had: the kubelet's back-off goes by the text, and the runtime
+    /// takes the
     /// digest alone where there is one.
     pub fn fresh(&self, digest: &str, mark: &str) -> String {
         format!("{}:latebind-{mark}@{digest}", self.name)
@@ -129,7 +133,8 @@ impl fmt::Display for Reference {
     }
 }
 
-/// The repository and digest of an image ID such as `docker-pullable://docker.io/library/busybox@sha256:...`; an image that was
+/// The repository and digest of an image ID such as `docker-pullable://docker.io/library/busybox@sha256:...`; an image
+/// that was
 /// not pulled has no repository there.
 pub fn of_image_id(image_id: &str) -> Option<(&str, &str)> {
     let bare = image_id.split_once("://").map_or(image_id, |(_, bare)| bare);
@@ -142,7 +147,8 @@ pub fn digest_of(image_id: &str) -> Option<&str> {
     bare.rsplit('@').next().filter(|digest| is_digest(digest))
 }
 
-/// Registry and path of a name. What sets a registry apart from the first part of a path is a dot, a port, or `localhost`.
+/// Registry and path of a name. What sets a registry apart from the first part of a path is a dot, a port, or
+/// `localhost`.
 fn split(name: &str) -> (Option<&str>, &str) {
     match name.split_once('/') {
         Some((first, path)) if first == "localhost" || first.contains(['.', ':']) => (Some(first), path),

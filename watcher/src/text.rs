@@ -1,7 +1,9 @@
-//! The only way to standard output and standard error: nothing that an image, a registry, a job, an engine or a spool's user wrote
+//! The only way to standard output and standard error: nothing that an image, a registry, a job, an engine or a spool's
+//! user wrote
 //! reaches a terminal but as text. Clippy refuses other ways (`watcher/clippy.toml`).
 //!
-//! Text goes through [`glue::contract::text`]; JSON stays the same JSON, in ASCII alone. A job's own output is not ours to change:
+//! Text goes through [`glue::contract::text`]; JSON stays the same JSON, in ASCII alone. A job's own output is not ours
+//! to change:
 //! it goes from the job to the caller's descriptors (`job::relay`).
 
 use std::io::{self, IsTerminal, Write};
@@ -102,7 +104,8 @@ fn complaint(text: &str) -> String {
     lines.map(|line| format!("{}\n", one_line(line))).collect()
 }
 
-/// Reads this program's command line. What is wrong with it, or the help that was asked for, is printed; the error is the exit code
+/// Reads this program's command line. What is wrong with it, or the help that was asked for, is printed; the error is
+/// the exit code
 /// then, `wrong` where it was wrong.
 ///
 /// # Errors

@@ -18,7 +18,8 @@ pub const STARTUP: &str = "startup.json";
 pub const STATUS: &str = "status.json";
 /// Signed exit record of the last job.
 pub const RECORD: &str = "record.jws";
-/// File within `ctl/`, the watcher's: the pod is over, and a glue that is told to stop now ends with 0 whatever its `--stop-code`.
+/// File within `ctl/`, the watcher's: the pod is over, and a glue that is told to stop now ends with 0 whatever its
+/// `--stop-code`.
 pub const FINISH: &str = "finish";
 /// FIFO that the watcher rings after each file that it put.
 pub const BELL: &str = "bell";
@@ -80,7 +81,7 @@ pub struct Ids {
     pub uid: u32,
     /// GID of every process of the payload.
     pub gid: u32,
-    /// UID that the kill routine runs under, so that the payload can not signal it.
+    /// UID that the kill routine runs under, so that the payload cannot signal it.
     pub kill_uid: u32,
 }
 

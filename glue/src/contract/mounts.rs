@@ -1,6 +1,7 @@
 //! The mount proof: what a payload container may have mounted at and below `/shared`, and nothing else.
 //!
-//! An image can declare volumes there. The engine then puts files of the image where ours should be, and runs them as root:
+//! An image can declare volumes there. The engine then puts files of the image where ours should be, and runs them as
+//! root:
 //! so both sides read `/proc/<pid>/mountinfo` (proc_pid_mountinfo(5)) and demand exactly the expected mounts.
 
 use super::layout;
@@ -50,7 +51,7 @@ fn unescaped(field: &str) -> String {
     text + rest
 }
 
-/// All mounts of a mountinfo text, in its order. A line that can not be read makes the whole text unreadable.
+/// All mounts of a mountinfo text, in its order. A line that cannot be read makes the whole text unreadable.
 pub fn parse(mountinfo: &str) -> Result<Vec<Mount>, String> {
     let mut mounts = Vec::new();
     for line in mountinfo.lines() {
@@ -58,7 +59,7 @@ pub fn parse(mountinfo: &str) -> Result<Vec<Mount>, String> {
         let (Some(device), Some(root), Some(point), Some(options)) =
             (fields.next(), fields.next(), fields.next(), fields.next())
         else {
-            return Err(format!("a line of mountinfo can not be read: {}", printable(line)));
+            return Err(format!("a line of mountinfo cannot be read: {}", printable(line)));
         };
         mounts.push(Mount {
             device: device.to_owned(),
@@ -78,7 +79,7 @@ pub fn check(mounts: &[Mount], slot: u32) -> Result<SlotMounts, String> {
         if ![&bin, &ctl, &data].contains(&&mount.point) {
             return Err(format!(
                 "{} is mounted there from {} of device {}: nothing but {bin}, {ctl} and {data} may be mounted at or below {}. \
-                 An image that declares a VOLUME there can not be used",
+                 An image that declares a VOLUME there cannot be used",
                 mount.point,
                 mount.root,
                 mount.device,
@@ -136,7 +137,7 @@ mod tests {
             ("9 9 0:9 /v /shared/bin/glue ro - x x rw\n", "may be mounted"),
             ("9 9 0:9 /v /shared/slot/0/data/work rw - x x rw\n", "may be mounted"),
             ("9 9 0:9 /v /shared/slot/1/ctl rw - x x rw\n", "may be mounted"),
-            ("garbage\n", "can not be read"),
+            ("garbage\n", "cannot be read"),
         ] {
             let refused = checked(&format!("{GOOD}{more}"));
             assert!(refused.as_ref().is_err_and(|e| e.contains(why)), "{more} {refused:?}");

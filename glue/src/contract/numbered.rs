@@ -1,4 +1,4 @@
-//! Enums whose variants travel as numbers: declared once, and a number that is none of theirs is told apart.
+//! Enums whose variants travel as numbers: declared once, and a number without a variant is an error.
 
 /// Declares an enum, in the order of its numbers from 0 on, with a way back from a number.
 macro_rules! numbered {

@@ -1,6 +1,7 @@
 //! JSON objects with a fixed set of fields: an unknown, a repeated and a missing field are refused.
 //!
-//! `derive(Deserialize)` with `deny_unknown_fields` does the same with a reader of its own for each type, and another one that
+//! `derive(Deserialize)` with `deny_unknown_fields` does the same with a reader of its own for each type, and another
+//! one that
 //! takes an array for the object. One loop for all types makes glue 16 KB smaller, and refuses arrays.
 
 use core::marker::PhantomData;
@@ -100,7 +101,7 @@ pub fn word<'de, D: Deserializer<'de>>(from: D, words: &'static str) -> Result<u
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a test that can not go on may panic")]
+#[allow(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
 mod tests {
     use crate::contract::startup::{EnvFile, EnvFormat, Rlimit, Startup, Stream};
 
@@ -124,7 +125,8 @@ mod tests {
         assert_eq!((two.uid, two.gid, two.groups.as_slice()), (1, 2, [3].as_slice()));
         assert_eq!((two.timeout_s, two.grace_s, two.kill_s), (1.0, 2.5, 3.0));
         assert_eq!(two.env_files.first().map(|f| (f.name.as_str(), f.format)), Some(("env.a", EnvFormat::Nul)));
-        // Every name is known to the reader: a written one that it does not know would be refused, an unwritten one missing.
+        // Every name is known to the reader: a written one that it does not know would be refused, an unwritten one
+        // missing.
         let names = serde_json::to_string(&two).unwrap();
         for name in
             <Startup as super::Fields>::REQUIRED.split(' ').chain(<Startup as super::Fields>::OPTIONAL.split(' '))

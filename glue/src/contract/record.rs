@@ -235,7 +235,7 @@ fn mac(key: &Bytes32, text: &[u8]) -> Option<Hmac<Sha256>> {
     Some(mac)
 }
 
-/// The record as a compact JWS, signed with `key`. `None` where it can not be written as JSON, which no record is.
+/// The record as a compact JWS, signed with `key`. `None` where it cannot be written as JSON, which no record is.
 pub fn sign(record: &Record, key: &Bytes32) -> Option<String> {
     let header = Header { alg: ALGORITHM.into(), typ: TYPE.into(), kid: record.job.clone() };
     let mut text = base64url(&serde_json::to_vec(&header).ok()?);

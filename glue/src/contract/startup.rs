@@ -388,7 +388,8 @@ fn invalid(field: &'static str, message: &str) -> Result<(), Invalid> {
     Err(Invalid { field, message: message.to_owned() })
 }
 
-/// Reads a startup file. The message names line and column, never the text around them: that could be the key. Of a value of
+/// Reads a startup file. The message names line and column, never the text around them: that could be the key. Of a
+/// value of
 /// another type it has the beginning.
 pub fn parse(bytes: &[u8]) -> Result<Startup, Invalid> {
     let startup: Startup = serde_json::from_slice(bytes).map_err(|e| {

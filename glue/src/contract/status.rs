@@ -47,7 +47,8 @@ pub struct Status {
     /// Name of the job that runs or ran last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<String>,
-    /// Nonce of the startup file that was claimed last. It is put before that file is removed, so that at each moment one of
+    /// Nonce of the startup file that was claimed last. It is put before that file is removed, so that at each moment
+    /// one of
     /// the two says that the job was handed over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nonce: Option<Bytes32>,

@@ -1,4 +1,5 @@
-//! An admission webhook on this machine, for the pods of one namespace. Our own cluster only: its API server reaches it.
+//! An admission webhook on this machine, for the pods of one namespace. Our own cluster only: its API server reaches
+//! it.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -48,7 +49,8 @@ pub struct Webhook {
 }
 
 impl Webhook {
-    /// Starts one that judges the image of the container `payload` in each update of a pod, and tells the API server of it.
+    /// Starts one that judges the image of the container `payload` in each update of a pod, and tells the API server of
+    /// it.
     pub fn start(namespace: &Namespace, judge: impl Fn(&str) -> Ruling + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();

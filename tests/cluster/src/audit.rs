@@ -1,4 +1,5 @@
-//! What pilots have asked the API server for, by its own audit log (tests/cluster/up.sh says what is in it). Our own cluster only.
+//! What pilots have asked the API server for, by its own audit log (tests/cluster/up.sh says what is in it). Our own
+//! cluster only.
 
 use std::fs;
 
@@ -16,7 +17,8 @@ pub struct Request {
     pub uri: String,
 }
 
-/// All requests of a namespace's service accounts so far, in order, but for [`marks`]. The server writes each down before it answers.
+/// All requests of a namespace's service accounts so far, in order, but for [`marks`]. The server writes each down
+/// before it answers.
 pub fn requests(namespace: &Namespace) -> Vec<Request> {
     all(namespace).into_iter().filter(|r| !is_mark(r)).collect()
 }

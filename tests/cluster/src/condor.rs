@@ -1,4 +1,5 @@
-//! An HTCondor pool on our own cluster: central manager and access point in a pod, pilots of `deploy/htcondor-before-1.29` in another.
+//! An HTCondor pool on our own cluster: central manager and access point in a pod, pilots of
+//! `deploy/htcondor-before-1.29` in another.
 
 use std::fs;
 use std::net::TcpListener;

@@ -1,4 +1,5 @@
-//! What the kubelet says of a payload container over a time, each word of it: what is over before one asks is not missed.
+//! What the kubelet says of a payload container over a time, each word of it: what is over before one asks is not
+//! missed.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! What tests on Kubernetes share: the cluster, a namespace and a pilot for each test, the node, a registry that misbehaves.
+//! What tests on Kubernetes share: the cluster, a namespace and a pilot for each test, the node, a registry that
+//! misbehaves.
 //!
 //! ```no_run
 //! use latebind_cluster_tests::{cluster, pilot::Pilot};
@@ -8,8 +9,10 @@
 //! assert_eq!(ran.code, Some(7), "{}", ran.err());
 //! ```
 //!
-//! The cluster is the one of `KUBECONFIG` with the registry of `LATEBIND_REGISTRY` where both are set, else our own (`make cluster`).
-//! Only our own has a [`node`] to reach for and pulls from this machine: tests that need that are in files named `node_*`.
+//! The cluster is the one of `KUBECONFIG` with the registry of `LATEBIND_REGISTRY` where both are set, else our own
+//! (`make cluster`).
+//! Only our own has a [`node`] to reach for and pulls from this machine: tests that need that are in files named
+//! `node_*`.
 //! `LATEBIND_KEEP=1` leaves a test's namespace in place, to look at it afterwards.
 //!
 //! Everything has a limit in time and ends a test by panicking. A test that fails prints its pods, events and logs.

@@ -114,7 +114,8 @@ pub fn use_registry(value: &mut Value) {
     }
 }
 
-/// What has to be changed for our own cluster: its API server listens on the node's loopback interface alone, which a pilot has only in
+/// What has to be changed for our own cluster: its API server listens on the node's loopback interface alone, which a
+/// pilot has only in
 /// the node's network; and its node has two processors, of which the pods of several tests at once want more.
 pub fn fit_own_cluster(spec: &mut Value) {
     for container in containers(spec) {
@@ -130,7 +131,8 @@ pub fn fit_own_cluster(spec: &mut Value) {
     }
 }
 
-/// Gives a spec of one slot more of them: each further one a payload container, volumes and an argument of `install` of its own.
+/// Gives a spec of one slot more of them: each further one a payload container, volumes and an argument of `install` of
+/// its own.
 pub fn set_slots(spec: &mut Value, slots: u32) {
     let names = |list: &Value, ending: &str| -> Vec<Value> {
         let all = list.as_array().into_iter().flatten();

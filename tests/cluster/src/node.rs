@@ -129,7 +129,8 @@ impl Node {
         self.processes(container).into_iter().for_each(|pid| kill(pid, signal));
     }
 
-    /// Where the kubelet keeps the pods' volumes, seen from this machine: they are mounted in the cluster's mount namespace.
+    /// Where the kubelet keeps the pods' volumes, seen from this machine: they are mounted in the cluster's mount
+    /// namespace.
     pub fn pods(&self) -> PathBuf {
         let kubelet = self.state.join("run/kubelet/pods");
         self.root_of(self.part("namespace")).join(kubelet.strip_prefix("/").unwrap_or(&kubelet))

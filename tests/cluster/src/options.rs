@@ -61,7 +61,8 @@ impl Options {
         self.manifests(&[directory])
     }
 
-    /// Other kustomizations of the project: `&["deploy/base", "deploy/examples/fixed-sequence"]`. One of their objects makes the pilot.
+    /// Other kustomizations of the project: `&["deploy/base", "deploy/examples/fixed-sequence"]`. One of their objects
+    /// makes the pilot.
     pub fn manifests(mut self, directories: &[&str]) -> Self {
         self.manifests = owned(directories);
         self
@@ -79,7 +80,7 @@ impl Options {
         self
     }
 
-    /// The bare pod of the manifest's template, which nothing makes anew, with this restartPolicy.
+    /// The bare pod of the manifest's template, which nothing re-creates, with this restartPolicy.
     pub fn as_pod(mut self, restart_policy: &str) -> Self {
         self.as_pod = Some(restart_policy.into());
         self
@@ -103,13 +104,15 @@ impl Options {
         self
     }
 
-    /// A spool on this machine at /spool in the pilot, which serves it: `watcher pilot --spool /spool` and these arguments. Of our own
+    /// A spool on this machine at /spool in the pilot, which serves it: `watcher pilot --spool /spool` and these
+    /// arguments. Of our own
     /// cluster only.
     pub fn spool(self, arguments: &[&str]) -> Self {
         self.pilot(&[&["pilot", "--spool", "/spool"], arguments].concat()).spool_volume()
     }
 
-    /// The same, but the pilot is what the manifest or [`command`](Self::command) says. Replaces a volume `spool` of the manifest.
+    /// The same, but the pilot is what the manifest or [`command`](Self::command) says. Replaces a volume `spool` of
+    /// the manifest.
     pub fn spool_volume(mut self) -> Self {
         let _ = cluster().node();
         self.spool = true;

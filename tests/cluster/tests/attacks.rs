@@ -1,4 +1,5 @@
-//! What a hostile payload goes for in a pod of Kubernetes: the pilot's token and files, pilot and glue themselves, the jobs
+//! What a hostile payload goes for in a pod of Kubernetes: the pilot's token and files, pilot and glue themselves, the
+//! jobs
 //! before it and beside it. It gets none of them, and the next job runs.
 
 use latebind_cluster_tests::pilot::{Options, Pilot};
@@ -14,7 +15,8 @@ fn nothing_works(pilot: &Pilot, what: &str, options: &[&str], script: &str) {
     assert_eq!((ran.code, ran.out().as_str()), (Some(0), "looked\n"), "{what}: {}", ran.err());
 }
 
-/// A loop over the processes of the pod that are not the payload's own, which must contain pilot and glue, or nothing was tried.
+/// A loop over the processes of the pod that are not the payload's own, which must contain pilot and glue, or nothing
+/// was tried.
 fn each_other_process(attempt: &str) -> String {
     format!(
         "seen=; for p in /proc/[0-9]*; do [ \"$(stat -c %u $p)\" = 0 ] || continue; seen=\"$seen $(cat $p/comm)\"; \

@@ -1,4 +1,5 @@
-//! An admission webhook that refuses images, or puts others in their place. It is on this machine, as the spool is: our own cluster only.
+//! An admission webhook that refuses images, or puts others in their place. It is on this machine, as the spool is: our
+//! own cluster only.
 
 use latebind_cluster_tests::admission::{Ruling, Webhook};
 use latebind_cluster_tests::cluster;

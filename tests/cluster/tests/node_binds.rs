@@ -1,4 +1,5 @@
-//! One slot, one bind after the other: each job in a container of the image that it asked for, quickly, and with few requests to the
+//! One slot, one bind after the other: each job in a container of the image that it asked for, quickly, and with few
+//! requests to the
 //! API server. Its audit log and the spool are our own cluster's.
 
 use std::collections::HashSet;
@@ -13,7 +14,8 @@ use latebind_cluster_tests::pilot::{Options, Pilot};
 use latebind_tests::pod::{Outcome, with};
 use serde_json::{Value, json};
 
-/// How long a bind may take where nothing has to be fetched: a new container, and up to two looks of the kubelet, of a second each.
+/// How long a bind may take where nothing has to be fetched: a new container, and up to two looks of the kubelet, of a
+/// second each.
 const BIND_WITHIN: f64 = 3.0;
 
 fn job(image: &str, argv: &[&str]) -> Value {
@@ -57,7 +59,8 @@ fn was_never_held_back(pilot: &Pilot, history: History) {
     }
 }
 
-/// Fails unless these binds were quick, but for the first ones, which may have had to fetch their images. On a busy machine the kubelet
+/// Fails unless these binds were quick, but for the first ones, which may have had to fetch their images. On a busy
+/// machine the kubelet
 /// misses a look now and then; the shortest wait of its back-off is 10 s.
 #[track_caller]
 fn were_quick(outcomes: &[Outcome], first: usize) {

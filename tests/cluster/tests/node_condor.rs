@@ -1,4 +1,5 @@
-//! HTCondor's pilot in a pod, from `deploy/htcondor-before-1.29`: a real pool's container jobs, each in a container of its image. The
+//! HTCondor's pilot in a pod, from `deploy/htcondor-before-1.29`: a real pool's container jobs, each in a container of
+//! its image. The
 //! pool is in the node's network, as its pilots are: our own cluster only.
 
 use std::net::TcpListener;
@@ -103,7 +104,8 @@ fn runs_again(job: &Job, words: &str) {
 #[test]
 fn what_is_not_the_jobs_own_ending_is_none() {
     let pool = Pool::start(|o| o);
-    // The registry is down for a while. An image that no other test has: the node would know it by another registry's name, too.
+    // The registry is down for a while. An image that no other test has: the node would know it by another registry's
+    // name, too.
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let job = pool.submit(&format!("127.0.0.1:{free}/latebind/stopsignal-rtmin3:1"), "", Some("echo whole"));
     job.until("started again", |ad| ad["NumJobStarts"].as_i64() >= Some(2));

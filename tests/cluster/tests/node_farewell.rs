@@ -1,4 +1,5 @@
-//! The pod is deleted, evicted or torn away in mid-job: the job goes back to the spool, and the next pod of that name runs it to its end.
+//! The pod is deleted, evicted or torn away in mid-job: the job goes back to the spool, and the next pod of that name
+//! runs it to its end.
 
 use std::time::{Duration, Instant};
 

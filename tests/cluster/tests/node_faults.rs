@@ -1,4 +1,5 @@
-//! Watcher, glue, payload container, pilot container and pairs of them are killed at each step of a job, and the pod's sandbox under it:
+//! Watcher, glue, payload container, pilot container and pairs of them are killed at each step of a job, and the pod's
+//! sandbox under it:
 //! no job is lost, none is reported twice, and none is good without a verified record. Our own cluster only.
 //!
 //! `LATEBIND_CLUSTER_FAULTS` says how many jobs, `LATEBIND_FAULT_SEED` repeats a run.

@@ -1,4 +1,5 @@
-//! API server, kubelet and the connections between go away in mid-job and in mid-bind: the job is not touched, the bind goes on once
+//! API server, kubelet and the connections between go away in mid-job and in mid-bind: the job is not touched, the bind
+//! goes on once
 //! they are back. Our own cluster only.
 
 use std::thread::sleep;
@@ -103,7 +104,8 @@ fn connections_to_the_api_server_are_cut() {
     patched(&pilot, &inside, "once");
     assert!(relay.cut() > 0, "no connection was there to be cut, after {}", relay.made());
     ran_in_debian_at_once(&pilot.result("once"));
-    // Again and again, from before the bind on, for longer than it would last; so quickly that hardly any request gets through.
+    // Again and again, from before the bind on, for longer than it would last; so quickly that hardly any request gets
+    // through.
     pilot.put("often", &probe(&["hello"]));
     let (mut cuts, began) = (0, Instant::now());
     while look_into(&pilot.spool(), "often").is_none() && began.elapsed() < Duration::from_secs(5) {

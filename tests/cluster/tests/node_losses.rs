@@ -1,5 +1,7 @@
-//! Watcher, pilot, glue and payload container are killed in mid-job: each job has one result, what is lost is said at once and
-//! never taken for the job's own end, and the slot serves the next job. Our own cluster only, since it takes the node to do it.
+//! Watcher, pilot, glue and payload container are killed in mid-job: each job has one result, what is lost is said at
+//! once and
+//! never taken for the job's own end, and the slot serves the next job. Our own cluster only, since it takes the node
+//! to do it.
 
 use std::time::{Duration, Instant};
 
@@ -71,7 +73,8 @@ fn is_lost(report: &Report) {
     assert!(!report.message.is_empty(), "{report:#?}");
 }
 
-/// The payload container, lost in mid-job in several ways, one after the other. A job is put again by the spool, and then ends.
+/// The payload container, lost in mid-job in several ways, one after the other. A job is put again by the spool, and
+/// then ends.
 #[test]
 fn glue_or_its_container_killed_while_the_job_runs() {
     let (pilot, inside) = pilot();

@@ -1,4 +1,5 @@
-//! The other manifests of `deploy/`, as they are shipped. Their jobs name images of this project without a registry, and their servers
+//! The other manifests of `deploy/`, as they are shipped. Their jobs name images of this project without a registry,
+//! and their servers
 //! are pods that only this node reaches: our own cluster only.
 
 use std::path::Path;
@@ -105,7 +106,8 @@ fn jobs_of_a_server_are_fetched_run_and_sent_back() {
 fn with_second_slot(scratch: &Path) -> String {
     let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap();
     std::fs::copy(project.join("deploy/examples/second-slot.yaml"), scratch.join("second-slot.yaml")).unwrap();
-    // kustomize takes no absolute paths; the one of our own cluster's kubectl 1.20 wants other fields than its successors.
+    // kustomize takes no absolute paths; the one of our own cluster's kubectl 1.20 wants other fields than its
+    // successors.
     let up: String = scratch.canonicalize().unwrap().components().skip(1).map(|_| "../").collect();
     let deploy = format!("{up}{}", project.join("deploy").strip_prefix("/").unwrap().display());
     let text = format!(

@@ -1,4 +1,5 @@
-//! The watcher says whether its pod has work, where everybody looks: a label, and the cost of its deletion. One patch for each change.
+//! The watcher says whether its pod has work, where everybody looks: a label, and the cost of its deletion. One patch
+//! for each change.
 //! Our own cluster only, whose audit log counts the patches.
 
 use std::time::Duration;

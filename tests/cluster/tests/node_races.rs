@@ -1,5 +1,7 @@
-//! Whatever happens in the moment of a bind, no job ever runs in another image than its own: somebody else patches the pod, the
-//! container ends near the patch, jobs are shorter than the kubelet's look. Our own cluster only, where all of that can be timed.
+//! Whatever happens in the moment of a bind, no job ever runs in another image than its own: somebody else patches the
+//! pod, the
+//! container ends near the patch, jobs are shorter than the kubelet's look. Our own cluster only, where all of that can
+//! be timed.
 
 use std::thread::sleep;
 use std::time::Duration;
@@ -53,7 +55,8 @@ fn somebody_else_patches_the_same_container() {
         cluster().node().patch(&path, &json!({"spec": {"containers": [{"name": "payload", "image": image}]}}));
     };
     let mut changed = 0;
-    // Before the job is put, and so many milliseconds after its bind has begun: before our patch, between it and the container,
+    // Before the job is put, and so many milliseconds after its bind has begun: before our patch, between it and the
+    // container,
     // and in the job.
     for (number, after) in
         [None, Some(0), Some(5), Some(15), Some(40), Some(100), Some(200), Some(400)].into_iter().enumerate()

@@ -1,4 +1,4 @@
-//! Images that can not be had, as the kubelet reports them: what the binder has to tell apart.
+//! Images that cannot be had, as the kubelet reports them: what the binder has to tell apart.
 
 use std::time::Duration;
 

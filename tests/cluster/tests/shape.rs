@@ -1,4 +1,5 @@
-//! The pod as it is shipped: it comes up, glue waits in its payload container, and each container has what it should have.
+//! The pod as it is shipped: it comes up, glue waits in its payload container, and each container has what it should
+//! have.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! What the tests on a real HTCondor pool have in common: pools, made and ended by the scripts beside this crate, and their jobs.
+//! What the tests on a real HTCondor pool have in common: pools, made and ended by the scripts beside this crate, and
+//! their jobs.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends where it fails")]
 
 use std::fs;

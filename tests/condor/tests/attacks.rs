@@ -56,7 +56,8 @@ done; :"#;
 #[test]
 fn a_payload_gets_nothing_from_the_pilots_daemons() {
     let pool = Pool::shared();
-    // With HTCondor's own tools, in the payload container: the daemons can be reached, and nothing can be asked of them.
+    // With HTCondor's own tools, in the payload container: the daemons can be reached, and nothing can be asked of
+    // them.
     let script = r#"addr=$(sed -n 's/^MyAddress = "\(.*\)"/\1/p' "$_CONDOR_MACHINE_AD")
 port=${addr#<*:} port=${port%%[?>]*}
 (exec 3<>"/dev/tcp/127.0.0.1/$port") && echo reached

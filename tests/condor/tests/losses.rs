@@ -1,4 +1,5 @@
-//! Whatever is killed in the middle of a job: the job runs again, is never taken for done, and nothing of it is left behind.
+//! Whatever is killed in the middle of a job: the job runs again, is never taken for done, and nothing of it is left
+//! behind.
 
 use latebind_condor_tests::{Pool, podman, status};
 

@@ -35,7 +35,8 @@ fn two_slots_do_not_harm_each_other() {
     other.ends_with(0);
     assert!(other.text("out").ends_with("whole\n"));
     assert!([0, 1].map(|slot| pool.uid(slot).to_string()).contains(&uid(&other)), "{}", other.text("out"));
-    // It may have ended or killed itself, or have stopped itself with all that is its own; removed it can be in any case.
+    // It may have ended or killed itself, or have stopped itself with all that is its own; removed it can be in any
+    // case.
     hostile.tool(&["condor_rm"]);
     for slot in [0, 1] {
         pool.nothing_is_left(slot);

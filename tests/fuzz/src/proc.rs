@@ -26,7 +26,8 @@ pub fn run(data: &[u8]) {
     }
 }
 
-/// A process may call itself what it likes (prctl(2), PR_SET_NAME: 15 bytes): the rest of its files is read all the same.
+/// A process may call itself what it likes (prctl(2), PR_SET_NAME: 15 bytes): the rest of its files is read all the
+/// same.
 fn a_process_with_any_name(mut input: Input<'_>) {
     let (state, threads) = (['R', 'S', 'D', 'T', 't', 'Z', 'X', 'I'][input.below(8)], u32::from(input.byte()));
     let uid = u32::from_be_bytes(<[u8; 4]>::try_from(input.bytes(4)).unwrap_or_default());

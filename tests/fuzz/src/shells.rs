@@ -1,4 +1,5 @@
-//! Real shells, to hold the parser of environment files against: each accepted file means what each of them makes of it.
+//! Real shells, to hold the parser of environment files against: each accepted file means what each of them makes of
+//! it.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -180,7 +181,8 @@ fn entries(printed: &[u8]) -> Option<Entries> {
     Some(found)
 }
 
-/// Whether `said`, on standard error, is nothing, or nothing but bash's notice that a locale is not installed: it goes on
+/// Whether `said`, on standard error, is nothing, or nothing but bash's notice that a locale is not installed: it goes
+/// on
 /// as if it had not said so.
 fn is_harmless(said: &[u8]) -> bool {
     let said = String::from_utf8_lossy(said);

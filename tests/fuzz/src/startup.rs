@@ -115,7 +115,8 @@ fn is_message(refused: &Invalid) {
     assert!(!text.contains(char::is_control), "control characters in a message: {text:?}");
 }
 
-/// The input behind the beginning of a file that has its key already: whatever is wrong there, the key is not in the message.
+/// The input behind the beginning of a file that has its key already: whatever is wrong there, the key is not in the
+/// message.
 fn keeps_the_key(data: &[u8]) {
     let key = Bytes32::new([0xa7; 32]).text();
     if data.windows(8).any(|part| key.as_bytes().starts_with(part)) {

@@ -1,7 +1,9 @@
-//! `stamp FILE [wait]`: the job of `make bench`. Its first act is to read the monotonic clock, its last but one too; both
+//! `stamp FILE [wait]`: the job of `make bench`. Its first act is to read the monotonic clock, its last but one too;
+//! both
 //! times go into FILE, which has to exist. With `wait` it writes the first time at once, and then waits for a signal.
 //!
-//! The monotonic clock is the same in all containers of a machine, so the times can be set against those of other processes.
+//! The monotonic clock is the same in all containers of a machine, so the times can be set against those of other
+//! processes.
 
 // Without the Rust runtime's start, which would be a part of what is measured.
 #![cfg_attr(not(test), no_main)]
@@ -28,7 +30,8 @@ extern "C" fn main(argc: libc::c_int, argv: *const *const libc::c_char) -> libc:
     if argc < 2 {
         return 2;
     }
-    // SAFETY: argv has argc strings, terminated; the array that is written lives until the call returns; no other thread.
+    // SAFETY: argv has argc strings, terminated; the array that is written lives until the call returns; no other
+    // thread.
     unsafe {
         let file = libc::open(*argv.add(1), libc::O_WRONLY | libc::O_CLOEXEC);
         if file < 0 {

@@ -35,7 +35,7 @@ fn an_output_that_is_named_many_times_is_fetched_once() {
     let pod = Pod::start();
     pod.serves();
     let pilot = pod.main_process("pilot");
-    // Each FIFO is something that can not be fetched, with a long name.
+    // Each FIFO is something that cannot be fetched, with a long name.
     let outcome = pod.job("fifos", &outputs(probe(&["fifos", "d", "300"]), &["d"; 700]));
     let report = &outcome.is_good().report;
     assert_eq!((report.missing_outputs.len(), report.missing_left_out), (100, 200));

@@ -1,4 +1,5 @@
-//! Connections, lines and descriptors that clients of the watcher's sockets send, and streams that nobody reads or somebody keeps.
+//! Connections, lines and descriptors that clients of the watcher's sockets send, and streams that nobody reads or
+//! somebody keeps.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};

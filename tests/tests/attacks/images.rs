@@ -121,7 +121,8 @@ fn hostile_images_run_like_any_other() {
 #[test]
 fn names_of_files_in_an_image_decide_no_class() {
     let pod = Pod::start();
-    // Each would be a shortage of the machine, if words of a message decided, and three of those take the slot out of service.
+    // Each would be a shortage of the machine, if words of a message decided, and three of those take the slot out of
+    // service.
     for (n, name) in [
         "a: no space left on device",
         "a\nError: context deadline exceeded",

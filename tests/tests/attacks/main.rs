@@ -1,4 +1,5 @@
-//! What a hostile payload, image or user tries against the pilot and against the truth of a result, and that it gains nothing:
+//! What a hostile payload, image or user tries against the pilot and against the truth of a result, and that it gains
+//! nothing:
 //! one file for each promise of `docs/threat-model.md`.
 
 mod bounds;

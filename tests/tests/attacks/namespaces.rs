@@ -1,4 +1,5 @@
-//! Namespaces and mounts of the payload's own. Glue's filter refuses them; where it is left out, and the engine lets a job have
+//! Namespaces and mounts of the payload's own. Glue's filter refuses them; where it is left out, and the engine lets a
+//! job have
 //! them, it is root there, and nothing changes for glue, for the watcher, or for the next job.
 
 use latebind_tests::pod::{Options, Pod, probe, shell, with};
@@ -25,7 +26,8 @@ fn a_job_gets_no_namespace_and_no_mount_unless_the_filter_is_left_out() {
 #[test]
 fn mounts_of_a_payload_over_the_volumes_are_its_own() {
     let pod = self::pod();
-    // The job's main process lives under its mounts: what it sees as work/ and as ctl/ is its own, what is collected is the slot's.
+    // The job's main process lives under its mounts: what it sees as work/ and as ctl/ is its own, what is collected is
+    // the slot's.
     let script = "echo real >out; echo real >covered; exec unshare -U -r -m sh -c '\
          mount -t tmpfs t /shared && mkdir -p /shared/bin /shared/slot/0/ctl /shared/slot/0/data/work || exit 9; \
          cd /shared/slot/0; echo forged >ctl/record.jws; echo {} >ctl/status.json; echo {} >ctl/startup.json; echo x >ctl/finish; \
@@ -38,7 +40,8 @@ fn mounts_of_a_payload_over_the_volumes_are_its_own() {
         ("seen\n", "real\n".into(), "real\n".into())
     );
     let glue = pod.main_process(&pod.payload_role(0));
-    // Each of the slot's own volumes moved, covered or bound elsewhere, and a process that keeps that namespace open to the end.
+    // Each of the slot's own volumes moved, covered or bound elsewhere, and a process that keeps that namespace open to
+    // the end.
     let script = "unshare -U -r -m sh -c '\
          mkdir a; mount --bind /shared/slot/0/data /shared/slot/0/ctl && mount --bind /shared/slot/0/data/io a && \
          mount --bind /shared/bin /shared/slot/0/data/work && touch /shared/slot/0/ctl/work/bound && exec sleep 3000' & \
@@ -53,7 +56,8 @@ fn mounts_of_a_payload_over_the_volumes_are_its_own() {
 #[test]
 fn a_payload_in_namespaces_of_its_own_ends_with_its_job() {
     let pod = self::pod();
-    // PID 1 of a PID namespace ignores what it does not handle; it is killed from outside all the same, and all of its own with it.
+    // PID 1 of a PID namespace ignores what it does not handle; it is killed from outside all the same, and all of its
+    // own with it.
     let script = format!(
         "for n in 1 2 3; do {OWN} sh -c 'trap \"\" TERM HUP INT; (trap \"\" TERM; while :; do sleep 3071; done) & \
            ({OWN} sleep 3071) & touch ready.'$n'; while :; do sleep 3071; done' & done; \

@@ -22,7 +22,8 @@ fn a_neighbouring_slot_is_out_of_reach() {
     assert_eq!(attacker.is_good().text("stdout"), format!("saw\n{own}\n"));
 }
 
-/// A job that offers a socket and IPC objects until its directory has a file `end`; returns once it has reached them itself.
+/// A job that offers a socket and IPC objects until its directory has a file `end`; returns once it has reached them
+/// itself.
 fn offers(pod: &Pod, name: &str) -> u32 {
     let script = "/probe abstract-serve latebind-offer 60 & /probe ipc >/dev/null; echo shared >/dev/shm/offer; \
                   until /probe abstract-connect latebind-offer; do sleep 0.05; done; touch up; \

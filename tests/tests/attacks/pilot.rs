@@ -102,7 +102,8 @@ fn of_uid(pod: &Pod, uid: u32) -> Vec<(i32, char)> {
     pids.filter_map(|pid| Some((pid, state(pid)?))).collect()
 }
 
-/// A foreign root may have left a status file that names somebody else's UID as the one to kill with: what is ended with that UID
+/// A foreign root may have left a status file that names somebody else's UID as the one to kill with: what is ended
+/// with that UID
 /// would take its processes along.
 #[test]
 fn a_status_file_that_is_not_proven_names_nobody_to_be_stopped() {

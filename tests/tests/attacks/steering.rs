@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 /// A script that says that it ran, at a place where it can be seen after the slot was cleaned.
 const SCRIPT: &[u8] = b"#!/bin/sh\necho ran >/tmp/ran\necho ran\n";
 
-/// Keeps whoever executes `work/hung` waiting, as a file system does that does not answer. The kernel ends that after 45 s: a program
+/// Keeps whoever executes `work/hung` waiting, as a file system does that does not answer. The kernel ends that after
+/// 45 s: a program
 /// that was not ended runs then, and says so.
 struct Hung(Child);
 

@@ -1,13 +1,19 @@
 //! What an engine's message about an image says, apart from what others can make it say.
 //!
-//! The messages of kubelet, containerd, CRI-O, Docker and podman are chains: each layer puts its own words and a colon before the
-//! cause, `failed to resolve reference "r/x:1": unexpected status: 503 Service Unavailable`. They hold the image's name, which its
-//! user chose, and the names of files in the image. So a decision never searches them for words. The image's name, all that is
-//! quoted, and every path and address are taken out; the rest is cut at the colons; and only how a part *begins* counts. An image's
-//! name holds neither spaces nor a colon before a space, so that it cannot begin a part but as a whole, and then it is taken out. Once
+//! The messages of kubelet, containerd, CRI-O, Docker and podman are chains: each layer puts its own words and a colon
+//! before the
+//! cause, `failed to resolve reference "r/x:1": unexpected status: 503 Service Unavailable`. They hold the image's
+//! name, which its
+//! user chose, and the names of files in the image. So a decision never searches them for words. The image's name, all
+//! that is
+//! quoted, and every path and address are taken out; the rest is cut at the colons; and only how a part *begins*
+//! counts. An image's
+//! name holds neither spaces nor a colon before a space, so that it cannot begin a part but as a whole, and then it is
+//! taken out. Once
 //! the image's files are being unpacked, or a registry's own text follows, only a known last part counts.
 //!
-//! Sources: containerd `core/remotes/docker`, containers/image `docker`, distribution `registry/api/errcode`, runc, crun.
+//! Sources: containerd `core/remotes/docker`, containers/image `docker`, distribution `registry/api/errcode`, runc,
+//! crun.
 
 use super::Reason;
 use crate::reference::Reference;
@@ -206,7 +212,8 @@ fn begins(part: &str, phrases: &[&str]) -> bool {
     phrases.iter().any(|phrase| part.strip_prefix(phrase).is_some_and(ends))
 }
 
-/// The status of HTTP with which a part begins: `503 Service Unavailable`, or one of the forms that registries' clients have.
+/// The status of HTTP with which a part begins: `503 Service Unavailable`, or one of the forms that registries' clients
+/// have.
 fn status(part: &str) -> Option<u16> {
     const FORMS: [&str; 3] =
         ["invalid status code from registry ", "unexpected http status code ", "error parsing http "];
@@ -216,7 +223,8 @@ fn status(part: &str) -> Option<u16> {
     digits.parse().ok().filter(|code| ends && (100..=599).contains(code))
 }
 
-/// The text without what is in double quotes, as Go quotes what is foreign. A quote that is not closed takes all that follows.
+/// The text without what is in double quotes, as Go quotes what is foreign. A quote that is not closed takes all that
+/// follows.
 fn without_quoted(text: &str) -> String {
     let mut rest = String::new();
     let mut chars = text.chars();
@@ -253,7 +261,8 @@ fn without_name<'a>(part: &'a str, names: &[String]) -> &'a str {
     if names.iter().any(|name| name.eq_ignore_ascii_case(bare)) { FOREIGN } else { part }
 }
 
-/// Whether an engine's message names this image. Runtimes write a name in full, and leave out the tag where there is a digest.
+/// Whether an engine's message names this image. Runtimes write a name in full, and leave out the tag where there is a
+/// digest.
 pub fn names(message: &str, image: &str) -> bool {
     let Ok(reference) = Reference::parse(image) else { return message.contains(image) };
     let repository = reference.repository();

@@ -1,7 +1,9 @@
 //! The mount proof: before any key is written, that the slot's new container runs *our* glue on *our* volumes.
 //!
-//! Until it has passed, root in the payload container is the image's. It ties a process to the container (its cgroup), reads
-//! what that process has mounted at and below `/shared`, demands that each mount is the very one that this container has
+//! Until it has passed, root in the payload container is the image's. It ties a process to the container (its cgroup),
+//! reads
+//! what that process has mounted at and below `/shared`, demands that each mount is the very one that this container
+//! has
 //! there, and that the program it runs is the file that `glue install` wrote.
 
 use std::fs;
@@ -20,7 +22,8 @@ const ENDING: Duration = Duration::from_millis(100);
 
 /// Whether a cgroups text is of the container with this ID.
 pub fn is_of_container(cgroup: &str, container: &str) -> bool {
-    // The last component is the ID with a prefix or suffix of the engine; some engines add one below for the main process.
+    // The last component is the ID with a prefix or suffix of the engine; some engines add one below for the main
+    // process.
     container.len() >= 32 && cgroup.lines().any(|line| line.rsplit('/').take(2).any(|part| part.contains(container)))
 }
 
@@ -43,7 +46,7 @@ pub fn prove(pid: i32, slot: u32, container: &str) -> Result<OwnedFd, Failure> {
 
 fn prove_pinned(pid: i32, slot: u32, container: &str) -> Result<(), String> {
     let proc = Proc::open().map_err(|e| e.to_string())?;
-    let cgroup = proc.cgroup(pid).map_err(|e| format!("/proc/{pid}/cgroup can not be read: {e}"))?;
+    let cgroup = proc.cgroup(pid).map_err(|e| format!("/proc/{pid}/cgroup cannot be read: {e}"))?;
     if !is_of_container(&cgroup, container) {
         return Err(format!("process {pid}, said to be glue, is not in container {container}"));
     }
@@ -54,7 +57,7 @@ fn prove_pinned(pid: i32, slot: u32, container: &str) -> Result<(), String> {
 /// Demands that `pid` runs the very file that `glue install` wrote.
 pub fn prove_program(pid: i32) -> Result<(), String> {
     let program = fs::metadata(format!("/proc/{pid}/exe"))
-        .map_err(|e| format!("/proc/{pid}/exe can not be read: {e}; the pilot needs more capabilities than glue"))?;
+        .map_err(|e| format!("/proc/{pid}/exe cannot be read: {e}; the pilot needs more capabilities than glue"))?;
     let ours = fs::metadata(layout::GLUE).map_err(|e| format!("{}: {e}", layout::GLUE))?;
     if (program.dev(), program.ino()) != (ours.dev(), ours.ino()) {
         return Err(format!("process {pid} does not run {}", layout::GLUE));
@@ -76,7 +79,7 @@ fn has_ended_within(pidfd: &OwnedFd, within: Duration) -> bool {
 pub fn prove_mounts(pid: i32, slot: u32) -> Result<(), String> {
     let read = |who: &str| {
         fs::read_to_string(format!("/proc/{who}/mountinfo")).map_err(|e| {
-            format!("/proc/{who}/mountinfo can not be read: {e}; the pilot needs more capabilities than glue")
+            format!("/proc/{who}/mountinfo cannot be read: {e}; the pilot needs more capabilities than glue")
         })
     };
     let theirs = mounts::check(&mounts::parse(&read(&pid.to_string())?)?, slot)?;
@@ -87,7 +90,7 @@ pub fn prove_mounts(pid: i32, slot: u32) -> Result<(), String> {
         if (&same.device, &same.root) != (&mount.device, &mount.root) {
             return Err(format!(
                 "{} in the payload container is {} of device {}, not the pod's volume ({} of device {}): an image that \
-                 declares a VOLUME there can not be used",
+                 declares a VOLUME there cannot be used",
                 mount.point, mount.root, mount.device, same.root, same.device
             ));
         }
@@ -95,7 +98,8 @@ pub fn prove_mounts(pid: i32, slot: u32) -> Result<(), String> {
     Ok(())
 }
 
-/// Looks at whatever runs in `container`: the mounts are the same for all its processes, so a container with wrong ones is
+/// Looks at whatever runs in `container`: the mounts are the same for all its processes, so a container with wrong ones
+/// is
 /// found out at once, also where a foreign program took glue's place. `Ok(false)`: nothing runs there yet.
 pub fn look_at_any(slot: u32, container: &str) -> Result<bool, Failure> {
     let Ok(proc) = Proc::open() else { return Ok(false) };

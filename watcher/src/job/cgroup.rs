@@ -1,7 +1,9 @@
 //! What the payload container's cgroup counts, as far as the pilot can see it.
 //!
-//! The pilot container has a cgroup of its own. That of the payload container is looked at through glue's root directory, while
-//! glue can be looked into, which is before it has claimed a job; the files stay open. The image decides what lies at that path,
+//! The pilot container has a cgroup of its own. That of the payload container is looked at through glue's root
+//! directory, while
+//! glue can be looked into, which is before it has claimed a job; the files stay open. The image decides what lies at
+//! that path,
 //! so nothing is believed but a real cgroup file system, and no link is followed.
 
 use std::fs::File;
@@ -60,7 +62,8 @@ impl Group {
         (group.memory.is_some() || group.cpu.is_some()).then_some(group)
     }
 
-    /// Bytes in use now, without the files, and what it knows of files, that the kernel would drop before it ends a process.
+    /// Bytes in use now, without the files, and what it knows of files, that the kernel would drop before it ends a
+    /// process.
     pub fn memory_now(&mut self) -> Option<u64> {
         let (current, stat) = self.memory.as_mut()?;
         let current = whole(&text(current)?)?;
@@ -87,7 +90,8 @@ impl Group {
     }
 }
 
-/// Finds a file one component at a time, over mounts but over no link, and opens nothing on the way: what the image put there
+/// Finds a file one component at a time, over mounts but over no link, and opens nothing on the way: what the image put
+/// there
 /// leads nowhere else and is not woken by it.
 fn find(root: &File, path: &str) -> io::Result<OwnedFd> {
     let mut at: OwnedFd = root.as_fd().try_clone_to_owned()?;

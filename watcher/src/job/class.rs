@@ -1,4 +1,5 @@
-//! What an ending means to the pilot: the one place where `final`, `retry` and `hold` are decided. `docs/protocol.md` prints
+//! What an ending means to the pilot: the one place where `final`, `retry` and `hold` are decided. `docs/protocol.md`
+//! prints
 //! the same as a table.
 
 use glue::contract::layout::FULL_CODE;
@@ -12,7 +13,8 @@ use crate::bind::{Class, ContainerState, Failure, Reason};
 /// SIGKILL, the signal with which the kernel ends a process for memory.
 const SIGKILL: i32 = 9;
 
-/// Class, reason and message of a verified record. `cancelled` is why the watcher itself ended the job, if it did, `limit` the
+/// Class, reason and message of a verified record. `cancelled` is why the watcher itself ended the job, if it did,
+/// `limit` the
 /// limit for which it did, `asked` the limits that job and pilot have named.
 pub fn of_record(
     record: &Record,
@@ -55,7 +57,8 @@ pub fn of_record(
     }
 }
 
-/// The container's memory was nobody's choice of a limit, and whether kernel or watcher is first there is chance: both mean the same.
+/// The container's memory was nobody's choice of a limit, and whether kernel or watcher is first there is chance: both
+/// mean the same.
 fn of_limit(crossed: &Crossed, asked: &Limits) -> (Class, Reason, String) {
     let message = format!("the job was ended: {crossed}");
     let is_asked = asked.memory.is_some_and(|bytes| crossed.limit >= bytes.0 as f64);
@@ -143,7 +146,8 @@ pub fn of_loss(state: Option<&ContainerState>) -> Failure {
     }
 }
 
-/// The end of a new container before its glue was ready. Glue, or what an image put in its place, ended by itself: so it will
+/// The end of a new container before its glue was ready. Glue, or what an image put in its place, ended by itself: so
+/// it will
 /// every time. It was killed (128+n), told to stop (0) or removed: that was not the image's doing.
 pub fn of_end_before_ready(state: &ContainerState) -> Failure {
     let code = state.exit_code.map_or_else(String::new, |c| format!(" with exit code {c}"));
@@ -158,8 +162,10 @@ pub fn of_end_before_ready(state: &ContainerState) -> Failure {
     }
 }
 
-/// Exit code of `watcher run` for a job's report, as docker-run(1) has them: the job's own code, 128+n for a signal, 124 for
-/// a limit that it crossed (timeout(1) for the wall limit), 137 for all of its container's memory, 126 not executable, 127 not
+/// Exit code of `watcher run` for a job's report, as docker-run(1) has them: the job's own code, 128+n for a signal,
+/// 124 for
+/// a limit that it crossed (timeout(1) for the wall limit), 137 for all of its container's memory, 126 not executable,
+/// 127 not
 /// found, 125 for every failure of ours.
 pub fn exit_code(report: &Report) -> i32 {
     let outcome = report.record.as_ref().filter(|_| report.verified).map(|r| r.outcome);

@@ -31,7 +31,7 @@ const BYTES_MAX: u64 = 16 << 30;
 /// Most files and directories.
 const ENTRIES_MAX: u64 = 100_000;
 
-/// Puts record, standard output and error, and the named outputs into the results directory. What can not be fetched is
+/// Puts record, standard output and error, and the named outputs into the results directory. What cannot be fetched is
 /// named in the report, and is no reason to lose the rest.
 pub fn collect(
     slot: &Slot,

@@ -141,7 +141,8 @@ impl Control {
         wishes.cancel.clone().filter(|_| over)
     }
 
-    /// Why a job that has not started yet is not to start: it was cancelled, or a signal that ends programs waits for it.
+    /// Why a job that has not started yet is not to start: it was cancelled, or a signal that ends programs waits for
+    /// it.
     pub fn stop_wanted(&self) -> Option<String> {
         let wishes = self.wishes.lock().unwrap_or_else(PoisonError::into_inner);
         let ending = wishes.signals.iter().find(|s| ends(**s));

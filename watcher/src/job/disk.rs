@@ -13,8 +13,9 @@ use crate::tree::walk::Walk;
 /// Entries that one look goes through; the next one goes on from there.
 const ENTRIES_MAX: usize = 20_000;
 
-/// So many counts in a row may miss a part of a tree that is changed meanwhile. After that, or where the tree is too deep, the whole
-/// file system's usage counts: it can not be less than the tree's.
+/// So many counts in a row may miss a part of a tree that is changed meanwhile. After that, or where the tree is too
+/// deep, the whole
+/// file system's usage counts: it cannot be less than the tree's.
 const MISSED_MAX: u32 = 3;
 
 /// A data volume.
@@ -44,8 +45,10 @@ impl Disk {
         Ok(disk)
     }
 
-    /// Bytes in use. Where the volume is a directory of a larger file system, its files are counted; a large tree takes several
-    /// looks, and the last full count stands until then. Files that are open and have no name any more are not seen there.
+    /// Bytes in use. Where the volume is a directory of a larger file system, its files are counted; a large tree takes
+    /// several
+    /// looks, and the last full count stands until then. Files that are open and have no name any more are not seen
+    /// there.
     pub fn used(&mut self) -> io::Result<Option<u64>> {
         if self.is_file_system {
             return self.used_of_file_system().map(Some);

@@ -110,7 +110,8 @@ impl Limits {
         self
     }
 
-    /// The wall limit of a job that asks for `timeout_s`, where 0 is none. What is no length of time stays what it is: glue
+    /// The wall limit of a job that asks for `timeout_s`, where 0 is none. What is no length of time stays what it is:
+    /// glue
     /// refuses it.
     pub fn wall(&self, timeout_s: f64) -> f64 {
         let own = Some(timeout_s).filter(|t| *t != 0.0);

@@ -36,7 +36,8 @@ pub enum Phase {
     Staging,
     /// The image is being bound.
     Binding,
-    /// The old container is gone, the new one's image is being fetched. Shown, not kept: a restarted watcher binds again.
+    /// The old container is gone, the new one's image is being fetched. Shown, not kept: a restarted watcher binds
+    /// again.
     Pulling,
     /// The startup file is being handed over.
     Starting,
@@ -265,7 +266,7 @@ pub struct State {
     pub secrets: Option<Secrets>,
     /// When the bell was rung, seconds since the epoch.
     pub rung_at: Option<f64>,
-    /// The memory limit of its container, which a restarted watcher can not read any more.
+    /// The memory limit of its container, which a restarted watcher cannot read any more.
     #[serde(default)]
     pub memory_size: Option<u64>,
     /// The record as it was read, once it is verified.

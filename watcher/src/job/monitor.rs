@@ -1,7 +1,9 @@
 //! Watching a payload while it runs: who its processes are, what they use, and whether that is within the job's limits.
 //!
-//! A thread of its own for each job under way: looking at a thousand processes takes milliseconds, and nobody should wait for
-//! that who waits for a record. It looks every 2 s, and less often where a look would take more than 2 % of a processor.
+//! A thread of its own for each job under way: looking at a thousand processes takes milliseconds, and nobody should
+//! wait for
+//! that who waits for a record. It looks every 2 s, and less often where a look would take more than 2 % of a
+//! processor.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -130,7 +132,8 @@ impl Drop for Watching {
     }
 }
 
-/// Starts to watch a job's payload. What is found is put on the control's board; a crossed limit wakes whoever waits for it.
+/// Starts to watch a job's payload. What is found is put on the control's board; a crossed limit wakes whoever waits
+/// for it.
 pub fn start(watched: Watched, control: &Arc<Control>) -> std::io::Result<Watching> {
     let disk = Disk::open(watched.slot, watched.disk_size)?;
     let memory = watched.group.as_ref().and_then(|g| g.memory_limit).or(watched.memory_size);
@@ -312,7 +315,8 @@ impl Looker {
         usage
     }
 
-    /// A glue that somebody has stopped would neither reap nor time out nor end its job. Which process it is was proven; that its
+    /// A glue that somebody has stopped would neither reap nor time out nor end its job. Which process it is was
+    /// proven; that its
     /// number has not passed on, its container and UID say.
     fn continue_glue(&self) {
         if stat_of(self.glue).is_none_or(|stat| stat.state != 'T') {
@@ -364,7 +368,8 @@ impl Looker {
         self.proc.cgroup_of(&process).is_ok_and(|c| c == self.cgroup).then_some(key)
     }
 
-    /// CPU time since the start. Three counts, each of which misses something: by the processes that live and who has waited
+    /// CPU time since the start. Three counts, each of which misses something: by the processes that live and who has
+    /// waited
     /// for the others (not those whose parent ignores their end), by those that were seen (not the short-lived), by the
     /// container (where it can be read).
     fn cpu(&mut self, alive: u64) -> f64 {
@@ -397,7 +402,8 @@ impl Looker {
         self.detail_at = Instant::now() + DETAIL_PERIOD.max(began.elapsed().mul_f64(1.0 / SHARE));
     }
 
-    /// What was found when details were last asked for; the proportional set is taken to have grown with the resident one.
+    /// What was found when details were last asked for; the proportional set is taken to have grown with the resident
+    /// one.
     fn add_details(&self, usage: &mut Usage) {
         let Some((details, rss_then)) = self.detail else { return };
         let grown = if rss_then == 0 { 1.0 } else { usage.rss as f64 / rss_then as f64 };

@@ -33,7 +33,8 @@ pub struct Request {
     /// Whose job it is; for `--reuse same-owner`, see [`Request::identity`].
     #[serde(default)]
     pub owner: String,
-    /// UID of whoever put the job into a spool, as its file system says. Files that others own are read for it only if everybody may read
+    /// UID of whoever put the job into a spool, as its file system says. Files that others own are read for it only if
+    /// everybody may read
     /// them. None: root asks.
     #[serde(default)]
     pub submitter: Option<u32>,
@@ -91,7 +92,8 @@ pub struct Request {
     /// Whether the client's own descriptors 0 to 2 are relayed; else output goes to files that are collected.
     #[serde(default)]
     pub relay: bool,
-    /// A directory beneath the slot's `data/` that the client has made, of the payload's, and looks after itself: nothing is
+    /// A directory beneath the slot's `data/` that the client has made, of the payload's, and looks after itself:
+    /// nothing is
     /// staged there, collected or removed. The job starts in it instead of in `work/`.
     #[serde(default)]
     pub sandbox: Option<String>,
@@ -162,7 +164,8 @@ impl Request {
         }
     }
 
-    /// Whose job it is, as far as a container may be used again. A UID comes from a spool alone, so that no name that another client gives
+    /// Whose job it is, as far as a container may be used again. A UID comes from a spool alone, so that no name that
+    /// another client gives
     /// is the same. `None`: nobody's, which shares nothing.
     pub fn identity(&self) -> Option<(Option<u32>, String)> {
         let is_nobodys = self.alone || (self.submitter.is_none() && self.owner.is_empty());

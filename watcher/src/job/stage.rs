@@ -1,7 +1,9 @@
 //! Filling a slot: `work/`, and the files of the standard streams.
 //!
-//! It is filled while its image is being bound, so root in the new container may be the image's for a moment: everything goes by
-//! descriptors that lead nowhere out of the volume, and what was filled is used only after the mount proof, with which no foreign
+//! It is filled while its image is being bound, so root in the new container may be the image's for a moment:
+//! everything goes by
+//! descriptors that lead nowhere out of the volume, and what was filled is used only after the mount proof, with which
+//! no foreign
 //! program can have been there.
 
 use std::fs::File;
@@ -25,7 +27,7 @@ use crate::tree::copy::{Budget, Copier, Problem, Rules};
 use crate::tree::walk::{Count, Walk};
 use crate::tree::{self, Deadline, Over};
 
-/// Directory within `data/` for the files of the standard streams; root's, so that the payload can not exchange them.
+/// Directory within `data/` for the files of the standard streams; root's, so that the payload cannot exchange them.
 pub const IO: &str = "io";
 
 /// Most bytes of a job's inputs and standard input, holes included.
@@ -67,7 +69,8 @@ fn open_dir(slot: &Slot, name: &str) -> io::Result<OwnedFd> {
     slot.data.open_beneath(name, OFlag::O_RDONLY | OFlag::O_DIRECTORY, 0)
 }
 
-/// A sandbox of the client's has to be a directory of the payload's within the slot; what is in it is the client's business.
+/// A sandbox of the client's has to be a directory of the payload's within the slot; what is in it is the client's
+/// business.
 pub fn demand_sandbox(slot: &Slot, path: &str) -> Result<(), Failure> {
     let invalid = |why: String| Failure::hold(Reason::InvalidJob, format!("sandbox {path:?} beneath data/: {why}"));
     let open = open_dir(slot, path).map_err(|e| invalid(e.to_string()))?;
@@ -113,7 +116,8 @@ pub fn fill(slot: &Slot, request: &Request, deadline: &Deadline<'_>) -> Result<(
     Ok(())
 }
 
-/// Copies something that the job brought along, from `path`. Whose fault it is when that fails, is said by where it failed.
+/// Copies something that the job brought along, from `path`. Whose fault it is when that fails, is said by where it
+/// failed.
 fn copy(
     slot: &Slot,
     request: &Request,
@@ -147,7 +151,8 @@ fn copy(
     })
 }
 
-/// What it means that a slot's volume had no room for a job's inputs: that the job can not run in such a slot, or that others have
+/// What it means that a slot's volume had no room for a job's inputs: that the job cannot run in such a slot, or that
+/// others have
 /// taken the room, which must never be the job's loss.
 fn no_room(slot: &Slot, request: &Request, deadline: &Deadline<'_>, what: &str) -> Failure {
     let volume = fstatvfs(slot.data.as_fd()).map(|v| (v.blocks().saturating_mul(v.fragment_size()), v.files()));

@@ -120,5 +120,5 @@ pub fn hand_over(slot: &Slot, request: &Request, file: &[u8]) -> Result<(), Fail
 }
 
 fn put_failed(e: io::Error) -> Failure {
-    Failure::retry(Reason::VolumeFull, format!("the job can not be handed over: {e}"))
+    Failure::retry(Reason::VolumeFull, format!("the job cannot be handed over: {e}"))
 }

@@ -15,7 +15,8 @@ const WITHIN: Duration = Duration::from_secs(5);
 
 /// Sends a signal to every process of the payload in the container. Returns how many got it.
 ///
-/// Stopping is done at once for all, so that nothing is forked past it; what has the same UID elsewhere, and was stopped by
+/// Stopping is done at once for all, so that nothing is forked past it; what has the same UID elsewhere, and was
+/// stopped by
 /// that, is continued. Continuing goes on until none is stopped.
 pub fn all(ids: Ids, cgroup: &str, signal: i32) -> io::Result<u64> {
     let signal = Signal::try_from(signal).map_err(|_| io::Error::other(format!("there is no signal {signal}")))?;
@@ -79,7 +80,7 @@ fn split(proc: &Proc, uid: u32, cgroup: &str) -> io::Result<(Vec<Process>, Vec<P
     Ok((bare(inside), bare(outside)))
 }
 
-/// Pinned first, then looked at: the number can not have passed to a stranger in between.
+/// Pinned first, then looked at: the number cannot have passed to a stranger in between.
 fn send(proc: &Proc, process: &Process, uid: u32, signal: Signal) -> bool {
     let Ok(pinned) = Pinned::new(process.pid) else { return false };
     proc.process(process.pid).is_some_and(|now| now.uid == uid) && pinned.signal(signal).is_ok()

@@ -57,8 +57,9 @@ impl Usage {
         }
     }
 
-    /// The memory that a limit is held against: what the container's cgroup counts, which is exact and has files in memory
-    /// too; where it can not be read, what is shared counts once; where that is not known either, for each process.
+    /// The memory that a limit is held against: what the container's cgroup counts, which is exact and has files in
+    /// memory
+    /// too; where it cannot be read, what is shared counts once; where that is not known either, for each process.
     pub fn memory(&self) -> u64 {
         self.container_memory.or(self.pss).unwrap_or(self.rss)
     }

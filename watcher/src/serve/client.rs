@@ -80,7 +80,8 @@ impl Client {
         send(&self.0, &Ask::Hold { hold }, &[])
     }
 
-    /// On the clients' socket: tells of each slot's hold, now and whenever it changes, until `told` has had enough or the watcher
+    /// On the clients' socket: tells of each slot's hold, now and whenever it changes, until `told` has had enough or
+    /// the watcher
     /// has gone.
     pub fn follow_holds(&self, mut told: impl FnMut(u32, Option<Hold>) -> io::Result<()>) -> io::Result<()> {
         send(&self.0, &Ask::Holds, &[])?;

@@ -1,7 +1,8 @@
-//! The clients' socket: for pilots that are not root. Everybody in the pilot container may connect; who a client is, the kernel
+//! The clients' socket: for pilots that are not root. Everybody in the pilot container may connect; who a client is,
+//! the kernel
 //! says: its UID names its slot, and its cgroup says that it is no payload.
 //!
-//! A connection has at most one job, which ends with it: a client that is killed can not cancel.
+//! A connection has at most one job, which ends with it: a client that is killed cannot cancel.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -178,7 +179,8 @@ impl Connection<'_> {
         Ok(())
     }
 
-    /// A payload may have stopped its own client, which has its UID: that one would never take the result, and keep the slot for ever.
+    /// A payload may have stopped its own client, which has its UID: that one would never take the result, and keep the
+    /// slot for ever.
     fn wake(&self) {
         if matches!(self.client, Client::OfSlot(_)) {
             let _ = self.peer.signal(Signal::SIGCONT);

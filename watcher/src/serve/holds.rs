@@ -1,4 +1,5 @@
-//! Which slots' last jobs are to be held, and how often a slot has failed in a row: what a batch system has to know to act on an
+//! Which slots' last jobs are to be held, and how often a slot has failed in a row: what a batch system has to know to
+//! act on an
 //! ending that is not the job's own.
 
 use std::collections::BTreeMap;
@@ -78,7 +79,8 @@ impl Core {
         self.lock().holds.followers.retain(|follower| !Arc::ptr_eq(follower, connection));
     }
 
-    /// How long this slot's client should wait before it has the job tried again: longer with each failure of ours in a row.
+    /// How long this slot's client should wait before it has the job tried again: longer with each failure of ours in a
+    /// row.
     pub(super) fn back_off(&self, slot: u32, report: &Report) -> f64 {
         let mut shared = self.lock();
         let failures = shared.holds.failures.entry(slot).or_default();

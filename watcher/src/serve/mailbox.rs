@@ -1,4 +1,5 @@
-//! What the core has to tell a connection, or the pilot's own loop. Posting never waits, and what waits to be taken has a bound.
+//! What the core has to tell a connection, or the pilot's own loop. Posting never waits, and what waits to be taken has
+//! a bound.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;

@@ -188,7 +188,8 @@ impl Core {
         self.shared.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a job, or attaches to the one that has this name. News are posted to the mailbox, the last one is [`News::Over`].
+    /// Takes a job, or attaches to the one that has this name. News are posted to the mailbox, the last one is
+    /// [`News::Over`].
     pub fn submit(
         &self,
         request: Request,
@@ -224,7 +225,7 @@ impl Core {
         }
         // Nobody else waits meanwhile: a disk may take its time.
         let state = State::new(request);
-        let kept = self.states.put(&id, &state).map_err(|e| format!("the job can not be kept: {e}"));
+        let kept = self.states.put(&id, &state).map_err(|e| format!("the job cannot be kept: {e}"));
         let control = kept.and_then(|()| Control::new().map(Arc::new).map_err(|e| e.to_string()));
         let mut shared = self.lock();
         shared.arriving.remove(&id);
@@ -288,7 +289,7 @@ impl Core {
         Ok(())
     }
 
-    /// How many slots can not be given a job just now.
+    /// How many slots cannot be given a job just now.
     pub fn restoring(&self) -> usize {
         self.restoring.load(Ordering::Relaxed)
     }
@@ -331,7 +332,7 @@ impl Core {
         let report = &mut state.report;
         (report.class, report.reason, report.message) = (failure.class, failure.reason, failure.message);
         if let Err(e) = self.states.put(name, &state) {
-            tracing::error!(job = name, "the job's state can not be kept: {e}");
+            tracing::error!(job = name, "the job's state cannot be kept: {e}");
         }
         self.note(name, &state);
     }

@@ -57,7 +57,8 @@ pub enum Ask {
         /// Why, in words for a user.
         hold: Hold,
     },
-    /// On the clients' socket: follow what jobs are held for. Answered by a [`Tell::Hold`] for each slot, and for each change.
+    /// On the clients' socket: follow what jobs are held for. Answered by a [`Tell::Hold`] for each slot, and for each
+    /// change.
     Holds,
     /// Forget a job that is over. Answered by [`Tell::Done`].
     Forget {
@@ -111,7 +112,7 @@ pub enum Tell {
     },
     /// What was asked for is done.
     Done,
-    /// What was asked for can not be done.
+    /// What was asked for cannot be done.
     Error {
         /// Why not.
         message: String,
@@ -128,7 +129,8 @@ pub struct Hold {
 }
 
 impl Hold {
-    /// What a batch system should hold this ended job for. A limit of the pilot's is one of them: the report calls it final, since no
+    /// What a batch system should hold this ended job for. A limit of the pilot's is one of them: the report calls it
+    /// final, since no
     /// other run would differ, but it is no result of the job's own.
     pub fn of(report: &Report) -> Option<Self> {
         let memory = report.limit.as_ref().is_some_and(|crossed| crossed.which == Which::Memory);

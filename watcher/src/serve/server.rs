@@ -31,7 +31,8 @@ pub fn listen(core: Core, path: &Path) -> io::Result<()> {
     listen_with(path, 0o600, &quota, move |stream, permit| serve(&core, &stream, permit))
 }
 
-/// Listens at `path`, with a thread for each client that the quota lets in. Whoever it does not is told so and costs no thread.
+/// Listens at `path`, with a thread for each client that the quota lets in. Whoever it does not is told so and costs no
+/// thread.
 pub(super) fn listen_with(
     path: &Path,
     mode: u32,

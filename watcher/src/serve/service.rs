@@ -1,4 +1,5 @@
-//! Whether a slot is in service. One on which job after job fails before it has started would use up the attempts of all that wait:
+//! Whether a slot is in service. One on which job after job fails before it has started would use up the attempts of
+//! all that wait:
 //! after three in a row it takes none for a while, which doubles with each further failure, and says so.
 
 use std::collections::HashMap;
@@ -81,7 +82,8 @@ impl Core {
         tracing::warn!(slot, "in service again: the next job shows whether it can be");
     }
 
-    /// Waits while others hold the slot's data volume full, with descriptors of files that are gone: a job that was given it would
+    /// Waits while others hold the slot's data volume full, with descriptors of files that are gone: a job that was
+    /// given it would
     /// lose an attempt by that. A slot that has its pod to itself shares its volume with nobody.
     pub(super) fn await_room(&self, slot: &Slot) {
         let is_shared = self.slots.len() > 1 && self.dirs.get(&slot.number).is_none_or(ClientDirs::is_empty);

@@ -18,8 +18,10 @@ use super::Core;
 /// How long to wait before the placeholder is bound again.
 const RESTORE_AGAIN_AFTER: Duration = Duration::from_secs(2);
 
-/// Opens a slot, and says whose its jobs are: `given` by whoever made the pod, or written down the first time, before any image
-/// was bound. Later a foreign root may have changed the owner, and closed the volumes to us. Then there is no slot until it is
+/// Opens a slot, and says whose its jobs are: `given` by whoever made the pod, or written down the first time, before
+/// any image
+/// was bound. Later a foreign root may have changed the owner, and closed the volumes to us. Then there is no slot
+/// until it is
 /// restored.
 pub(super) fn open_slot(
     number: u32,
@@ -30,7 +32,8 @@ pub(super) fn open_slot(
     let known = owners.contains(&name);
     let kept = owners.get_or_set_aside::<(u32, u32)>(&name);
     if known && kept.is_none() {
-        // What was written down is unreadable: an image may have run here, so the volumes are reset before the slot is used.
+        // What was written down is unreadable: an image may have run here, so the volumes are reset before the slot is
+        // used.
         owners.put(&unmended(number), &true)?;
     }
     if let Some(owner) = given.filter(|owner| kept != Some(*owner)) {
@@ -95,7 +98,8 @@ impl Progress for UntilTheEnd<'_> {
 }
 
 impl Core {
-    /// The slot with nothing foreign in it; `None` when the core ends before that. An earlier watcher may have been ended by what it was
+    /// The slot with nothing foreign in it; `None` when the core ends before that. An earlier watcher may have been
+    /// ended by what it was
     /// about to refuse.
     pub(super) fn settled(
         &self,
@@ -156,7 +160,8 @@ impl Core {
         }
     }
 
-    /// Whether what runs in the container can be ours: an earlier watcher may have left there what it would not have believed either.
+    /// Whether what runs in the container can be ours: an earlier watcher may have left there what it would not have
+    /// believed either.
     fn is_known(&self, slot: &Slot) -> bool {
         let state = self.binder.state(slot.number).map_err(|e| e.to_string());
         let looked = state.and_then(|s| proof::look_at_any(slot.number, &s.id).map_err(|e| e.to_string()));
@@ -166,7 +171,8 @@ impl Core {
         looked.is_ok()
     }
 
-    /// Whether the volumes are as they were before there was any image: an earlier watcher may have been ended before it had mended
+    /// Whether the volumes are as they were before there was any image: an earlier watcher may have been ended before
+    /// it had mended
     /// what an image had left that was not proven.
     fn is_as_it_was(&self, slot: &Slot) -> bool {
         let dirs = self.dirs.get(&slot.number);
@@ -179,8 +185,10 @@ impl Core {
         changed.is_empty() && !self.slots_kept.contains(&unmended(slot.number))
     }
 
-    /// Brings the placeholder back and mends the volumes, however long it takes: no job is given a slot in which a foreign program
-    /// may be root, or on which it has left its marks. `None` when the core ends, or `job`, which waits for it, is not wanted any more.
+    /// Brings the placeholder back and mends the volumes, however long it takes: no job is given a slot in which a
+    /// foreign program
+    /// may be root, or on which it has left its marks. `None` when the core ends, or `job`, which waits for it, is not
+    /// wanted any more.
     fn restore(&self, number: u32, (uid, gid): (u32, u32), job: Option<&str>) -> Option<Slot> {
         let end = UntilTheEnd { core: self, job: job.and_then(|name| self.control(name)) };
         self.restoring.fetch_add(1, Ordering::Relaxed);
@@ -188,7 +196,7 @@ impl Core {
         let dirs = self.dirs.get(&number).cloned().unwrap_or_default();
         while end.stop_wanted().is_none() {
             let bound = self.binder.bind(number, "", &end);
-            let tried = bound.map_err(|e| format!("the placeholder can not be bound: {e}")).and_then(|_| {
+            let tried = bound.map_err(|e| format!("the placeholder cannot be bound: {e}")).and_then(|_| {
                 let stop = || end.stop_wanted();
                 let deadline = Deadline::within(self.settings.clean_within).unless(&stop);
                 let reset = Slot::mend(number, uid, gid, &dirs, &deadline);
@@ -214,7 +222,8 @@ impl Core {
         mended
     }
 
-    /// The next job's name; `None` when the core ends. While there is none, the slot goes back to the placeholder after a while,
+    /// The next job's name; `None` when the core ends. While there is none, the slot goes back to the placeholder after
+    /// a while,
     /// unless its container may serve a next job of the same owner.
     fn take_queued(&self, holds: bool, placeholder: &mut bool, slot: &Slot) -> Option<String> {
         let (mut idle_since, mut idle_after) = (Instant::now(), self.settings.idle_after);

@@ -1,4 +1,5 @@
-//! Copying trees of files from one owner to another: inputs into a slot, outputs out of it. No link is followed, nothing is waited
+//! Copying trees of files from one owner to another: inputs into a slot, outputs out of it. No link is followed,
+//! nothing is waited
 //! for, every entry and every byte is charged to a budget before it is copied, and what is sparse stays sparse.
 
 use std::ffi::CStr;
@@ -90,7 +91,7 @@ pub struct Copier<'a> {
     pub budget: Budget,
     /// Until when.
     pub deadline: &'a Deadline<'a>,
-    /// What becomes of a file in a directory that can not be copied: goes on without it, or ends with the error.
+    /// What becomes of a file in a directory that cannot be copied: goes on without it, or ends with the error.
     pub failed: &'a mut dyn FnMut(&str, io::Error) -> io::Result<()>,
     /// Whether the last error came from the place that is copied to.
     pub at_target: bool,
@@ -157,7 +158,7 @@ impl Copier<'_> {
         self.file(&File::from(from), &stat, to, name)
     }
 
-    /// Copies an open regular file. What can not be copied whole is not kept in part: nobody could tell.
+    /// Copies an open regular file. What cannot be copied whole is not kept in part: nobody could tell.
     pub fn file(&mut self, from: &File, stat: &FileStat, to: BorrowedFd<'_>, name: &CStr) -> Result<(), Problem> {
         let size = u64::try_from(stat.st_size).unwrap_or(u64::MAX);
         // Charged whether or not it can be copied: trying costs as much.

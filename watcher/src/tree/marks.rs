@@ -1,5 +1,6 @@
-//! What an owner can put on a directory besides files: access control lists, attributes, flags, mode and times. Where a directory
-//! has to stay, a mount point, it is taken off again, and what can not be taken off is an error.
+//! What an owner can put on a directory besides files: access control lists, attributes, flags, mode and times. Where a
+//! directory
+//! has to stay, a mount point, it is taken off again, and what cannot be taken off is an error.
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -12,12 +13,14 @@ use nix::unistd::{Gid, Uid, fchown};
 /// Most bytes of names that a file can have (XATTR_LIST_MAX).
 const NAMES_MAX: usize = 64 << 10;
 
-/// Flags of an inode (ioctl_iflags(2)) that its owner can set, and that change how files in it are made, kept or found: SECRM, UNRM,
-/// SYNC, IMMUTABLE, APPEND, NODUMP, NOATIME, JOURNAL_DATA, NOTAIL, DIRSYNC. Those of the node's administrator stay: compression,
+/// Flags of an inode (ioctl_iflags(2)) that its owner can set, and that change how files in it are made, kept or found:
+/// SECRM, UNRM,
+/// SYNC, IMMUTABLE, APPEND, NODUMP, NOATIME, JOURNAL_DATA, NOTAIL, DIRSYNC. Those of the node's administrator stay:
+/// compression,
 /// PROJINHERIT and project number (quotas), NOCOW, DAX, CASEFOLD.
 const FLAGS: u32 = 0x0001_C0FB;
 
-/// Inherit the project number: a directory with another one can not be moved here.
+/// Inherit the project number: a directory with another one cannot be moved here.
 const PROJECT: u32 = 0x2000_0000;
 
 /// Gives a directory that stays this owner and mode, and takes everything else off it that somebody may have put there.
@@ -96,6 +99,6 @@ fn remove_flags(file: BorrowedFd<'_>, unwanted: u32) -> io::Result<()> {
     glue::sys::set_inode_flags(file, flags & !unwanted)?;
     match glue::sys::inode_flags(file)? & unwanted {
         0 => Ok(()),
-        left => Err(io::Error::other(format!("the flags {left:x} can not be removed"))),
+        left => Err(io::Error::other(format!("the flags {left:x} cannot be removed"))),
     }
 }

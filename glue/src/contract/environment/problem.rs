@@ -83,7 +83,8 @@ numbered! {
     }
 }
 
-/// What is wrong, and what to write instead, in the order of the numbers. Never the text of the file, which may be a secret.
+/// What is wrong, and what to write instead, in the order of the numbers. Never the text of the file, which may be a
+/// secret.
 const TEXTS: &[&str] = &[
     "more than {} assignments and expansions in one file",
     "the entry has no name before its '='",

@@ -28,7 +28,7 @@ impl Tracer {
             .args(["-p", &pid.to_string()])
             .stderr(Stdio::piped())
             .spawn()
-            .map_err(|e| format!("strace can not be run: {e}"))?;
+            .map_err(|e| format!("strace cannot be run: {e}"))?;
         // It says `Process N attached` when it is.
         let mut lines = child.stderr.take().map(|err| BufReader::new(err).lines());
         let said = lines.as_mut().and_then(Iterator::next).and_then(Result::ok);

@@ -1,6 +1,8 @@
-//! bench: what late binding costs, side by side with a shell loop, Debian's tini and dumb-init, and a bare fork+exec+wait.
+//! bench: what late binding costs, side by side with a shell loop, Debian's tini and dumb-init, and a bare
+//! fork+exec+wait.
 //!
-//! It plays the watcher on the host for a pod of real containers, and runs itself as `bench inside ...` in containers of the
+//! It plays the watcher on the host for a pod of real containers, and runs itself as `bench inside ...` in containers
+//! of the
 //! pod for tools that have to be started once for each try. Nothing is asserted about times.
 
 mod calls;

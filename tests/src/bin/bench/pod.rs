@@ -1,4 +1,5 @@
-//! A pod of real containers as `latebind-host` makes it: pause container, install step, then whatever has the shape of a
+//! A pod of real containers as `latebind-host` makes it: pause container, install step, then whatever has the shape of
+//! a
 //! payload container.
 
 use std::fs;
@@ -27,7 +28,7 @@ pub struct Pod {
 /// Runs a program to its end; its output, or what it said.
 pub fn output(command: &mut Command) -> Result<String, Failed> {
     let name = command.get_program().to_string_lossy().into_owned();
-    let output = command.output().map_err(|e| format!("{name} can not be run: {e}"))?;
+    let output = command.output().map_err(|e| format!("{name} cannot be run: {e}"))?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         return Err(format!("{name} ended with {}: {}", output.status, said.trim()));

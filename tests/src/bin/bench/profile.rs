@@ -1,5 +1,7 @@
-//! Where the time of one start and one end goes: a timeline of system calls, from perf where there is one that works, else from
-//! strace. Either makes each call slower than it is (that of perf is some 0.02 ms): what it shows is order, number, and what is
+//! Where the time of one start and one end goes: a timeline of system calls, from perf where there is one that works,
+//! else from
+//! strace. Either makes each call slower than it is (that of perf is some 0.02 ms): what it shows is order, number, and
+//! what is
 //! long.
 
 use std::path::Path;
@@ -38,7 +40,7 @@ impl Timeline {
         };
         let mut command = Command::new(tool);
         command.args(arguments.split(' ')).arg("-o").arg(log).stdout(Stdio::null()).stderr(Stdio::null());
-        let child = command.spawn().map_err(|e| format!("{tool} can not be run: {e}"))?;
+        let child = command.spawn().map_err(|e| format!("{tool} cannot be run: {e}"))?;
         // Neither says for certain when it has begun.
         std::thread::sleep(Duration::from_millis(1500));
         Ok(Self { child, tool })

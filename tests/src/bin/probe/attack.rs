@@ -106,8 +106,10 @@ pub fn forge() -> Result<i32, String> {
     Ok(0)
 }
 
-/// `<any directory>/glue run --slot N` of an image that shadows ours: says it is ready, takes the key from the startup file,
-/// and signs a record that is true in every field. Only the mount proof, before there is a startup file, stands against it.
+/// `<any directory>/glue run --slot N` of an image that shadows ours: says it is ready, takes the key from the startup
+/// file,
+/// and signs a record that is true in every field. Only the mount proof, before there is a startup file, stands against
+/// it.
 pub fn false_glue(words: &[String]) -> Result<i32, String> {
     sys::ignore(libc::SIGPIPE);
     say(&json!({"pwned": true, "uid": sys::real_uid(), "args": words}));
@@ -194,7 +196,8 @@ fn forged_record(key: &Bytes32, taken: Option<(&Startup, &[u8])>) -> Option<Stri
     sign(&record, key)
 }
 
-/// Lets a user write in everything that is made in a directory from now on, whoever makes it: the default ACL of acl(5), in the form that
+/// Lets a user write in everything that is made in a directory from now on, whoever makes it: the default ACL of
+/// acl(5), in the form that
 /// the kernel has it in (linux/posix_acl_xattr.h).
 pub fn default_acl(path: &str, uid: u64) -> Result<i32, String> {
     const ALL: u16 = 7;

@@ -1,4 +1,5 @@
-//! What a process of the payload's UID tries against the start of a job: to catch one of the processes that glue listens to,
+//! What a process of the payload's UID tries against the start of a job: to catch one of the processes that glue
+//! listens to,
 //! while that speaks. As the job itself, from its first instruction on, and as a process that was there all along.
 
 use std::fs::{self, OpenOptions};
@@ -84,7 +85,8 @@ fn runs_own_program(pid: i32) -> bool {
         .is_ok_and(|exe| fs::read_link("/proc/self/exe").is_ok_and(|own| own == exe))
 }
 
-/// Attaches as a debugger does. While a process executes a program, the kernel lets nobody attach: who tries waits until the new
+/// Attaches as a debugger does. While a process executes a program, the kernel lets nobody attach: who tries waits
+/// until the new
 /// program's rights hold and its close-on-exec descriptors are closed, and then may meet it at the end of the call.
 fn trace(pid: i32) -> Verdict {
     match sys::trace_stopped(pid) {
@@ -285,7 +287,8 @@ fn newest() -> i32 {
     text.split_ascii_whitespace().last().and_then(|pid| pid.parse().ok()).unwrap_or(0)
 }
 
-/// Tries everything on stage two (`first`) and on the child that it makes, until that runs the job. Signals, where the plan has
+/// Tries everything on stage two (`first`) and on the child that it makes, until that runs the job. Signals, where the
+/// plan has
 /// some, go to one of the two. Returns the last of their numbers.
 fn follow(tally: &mut Tally, first: i32, plan: Plan, which: i32) -> i32 {
     let mut last = first;

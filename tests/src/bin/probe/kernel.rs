@@ -25,7 +25,8 @@ pub fn keyring(verb: &str, name: &str) -> Result<i32, String> {
     Ok(0)
 }
 
-/// Makes each call that glue's filter refuses, with arguments with which none of them does anything, and says its errno.
+/// Makes each call that glue's filter refuses, with arguments with which none of them does anything, and says its
+/// errno.
 pub fn calls() -> Result<i32, String> {
     swarm::refuse_outside_a_pod()?;
     for (name, number) in glue::filter::REFUSED.iter().chain(glue::filter::REFUSED_HERE) {

@@ -1,4 +1,5 @@
-//! What the probe leaves for whoever has to count, fetch or remove it: more than a program would, and what names, depth and
+//! What the probe leaves for whoever has to count, fetch or remove it: more than a program would, and what names, depth
+//! and
 //! attributes can do.
 
 use std::ffi::{CStr, OsStr};
@@ -103,7 +104,8 @@ pub fn marks(dir: &str) -> Result<i32, String> {
     Ok(0)
 }
 
-/// Adds files and directories to a directory of somebody else's for as long as it can, from wherever it has been opened.
+/// Adds files and directories to a directory of somebody else's for as long as it can, from wherever it has been
+/// opened.
 pub fn refill(dir: &str, time: std::time::Duration) -> Result<i32, String> {
     let end = std::time::Instant::now() + time;
     let (mut made, mut n) = (0u64, 0u64);

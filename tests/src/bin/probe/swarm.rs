@@ -122,7 +122,8 @@ pub fn sigchld_ignored() -> Result<i32, String> {
     Ok(0)
 }
 
-/// Keeps `n` processes alive: half of them each hold a partner, which is made anew when it is killed, and which takes over and
+/// Keeps `n` processes alive: half of them each hold a partner, which is replaced when it is killed, and which takes
+/// over and
 /// makes a partner of its own when its holder is killed. Ends well when all run.
 pub fn bomb(n: u64) -> Result<i32, String> {
     let (reader, writer) = sys::pipe().map_err(|e| format!("pipe: {e}"))?;
@@ -201,7 +202,8 @@ fn everywhere(words: &[String], signal: fn(usize) -> i32) -> Result<i32, String>
     Ok(0)
 }
 
-/// kill(-1) reaches every process of the caller's UID in its PID namespace. Only where glue is the first process of that
+/// kill(-1) reaches every process of the caller's UID in its PID namespace. Only where glue is the first process of
+/// that
 /// namespace, never as root, and only when asked for by name.
 fn refuse_outside_a_container(words: &[String]) -> Result<(), String> {
     refuse_outside_a_pod()?;

@@ -57,12 +57,12 @@ pub fn setsid() -> io::Result<()> {
 }
 
 pub fn parent() -> pid_t {
-    // SAFETY: takes nothing, can not fail.
+    // SAFETY: takes nothing, cannot fail.
     unsafe { libc::getppid() }
 }
 
 pub fn real_uid() -> u32 {
-    // SAFETY: takes nothing, can not fail.
+    // SAFETY: takes nothing, cannot fail.
     unsafe { libc::getuid() }
 }
 
@@ -146,12 +146,14 @@ pub fn ptrace_attach(pid: pid_t) -> io::Result<()> {
     if n < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Reads one byte of another process's memory at an address that need not be one of its own: rights are looked at first.
+/// Reads one byte of another process's memory at an address that need not be one of its own: rights are looked at
+/// first.
 pub fn read_memory(pid: pid_t) -> io::Result<()> {
     let mut byte = 0u8;
     let here = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
     let there = libc::iovec { iov_base: std::ptr::without_provenance_mut(4096), iov_len: 1 };
-    // SAFETY: both lists have one entry; the kernel writes at most the one byte here, and only looks at the other process.
+    // SAFETY: both lists have one entry; the kernel writes at most the one byte here, and only looks at the other
+    // process.
     let n = unsafe { libc::process_vm_readv(pid, &here, 1, &there, 1, 0) };
     if n < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
@@ -255,7 +257,8 @@ pub fn posix_message_queue(name: &CStr) -> io::Result<c_int> {
     })
 }
 
-/// Flags that an owner can set, and that its file system need not do anything for: NODUMP and NOATIME of ioctl_iflags(2).
+/// Flags that an owner can set, and that its file system need not do anything for: NODUMP and NOATIME of
+/// ioctl_iflags(2).
 pub const MARK_FLAGS: u32 = 0x40 | 0x80;
 
 pub fn set_attribute(file: &std::fs::File, name: &CStr, value: &[u8]) -> io::Result<()> {
@@ -351,7 +354,8 @@ pub fn clear_user_keyring() -> io::Result<i64> {
     number(unsafe { libc::syscall(libc::SYS_keyctl, CLEAR, USER_KEYRING) })
 }
 
-/// The errno of a call whose arguments are all -1, which is nothing to any of those that are tried; 0 where it succeeds.
+/// The errno of a call whose arguments are all -1, which is nothing to any of those that are tried; 0 where it
+/// succeeds.
 pub fn call_in_vain(call: libc::c_long) -> c_int {
     // SAFETY: -1 is neither an address that can be used nor a descriptor; the kernel answers with an error.
     let result = unsafe { libc::syscall(call, -1, -1, -1, -1, -1, -1) };

@@ -86,13 +86,15 @@ pub struct Common {
     /// Directory for the pilot's private volume, which then outlives the pod.
     #[arg(long, value_name = "DIR")]
     pub private: Option<PathBuf>,
-    /// Size of each slot's data volume, which then lies in memory; a directory of the machine's disk where none is given.
+    /// Size of each slot's data volume, which then lies in memory; a directory of the machine's disk where none is
+    /// given.
     #[arg(long, value_parser = memory, value_name = "SIZE")]
     pub data_size: Option<Amount<u64>>,
     /// Network of the pod.
     #[arg(long, value_enum, default_value = "none")]
     pub network: Network,
-    /// Whether payload containers get the volumes that images declare. Never but to test what stands against such images.
+    /// Whether payload containers get the volumes that images declare. Never but to test what stands against such
+    /// images.
     #[arg(long, value_enum, default_value = "ignore", hide = true)]
     pub image_volume: ImageVolume,
     /// Run jobs without glue's filter of system calls: for 32-bit programs, and for containers within jobs.
@@ -222,7 +224,7 @@ fn cpus(text: &str) -> Result<Amount<f64>, String> {
     if number.is_finite() && (0.0..=4096.0).contains(&number) && (number == 0.0 || number >= 0.01) {
         Ok(Amount(Some(number).filter(|n| *n > 0.0)))
     } else {
-        Err(format!("{text:?} processors can not be given: write at least 0.01, or 0 for no limit"))
+        Err(format!("{text:?} processors cannot be given: write at least 0.01, or 0 for no limit"))
     }
 }
 

@@ -64,7 +64,8 @@ impl Limits {
 /// Whether the pod has a network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Network {
-    /// A loopback interface of its own; where the pod has more than one slot, each payload container has one of its own.
+    /// A loopback interface of its own; where the pod has more than one slot, each payload container has one of its
+    /// own.
     None,
     /// The host's, for all containers.
     Host,
@@ -86,7 +87,7 @@ pub struct Mount {
     pub source: PathBuf,
     /// In the container.
     pub target: String,
-    /// Whether it can not be written.
+    /// Whether it cannot be written.
     pub read_only: bool,
 }
 
@@ -96,7 +97,7 @@ impl Mount {
         Self { source: source.into(), target: target.into(), read_only: false }
     }
 
-    /// One that can not.
+    /// One that cannot.
     pub fn read_only(source: impl Into<PathBuf>, target: impl Into<String>) -> Self {
         Self { source: source.into(), target: target.into(), read_only: true }
     }
@@ -106,7 +107,7 @@ impl Mount {
     fn argument(&self) -> Result<String, Failure> {
         let source = text(&self.source)?;
         if source.contains('\n') || self.target.contains('\n') {
-            return Err(failure(format!("the path {source:?} has a line end, which podman can not mount")));
+            return Err(failure(format!("the path {source:?} has a line end, which podman cannot mount")));
         }
         let field = |key: &str, value: &str| format!("\"{key}={}\"", value.replace('"', "\"\""));
         let mut fields = vec!["type=bind".to_owned(), field("source", source), field("target", &self.target)];
@@ -242,7 +243,8 @@ impl PodShape {
     }
 
     /// The namespaces of the pause container: what makes several containers one pod. A payload has IPC objects and
-    /// /dev/shm to itself, and where it has neighbours, a network too: by an abstract socket they could pass descriptors on.
+    /// /dev/shm to itself, and where it has neighbours, a network too: by an abstract socket they could pass
+    /// descriptors on.
     /// With one slot it shares the pilot's loopback, which HTCondor's chirp needs.
     fn namespaces(&self, role: Role) -> Vec<String> {
         let pause = format!("container:{}", self.container(Role::Pause));

@@ -83,7 +83,7 @@ impl fmt::Display for CallError {
             Self::Said { code: None, text } => write!(f, "podman was killed by a signal; it had said: {text}"),
             Self::TookTooLong(limit) => write!(f, "podman did not answer within {} s and was ended", limit.as_secs()),
             Self::Closing => f.write_str("the pod is being ended"),
-            Self::Broken(e) => write!(f, "podman can not be run: {e}"),
+            Self::Broken(e) => write!(f, "podman cannot be run: {e}"),
         }
     }
 }
@@ -123,7 +123,8 @@ impl Engine {
         self.closing.store(true, Ordering::SeqCst);
     }
 
-    /// Waits for the end of the calls that were under way at [`Engine::close`], so that none makes a container behind the
+    /// Waits for the end of the calls that were under way at [`Engine::close`], so that none makes a container behind
+    /// the
     /// back of whoever removes them all.
     pub fn wait_for_calls(&self) {
         let end = Instant::now() + 2 * CLOSING_PATIENCE;
@@ -317,7 +318,8 @@ pub fn with_verb(verb: &[&str], options: Vec<String>) -> Vec<String> {
     verb.iter().map(|v| (*v).to_owned()).chain(options).collect()
 }
 
-/// What matters of podman's standard error: its error, which comes last; else all that is not a warning. Whatever lines follow the first
+/// What matters of podman's standard error: its error, which comes last; else all that is not a warning. Whatever lines
+/// follow the first
 /// of an error belong to it, as a name in an image may have line ends.
 fn essence(stderr: &str) -> String {
     let lines: Vec<&str> = stderr.lines().map(str::trim).filter(|line| !line.is_empty()).collect();

@@ -27,7 +27,7 @@ impl Place {
             std::path::absolute(state).context(|| format!("cannot use the state directory {}", state.display()))?;
         if !state.to_str().is_some_and(is_plain) {
             return Err(failure(format!(
-                "the state directory {} can not be used: overlay file systems take no comma, colon, blank, quote or \
+                "the state directory {} cannot be used: overlay file systems take no comma, colon, blank, quote or \
                  backslash in a path; choose another with --state",
                 state.display()
             )));

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Any long time: the wait for the end of a main process is begun anew after it.
+/// Any long time: the wait for the end of a main process starts again after it.
 const WATCH_TURN: Duration = Duration::from_secs(3600);
 /// How long the engine may take to notice that a main process has ended.
 const NOTICE_LIMIT: Duration = Duration::from_secs(3);

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use watcher::tree::{self, Deadline};
 
-/// Size of `ctl/`, as on Kubernetes. A payload can not write there; what glue and watcher write is small.
+/// Size of `ctl/`, as on Kubernetes. A payload cannot write there; what glue and watcher write is small.
 const CTL_OPTIONS: &str = "size=16m,mode=0755";
 
 /// How long removing a pod's files may take.

@@ -5,7 +5,8 @@
 pub enum Call {
     /// `--version`.
     Version,
-    /// HTCondor tries out what the program can: `exec -C SANDBOX /exit_37`, `exec -C X.sif /exit_37`, `exec -C SANDBOX /get_user_ns`.
+    /// HTCondor tries out what the program can: `exec -C SANDBOX /exit_37`, `exec -C X.sif /exit_37`, `exec -C SANDBOX
+    /// /get_user_ns`.
     Probe(Probe),
     /// `test`: whether a job could be run, asked while the starter does nothing else.
     Test,
@@ -141,7 +142,7 @@ fn take_option<'a>(option: &'a str, words: &mut impl Iterator<Item = &'a str>, j
         return Ok(());
     }
     if !VALUED.contains(&name) {
-        return Err(format!("the option {option:?} can not be served"));
+        return Err(format!("the option {option:?} cannot be served"));
     }
     let value = joined.or_else(|| words.next()).ok_or_else(|| format!("{name}: its value is missing"))?;
     match name {

@@ -43,7 +43,8 @@ impl Ending {
             Self::Again(why) => {
                 let line = one_line(&why);
                 complain(&line);
-                // Without the file the starter would take the job for done: where there is no room for it, this waits to be ended.
+                // Without the file the starter would take the job for done: where there is no room for it, this waits
+                // to be ended.
                 while no_room_to_say(&line) {
                     std::thread::sleep(AGAIN_AFTER);
                 }

@@ -38,20 +38,21 @@ impl Table {
         Ok(Self(rows))
     }
 
-    /// The image in full: `docker.io/library/debian:12`. What is no image of a registry is refused, in words for its user.
+    /// The image in full: `docker.io/library/debian:12`. What is no image of a registry is refused, in words for its
+    /// user.
     pub fn resolve(&self, image: &str) -> Result<String, String> {
         let rewritten = self.0.iter().find_map(|(prefix, to)| Some(format!("{to}{}", image.strip_prefix(prefix)?)));
         let name = rewritten.as_deref().unwrap_or(image);
         let name = name.strip_prefix("docker://").unwrap_or(name);
         if let Some((scheme, _)) = name.split_once("://") {
             return Err(format!(
-                "the image {image:?} can not be used here: \"{}://\" is not served, only docker://",
+                "the image {image:?} cannot be used here: \"{}://\" is not served, only docker://",
                 scheme.escape_debug()
             ));
         }
         if name.starts_with(['/', '.']) || [".sif", ".img", ".sqsh"].iter().any(|end| name.ends_with(end)) {
             return Err(format!(
-                "the image {image:?} can not be used here: it is a file or directory; name an image of a registry instead, as \
+                "the image {image:?} cannot be used here: it is a file or directory; name an image of a registry instead, as \
                  docker://NAME"
             ));
         }

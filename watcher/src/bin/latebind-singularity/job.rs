@@ -28,16 +28,16 @@ const HELD_WITHIN: Duration = Duration::from_secs(120);
 /// Wait before a job is given back whose watcher has gone.
 const AGAIN_AFTER: Duration = Duration::from_secs(10);
 
-/// Runs the job, or holds what can not be a job.
+/// Runs the job, or holds what cannot be a job.
 pub fn run(job: Result<Job, String>) -> Ending {
     let signals = match Signals::new() {
         Ok(signals) => signals,
-        Err(e) => return Ending::Again(format!("signals can not be taken: {e}")),
+        Err(e) => return Ending::Again(format!("signals cannot be taken: {e}")),
     };
     let request = job.and_then(|job| request_of(&job));
     let client = match connect(&signals) {
         Ok(client) => client,
-        Err(e) => return again(&signals, AGAIN_AFTER, format!("the watcher can not be reached at {CLIENTS}: {e}")),
+        Err(e) => return again(&signals, AGAIN_AFTER, format!("the watcher cannot be reached at {CLIENTS}: {e}")),
     };
     match request {
         Err(why) => {
@@ -88,7 +88,7 @@ fn request_of(job: &Job) -> Result<Request, String> {
             Ok::<_, String>((name, value))
         })
         .collect();
-    let own = own.map_err(|what| format!("the environment can not be handed on: {what} is not UTF-8"))?;
+    let own = own.map_err(|what| format!("the environment cannot be handed on: {what} is not UTF-8"))?;
     request_at(job, &here, own, &Table::open(Path::new(TABLE))?)
 }
 
@@ -99,7 +99,7 @@ fn request_at(job: &Job, here: &Path, own: Vec<(String, String)>, table: &Table)
     let mut links = BTreeMap::new();
     for (source, target) in &job.binds {
         if !inside(source) {
-            return Err(format!("{source} can not be bound into the container: only what is in the job's sandbox can"));
+            return Err(format!("{source} cannot be bound into the container: only what is in the job's sandbox can"));
         }
         if source != target {
             links.insert(target.clone(), source.clone());
@@ -150,7 +150,8 @@ fn held(signals: &Signals, why: String) -> Ending {
     again(signals, Duration::ZERO, format!("not held within {HELD_WITHIN:?}: {why}"))
 }
 
-/// The starter asked for an end: then how this ends is no matter, and it must not look like a failure. Else the job is given back.
+/// The starter asked for an end: then how this ends is no matter, and it must not look like a failure. Else the job is
+/// given back.
 fn again(signals: &Signals, after: Duration, why: String) -> Ending {
     signals.wait(after);
     signals.ending().map_or(Ending::Again(why), Ending::Signal)

@@ -1,6 +1,7 @@
 //! What HTCondor's condor_starter calls for singularity: the job runs in the slot's payload container instead.
 //!
-//! It has the payload's UID and runs beside the pilot's files, so it must never be dumpable: installed root:root 0711, it is not from
+//! It has the payload's UID and runs beside the pilot's files, so it must never be dumpable: installed root:root 0711,
+//! it is not from
 //! its first instruction on. It holds no key, and believes and writes nothing that root would rely on.
 #![forbid(unsafe_code)]
 
@@ -29,7 +30,8 @@ fn main() -> ExitCode {
     let words: Result<Vec<String>, _> = std::env::args_os().skip(1).map(|word| word.into_string()).collect();
     let call = words.map_err(|word| format!("{word:?} is not UTF-8")).and_then(|words| arguments::parse(&words));
     match call {
-        // HTCondor takes a name with "apptainer" in it for another environment prefix; the number, for what a program can.
+        // HTCondor takes a name with "apptainer" in it for another environment prefix; the number, for what a program
+        // can.
         Ok(Call::Version) => say(&format!("singularity version 3.11.5-latebind-{}\n", env!("CARGO_PKG_VERSION"))),
         Ok(Call::Probe(Probe::Sandbox)) => ExitCode::from(PROBED),
         Ok(Call::Probe(Probe::ImageFile)) => ExitCode::FAILURE,
@@ -47,7 +49,7 @@ fn main() -> ExitCode {
             Err(e) => failed(&e.to_string()),
         },
         Ok(Call::Job(job)) => job::run(Ok(*job)).end(),
-        // A job that can not be understood would be no better the next time.
+        // A job that cannot be understood would be no better the next time.
         Err(why) if std::env::var_os("_CONDOR_SCRATCH_DIR").is_some() => job::run(Err(why)).end(),
         Err(why) => failed(&why),
     }

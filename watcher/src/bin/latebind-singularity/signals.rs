@@ -16,7 +16,8 @@ const ENDING: [i32; 4] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM];
 #[derive(Default)]
 struct State {
     client: Option<Arc<Client>>,
-    /// Those that came before there was a job, each once: the job's UID is this process's, so there is no end to what it may send.
+    /// Those that came before there was a job, each once: the job's UID is this process's, so there is no end to what
+    /// it may send.
     waiting: Vec<i32>,
     ending: Option<i32>,
 }

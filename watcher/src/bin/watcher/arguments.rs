@@ -22,16 +22,18 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 pub enum Verb {
-    /// Run one job: watcher run IMAGE -- CMD ARGS. Exit code: the job's, 128+n for a signal, 124 timed out, 125 our failure,
+    /// Run one job: watcher run IMAGE -- CMD ARGS. Exit code: the job's, 128+n for a signal, 124 timed out, 125 our
+    /// failure,
     /// 126 not executable, 127 not found.
     Run(Box<RunArgs>),
     /// Serve jobs from a spool directory, as many at once as there are slots.
     Pilot(PilotArgs),
     /// Serve clients on the socket in the private volume.
     Serve(CoreArgs),
-    /// Say whether jobs can be run in this pod, one line for each thing. Exit code: 0 they can, 1 they can not.
+    /// Say whether jobs can be run in this pod, one line for each thing. Exit code: 0 they can, 1 they cannot.
     Check(CoreArgs),
-    /// End glue for good in each slot, where that is what the pod waits for to complete; for a pilot whose watcher served, when both
+    /// End glue for good in each slot, where that is what the pod waits for to complete; for a pilot whose watcher
+    /// served, when both
     /// have no more work.
     Finish(CoreArgs),
     /// Check a record against a kept key.
@@ -56,7 +58,8 @@ pub enum Verb {
         #[command(flatten)]
         keys: Keys,
     },
-    /// Draw a pilot's life from the reports in a spool or directory: all phases of all jobs, as an SVG on standard output.
+    /// Draw a pilot's life from the reports in a spool or directory: all phases of all jobs, as an SVG on standard
+    /// output.
     Timeline {
         /// The directory.
         dir: PathBuf,
@@ -134,7 +137,8 @@ pub struct CoreArgs {
     /// Socket of the `host` binder.
     #[arg(long, value_name = "PATH", default_value = host::SOCKET)]
     pub bind_socket: PathBuf,
-    /// A socket for clients that are not root but have a slot's payload UID, such as HTCondor's drop-in; in a directory that
+    /// A socket for clients that are not root but have a slot's payload UID, such as HTCondor's drop-in; in a directory
+    /// that
     /// only the pilot container has.
     #[arg(long, value_name = "PATH", env = "LATEBIND_CLIENTS")]
     pub clients: Option<PathBuf>,
@@ -262,11 +266,13 @@ pub struct PilotArgs {
 pub struct RunArgs {
     #[command(flatten)]
     pub core: CoreArgs,
-    /// Have the job run by the watcher that listens there, and end it when this command ends; the only way for a caller that is
+    /// Have the job run by the watcher that listens there, and end it when this command ends; the only way for a caller
+    /// that is
     /// not root but has a slot's payload UID.
     #[arg(long, value_name = "PATH", conflicts_with_all = ["results", "owner", "env_file", "inputs"])]
     pub socket: Option<PathBuf>,
-    /// A directory of the payload's beneath the slot's data/ to run in, instead of work/; nothing in it is copied or removed.
+    /// A directory of the payload's beneath the slot's data/ to run in, instead of work/; nothing in it is copied or
+    /// removed.
     #[arg(long, value_name = "PATH", conflicts_with_all = ["inputs", "output"])]
     pub sandbox: Option<String>,
     /// Forward standard input.

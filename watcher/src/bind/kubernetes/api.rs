@@ -1,4 +1,5 @@
-//! Requests to the API server: one pod, read, patched and watched; what passes by itself is tried again, all else becomes a
+//! Requests to the API server: one pod, read, patched and watched; what passes by itself is tried again, all else
+//! becomes a
 //! failure with the server's words.
 
 use std::future::Future;
@@ -98,8 +99,10 @@ fn of_forbidden(message: &str) -> &str {
     rest.filter(|(name, _)| !name.contains('"')).map_or(message, |(_, rest)| rest)
 }
 
-/// An admission plugin's refusal of this very patch, whatever code it came with: a webhook chooses one, or 400 is taken for it
-/// (apiserver/pkg/admission/plugin/webhook/errors); a ValidatingAdmissionPolicy says 422. The server's own words begin the message;
+/// An admission plugin's refusal of this very patch, whatever code it came with: a webhook chooses one, or 400 is taken
+/// for it
+/// (apiserver/pkg/admission/plugin/webhook/errors); a ValidatingAdmissionPolicy says 422. The server's own words begin
+/// the message;
 /// the plugin's follow, and may hold the image's name.
 fn is_denied(status: &Status) -> bool {
     let words = of_forbidden(&status.message);
@@ -109,7 +112,8 @@ fn is_denied(status: &Status) -> bool {
             && words.split(':').next().is_some_and(|own| own.ends_with(" denied request"))
 }
 
-/// RBAC's own words: `User "u" cannot patch resource "pods" in API group`; a webhook may say that something cannot be, too.
+/// RBAC's own words: `User "u" cannot patch resource "pods" in API group`; a webhook may say that something cannot be,
+/// too.
 fn is_rbac(status: &Status) -> bool {
     let user = of_forbidden(&status.message).strip_prefix("User \"");
     user.and_then(|rest| rest.split_once("\" cannot ")).is_some_and(|(_, rest)| {
@@ -137,7 +141,8 @@ fn refusal(what: &str, e: &kube::Error) -> Failure {
 }
 
 impl Own {
-    /// The pod `name` (with this UID, where it is known), through the service account's token and the server of the environment;
+    /// The pod `name` (with this UID, where it is known), through the service account's token and the server of the
+    /// environment;
     /// a proxy only where one is given.
     pub fn new(namespace: String, name: String, uid: Option<String>, proxy: Option<http::Uri>) -> Result<Self, String> {
         let mut config = Config::incluster().map_err(|e| {
@@ -205,15 +210,16 @@ impl Own {
 
     /// The pod now.
     pub async fn get(&self) -> Result<Pod, Failure> {
-        self.own_one(self.ask("the pod can not be read", PATIENCE, || self.pods.get(&self.name)).await?)
+        self.own_one(self.ask("the pod cannot be read", PATIENCE, || self.pods.get(&self.name)).await?)
     }
 
     /// The pod now, or the reason why not, asked once.
     pub async fn get_once(&self) -> Result<Pod, Failure> {
-        self.own_one(self.ask("the pod can not be read", Duration::ZERO, || self.pods.get(&self.name)).await?)
+        self.own_one(self.ask("the pod cannot be read", Duration::ZERO, || self.pods.get(&self.name)).await?)
     }
 
-    /// Only ever the pod that this process is in. A pilot that was cut off may find its successor under its name, and must
+    /// Only ever the pod that this process is in. A pilot that was cut off may find its successor under its name, and
+    /// must
     /// leave that alone.
     fn own_one(&self, pod: Pod) -> Result<Pod, Failure> {
         let found = pod.metadata.uid.as_deref().unwrap_or_default();
@@ -231,16 +237,17 @@ impl Own {
         let params = PatchParams { dry_run, field_manager: Some("latebind".into()), ..PatchParams::default() };
         let patience = if dry_run { Duration::ZERO } else { PATIENCE };
         let patch = Patch::Strategic(patch);
-        self.ask("the pod can not be patched", patience, || self.pods.patch(&self.name, &params, &patch)).await
+        self.ask("the pod cannot be patched", patience, || self.pods.patch(&self.name, &params, &patch)).await
     }
 
-    /// The same, asked once and for nothing that a job waits for: what comes of it does not say whether the server is there. Under a
+    /// The same, asked once and for nothing that a job waits for: what comes of it does not say whether the server is
+    /// there. Under a
     /// name of its own, so that an audit log tells it from the binds.
     pub async fn patch_once(&self, patch: &Value) -> Result<(), Failure> {
         let params = PatchParams { field_manager: Some("latebind-state".into()), ..PatchParams::default() };
         let patch = Patch::Strategic(patch);
         match timeout(ANSWER_WITHIN, self.pods.patch(&self.name, &params, &patch)).await {
-            Ok(answer) => answer.map(drop).map_err(|e| refusal("the pod can not be patched", &e)),
+            Ok(answer) => answer.map(drop).map_err(|e| refusal("the pod cannot be patched", &e)),
             Err(_) => Err(Failure::retry(Reason::ApiUnavailable, format!("no answer within {ANSWER_WITHIN:?}"))),
         }
     }
@@ -260,7 +267,7 @@ impl Own {
 
     /// Whether a watch is allowed: opens one and closes it again.
     pub async fn try_watch(&self, version: &str) -> Result<(), Failure> {
-        self.ask("the pod can not be watched", Duration::ZERO, || self.watch(version)).await.map(drop)
+        self.ask("the pod cannot be watched", Duration::ZERO, || self.watch(version)).await.map(drop)
     }
 
     /// Follows the pod's changes from `version` on.
@@ -342,9 +349,9 @@ impl Follow {
         };
         let since = *self.away_since.get_or_insert_with(Instant::now);
         if !self.own.was_refused(&error) || since.elapsed() >= PATIENCE {
-            return Err(refusal("the pod can not be watched", &error));
+            return Err(refusal("the pod cannot be watched", &error));
         }
-        tracing::warn!("the pod can not be watched: {}; trying again", text(&error));
+        tracing::warn!("the pod cannot be watched: {}; trying again", text(&error));
         sleep(self.wait).await;
         self.wait = (self.wait * 2).min(AGAIN.1);
         Ok(None)

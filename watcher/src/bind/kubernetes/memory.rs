@@ -1,10 +1,12 @@
-//! What the binder remembers of its binds: what each reference turned out to be, which texts the kubelet has seen lately, and
+//! What the binder remembers of its binds: what each reference turned out to be, which texts the kubelet has seen
+//! lately, and
 //! whether a slot's last patch was seen through to its end.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-/// The kubelet forgets a container's back-off after twice its longest (pkg/kubelet/kubelet.go, client-go util/flowcontrol).
+/// The kubelet forgets a container's back-off after twice its longest (pkg/kubelet/kubelet.go, client-go
+/// util/flowcontrol).
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
 /// Its first wait, doubled each time, and its longest.
 const BACK_OFF: (u64, u64) = (10, 300);
@@ -35,7 +37,8 @@ impl Memory {
         self.image_ids.remove(image).is_some()
     }
 
-    /// Whether the slot's container is known to be of this text, which its spec has now: that somebody else has changed it, the
+    /// Whether the slot's container is known to be of this text, which its spec has now: that somebody else has changed
+    /// it, the
     /// container may not show yet.
     pub fn is_settled(&self, slot: u32, wanted: &str) -> bool {
         self.settled.get(&slot).is_some_and(|settled| settled == wanted)
@@ -56,7 +59,7 @@ impl Memory {
         self.uses.entry((slot, reference.to_owned())).or_default().push(Instant::now());
     }
 
-    /// What to say before a text is used again: how long the kubelet may wait, and why a fresh one can not be made.
+    /// What to say before a text is used again: how long the kubelet may wait, and why a fresh one cannot be made.
     pub fn back_off(&self, slot: u32, reference: &str, why: &str) -> Option<String> {
         let times = self.uses.get(&(slot, reference.to_owned()))?;
         let used = times.iter().filter(|at| at.elapsed() < FORGOTTEN_AFTER).count();

@@ -1,6 +1,7 @@
 //! The binder for Kubernetes: patches the image of a payload container in the pilot's own pod, and nothing else.
 //!
-//! A bind is one read, one patch, and one watch for as long as it takes. What ends it is a container that did not run before the patch
+//! A bind is one read, one patch, and one watch for as long as it takes. What ends it is a container that did not run
+//! before the patch
 //! and whose image the kubelet says to be the wanted one; the mount proof and glue's own word come after that.
 
 pub mod api;
@@ -37,7 +38,8 @@ const TOLD_WITHIN: Duration = Duration::from_secs(20);
 /// How often the API server is asked whether it is back.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
-/// How often a bind starts over because the pod changed meanwhile; the kubelet's word on a container comes in two or three steps.
+/// How often a bind starts over because the pod changed meanwhile; the kubelet's word on a container comes in two or
+/// three steps.
 const CONFLICTS_MAX: u32 = 10;
 
 /// How the binder is set up.
@@ -64,7 +66,8 @@ pub struct Kubernetes {
     runtime: Runtime,
     memory: Mutex<Memory>,
     asked: Mutex<Option<Instant>>,
-    /// Held while the pod is being marked. A mark is a version of the pod, so a bind that has read the one before would have to start over.
+    /// Held while the pod is being marked. A mark is a version of the pod, so a bind that has read the one before would
+    /// have to start over.
     marking: tokio::sync::Mutex<()>,
     /// A slot whose last bind was refused in a way that every other would be.
     doubt: Mutex<Option<u32>>,
@@ -121,14 +124,16 @@ impl Kubernetes {
             self.remember(|m| m.learn(image, &its_image_id));
         }
         let at_rest = |m: &Memory, now: &Payload| {
-            // What the slot's container is, is known: it was seen through here, or is the placeholder, as the spec has it.
+            // What the slot's container is, is known: it was seen through here, or is the placeholder, as the spec has
+            // it.
             let is_placeholder = now.wanted == placeholder && now.image_id == its_image_id;
             now.running
                 && !now.image_id.is_empty()
                 && (m.is_settled(slot, &now.wanted) || is_placeholder && !watching::is_gone(&now.id))
         };
         let mut plan = self.plan(image, &before, self.remember(|m| at_rest(m, &before)))?;
-        // A container of the wanted image has to differ from one of the old by something; and a text that stands in the spec
+        // A container of the wanted image has to differ from one of the old by something; and a text that stands in the
+        // spec
         // already is no change to the kubelet. In both cases the placeholder comes in between.
         if image != placeholder && (!plan.expected.is_clear() || plan.reference == before.wanted) {
             Box::pin(self.bind(slot, &placeholder, progress)).await?;
@@ -142,11 +147,12 @@ impl Kubernetes {
             before.last = None;
         }
         let bound = self.change(slot, image, &view::whole(&pod), &before, plan, progress).await;
-        // What a tag meant when it was first bound may be gone from the registry since, and the tag mean something else.
+        // What a tag meant when it was first bound may be gone from the registry since, and the tag mean something
+        // else.
         let is_gone = bound.as_ref().is_err_and(|e| e.reason == Reason::ImageNotFound);
         let is_tag = image != placeholder && Reference::parse(image).is_ok_and(|r| r.digest.is_none());
         if is_gone && is_tag && self.remember(|m| m.forget(image)) {
-            progress.note(&format!("slot {slot}: what {image} was before is not there any more; it is asked for anew"));
+            progress.note(&format!("slot {slot}: what {image} was before is not there any more; it is resolved again"));
             return Box::pin(self.bind(slot, image, progress)).await;
         }
         bound
@@ -164,7 +170,7 @@ impl Kubernetes {
         Ok(pod)
     }
 
-    /// Whether the pod could be patched: looked at anew after a bind that was refused for more than its image.
+    /// Whether the pod could be patched: checked again after a bind that was refused for more than its image.
     async fn look_again(&self, doubt: Option<u32>) -> Result<(), Failure> {
         let pod = self.own.get_once().await?;
         let Some(slot) = doubt else { return Ok(()) };
@@ -194,7 +200,7 @@ impl Kubernetes {
         }
         let was_settled = self.remember(|m| m.is_settled(slot, &before.wanted));
         self.remember(|m| m.patched(slot, &plan.reference));
-        // A container whose image can not be fetched will not come back in between.
+        // A container whose image cannot be fetched will not come back in between.
         let stuck = before.waiting.as_ref().is_some_and(|(reason, _)| waiting::is_about_pulling(reason));
         let old_is_gone = !stuck && (!before.running || watching::is_gone(&before.id));
         // The UID makes it a patch of this very pod, never of a successor that has its name.
@@ -202,7 +208,8 @@ impl Kubernetes {
             "metadata": {"uid": whole.uid},
             "spec": {before.shape.field(): [{"name": name, "image": plan.reference}]},
         });
-        // Where nothing but the difference from the old image tells the new one, nobody may have put another in between.
+        // Where nothing but the difference from the old image tells the new one, nobody may have put another in
+        // between.
         if plan.expected.digest.is_none() && plan.expected.image_id.is_none() {
             patch["metadata"]["resourceVersion"] = json!(whole.version);
         }
@@ -250,7 +257,7 @@ impl Kubernetes {
         let as_it_is = |expected, why| Ok(Plan { reference: image.to_owned(), expected, why_not_fresh: why });
         let Ok(parsed) = Reference::parse(image) else {
             // The kubelet says what is wrong with it.
-            return as_it_is(expected, "it can not be read");
+            return as_it_is(expected, "it cannot be read");
         };
         let mut mark = [0; 6];
         glue::sys::random(&mut mark)
@@ -309,7 +316,8 @@ async fn until_unwanted(progress: &dyn Progress) -> String {
     }
 }
 
-/// A failure that is not of this image, and that a next job would have as well: the pod is another's or ends, or this pilot may
+/// A failure that is not of this image, and that a next job would have as well: the pod is another's or ends, or this
+/// pilot may
 /// not patch it.
 fn is_any_images(failure: &Failure) -> bool {
     failure.class == Class::Retry && (failure.reason == Reason::PatchRefused || failure.reason.is_of_pod())

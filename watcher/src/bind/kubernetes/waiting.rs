@@ -1,7 +1,8 @@
 //! Why a payload container does not start, from the kubelet's reason and message to a class.
 //!
 //! The reasons are the kubelet's (pkg/kubelet/images/types.go, pkg/kubelet/container/sync_result.go); what a registry
-//! said is only in the message, as text of the runtime, which also holds what the user wrote: see [`crate::bind::message`].
+//! said is only in the message, as text of the runtime, which also holds what the user wrote: see
+//! [`crate::bind::message`].
 
 use crate::bind::message::Message;
 use crate::bind::{Failure, Reason};
@@ -41,7 +42,8 @@ pub fn is_about_pulling(reason: &str) -> bool {
     )
 }
 
-/// The failure behind a reason and message. The reason decides; the message only where the reason leaves it open, and then as
+/// The failure behind a reason and message. The reason decides; the message only where the reason leaves it open, and
+/// then as
 /// [`Message`] reads it.
 pub fn of(reason: &str, message: &str, image: &str) -> Failure {
     let said = || Message::read(message, image);

@@ -17,7 +17,8 @@ const TICK: Duration = Duration::from_millis(100);
 const QUICK: Duration = Duration::from_secs(1);
 /// A container of the old image, started in the last moment, is ended by the kubelet within a second or so.
 const OLD_IMAGE_LIVES: Duration = Duration::from_secs(10);
-/// How long a container is watched that came after its forerunner had ended by itself: the kubelet may have started it before it
+/// How long a container is watched that came after its forerunner had ended by itself: the kubelet may have started it
+/// before it
 /// saw the patch, and then ends it again.
 const CALM: Duration = Duration::from_millis(1500);
 /// How long a back-off lasts that is worth a word.
@@ -182,7 +183,7 @@ impl Patched<'_> {
 
     fn wrong_image(&self, image_id: &str) -> Failure {
         let message = format!(
-            "the container that came after the patch to {} has image {image_id}, which can not be told from that of the one before: ask for the image by digest",
+            "the container that came after the patch to {} has image {image_id}, which cannot be told from that of the one before: ask for the image by digest",
             self.reference
         );
         // Else the slot goes to the placeholder first, and the next try starts from what is known.

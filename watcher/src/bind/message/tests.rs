@@ -6,7 +6,8 @@ fn pull(image: &str, message: &str) -> Option<Reason> {
     Message::read(message, image).of_pull()
 }
 
-/// Messages of pulls that failed, with `{}` where the image's name stands as it was given, `{full}` in full, `{repo}` its
+/// Messages of pulls that failed, with `{}` where the image's name stands as it was given, `{full}` in full, `{repo}`
+/// its
 /// repository in full, `{tag}` its tag, `{host}` its registry and `{path}` the rest.
 const PULLS: &[(&str, Option<Reason>)] = &[
     // containerd
@@ -189,7 +190,8 @@ fn an_images_name_decides_nothing_in_any_of_its_places() {
             for (message, reason) in PULLS {
                 let message = filled(message, image);
                 let found = pull(image, &message);
-                // A name without a registry is any word, and where a part of the message begins with it, nothing is known of that.
+                // A name without a registry is any word, and where a part of the message begins with it, nothing is
+                // known of that.
                 let unknown = !image.contains('/') && found.is_none();
                 assert!(found == *reason || unknown, "{found:?}, not {reason:?}: {image}: {message}");
             }

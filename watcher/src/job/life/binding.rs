@@ -21,7 +21,8 @@ use crate::tree::Deadline;
 use super::ending::end_in;
 use super::{Around, ENGINE_NOTICES_WITHIN, Held, Life, Reuse, not_kept, not_started, span, wait};
 
-/// How often a job's image is bound for one attempt. An image's root can kill the pilot before the mount proof: a restarted one
+/// How often a job's image is bound for one attempt. An image's root can kill the pilot before the mount proof: a
+/// restarted one
 /// must not do the same over and over again.
 const BINDS_MAX: u32 = 2;
 
@@ -123,7 +124,8 @@ fn kill_uid_entry(slot: u32) -> String {
     format!("{slot}-kill-uid")
 }
 
-/// A slot's kill UID, from whoever made the pod, or what the watcher itself has kept: its status file may be a foreign root's.
+/// A slot's kill UID, from whoever made the pod, or what the watcher itself has kept: its status file may be a foreign
+/// root's.
 pub(crate) fn kill_uid(binder: &dyn Binder, slots: &Store, slot: u32) -> u32 {
     let given = binder.ids(slot).ok().flatten().map(|ids| ids.kill_uid);
     let kept = || slots.get(&kill_uid_entry(slot)).ok().flatten();
@@ -131,7 +133,8 @@ pub(crate) fn kill_uid(binder: &dyn Binder, slots: &Store, slot: u32) -> u32 {
 }
 
 impl Life<'_> {
-    /// Processes of the payload UID that an earlier, lost job may have left, wherever but in the pilot's own container: while
+    /// Processes of the payload UID that an earlier, lost job may have left, wherever but in the pilot's own container:
+    /// while
     /// one of them lives, it could exchange what is put into `work/`.
     pub(super) fn end_leftovers(&self) -> Result<(), Failure> {
         let slot = self.around.slot;
@@ -167,7 +170,7 @@ impl Life<'_> {
             self.around.settings.reuse == Reuse::SameOwner
                 && request.identity().is_some_and(|owner| held.owner.as_ref() == Some(&owner))
                 && held.bound.container.image == request.image
-                // Asked anew each time: a name may mean another image by now.
+                // Resolved again each time: a name may mean another image by now.
                 && self.around.binder.image_id(&request.image).is_ok_and(|id| id == held.bound.container.image_id)
         });
         if self.resumed {
@@ -194,7 +197,7 @@ impl Life<'_> {
         self.needs_placeholder = true; // until the mount proof, root in the new container may be the image's
         let following = Following { around: self.around, state: self.state, pulling_since: Cell::new(None) };
         let mut bound_to = None;
-        // Nobody waits for inputs whose image can not be bound.
+        // Nobody waits for inputs whose image cannot be bound.
         let (control, is_wanted) = (self.around.control, AtomicBool::new(true));
         let stop = || {
             let lost = (!is_wanted.load(Ordering::Relaxed)).then(|| "its image was not bound".to_owned());
@@ -245,7 +248,8 @@ impl Life<'_> {
         self.glue = Some(glue);
     }
 
-    /// Hands the job over exactly once. When an earlier watcher was interrupted here, either the startup file is still there,
+    /// Hands the job over exactly once. When an earlier watcher was interrupted here, either the startup file is still
+    /// there,
     /// or glue's status names its nonce, or it was never put.
     pub(super) fn start(&mut self) -> Result<Phase, Failure> {
         let slot = self.around.slot;

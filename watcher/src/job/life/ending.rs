@@ -47,7 +47,8 @@ pub(super) fn end_in(slot: &Slot, kill_uid: u32, cgroup: &str, within: Duration)
 
 impl Life<'_> {
     pub(super) fn collect(&mut self) -> Result<Phase, Failure> {
-        // A verified record says that nothing of the job lives; after a loss that has to be made sure of. Before the relays
+        // A verified record says that nothing of the job lives; after a loss that has to be made sure of. Before the
+        // relays
         // end: whoever still lives could write on.
         if !self.state.report.verified || self.state.report.record.as_ref().is_some_and(|r| r.processes.unkilled > 0) {
             self.end_job_processes();
@@ -73,7 +74,8 @@ impl Life<'_> {
 
     pub(super) fn clean(&mut self) -> Result<Phase, Failure> {
         if self.needs_placeholder {
-            // Not touched while a foreign root may be in it; the core brings the placeholder back before the next job has it.
+            // Not touched while a foreign root may be in it; the core brings the placeholder back before the next job
+            // has it.
             self.held = None;
             return Ok(Phase::Done);
         }
@@ -108,7 +110,7 @@ impl Life<'_> {
         Ok(Phase::Done)
     }
 
-    /// Ends what is left of the job; what can not be ended loses its container, and so the engine has to end it.
+    /// Ends what is left of the job; what cannot be ended loses its container, and so the engine has to end it.
     fn end_job_processes(&mut self) {
         let slot = self.around.slot;
         let Some(bound) = self.state.bound.clone() else { return };

@@ -1,4 +1,5 @@
-//! One job's life in a slot: stage, bind, start, run, collect, clean. Each step is written down before it is taken, so that a
+//! One job's life in a slot: stage, bind, start, run, collect, clean. Each step is written down before it is taken, so
+//! that a
 //! restarted watcher goes on where the last one was, and a job has exactly one result.
 
 mod binding;
@@ -53,7 +54,8 @@ pub struct Settings {
     pub keep_keys: Option<std::path::PathBuf>,
     /// How much any job may use.
     pub limits: Limits,
-    /// Longest time that any job is given between TERM and KILL, and for the final clean-up, seconds: the pilot's maxima are kept
+    /// Longest time that any job is given between TERM and KILL, and for the final clean-up, seconds: the pilot's
+    /// maxima are kept
     /// that much later.
     pub max_grace_s: f64,
     /// See `max_grace_s`.
@@ -154,7 +156,8 @@ struct Life<'a> {
     /// Whether an earlier watcher may have done a part of this phase.
     resumed: bool,
     held: Option<Held>,
-    /// Whether something may run in the container that was not proven: until the placeholder is back, nothing of the slot is touched.
+    /// Whether something may run in the container that was not proven: until the placeholder is back, nothing of the
+    /// slot is touched.
     needs_placeholder: bool,
     /// What the container counts; opened while glue can be looked into.
     group: Option<Group>,
@@ -162,7 +165,7 @@ struct Life<'a> {
 
 fn not_kept(what: &str, e: &std::io::Error) -> Failure {
     let reason = if stage::is_full(e) { Reason::VolumeFull } else { Reason::StateLost };
-    Failure::retry(reason, format!("{what} can not be kept in the private volume: {e}"))
+    Failure::retry(reason, format!("{what} cannot be kept in the private volume: {e}"))
 }
 
 /// A job that is not wanted any more, for this reason, and has not run.
@@ -206,7 +209,8 @@ impl Life<'_> {
         self.around.states.put(&self.state.request.id, self.state).map_err(|e| not_kept("the job's state", &e))
     }
 
-    /// For what can be done again: the job goes on; what is lost is the way back after a restart. Does not wait for the disk, which a
+    /// For what can be done again: the job goes on; what is lost is the way back after a restart. Does not wait for the
+    /// disk, which a
     /// payload can keep busy.
     fn save_or_say(&self) {
         let saved = self.around.states.put_unsynced(&self.state.request.id, self.state);
@@ -275,7 +279,8 @@ impl Life<'_> {
     }
 }
 
-/// A length of time in seconds, which may come from a kept state. Whatever is none must not end the watcher again and again.
+/// A length of time in seconds, which may come from a kept state. Whatever is none must not end the watcher again and
+/// again.
 fn span(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds).unwrap_or(Duration::from_secs(10))
 }

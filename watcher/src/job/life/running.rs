@@ -23,7 +23,8 @@ use super::{ENGINE_NOTICES_WITHIN, Life, span, wait};
 /// How long glue may take for its record once the job must be over: beyond that nobody is there who could write it.
 const RECORD_WITHIN: Duration = Duration::from_secs(60);
 
-/// How long a signal or a cancellation waits for a main process. A start takes a millisecond; one that takes this long hangs, and
+/// How long a signal or a cancellation waits for a main process. A start takes a millisecond; one that takes this long
+/// hangs, and
 /// what is wanted is done to whatever it consists of.
 const START_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -78,7 +79,8 @@ impl Life<'_> {
             if hard_kill.is_some_and(|at| Instant::now() >= at) {
                 hard_kill = (main.is_none() && !started).then(|| Instant::now() + KILL_AGAIN);
                 match end_processes(slot, self.bound()?, span(self.state.request.kill_s)) {
-                    // No process can be made for the kill routine. Once the main process has ended glue does it, which needs none.
+                    // No process can be made for the kill routine. Once the main process has ended glue does it, which
+                    // needs none.
                     Err(e) if e.reason == Reason::KillFailed => {
                         tracing::warn!(slot = slot.number, "{e}");
                         self.signal_main(main, Signal::SIGKILL as i32);
@@ -146,7 +148,8 @@ impl Life<'_> {
         started.ok()
     }
 
-    /// A job that has crossed a limit gets TERM, and what is left after the grace gets KILL; at once, where the kernel would
+    /// A job that has crossed a limit gets TERM, and what is left after the grace gets KILL; at once, where the kernel
+    /// would
     /// soon end something of its own choice.
     fn keep_within_limits(&mut self, main: Option<i32>, hard_kill: Option<Instant>) -> Option<Instant> {
         let Some((crossed, at_once)) = self.around.control.board.crossed() else { return hard_kill };
@@ -195,7 +198,8 @@ impl Life<'_> {
         }
     }
 
-    /// Passes signals on to the job's main process; a cancelled job gets TERM, and what is left after the grace gets KILL. A start
+    /// Passes signals on to the job's main process; a cancelled job gets TERM, and what is left after the grace gets
+    /// KILL. A start
     /// that hangs has no main process: what would end a program ends the start, without grace, and other signals wait.
     fn obey(&mut self, main: Option<i32>, hard_kill: Option<Instant>) -> Result<Option<Instant>, Failure> {
         let control = self.around.control;
@@ -229,7 +233,7 @@ impl Life<'_> {
     fn signal_main(&self, main: Option<i32>, signal: i32) {
         let Some(main) = main else { return };
         let (Ok(pinned), Ok(proc)) = (Pinned::new(main), Proc::open()) else { return };
-        // Pinned first, then looked at: the number can not have passed to a stranger in between.
+        // Pinned first, then looked at: the number cannot have passed to a stranger in between.
         let is_payload = proc.process(main).is_some_and(|p| p.uid == self.around.slot.uid)
             && self.state.bound.as_ref().is_some_and(|b| proc.cgroup(main).is_ok_and(|c| c == b.cgroup));
         if let Ok(signal) = Signal::try_from(signal)

@@ -1,7 +1,9 @@
 //! Relaying a client's standard streams through the slot's FIFOs.
 //!
-//! Neither end can be relied on: a client may stop reading, and a payload may have passed its end of a FIFO to a process that lives
-//! on, in another slot. So each job has new FIFOs, one thread copies without ever blocking, and it ends within a bounded time once
+//! Neither end can be relied on: a client may stop reading, and a payload may have passed its end of a FIFO to a
+//! process that lives
+//! on, in another slot. So each job has new FIFOs, one thread copies without ever blocking, and it ends within a
+//! bounded time once
 //! the job is over.
 
 mod endpoint;
@@ -71,8 +73,9 @@ impl Streams {
         Ok(())
     }
 
-    /// Decides for each descriptor. Only where the client keeps its own sandbox are files in the slot handed over by name: glue
-    /// opens them anew, and always appends.
+    /// Decides for each descriptor. Only where the client keeps its own sandbox are files in the slot handed over by
+    /// name: glue
+    /// opens them again, and always appends.
     pub fn routes(self, slot: &Slot, in_sandbox: bool) -> Routes {
         let route = |n: usize, fd: OwnedFd| match find_route(&fd, n, slot).filter(|_| in_sandbox) {
             Some(route) => route,
@@ -82,7 +85,8 @@ impl Streams {
     }
 }
 
-/// A regular file beneath the slot's `data/`, or the null device; `None` for everything else. The name comes from the kernel, not
+/// A regular file beneath the slot's `data/`, or the null device; `None` for everything else. The name comes from the
+/// kernel, not
 /// from the client, and counts only if it leads, without links, to the very file that the descriptor is of.
 fn find_route(fd: &OwnedFd, n: usize, slot: &Slot) -> Option<Route> {
     let stat = fstat(fd).ok()?;
@@ -113,7 +117,8 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Makes the FIFOs, opens our ends, and starts to relay. The payload may open its own ends again through /proc/self/fd,
+    /// Makes the FIFOs, opens our ends, and starts to relay. The payload may open its own ends again through
+    /// /proc/self/fd,
     /// as programs do with /dev/stdout: its group has the right for that, and no way to the names.
     pub fn start(slot: &Slot, routes: Routes, owner: Option<Owner>) -> io::Result<Self> {
         let [stdin, stdout, stderr] = routes;
@@ -158,8 +163,10 @@ impl Relay {
         self.input_open = None;
     }
 
-    /// The job is over: delivers what it has left in its FIFOs, then ends. Waits for that, at most as long as a client may take, and
-    /// no longer than somebody wants: the client has gone, or the job is cancelled once more. Returns what was not delivered, in words.
+    /// The job is over: delivers what it has left in its FIFOs, then ends. Waits for that, at most as long as a client
+    /// may take, and
+    /// no longer than somebody wants: the client has gone, or the job is cancelled once more. Returns what was not
+    /// delivered, in words.
     pub fn finish(mut self, control: &Control) -> Vec<String> {
         self.job_has_started();
         let Some((thread, ended)) = self.thread.take() else { return Vec::new() };

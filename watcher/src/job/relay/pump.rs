@@ -139,7 +139,8 @@ impl Outgoing {
         Self { output, part: Part::new(), left: None, moved: Instant::now(), over: false, lost: 0, failed: None }
     }
 
-    /// The job is over. Whoever holds the FIFO elsewhere can keep it open and write on: what counts is what it holds now, and
+    /// The job is over. Whoever holds the FIFO elsewhere can keep it open and write on: what counts is what it holds
+    /// now, and
     /// that is not more than its size.
     fn drain(&mut self) {
         if self.left.is_none() {
