@@ -92,7 +92,8 @@ fn suspended_and_continued() {
     job.tool(&["condor_suspend"]);
     job.comes_to(status::SUSPENDED);
     eventually("its processes are stopped", JOB_WITHIN, || {
-        let states = pool.in_pilot("ps -u 20000 -o stat=,args= | grep '[p]robe memory' || :");
+        let processes = format!("ps -u {} -o stat=,args= | grep '[p]robe memory' || :", pool.uid(0));
+        let states = pool.in_pilot(&processes);
         (!states.is_empty() && states.lines().all(|line| line.trim_start().starts_with('T'))).then_some(())
     });
     let before = beat();
