@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use latebind_tests::pod::{
-    BUSYBOX, JOB_WITHIN, Options, Outcome, Pod, eventually, is_gone, kill, look_into, probe, shell, with,
+    BUSYBOX, JOB_WITHIN, NOSHELL, Options, Outcome, Pod, eventually, is_gone, kill, look_into, probe, shell, with,
 };
 use latebind_tests::shortage::{Filler, Memory, Small, Unwatched, no_more_processes};
 use latebind_tests::slot::WAIT_FOR_GO;
@@ -343,7 +343,9 @@ fn a_slot_that_fails_every_job_takes_none_for_a_while_and_says_so() {
     let large = with(probe(&["hello"]), "env", json!({"LARGE": "x".repeat(100_000)}));
     let mut over = 0.0;
     let mut fails = |n: u32| {
-        let outcome = pod.job(&format!("fails-{n}"), &large);
+        // Failures of one image in a row count once.
+        let image = if n.is_multiple_of(2) { NOSHELL } else { BUSYBOX };
+        let outcome = pod.job(&format!("fails-{n}"), &with(large.clone(), "image", json!(image)));
         had_no_room(&outcome, "large");
         over = outcome.report.phases.last().unwrap().at;
     };

@@ -106,6 +106,8 @@ reasons! {
     InvalidImageName: Hold;
     /// The image is for another architecture or operating system.
     WrongArchitecture: Hold;
+    /// The image carries an annotation or a label that a runtime or engine acts upon.
+    ImageControlsEngine: Hold;
     /// No container can be made of the image.
     CreateContainerError: Hold;
     /// What runs in the new container is not proven to be our glue with our volumes.
@@ -255,6 +257,12 @@ impl Reason {
                 | Self::NodeShutdown
                 | Self::Terminated
         )
+    }
+
+    /// Whether a failure that may be the slot's ([`Reason::is_of_slot`]) can also be brought about by an image or a job
+    /// alone.
+    pub fn may_be_of_image(self) -> bool {
+        !matches!(self, Self::KillFailed | Self::StagingError | Self::StateLost | Self::Unkillable)
     }
 
     /// Whether the fault lies in the slot or its node, and meets the next job as well.

@@ -107,8 +107,13 @@ fn no_room() -> Failure {
 pub enum Start {
     /// Jobs can be started there.
     Good,
-    /// It was not started, and that was neither the job's nor its image's doing: why.
-    Bad(String),
+    /// It was not started, and the slot or its node may be why.
+    Bad {
+        /// What happened.
+        why: String,
+        /// The image, where it can be its doing as well.
+        image: Option<String>,
+    },
     /// Nothing.
     #[default]
     Unknown,
@@ -121,10 +126,15 @@ pub fn start_of(report: &Report) -> Start {
     match report.class {
         Class::Final => Start::Good,
         _ if ran => Start::Good,
-        Class::Retry if reason.is_of_slot() => Start::Bad(format!("{reason}: {}", report.message)),
         // Later it may have been the job.
-        Class::Retry if matches!(reason, Reason::ContainerLost | Reason::GlueLost) && report.durations.run == 0.0 => {
-            Start::Bad(format!("{reason}: {}", report.message))
+        Class::Retry if matches!(reason, Reason::ContainerLost | Reason::GlueLost) && report.durations.run > 0.0 => {
+            Start::Unknown
+        }
+        Class::Retry if reason.is_of_slot() || matches!(reason, Reason::ContainerLost | Reason::GlueLost) => {
+            Start::Bad {
+                why: format!("{reason}: {}", report.message),
+                image: reason.may_be_of_image().then(|| report.image.clone()),
+            }
         }
         _ => Start::Unknown,
     }

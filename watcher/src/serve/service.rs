@@ -1,6 +1,7 @@
 //! Whether a slot is in service. One on which job after job fails before it has started would use up the attempts of
-//! all that wait:
-//! after three in a row it takes none for a while, which doubles with each further failure, and says so.
+//! all that wait: after three in a row it takes none for a while, which doubles with each further failure, and says so.
+//! Failures of one image in a row count once where the image may be the cause: an image must not take the slot from
+//! everybody. (A slot in which the placeholder cannot be started takes no job anyway, until it can.)
 
 use std::collections::HashMap;
 use std::sync::MutexGuard;
@@ -30,6 +31,8 @@ pub struct Service {
     pub until: Option<Instant>,
     /// Why the last one failed.
     pub why: String,
+    /// The image of the last one, where it may be why.
+    image: Option<String>,
 }
 
 impl Service {
@@ -37,9 +40,14 @@ impl Service {
     fn note(&mut self, start: Start) -> Option<Duration> {
         match start {
             Start::Good => *self = Self::default(),
-            Start::Bad(why) => {
-                self.failed = self.failed.saturating_add(1);
+            Start::Bad { why, image } => {
                 self.why = why;
+                let again = image.is_some() && image == self.image;
+                self.image = image;
+                if again && self.failed < FAILURES {
+                    return None;
+                }
+                self.failed = self.failed.saturating_add(1);
                 let doublings = self.failed.checked_sub(FAILURES)?;
                 return Some(FOR.0.saturating_mul(1 << doublings.min(16)).min(FOR.1));
             }
@@ -141,7 +149,7 @@ mod tests {
     #[test]
     fn three_failures_in_a_row_take_a_slot_out_for_longer_and_longer() {
         let mut service = Service::default();
-        let bad = || Start::Bad("VolumeFull: x".into());
+        let bad = || Start::Bad { why: "StateLost: x".into(), image: None };
         let seconds = |service: &mut Service| service.note(bad()).map(|d| d.as_secs());
         assert_eq!([seconds(&mut service), seconds(&mut service)], [None, None]);
         assert_eq!(service.note(Start::Unknown), None, "says nothing of the slot");
@@ -150,5 +158,20 @@ mod tests {
         assert_eq!(service.note(Start::Good), None);
         assert_eq!(service, Service::default(), "one that works puts it back");
         assert_eq!([seconds(&mut service), seconds(&mut service), seconds(&mut service)], [None, None, Some(10)]);
+    }
+
+    #[test]
+    fn one_image_alone_does_not_take_a_slot_out() {
+        let mut service = Service::default();
+        let bad = |image: &str| Start::Bad { why: "GlueSilent: x".into(), image: Some(image.into()) };
+        for _ in 0..100 {
+            assert_eq!(service.note(bad("r/a:1")), None);
+        }
+        assert_eq!(service.note(bad("r/b:1")), None, "so many failures of another image count once");
+        assert_eq!(service.note(bad("r/b:1")), None);
+        assert_eq!(service.note(bad("r/a:1")), Some(FOR.0), "the third in a row that is not its forerunner's again");
+        assert_eq!(service.note(bad("r/a:1")), Some(FOR.0 * 2), "until a job starts there");
+        assert_eq!(service.note(Start::Good), None);
+        assert_eq!([service.note(bad("r/a:1")), service.note(bad("r/a:1")), service.note(bad("r/a:1"))], [None; 3]);
     }
 }
