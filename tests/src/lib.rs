@@ -12,6 +12,7 @@
 pub mod engine;
 pub mod fault;
 pub mod job;
+pub mod made_image;
 pub mod pod;
 pub mod processes;
 pub mod scratch;

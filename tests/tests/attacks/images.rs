@@ -4,7 +4,8 @@ use std::fs;
 use std::time::Duration;
 
 use latebind_tests::engine::LinkedImage;
-use latebind_tests::pod::{Options, Pod, probe};
+use latebind_tests::made_image::MadeImage;
+use latebind_tests::pod::{BUSYBOX, JOB_WITHIN, Options, Pod, eventually, podman, probe, run, state};
 use serde_json::{Value, json};
 
 #[test]
@@ -139,4 +140,139 @@ fn names_of_files_in_an_image_decide_no_class() {
     }
     assert!(!pod.said().contains("out of service"), "{}", pod.said());
     pod.job("next", &probe(&["hello"])).is_good();
+}
+
+/// A job that only wants to run.
+fn of(image: &str) -> Value {
+    json!({"image": image, "argv": ["/bin/true"]})
+}
+
+#[test]
+fn an_image_that_would_control_the_engine_is_held_by_name_and_the_slot_stays_everybodys() {
+    // What crun, runc with systemd, podman and others would obey as root of the host.
+    let keys =
+        ["run.oci.seccomp_bpf_data", "run.oci.pidfd_receiver", "run.oci.handler", "org.systemd.property.Description"];
+    let keys = [&keys[..], &["io.podman.annotations.userns", "org.criu.config", "krun.ram_mib", "bundle"]].concat();
+    let annotations: Vec<String> = keys.iter().map(|key| format!("{key}=/x")).collect();
+    let annotated = MadeImage::new("", &annotations.iter().map(String::as_str).collect::<Vec<_>>());
+    let labels = ["io.containers.autoupdate", "io.containers.capabilities", "PODMAN_SYSTEMD_UNIT", "run.oci.handler"];
+    let lines: Vec<String> = labels.iter().map(|key| format!("LABEL {key}=registry")).collect();
+    let labelled = MadeImage::new(&lines.join("\n"), &[]);
+    let pod = Pod::start();
+    for (name, image, keys) in [("annotated", &annotated, &keys[..]), ("labelled", &labelled, &labels[..])] {
+        for n in 0..4 {
+            let outcome = pod.job(&format!("{name}-{n}"), &of(image.name()));
+            outcome.is("hold", "ImageControlsEngine");
+            let message = &outcome.report.message;
+            assert!(keys.iter().all(|key| message.contains(&format!("\"{key}\""))), "{message}");
+        }
+    }
+    pod.job("innocent", &probe(&["hello"])).is_good();
+    assert!(!pod.said().contains("out of service"), "{}", pod.said());
+    let ran = run(&[annotated.name(), "--", "true"]);
+    assert_eq!(ran.code, Some(125), "{}", ran.err());
+    assert!(ran.err().contains("run.oci.seccomp_bpf_data") && ran.err().contains("crun"), "{}", ran.err());
+}
+
+#[test]
+fn what_ordinary_images_carry_has_no_effect_and_does_not_reach_the_runtime() {
+    let lines = "LABEL maintainer=somebody com.docker.compose.project=x io.k8s.display-name=x\n\
+                 HEALTHCHECK --interval=1s CMD touch /unhealthy\nENTRYPOINT [\"/bin/false\"]\n\
+                 USER 12345\nWORKDIR /nowhere";
+    let image = MadeImage::new(
+        lines,
+        &[
+            "org.opencontainers.image.title=x",
+            "com.docker.official-images.x=y",
+            "com.example.team=z",
+            "never.heard.of=z",
+        ],
+    );
+    let pod = Pod::start();
+    let script = "while [ ! -e end ]; do sleep 0.05; done; pwd; ls /unhealthy 2>/dev/null; id -u";
+    pod.put("ordinary", &json!({"image": image.name(), "argv": ["/bin/sh", "-c", script]}));
+    pod.runs("ordinary.1", 0);
+    let container = pod.container(&pod.payload_role(0));
+    let path = podman(&["container", "inspect", "--format={{.OCIConfigPath}}", &container]);
+    let path = String::from_utf8(path.stdout).unwrap();
+    let given: Value = serde_json::from_slice(&fs::read(path.trim()).unwrap()).unwrap();
+    let names: Vec<&String> = given["annotations"].as_object().unwrap().keys().collect();
+    let own = |name: &&&String| {
+        name.starts_with("io.podman.annotations.")
+            || name.starts_with("io.kubernetes.cri-o.")
+            || **name == "io.container.manager"
+    };
+    let others: Vec<&&String> = names.iter().filter(|name| !own(name)).collect();
+    assert_eq!(others, [&"org.opencontainers.image.stopSignal"], "podman's own, and nothing else");
+    fs::write(pod.work(0).join("end"), "").unwrap();
+    let outcome = pod.result("ordinary");
+    assert_eq!(outcome.is_good().text("stdout"), format!("/shared/slot/0/data/work\n{}\n", pod.uid(0)));
+}
+
+#[test]
+fn what_an_image_does_wrong_is_its_own_hold_and_the_slot_stays_everybodys() {
+    let many = |n: usize| (0..n).map(|i| format!("LARGE_{i}={}", "x".repeat(60_000)));
+    let labels: serde_json::Map<String, Value> = many(20).map(|label| (label, json!("x"))).collect();
+    // What is known to be wrong at a look; then what only podman or its runtime finds out, or does not mind.
+    let large: [Value; 3] = [
+        json!({"Env": [format!("LARGE={}", "x".repeat(140_000))]}),
+        json!({"Env": many(20).collect::<Vec<_>>()}),
+        json!({"Labels": labels}),
+    ];
+    let odd = [
+        json!({"StopSignal": "SIGNOTHING"}),
+        json!({"Env": ["=nameless", "valueless", "A=b\nC=d"]}),
+        json!({"Healthcheck": {"Test": ["CMD"], "Interval": -5}, "WorkingDir": "../..", "User": "nobody:nothing:else"}),
+        json!({"Volumes": {"": {}, "relative": {}, "/proc": {}}, "ExposedPorts": {"none/none": {}}}),
+    ];
+    let pod = Pod::start();
+    let holds = |name: &str, image: &str, reasons: &[&str]| {
+        let outcome = pod.job(name, &of(image));
+        let (class, reason) = outcome.class();
+        assert!(class == "hold" && reasons.contains(&reason), "{image}: {:#?}", outcome.report);
+        assert!(outcome.report.message.len() < 4000, "{}", outcome.report.message.len());
+    };
+    let mut made = Vec::new();
+    for (n, config) in large.iter().enumerate() {
+        made.push(MadeImage::of_config(config));
+        holds(&format!("large-{n}"), made[n].name(), &["CreateContainerError"]);
+    }
+    for (n, config) in odd.iter().enumerate() {
+        let image = MadeImage::of_config(config);
+        // There is no program in it.
+        holds(&format!("odd-{n}"), image.name(), &["CreateContainerError", "CommandNotFound"]);
+    }
+    for n in 0..3 {
+        holds(&format!("files-{n}"), "localhost/latebind/proc-is-a-file:1", &["CreateContainerError"]);
+    }
+    pod.job("innocent", &probe(&["hello"])).is_good();
+    assert!(!pod.said().contains("out of service"), "{}", pod.said());
+    // Nor do they keep anybody from listing pods.
+    let listed = latebind_tests::pod::host(&["ps"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&listed.stdout).contains(&pod.name), "{listed:?}");
+}
+
+#[test]
+fn the_runtime_is_given_nothing_that_was_not_asked_for() {
+    let pod = Pod::start();
+    pod.serves();
+    let guard = fs::read_dir(state().join("oci")).unwrap().flatten().next().unwrap().path();
+    let container = pod.container(&pod.payload_role(0));
+    let runtime = podman(&["container", "inspect", "--format={{.OCIRuntime}}", &container]);
+    assert_eq!(String::from_utf8_lossy(&runtime.stdout).trim(), guard.to_str().unwrap(), "payload containers have it");
+    // The same guard, for containers that latebind-host does not make.
+    let runtime = format!("--runtime={}", guard.display());
+    let this_pods = format!("--annotation=latebind.container={}/slot-0-1", pod.name);
+    for option in ["--annotation=other=x", "--annotation=latebind.container=slot-0-1", &this_pods] {
+        let refused = podman(&["run", "--rm", &runtime, "--network=none", option, BUSYBOX, "/bin/true"]);
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(!refused.status.success() && said.contains("refused by latebind-host"), "{said}");
+    }
+    // Whatever it stands in front of goes on as ever.
+    let listed = podman(&["exec", &container, "/shared/bin/glue", "version"]);
+    assert!(String::from_utf8_lossy(&listed.stdout).starts_with("glue "), "{listed:?}");
+    eventually("what it wrote is read and removed", JOB_WITHIN, || {
+        let left = fs::read_dir(pod.place().join("log")).unwrap().flatten();
+        left.filter(|e| e.file_name().to_string_lossy().ends_with(".given")).count().eq(&0).then_some(())
+    });
 }

@@ -138,19 +138,6 @@ impl Message {
             || self.is_last(ENDS)
             || self.is_last(FULL)
     }
-
-    /// Whether the files of the image kept a container from being made or started, as podman and its runtimes say it.
-    pub fn is_of_images_files(&self) -> bool {
-        const BEGINNINGS: &[&str] = &["error mounting", "unable to find user", "cannot be mounted because"];
-        const ENDS: &[&str] = &[
-            "not a directory",
-            "is a directory",
-            "too many levels of symbolic links",
-            "file name too long",
-            "exec format error",
-        ];
-        self.begins(BEGINNINGS) || self.is_last(ENDS)
-    }
 }
 
 const FULL: &[&str] = &["no space left on device", "disk quota exceeded"];

@@ -35,17 +35,19 @@ impl Machine {
     }
 }
 
-/// Writes the file where it is missing or says something else.
-pub fn write(place: &Place) -> Result<(), Failure> {
-    let text = text(place, &Machine::look()?)?;
+/// Writes the file where it is missing or says something else; returns the name of the runtime.
+pub fn write(place: &Place) -> Result<&'static str, Failure> {
+    let machine = Machine::look()?;
+    let text = text(place, &machine)?;
     let path = place.engine_conf();
     if fs::read_to_string(&path).is_ok_and(|old| old == text) {
-        return Ok(());
+        return Ok(machine.runtime);
     }
     directory(&place.root(), 0o711)?;
     let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
     fs::write(&temporary, text).context(|| format!("cannot write {}", temporary.display()))?;
-    fs::rename(&temporary, &path).context(|| format!("cannot write {}", path.display()))
+    fs::rename(&temporary, &path).context(|| format!("cannot write {}", path.display()))?;
+    Ok(machine.runtime)
 }
 
 /// Whether the unified hierarchy is the one that limits.
@@ -106,6 +108,8 @@ fn text(place: &Place, machine: &Machine) -> Result<String, Failure> {
          network_config_dir = {networks}\n\
          \n\
          [engine]\n\
+         # Programs that the host would run for containers, some by what an image says: none.\n\
+         hooks_dir = [{hooks}]\n\
          runtime = \"{runtime}\"\n\
          cgroup_manager = \"{manager}\"\n\
          events_logger = \"file\"\n\
@@ -115,6 +119,7 @@ fn text(place: &Place, machine: &Machine) -> Result<String, Failure> {
          volume_path = {volumes}\n\
          tmp_dir = {tmp}\n",
         networks = quote(place.networks())?,
+        hooks = quote(place.hooks())?,
         manager = if *systemd { "systemd" } else { "cgroupfs" },
         libpod = quote(place.root().join("libpod"))?,
         volumes = quote(place.root().join("volumes"))?,

@@ -27,7 +27,8 @@ pub const WATCHER: &str = "/usr/bin/watcher";
 
 /// The design's table of capabilities (section 3); all others are dropped.
 const INSTALL_CAPABILITIES: [&str; 3] = ["CHOWN", "FOWNER", "DAC_OVERRIDE"];
-const PAYLOAD_CAPABILITIES: [&str; 4] = ["SETUID", "SETGID", "KILL", "SETPCAP"];
+/// See [`INSTALL_CAPABILITIES`].
+pub const PAYLOAD_CAPABILITIES: [&str; 4] = ["SETUID", "SETGID", "KILL", "SETPCAP"];
 const PILOT_CAPABILITIES: [&str; 7] = ["SETUID", "SETGID", "KILL", "SETPCAP", "CHOWN", "FOWNER", "DAC_OVERRIDE"];
 
 /// What one container may use; `None` is no limit.
@@ -143,6 +144,15 @@ impl fmt::Display for Role {
     }
 }
 
+impl Role {
+    /// Reads the role of a payload container.
+    pub fn of_payload(text: &str) -> Option<Self> {
+        let (slot, life) = text.strip_prefix("slot-")?.split_once('-')?;
+        let role = Self::Payload(slot.parse().ok()?, life.parse().ok()?);
+        (role.to_string() == text).then_some(role)
+    }
+}
+
 /// What all containers of a pod have in common.
 #[derive(Clone, Debug)]
 pub struct PodShape {
@@ -168,6 +178,9 @@ pub struct PodShape {
     pub image_volume: ImageVolume,
     /// Whether jobs run under glue's filter of system calls.
     pub seccomp: bool,
+    /// What is put in place of the runtime for payload containers; nothing where images may declare volumes, which it
+    /// refuses.
+    pub guard: Option<PathBuf>,
 }
 
 /// How the pilot is run.
@@ -298,6 +311,10 @@ impl PodShape {
         arguments.extend(self.logged(role)?);
         arguments.extend(self.namespaces(role));
         arguments.extend(self.limits.options(self.swap_is_counted));
+        if let Some(guard) = &self.guard {
+            arguments.push(format!("--runtime={}", text(guard)?));
+            arguments.push(format!("--annotation={}={}/{role}", crate::guard::CONTAINER, self.name));
+        }
         // An option of `run` only. Without it podman would write root into the image's list of accounts.
         arguments.push("--passwd=false".into());
         arguments.extend(mounts(&[Mount::read_only(self.place.bin(), layout::BIN)])?);
@@ -388,6 +405,7 @@ mod tests {
             network: Network::None,
             image_volume: ImageVolume::Ignore,
             seccomp: true,
+            guard: Some("/state/oci/runc".into()),
         }
     }
 
@@ -442,6 +460,10 @@ mod tests {
         assert!(has(&arguments, "--memory=1073741824b") && has(&arguments, "--memory-swap=1073741824b"));
         assert!(has(&arguments, "--cpus=0.5") && has(&arguments, "--pids-limit=64"));
         assert!(has(&arguments, "--pid=container:latebind-p-pause"));
+        assert!(
+            has(&arguments, "--runtime=/state/oci/runc")
+                && has(&arguments, "--annotation=latebind.container=p/slot-1-7")
+        );
         let glue = r#"--entrypoint=["/shared/bin/glue","run","--slot","1","--kill-uid","30003"]"#;
         assert!(has(&arguments, glue), "{arguments:?}");
         let arguments = payload(&PodShape { seccomp: false, ..shape() }, 1);

@@ -2,6 +2,7 @@
 
 use crate::config;
 use crate::failure::{Context, Failure, failure};
+use crate::guard;
 use crate::pidfd::Process;
 use crate::place::Place;
 use nix::sys::signal::Signal;
@@ -9,7 +10,7 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver};
@@ -28,8 +29,8 @@ pub const PULL_LIMIT: Duration = Duration::from_secs(30 * 60);
 const CLOSING_PATIENCE: Duration = Duration::from_secs(5);
 /// How often a call under way looks whether everything is to end.
 const CLOSING_TICK: Duration = Duration::from_millis(50);
-/// Most bytes that are kept of what one call says.
-const SAID_MAX: u64 = 1 << 20;
+/// Most bytes of an answer. What an image says of itself is in some of them.
+const SAID_MAX: usize = 1 << 20;
 
 /// Longest line of it that is shown in one piece, in bytes.
 const LINE_MAX: u64 = 16 << 10;
@@ -52,6 +53,8 @@ const FOREIGN: [&str; 9] = [
 pub struct Engine {
     podman: PathBuf,
     place: Place,
+    /// What podman takes for the runtime of payload containers.
+    guard: PathBuf,
     closing: AtomicBool,
     /// Calls under way that [`Engine::close`] ends.
     under_way: AtomicUsize,
@@ -67,6 +70,8 @@ pub enum CallError {
         /// What it wrote to its standard error.
         text: String,
     },
+    /// Its answer is larger than what is read.
+    SaidTooMuch,
     /// It took longer than the limit, and was killed.
     TookTooLong(Duration),
     /// Everything is being ended.
@@ -81,6 +86,7 @@ impl fmt::Display for CallError {
             Self::Said { code: Some(_), text } if !text.is_empty() => f.write_str(text),
             Self::Said { code: Some(code), .. } => write!(f, "podman ended with code {code} and said nothing"),
             Self::Said { code: None, text } => write!(f, "podman was killed by a signal; it had said: {text}"),
+            Self::SaidTooMuch => write!(f, "podman's answer is larger than {SAID_MAX} bytes"),
             Self::TookTooLong(limit) => write!(f, "podman did not answer within {} s and was ended", limit.as_secs()),
             Self::Closing => f.write_str("the pod is being ended"),
             Self::Broken(e) => write!(f, "podman cannot be run: {e}"),
@@ -96,8 +102,15 @@ impl Engine {
         if config::in_path("conmon").is_none() && !PathBuf::from("/usr/libexec/podman/conmon").exists() {
             return Err(failure("conmon, which podman needs, is not installed: apt-get install conmon"));
         }
-        config::write(&place)?;
-        Ok(Self { podman, place, closing: AtomicBool::new(false), under_way: AtomicUsize::new(0) })
+        let runtime = config::write(&place)?;
+        let guard = guard::install(&place, runtime)
+            .context(|| format!("cannot put the runtime's guard at {}", place.guard(runtime).display()))?;
+        Ok(Self { podman, place, guard, closing: AtomicBool::new(false), under_way: AtomicUsize::new(0) })
+    }
+
+    /// The guard, as podman is to call it.
+    pub fn guard(&self) -> &Path {
+        &self.guard
     }
 
     /// Where everything lies.
@@ -115,6 +128,8 @@ impl Engine {
         // What podman says is read by this program.
         command.env("LC_ALL", "C.UTF-8");
         command.arg("--root").arg(self.place.root()).arg("--runroot").arg(self.place.runroot());
+        // Else some distributions mount the host's subscriptions in every container.
+        command.arg("--default-mounts-file=/dev/null");
         command
     }
 
@@ -193,8 +208,11 @@ impl Engine {
         match ended.map_err(CallError::Broken)? {
             Wait::TookTooLong => Err(CallError::TookTooLong(limit)),
             Wait::Closing => Err(CallError::Closing),
-            Wait::Ended if status.success() => Ok(stdout),
-            Wait::Ended => Err(CallError::Said { code: status.code(), text: essence(&stderr) }),
+            Wait::Ended if status.success() && stdout.len() > SAID_MAX => Err(CallError::SaidTooMuch),
+            Wait::Ended if status.success() => Ok(String::from_utf8_lossy(&stdout).into_owned()),
+            Wait::Ended => {
+                Err(CallError::Said { code: status.code(), text: essence(&String::from_utf8_lossy(&stderr)) })
+            }
         }
     }
 
@@ -283,7 +301,7 @@ fn read_aside(from: Option<impl Read + Send + 'static>, shows_progress: bool) ->
     if let Some(mut from) = from {
         thread::spawn(move || {
             let mut bytes = Vec::new();
-            let mut first = from.by_ref().take(SAID_MAX);
+            let mut first = from.by_ref().take(SAID_MAX as u64 + 1);
             let _ = if shows_progress { show(first, &mut bytes) } else { first.read_to_end(&mut bytes) };
             let _ = to.send(bytes);
             let _ = io::copy(&mut from, &mut io::sink());
@@ -308,9 +326,8 @@ fn show(from: impl Read, all: &mut Vec<u8>) -> io::Result<usize> {
     }
 }
 
-fn taken(said: &Receiver<Vec<u8>>) -> String {
-    let bytes = said.recv_timeout(Duration::from_secs(1)).unwrap_or_default();
-    String::from_utf8_lossy(&bytes).into_owned()
+fn taken(said: &Receiver<Vec<u8>>) -> Vec<u8> {
+    said.recv_timeout(Duration::from_secs(1)).unwrap_or_default()
 }
 
 /// A subcommand before its options.

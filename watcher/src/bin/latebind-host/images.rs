@@ -1,6 +1,7 @@
 //! Which images a pilot may bind, whether they are here, and what it means when they are not.
 
 use crate::engine::{CALL_LIMIT, CallError, Engine, PULL_LIMIT};
+use crate::metadata::Metadata;
 use serde::Deserialize;
 use std::fmt;
 use watcher::bind::message::Message;
@@ -106,9 +107,12 @@ struct Inspected {
     architecture: String,
     #[serde(rename = "Os", default)]
     os: String,
+    #[serde(flatten)]
+    metadata: Metadata,
 }
 
-/// Makes sure that `image` is here and is for this machine. With `progress` the engine's own words go to the user.
+/// Makes sure that `image` is here, is for this machine, and leaves to us how it is run. With `progress` the user sees
+/// what the engine says.
 pub fn prepare(engine: &Engine, image: &Reference, pull: Pull, progress: bool) -> Result<Ready, Refusal> {
     let name = image.to_string();
     let mut pulled = false;
@@ -143,6 +147,7 @@ pub fn prepare(engine: &Engine, image: &Reference, pull: Pull, progress: bool) -
             })?
         }
     };
+    inspected.metadata.check(&name)?;
     if let Some(what) = mismatch(&inspected) {
         return Err(Refusal::hold(Reason::WrongArchitecture, format!("{name} {what}")));
     }
@@ -162,6 +167,10 @@ fn inspect(engine: &Engine, name: &str) -> Result<Option<Inspected>, Refusal> {
             Err(CallError::Said { code: Some(1), .. }) => Ok(None),
             _ => Err(failed(&e)),
         },
+        Err(CallError::SaidTooMuch) => Err(Refusal::hold(
+            Reason::CreateContainerError,
+            format!("what {name} says of itself (labels, environment, history) takes more than a megabyte"),
+        )),
         Err(e) => Err(failed(&e)),
     }
 }
@@ -198,26 +207,6 @@ fn pull_refusal(name: &str, e: &CallError) -> Refusal {
         _ => Reason::EngineError,
     };
     Refusal { class: reason.class(), reason, message }
-}
-
-/// The meaning of podman's error where a container could not be made or started: a fault of the image's files, which
-/// another try does not change, or of the engine.
-pub fn start_refusal(doing: &str, e: &CallError) -> Refusal {
-    let message = format!("{doing}: {e}");
-    match e {
-        CallError::Said { code: Some(_), text } => {
-            let said = Message::read(text, "");
-            if said.is_of_images_files() && !said.is_passing() {
-                Refusal::hold(Reason::CreateContainerError, message)
-            } else {
-                Refusal::retry(Reason::StartError, message)
-            }
-        }
-        CallError::TookTooLong(_) => Refusal::retry(Reason::StartError, message),
-        CallError::Said { code: None, .. } | CallError::Closing | CallError::Broken(_) => {
-            Refusal::retry(Reason::EngineError, message)
-        }
-    }
 }
 
 #[cfg(test)]
@@ -282,23 +271,12 @@ mod tests {
     }
 
     #[test]
-    fn what_a_failed_start_means() {
-        let said = |text: &str| CallError::Said { code: Some(126), text: text.into() };
-        let image = said("runc create failed: error mounting \"/x\" to rootfs at \"/shared/bin\": not a directory");
-        assert_eq!(start_refusal("", &image).reason, Reason::CreateContainerError);
-        assert_eq!(start_refusal("", &said("error mounting: no space left on device")).reason, Reason::StartError);
-        assert_eq!(start_refusal("", &said("never heard of")).class, Class::Retry);
-        assert_eq!(start_refusal("", &CallError::Closing).reason, Reason::EngineError);
-        let lines = "open /a; Error: no space left on device; level=warning/b: not a directory";
-        assert_eq!(start_refusal("", &said(lines)).reason, Reason::CreateContainerError, "a name with line ends");
-    }
-
-    #[test]
     fn architectures() {
         let image = |architecture: &str, os: &str| Inspected {
             id: String::new(),
             architecture: architecture.into(),
             os: os.into(),
+            metadata: Metadata::default(),
         };
         assert!(mismatch(&image("", "")).is_none());
         assert!(mismatch(&image(architecture(), "linux")).is_none());

@@ -6,7 +6,6 @@ use crate::engine::{CALL_LIMIT, Engine};
 use crate::failure::{Context, Failure, failure};
 use crate::place::is_pod_name;
 use crate::pod;
-use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// `latebind-host rm`.
@@ -50,24 +49,19 @@ fn known(engine: &Engine) -> Result<BTreeSet<String>, Failure> {
     Ok(names)
 }
 
-#[derive(Deserialize)]
-struct Container {
-    #[serde(rename = "Labels", default)]
-    labels: BTreeMap<String, String>,
-    #[serde(rename = "State")]
-    state: String,
-}
-
 /// For each pod its containers with their states.
 fn containers(engine: &Engine) -> Result<BTreeMap<String, Vec<String>>, Failure> {
     let filter = format!("--filter=label={POD_LABEL}");
     let doing = || "cannot list containers".to_owned();
-    let text = engine.call(&["ps", "--all", &filter, "--format=json"], CALL_LIMIT).context(doing)?;
-    let list: Vec<Container> = serde_json::from_str(&text).context(doing)?;
+    // No other label: an image may have as many of its own as it likes.
+    let of = |label: &str| format!("{{{{index .Labels \"{label}\"}}}}");
+    let format = format!("--format={} {} {{{{.ListContainer.State}}}}", of(POD_LABEL), of(ROLE_LABEL));
+    let text = engine.call(&["ps", "--all", &filter, &format], CALL_LIMIT).context(doing)?;
     let mut pods = BTreeMap::<String, Vec<String>>::new();
-    for Container { labels, state } in list {
-        let (Some(name), Some(role)) = (labels.get(POD_LABEL), labels.get(ROLE_LABEL)) else { continue };
-        pods.entry(name.clone()).or_default().push(format!("{role} {state}"));
+    for line in text.lines() {
+        if let Some((name, role)) = line.split_once(' ') {
+            pods.entry(name.to_owned()).or_default().push(role.to_owned());
+        }
     }
     for list in pods.values_mut() {
         list.sort();

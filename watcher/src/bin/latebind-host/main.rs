@@ -10,10 +10,13 @@ mod config;
 mod container;
 mod engine;
 mod failure;
+mod given;
+mod guard;
 mod images;
 mod ipc;
 mod leftovers;
 mod main_process;
+mod metadata;
 mod one_command;
 mod pidfd;
 mod place;
@@ -23,7 +26,7 @@ mod uids;
 mod volumes;
 
 use crate::arguments::{Arguments, Common, PodArguments, RunArguments, Verb};
-use crate::container::{Mount, PilotShape, PodShape, SPOOL_IN_PILOT};
+use crate::container::{ImageVolume, Mount, PilotShape, PodShape, SPOOL_IN_PILOT};
 use crate::engine::Engine;
 use crate::failure::{Context, Failure, failure};
 use crate::images::AllowList;
@@ -44,6 +47,9 @@ use watcher::text;
 const OWN_FAILURE: u8 = 125;
 
 fn main() -> ExitCode {
+    if let Some(called) = guard::called_as() {
+        return guard::run(&called);
+    }
     let arguments: Arguments = match text::arguments(OWN_FAILURE) {
         Ok(arguments) => arguments,
         Err(code) => return code,
@@ -181,6 +187,7 @@ fn shape(engine: &Engine, common: &Common, kind: &str, slots: u32) -> Result<Pod
         network: common.network,
         image_volume: common.image_volume,
         seccomp: !common.no_seccomp,
+        guard: (common.image_volume == ImageVolume::Ignore).then(|| engine.guard().to_owned()),
     })
 }
 

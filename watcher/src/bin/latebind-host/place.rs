@@ -32,14 +32,20 @@ impl Place {
                 state.display()
             )));
         }
-        let run = if state == Path::new(DEFAULT_STATE) { PathBuf::from(DEFAULT_RUN) } else { state.join("run") };
-        let place = Self { state, run };
+        let place = Self::of_state(&state);
         directory(&place.state, 0o755)?;
         directory(&place.run, 0o700)?;
         directory(&place.pods(), 0o700)?;
         directory(&place.networks(), 0o755)?;
+        directory(&place.hooks(), 0o755)?;
         place.forget_earlier_boot()?;
         Ok(place)
+    }
+
+    /// As [`Place::open`], for directories that are there.
+    pub fn of_state(state: &Path) -> Self {
+        let run = if state == Path::new(DEFAULT_STATE) { PathBuf::from(DEFAULT_RUN) } else { state.join("run") };
+        Self { state: state.to_owned(), run }
     }
 
     fn forget_earlier_boot(&self) -> Result<(), Failure> {
@@ -85,6 +91,15 @@ impl Place {
     /// The engine's configuration, instead of the one in `/etc`.
     pub fn engine_conf(&self) -> PathBuf {
         self.state.join("containers.conf")
+    }
+    /// This program in place of the runtime: see [`crate::guard`].
+    pub fn guard(&self, runtime: &str) -> PathBuf {
+        self.state.join(crate::guard::DIRECTORY).join(runtime)
+    }
+    /// Where the engine looks for programs that it would run for containers: none. The host's own directory has them by
+    /// annotations, among other things.
+    pub fn hooks(&self) -> PathBuf {
+        self.state.join("hooks")
     }
     /// The engine's networks: none, but it warns about the files of others in its default directory.
     pub fn networks(&self) -> PathBuf {
@@ -180,6 +195,10 @@ impl PodPlace {
     /// Volume of the job's files.
     pub fn data(&self, slot: u32) -> PathBuf {
         self.0.join(format!("slot-{slot}/data"))
+    }
+    /// What the guard says of a container that it let through.
+    pub fn given(&self, container: &str) -> PathBuf {
+        self.log(&format!("{container}.given"))
     }
     /// Which user IDs the pod has.
     pub fn uids(&self) -> PathBuf {

@@ -2,12 +2,13 @@
 
 use crate::container::{PodShape, Role};
 use crate::engine::{CALL_LIMIT, CallError, Engine, START_LIMIT, with_verb};
-use crate::images::{self, Ready, Reason, Refusal, start_refusal};
+use crate::images::{self, Ready, Reason, Refusal};
 use crate::ipc;
 use crate::main_process::MainProcess;
 use glue::contract::layout::Ids;
 use serde::Deserialize;
 use std::fs;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,6 +17,9 @@ use std::time::{Duration, Instant};
 const WATCH_TURN: Duration = Duration::from_secs(3600);
 /// How long the engine may take to notice that a main process has ended.
 const NOTICE_LIMIT: Duration = Duration::from_secs(3);
+
+/// Most characters of one line of a container's log in a message.
+const SAID_MAX: usize = 500;
 
 /// One slot of a pod.
 #[derive(Debug)]
@@ -64,6 +68,29 @@ impl Payload {
                 let _ = payload.oom_killed.set(oom_killed);
             }
         });
+    }
+}
+
+/// A container that runs.
+#[derive(Debug)]
+struct Started {
+    id: String,
+    role: Role,
+    took: Duration,
+}
+
+/// A start that failed.
+#[derive(Debug)]
+struct NotStarted {
+    error: CallError,
+    /// The end of the container's log, for a message.
+    said: String,
+}
+
+impl NotStarted {
+    /// Whether the image can be what was wrong: podman or the runtime gave up by itself, or hung.
+    fn may_be_the_images(&self) -> bool {
+        matches!(self.error, CallError::Said { code: Some(_), .. } | CallError::TookTooLong(_))
     }
 }
 
@@ -137,12 +164,6 @@ impl Slot {
             ));
         }
         let began = Instant::now();
-        lives.0 += 1;
-        let role = Role::Payload(self.number, lives.0);
-        let name = shape.container(role);
-        let options = shape
-            .payload(self.number, lives.0, &self.ids, &ready.id)
-            .map_err(|e| Refusal::retry(Reason::EngineError, e.to_string()))?;
         let old = locked(&self.current).take();
         if let Err(refusal) = old.as_ref().map_or(Ok(()), |old| end(engine, old)) {
             // Still there, perhaps still running: the next bind has to try again to end it.
@@ -150,7 +171,7 @@ impl Slot {
             return Err(refusal);
         }
         let ended = began.elapsed();
-        let started = engine.call(&with_verb(&["run", "--detach"], options), START_LIMIT);
+        let started = self.start(engine, shape, &mut lives, &ready.id);
         if let Some(old) = old {
             // Its processes are gone; what is left to do is not worth waiting for.
             let engine = Arc::clone(engine);
@@ -160,32 +181,14 @@ impl Slot {
                 let _ = files.map(fs::remove_file);
             });
         }
-        let id = match started {
-            Ok(id) => id.trim().to_owned(),
-            Err(e) => {
-                let said = glue_said(shape, role);
-                remove(engine, &name);
-                let doing = format!(
-                    "cannot start a container of {}; slot {} has no payload container until the next bind{said}",
-                    if image.is_empty() { "the placeholder" } else { image },
-                    self.number
-                );
-                return Err(start_refusal(&doing, &e));
+        let started = match started {
+            Err(first) if !image.is_empty() && first.may_be_the_images() => {
+                self.try_again(engine, shape, &mut lives, image, &ready.id, first)
             }
-        };
-        let main = MainProcess::find(&shape.place.pidfile(&role.to_string()), &id);
-        let image_name = image.to_owned();
-        let payload = Arc::new(Payload {
-            id: id.clone(),
-            name,
-            image: image_name,
-            role,
-            main,
-            oom_killed: OnceLock::new(),
-            noted: Once::new(),
-        });
-        payload.watch();
-        *locked(&self.current) = Some(payload);
+            other => other.map_err(|failed| self.refusal(&failed, image)),
+        }?;
+        let id = started.id.clone();
+        self.take(shape, image, started);
         tracing::info!(
             slot = self.number,
             image = if image.is_empty() { "the placeholder" } else { image },
@@ -194,6 +197,78 @@ impl Slot {
             "bound"
         );
         Ok(id)
+    }
+
+    /// One try to start a container of the image with this ID; where it fails, nothing of it is left.
+    fn start(
+        &self,
+        engine: &Engine,
+        shape: &PodShape,
+        lives: &mut Lives,
+        image_id: &str,
+    ) -> Result<Started, NotStarted> {
+        lives.0 += 1;
+        let began = Instant::now();
+        let role = Role::Payload(self.number, lives.0);
+        let options = shape.payload(self.number, lives.0, &self.ids, image_id);
+        let id = options
+            .map_err(|e| CallError::Broken(io::Error::other(e.to_string())))
+            .and_then(|options| engine.call(&with_verb(&["run", "--detach"], options), START_LIMIT))
+            .and_then(|id| look_at_given(shape, role).map(|()| id.trim().to_owned()));
+        id.map(|id| Started { id, role, took: began.elapsed() }).map_err(|error| {
+            let said = glue_said(shape, role);
+            remove(engine, &shape.container(role));
+            NotStarted { error, said }
+        })
+    }
+
+    /// After a start that failed: tries once more, and then the placeholder. Where that starts and the image does not,
+    /// the image is at fault, and no other try helps. The engine's message does not decide: it holds text of the image.
+    fn try_again(
+        &self,
+        engine: &Engine,
+        shape: &PodShape,
+        lives: &mut Lives,
+        image: &str,
+        image_id: &str,
+        first: NotStarted,
+    ) -> Result<Started, Refusal> {
+        let second = match self.start(engine, shape, lives, image_id) {
+            Ok(started) => return Ok(started),
+            Err(failed) => failed,
+        };
+        let refusal = self.refusal(&second, image);
+        let Ok(placeholder) = self.start(engine, shape, lives, &shape.glue_image) else { return Err(refusal) };
+        // A machine on which everything takes long says nothing of the image.
+        let took_too_long = [&first, &second].iter().any(|f| matches!(f.error, CallError::TookTooLong(_)));
+        let proven = second.may_be_the_images() && (!took_too_long || placeholder.took < START_LIMIT / 3);
+        self.take(shape, "", placeholder);
+        let message = format!("{}; twice, while the placeholder starts: the fault is the image's", refusal.message);
+        Err(if proven { Refusal::hold(Reason::CreateContainerError, message) } else { refusal })
+    }
+
+    fn refusal(&self, failed: &NotStarted, image: &str) -> Refusal {
+        let what = if image.is_empty() { "the placeholder" } else { image };
+        let reason = if failed.may_be_the_images() { Reason::StartError } else { Reason::EngineError };
+        let NotStarted { error, said } = failed;
+        Refusal::retry(reason, format!("cannot start a container of {what} in slot {}: {error}{said}", self.number))
+    }
+
+    /// Takes the container for the slot's.
+    fn take(&self, shape: &PodShape, image: &str, started: Started) {
+        let Started { id, role, .. } = started;
+        let main = MainProcess::find(&shape.place.pidfile(&role.to_string()), &id);
+        let payload = Arc::new(Payload {
+            name: shape.container(role),
+            id,
+            image: image.to_owned(),
+            role,
+            main,
+            oom_killed: OnceLock::new(),
+            noted: Once::new(),
+        });
+        payload.watch();
+        *locked(&self.current) = Some(payload);
     }
 
     /// Removes what the payload has left in the container's IPC namespace, `/dev/shm` and `/dev/mqueue`.
@@ -257,6 +332,23 @@ impl Slot {
     }
 }
 
+/// Reads what the guard wrote down of what the container was given. Without that it was not started by way of the
+/// guard.
+fn look_at_given(shape: &PodShape, role: Role) -> Result<(), CallError> {
+    if shape.guard.is_none() {
+        return Ok(());
+    }
+    let path = shape.place.given(&role.to_string());
+    let given = fs::read_to_string(&path);
+    let _ = fs::remove_file(&path);
+    let given = given.map_err(|e| {
+        let what = "podman started the container without latebind-host's guard, or the guard wrote nothing";
+        CallError::Broken(io::Error::other(format!("{what} ({}: {e})", path.display())))
+    })?;
+    tracing::debug!(container = %role, given, "what the runtime was given");
+    Ok(())
+}
+
 /// Ends a container's processes: quickly where glue does as it should, else by the engine.
 fn end(engine: &Engine, payload: &Payload) -> Result<(), Refusal> {
     if payload.main.as_ref().is_some_and(|main| main.stop().unwrap_or(false)) {
@@ -284,7 +376,7 @@ pub fn glue_said(shape: &PodShape, role: Role) -> String {
     // Each line of the engine's format begins with time, stream and whether it is a full one.
     let lines: Vec<&str> = log.lines().filter_map(|line| line.splitn(4, ' ').nth(3)).collect();
     let last = lines.get(lines.len().saturating_sub(5)..).unwrap_or_default();
-    let last: Vec<String> = last.iter().map(|line| message_of(line)).collect();
+    let last: Vec<String> = last.iter().map(|line| message_of(line).chars().take(SAID_MAX).collect()).collect();
     if last.is_empty() { String::new() } else { format!("; it said: {}", last.join(" | ")) }
 }
 
