@@ -4,13 +4,13 @@
 use std::fs::File;
 use std::io;
 
-use crate::contract::encoding::{Bytes32, sha256_hex};
-use crate::contract::layout::{self, Ids};
-use crate::contract::startup::{self, Invalid, Startup};
-use crate::contract::status::Refused;
-use crate::error::error;
-use crate::sys;
-use crate::volume::Dir;
+use latebind_contract::encoding::{Bytes32, sha256_hex};
+use latebind_contract::layout::{self, Ids};
+use latebind_contract::startup::{self, Invalid, Startup};
+use latebind_contract::status::Refused;
+use latebind_linux::error::error;
+use latebind_linux::sys;
+use latebind_linux::volume::Dir;
 
 /// A job that glue has taken on: from here on there will be a record.
 pub struct Claimed {

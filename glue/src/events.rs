@@ -11,7 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use signal_hook::consts::{SIGCHLD, SIGCONT};
 
 use crate::names;
-use crate::sys;
+use latebind_linux::sys;
 
 /// `SI_USER` and `SI_TKILL` of sigaction(2): codes up to 0 come from a process, those above from the kernel.
 const FROM_A_PROCESS: i32 = 0;

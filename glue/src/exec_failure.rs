@@ -13,7 +13,7 @@ use nix::sys::stat::{SFlag, lstat, stat};
 
 use crate::exec_reason::{OWN_MACHINE, Reason};
 use crate::report::{NUMBERS, Report, What};
-use crate::sys;
+use latebind_linux::sys;
 
 /// How much of a file is looked at.
 const LOOK_AT: usize = 4096;

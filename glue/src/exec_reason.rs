@@ -5,10 +5,10 @@
 
 use std::io;
 
-use crate::contract::numbered::numbered;
-use crate::contract::startup::{EnvMode, Startup};
 use crate::report::NUMBERS;
-use crate::sys;
+use latebind_contract::numbered;
+use latebind_contract::startup::{EnvMode, Startup};
+use latebind_linux::sys;
 
 /// Machine of this binary, so of this node (`e_machine` of elf(5)).
 pub const OWN_MACHINE: u16 = if cfg!(target_arch = "aarch64") { 183 } else { 62 };

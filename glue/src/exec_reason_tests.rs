@@ -1,5 +1,5 @@
 use super::*;
-use crate::contract::startup::{EnvFile, EnvFormat, Object};
+use latebind_contract::startup::{EnvFile, EnvFormat, Object};
 
 pub(crate) fn job(program: &str, env: &[(&str, &str)]) -> Startup {
     let text = r#"{"version":1,"job":"j","nonce":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA",

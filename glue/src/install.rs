@@ -13,10 +13,10 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::{Mode, SFlag, fchmod, mkdirat};
 use nix::unistd::{Gid, Uid, fchown};
 
-use crate::contract::layout;
-use crate::error::{error, refused};
-use crate::sys;
-use crate::volume::{Dir, read_whole};
+use latebind_contract::layout;
+use latebind_linux::error::{error, refused};
+use latebind_linux::sys;
+use latebind_linux::volume::{Dir, read_whole};
 
 /// One slot as it is to be set up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

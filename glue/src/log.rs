@@ -14,8 +14,8 @@ use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 use nix::fcntl::OFlag;
 
-use crate::contract::{text, time};
-use crate::sys;
+use latebind_contract::{text, time};
+use latebind_linux::sys;
 
 static FD: AtomicI32 = AtomicI32::new(2);
 static DROPPED: AtomicU64 = AtomicU64::new(0);

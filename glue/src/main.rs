@@ -1,8 +1,27 @@
-//! Arguments and dispatch; see the library for what the verbs do.
+//! Glue, the first process of a late-bound payload container: waits, drops privileges, runs one job, signs its end.
+//!
+//! Here: arguments and dispatch. Read on at [`run`]; what a security review looks for is in [`stage_one`] (the privilege
+//! drop), [`claim`] (the key), and in the crate `latebind_linux`: the kill routine, every privileged open, all unsafe
+//! code.
 #![forbid(unsafe_code)]
 
-use glue::contract::layout;
-use glue::{install, log, pause, run, stage_two};
+mod claim;
+mod events;
+mod exec_failure;
+mod exec_reason;
+mod install;
+mod log;
+mod names;
+mod pause;
+mod report;
+mod rootfs;
+mod run;
+mod stage_one;
+mod stage_two;
+mod start;
+mod supervise;
+
+use latebind_contract::layout;
 
 const USAGE: &str = "usage:
   glue install --slot N[:UID[:GID]] [--slot ...]   put glue into /shared/bin and set up the slots' volumes
@@ -18,7 +37,7 @@ const BAD_USAGE: i32 = 2;
 const FAILED: i32 = 1;
 
 fn main() {
-    glue::sys::protect_relocations();
+    latebind_linux::sys::protect_relocations();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     std::process::exit(dispatch(&words));
@@ -102,6 +121,6 @@ fn usage(why: &str) -> i32 {
 
 /// Prints without the panic that `println!` has for a closed pipe.
 fn say(fd: i32, text: &str) -> i32 {
-    let _ = nix::unistd::write(glue::sys::inherited(fd), text.as_bytes());
+    let _ = nix::unistd::write(latebind_linux::sys::inherited(fd), text.as_bytes());
     0
 }

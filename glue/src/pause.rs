@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
 
-use crate::sys;
+use latebind_linux::sys;
 
 /// Waits until SIGTERM or SIGINT. Signals are blocked and read, since PID 1 gets none that it has no handler for.
 pub fn pause() -> io::Result<()> {

@@ -8,14 +8,14 @@
 use std::io;
 use std::os::fd::RawFd;
 
-use crate::contract::environment::{Problem, SyntaxError};
-use crate::contract::numbered::numbered;
-use crate::contract::record::{Failure, Stage};
-use crate::contract::startup::Startup;
-use crate::error::errno_of;
 use crate::exec_reason;
 use crate::names;
-use crate::sys;
+use latebind_contract::environment::{Problem, SyntaxError};
+use latebind_contract::numbered;
+use latebind_contract::record::{Failure, Stage};
+use latebind_contract::startup::Startup;
+use latebind_linux::error::errno_of;
+use latebind_linux::sys;
 
 /// Bytes of one report: what, errno, and the numbers, little-endian. Below PIPE_BUF, so that it arrives whole.
 pub const SIZE: usize = 1 + 4 + 4 * NUMBERS;

@@ -1,5 +1,5 @@
 use super::*;
-use crate::contract::startup::{Amount, EnvFile, EnvFormat, Object, Rlimit, Stream};
+use latebind_contract::startup::{Amount, EnvFile, EnvFormat, Object, Rlimit, Stream};
 
 fn job() -> Startup {
     let text = r#"{"version":1,"job":"j","nonce":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA",
@@ -76,8 +76,8 @@ fn each_failure_is_in_glues_own_words() {
 #[test]
 fn an_environment_files_error_names_its_place_and_never_its_text() {
     let job = job();
-    let mut env = crate::contract::environment::Environment::new();
-    let error = crate::contract::environment::apply_sh(&mut env, b"A=1\nB=a&b\n").unwrap_err();
+    let mut env = latebind_contract::environment::Environment::new();
+    let error = latebind_contract::environment::apply_sh(&mut env, b"A=1\nB=a&b\n").unwrap_err();
     let report = Report::parse(&through_a_pipe(&Report::syntax(0, &error))).unwrap();
     let failure = report.failure(&job).unwrap();
     assert_eq!(failure.message, format!("env.a: {error}"));

@@ -13,10 +13,10 @@ use nix::fcntl::{OFlag, readlinkat};
 use nix::sys::stat::{Mode, SFlag, fchmod, fstat};
 use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
 
-use crate::error::{error, refused};
 use crate::stage_two::ACCOUNT;
-use crate::sys;
-use crate::volume::{open_beneath, read_whole};
+use latebind_linux::error::{error, refused};
+use latebind_linux::sys;
+use latebind_linux::volume::{open_beneath, read_whole};
 
 /// Longest account file that is read.
 const ACCOUNTS_MAX: usize = 1 << 20;

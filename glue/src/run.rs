@@ -10,27 +10,26 @@ use nix::sys::stat::SFlag;
 use sha2::{Digest, Sha256};
 
 use crate::claim::{self, Claim, Claimed};
-use crate::contract::encoding::hex;
-use crate::contract::layout::{self, Ids};
-use crate::contract::mounts;
-use crate::contract::record::{GlueIdentity, Outcome, Record, sign};
-use crate::contract::status::{Phase, Refused, Status};
-use crate::contract::time::text_of;
-use crate::contract::{self};
-use crate::error::{errno_of, error, refused};
 use crate::events::{Event, Events, signal_name};
-use crate::kill::Routine;
 use crate::log;
-use crate::processes::Proc;
 use crate::start;
 use crate::supervise::{self, End, Ended, Slot};
-use crate::sys::{self, Capabilities};
-use crate::volume::{Dir, read_whole};
+use latebind_contract::encoding::hex;
+use latebind_contract::layout::{self, Ids};
+use latebind_contract::mounts;
+use latebind_contract::record::{GlueIdentity, Outcome, Record, sign};
+use latebind_contract::status::{Phase, Refused, Status};
+use latebind_contract::time::text_of;
+use latebind_linux::error::{errno_of, error, refused};
+use latebind_linux::kill::Routine;
+use latebind_linux::processes::Proc;
+use latebind_linux::sys::{self, Capabilities};
+use latebind_linux::volume::{Dir, read_whole};
 
 /// Told to stop, and did; `--stop-code` puts another in its place.
 pub const STOPPED: i32 = 0;
 /// Mounts, volumes, numbers or privileges are not what they have to be: nothing was run.
-pub const REFUSED: i32 = 3;
+pub const REFUSED: i32 = layout::REFUSED_CODE;
 /// A record or the status could not be written, or a system call failed that cannot fail.
 pub const LOST: i32 = 4;
 /// Processes of a job could not be ended: the container has to.
@@ -123,7 +122,7 @@ impl Glue {
         let pid = i32::try_from(std::process::id()).unwrap_or(0);
         let version = env!("CARGO_PKG_VERSION");
         let status = Status {
-            contract: vec![contract::VERSION],
+            contract: vec![latebind_contract::VERSION],
             phase: Phase::Ready,
             incarnation: hex(&random),
             pid,
@@ -242,7 +241,7 @@ impl Glue {
             (None, None, Some(_)) => Outcome::Exited,
         };
         Record {
-            version: contract::VERSION,
+            version: latebind_contract::VERSION,
             job: claimed.startup.job.clone(),
             nonce: claimed.startup.nonce.clone(),
             incarnation: self.status.incarnation.clone(),

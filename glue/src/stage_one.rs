@@ -6,10 +6,10 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-use crate::contract::encoding::Bytes32;
-use crate::filter::FILTER;
 use crate::report::{Report, What};
-use crate::sys::{self, CStrings, Capabilities};
+use latebind_contract::encoding::Bytes32;
+use latebind_linux::filter::FILTER;
+use latebind_linux::sys::{self, CStrings, Capabilities};
 
 /// The waiting child reports here why its program did not run; close-on-exec, so that the program's exec ends it.
 pub const EXEC_FD: RawFd = 3;

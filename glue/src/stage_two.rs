@@ -13,15 +13,15 @@ use std::os::fd::{AsFd, OwnedFd, RawFd};
 use nix::fcntl::OFlag;
 use nix::sys::stat::{SFlag, fstat, makedev};
 
-use crate::contract::environment::{Environment, OF_ROOT, apply_nul, apply_sh};
-use crate::contract::layout;
-use crate::contract::startup::{self, Amount, EnvFormat, EnvMode, Startup, Stream, rlimit_number};
 use crate::exec_failure;
 use crate::exec_reason::{DEFAULT_PATH, candidates};
 use crate::report::{Report, What};
 use crate::stage_one::{DATA_FD, EXEC_FD, FIRST_ENV_FD, GO_FD, JOB_FD, REPORT_FD};
-use crate::sys::{self, CStrings, Fork};
-use crate::volume::{open_beneath, read_whole};
+use latebind_contract::environment::{Environment, OF_ROOT, apply_nul, apply_sh};
+use latebind_contract::layout;
+use latebind_contract::startup::{self, Amount, EnvFormat, EnvMode, Startup, Stream, rlimit_number};
+use latebind_linux::sys::{self, CStrings, Fork};
+use latebind_linux::volume::{open_beneath, read_whole};
 
 /// Name of the payload's account where the image has none.
 pub const ACCOUNT: &str = "payload";

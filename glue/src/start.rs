@@ -16,14 +16,14 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::{SFlag, fstat};
 
 use crate::claim::Claimed;
-use crate::contract::record::{Failure, Stage};
-use crate::contract::startup::{EnvMode, Startup};
-use crate::error::{errno_of, error, refused};
-use crate::processes::{Proc, Stat};
 use crate::report::{self, Report, What, failure};
 use crate::stage_one::{self, DATA_FD, EXEC_FD, FIRST_ENV_FD, GO_FD, JOB_FD, Prepared, REPORT_FD};
-use crate::sys::{self, CStrings, Fork};
-use crate::volume::Dir;
+use latebind_contract::record::{Failure, Stage};
+use latebind_contract::startup::{EnvMode, Startup};
+use latebind_linux::error::{errno_of, error, refused};
+use latebind_linux::processes::{Proc, Stat};
+use latebind_linux::sys::{self, CStrings, Fork};
+use latebind_linux::volume::Dir;
 
 /// Descriptors that are to be handed on wait above this number, out of the way of those that stage two gets.
 pub const OUT_OF_THE_WAY: RawFd = 64;
@@ -121,7 +121,7 @@ fn open_stream_fifo(ctl: &Dir, name: &str, input: bool) -> io::Result<OwnedFd> {
 }
 
 /// The job's part of the startup file, its key wiped, in memory that has no name.
-fn memory_file(startup: &crate::contract::startup::Startup) -> io::Result<OwnedFd> {
+fn memory_file(startup: &latebind_contract::startup::Startup) -> io::Result<OwnedFd> {
     let text = serde_json::to_vec(startup).map_err(|e| refused(format_args!("{e}")))?;
     let mut file = File::from(memfd_create(c"job", MFdFlags::MFD_CLOEXEC)?);
     file.write_all(&text)?;

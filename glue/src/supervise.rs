@@ -8,23 +8,21 @@ use std::time::{Duration, Instant};
 use nix::libc::{ECANCELED, ETIMEDOUT};
 use nix::sys::signal::Signal;
 
-use crate::cgroup;
 use crate::claim::Claimed;
-use crate::contract::record::{Failure, Processes, Stage, Usage, Used};
-use crate::error::errno_of;
 use crate::events::{Event, Events, signal_name};
-use crate::kill::Routine;
+use crate::log;
 use crate::report::failure;
 use crate::rootfs::{self, Links};
 use crate::start::{self, Started, Starting};
-use crate::sys::{self, Reaped};
-use crate::volume::Dir;
-use crate::{contract::layout, contract::time::wall as wall_clock, log};
-
-/// How long a start may take, from stage one to the exec of the job's program: the files that it opens may be on a file
-/// system
-/// that does not answer, and an image may be fetched as it is read.
-pub const START_WITHIN: Duration = Duration::from_secs(60);
+use latebind_contract::layout;
+use latebind_contract::record::{Failure, Processes, Stage, Usage, Used};
+use latebind_contract::startup::START_WITHIN;
+use latebind_contract::time::wall as wall_clock;
+use latebind_linux::cgroup;
+use latebind_linux::error::errno_of;
+use latebind_linux::kill::Routine;
+use latebind_linux::sys::{self, Reaped};
+use latebind_linux::volume::Dir;
 
 /// How long a child whose start has failed may take to end by itself.
 const ENDS_WITHIN: Duration = Duration::from_secs(1);
@@ -71,7 +69,7 @@ pub struct End {
     /// Resources.
     pub usage: Usage,
     /// What the cgroup counted.
-    pub cgroup: Option<crate::contract::record::CgroupUse>,
+    pub cgroup: Option<latebind_contract::record::CgroupUse>,
     /// What became of the processes.
     pub processes: Processes,
     /// What could not be done though the job ran.

@@ -3,9 +3,9 @@
 use std::fs::File;
 use std::io::Read;
 
-use glue::contract::encoding::{Bytes32, sha256_hex};
-use glue::contract::record::{Expected, Record, Refusal, verify};
-use glue::contract::startup::{EnvMode, Object, Startup, Stream};
+use latebind_contract::encoding::{Bytes32, sha256_hex};
+use latebind_contract::record::{Expected, Record, Refusal, verify};
+use latebind_contract::startup::{EnvMode, Object, Startup, Stream};
 
 /// `N` bytes from the kernel.
 ///

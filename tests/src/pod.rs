@@ -43,7 +43,7 @@ pub fn program(name: &str) -> PathBuf {
 /// A name that no other test has, also where several test programs run, each in its own PID namespace.
 pub fn unique(prefix: &str) -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
-    let nanos = glue::contract::time::wall().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64;
+    let nanos = latebind_contract::time::wall().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64;
     format!("{prefix}-{:x}-{}", nanos & 0xff_ffff_ffff, COUNT.fetch_add(1, Ordering::Relaxed))
 }
 

@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::{Duration, Instant};
 
-use glue::contract::layout;
-use glue::contract::record::Record;
-use glue::contract::startup::Startup;
-use glue::contract::status::{Phase, Status};
+use latebind_contract::layout;
+use latebind_contract::record::Record;
+use latebind_contract::startup::Startup;
+use latebind_contract::status::{Phase, Status};
 use nix::libc;
 use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, poll};

@@ -13,7 +13,7 @@
 
 use std::fmt::Write as _;
 
-use glue::contract::environment::{Environment, apply_sh};
+use latebind_contract::environment::{Environment, apply_sh};
 use latebind_fuzz::shells::{Shells, Start, starting_environments};
 
 /// Files that each hold one known trap, one on each line, in the notation of [`plain`]; every one is tried in every

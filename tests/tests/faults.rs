@@ -163,7 +163,7 @@ fn tried(counts: &Counts) {
 #[test]
 fn at_random_moments_no_job_is_lost_and_none_reported_twice() {
     let soak = number("LATEBIND_SOAK_SECONDS").map(Duration::from_secs);
-    let clock = glue::contract::time::wall().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let clock = latebind_contract::time::wall().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
     let seed = number("LATEBIND_FAULT_SEED").unwrap_or(if soak.is_some() { clock } else { 1 });
     let began = Instant::now();
     tried(&run(seed, |jobs, random| match soak {

@@ -1,7 +1,7 @@
 //! Why a program could not be executed is told apart, in words that say what to change.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends by panicking")]
 
-use glue::contract::record::{Outcome, Stage};
+use latebind_contract::record::{Outcome, Stage};
 use latebind_tests::slot::{Shape, Slot};
 
 #[test]

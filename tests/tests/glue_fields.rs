@@ -9,9 +9,9 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::time::Duration;
 
-use glue::contract::layout;
-use glue::contract::record::{Failure, Outcome, Record, Stage};
-use glue::contract::startup::{Amount, EnvFile, EnvFormat, EnvMode, Object, Rlimit, Stream};
+use latebind_contract::layout;
+use latebind_contract::record::{Failure, Outcome, Record, Stage};
+use latebind_contract::startup::{Amount, EnvFile, EnvFormat, EnvMode, Object, Rlimit, Stream};
 use latebind_tests::job::{Submitted, fifo, file, one};
 use latebind_tests::slot::{Shape, Slot};
 use nix::libc;

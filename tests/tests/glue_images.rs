@@ -4,8 +4,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use glue::contract::mounts;
-use glue::contract::record::{Outcome, Stage};
+use latebind_contract::mounts;
+use latebind_contract::record::{Outcome, Stage};
 use latebind_tests::engine::podman;
 use latebind_tests::processes::Process;
 use latebind_tests::slot::{Bin, Shape, Slot};
@@ -54,7 +54,7 @@ fn an_images_user_environment_and_working_directory_do_nothing_to_glue() {
     let finished = slot.run(&startup);
     assert_eq!((finished.record.exit_code, finished.out.as_str()), (Some(0), "20000\n"), "{}", finished.err);
     startup = slot.job(&["/bin/sh", "-c", "echo $HOME $USER $PWD"]);
-    startup.env_mode = glue::contract::startup::EnvMode::Clear;
+    startup.env_mode = latebind_contract::startup::EnvMode::Clear;
     let clean = slot.run(&startup);
     let work = "/shared/slot/0/data/work";
     assert_eq!((clean.out, clean.err), (format!("{work} payload {work}\n"), String::new()));

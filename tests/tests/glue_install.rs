@@ -5,7 +5,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::Path;
 
-use glue::contract::layout;
+use latebind_contract::layout;
 use latebind_tests::slot::{Bin, PAYLOAD_CAPABILITIES, Shape, Slot, said};
 
 /// `run.rs` of glue.

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use glue::contract::record::{Outcome, Record};
+use latebind_contract::record::{Outcome, Record};
 use latebind_tests::processes::Process;
 use latebind_tests::slot::{Shape, Slot};
 use latebind_tests::waiting::{LIMIT, within};

@@ -4,10 +4,10 @@
 use std::fs;
 use std::time::Instant;
 
-use glue::contract::encoding::sha256_hex;
-use glue::contract::record::{Outcome, Stage};
-use glue::contract::startup::{Amount, Rlimit};
-use glue::contract::status::Phase;
+use latebind_contract::encoding::sha256_hex;
+use latebind_contract::record::{Outcome, Stage};
+use latebind_contract::startup::{Amount, Rlimit};
+use latebind_contract::status::Phase;
 use latebind_tests::job::one;
 use latebind_tests::slot::{Slot, WAIT_FOR_GO};
 use nix::sys::signal::Signal;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use glue::contract::layout;
+use latebind_contract::layout;
 use latebind_tests::engine::podman;
 use latebind_tests::processes::{Process, all_pids};
 use latebind_tests::slot::{PAYLOAD_CAPABILITIES, Shape, Slot};

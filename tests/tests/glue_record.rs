@@ -4,15 +4,15 @@
 
 use std::fs;
 
-use glue::contract::encoding::{Bytes32, base64url, from_base64url};
-use glue::contract::layout;
-use glue::contract::record::{Outcome, Record, Refusal, sign};
-use glue::contract::status::Phase;
+use latebind_contract::encoding::{Bytes32, base64url, from_base64url};
+use latebind_contract::layout;
+use latebind_contract::record::{Outcome, Record, Refusal, sign};
+use latebind_contract::status::Phase;
 use latebind_tests::job::{Submitted, random};
 use latebind_tests::slot::Slot;
 
 /// A job's hand-over, and its record.
-fn real_record(slot: &Slot, change: impl FnOnce(&mut glue::contract::startup::Startup)) -> (Submitted, Vec<u8>) {
+fn real_record(slot: &Slot, change: impl FnOnce(&mut latebind_contract::startup::Startup)) -> (Submitted, Vec<u8>) {
     let mut startup = slot.job(&["/probe", "exit", "3"]);
     change(&mut startup);
     let submitted = slot.submit(&startup);

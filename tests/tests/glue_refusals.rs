@@ -6,10 +6,10 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 
-use glue::contract::encoding::{base64url, sha256_hex};
-use glue::contract::layout;
-use glue::contract::record::{Failure, Outcome, Stage};
-use glue::contract::startup::{EnvFile, EnvFormat, Startup};
+use latebind_contract::encoding::{base64url, sha256_hex};
+use latebind_contract::layout;
+use latebind_contract::record::{Failure, Outcome, Stage};
+use latebind_contract::startup::{EnvFile, EnvFormat, Startup};
 use latebind_tests::job::Submitted;
 use latebind_tests::slot::Slot;
 use nix::sys::stat::Mode;

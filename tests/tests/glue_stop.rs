@@ -1,8 +1,8 @@
 //! Glue ends when it is told to, without a job and with one; killed, it leaves no record and no process.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends by panicking")]
 
-use glue::contract::layout;
-use glue::contract::record::{Outcome, Refusal};
+use latebind_contract::layout;
+use latebind_contract::record::{Outcome, Refusal};
 use latebind_tests::processes::{Process, in_cgroup};
 use latebind_tests::slot::{Shape, Slot, WAIT_FOR_GO};
 use latebind_tests::waiting::{LIMIT, within};

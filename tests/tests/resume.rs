@@ -155,7 +155,7 @@ fn twice_in_one_job() {
 /// From LATEBIND_SEED, or the clock; printed, so that a failure can be had again.
 fn seed() -> u64 {
     let given = std::env::var("LATEBIND_SEED").ok().and_then(|s| s.parse().ok());
-    given.unwrap_or_else(|| glue::contract::time::wall().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64)
+    given.unwrap_or_else(|| latebind_contract::time::wall().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64)
 }
 
 /// Three jobs of a second each; the pilot is killed at a moment of each one's life. Three, since each restart has to

@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use glue::contract::layout;
+use latebind_contract::layout;
 
 use crate::bind::{Binder, proof};
 use crate::job::now;

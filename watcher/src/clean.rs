@@ -11,8 +11,8 @@ use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use glue::contract::encoding::hex;
-use glue::contract::layout;
+use latebind_contract::encoding::hex;
+use latebind_contract::layout;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat, renameat};
 use nix::sys::stat::{FileStat, Mode, SFlag, mkdirat};
@@ -111,7 +111,7 @@ fn renew_work(data: BorrowedFd<'_>, owner: (u32, u32), trash: BorrowedFd<'_>) ->
     let made = make(data, &next)?;
     // It may have been given something by `data/`, too.
     marks::take_over(made.as_fd(), owner, 0o700)?;
-    match glue::sys::exchange(data, &work, &next) {
+    match latebind_linux::sys::exchange(data, &work, &next) {
         Ok(()) => discard(data, &next, trash),
         // There is none, or the file system cannot exchange: then a watcher that is killed here leaves none behind, and
         // the next one
@@ -126,7 +126,7 @@ fn renew_work(data: BorrowedFd<'_>, owner: (u32, u32), trash: BorrowedFd<'_>) ->
 /// Moves an entry of `data/` where it is removed, if it is there: in one step, so that its name is free.
 fn discard(data: BorrowedFd<'_>, name: &CStr, trash: BorrowedFd<'_>) -> io::Result<()> {
     let mut random = [0; 8];
-    glue::sys::random(&mut random)?;
+    latebind_linux::sys::random(&mut random)?;
     match renameat(data, name, trash, hex(&random).as_str()) {
         Ok(()) | Err(Errno::ENOENT) => Ok(()),
         Err(e) => Err(e.into()),

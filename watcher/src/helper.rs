@@ -9,9 +9,9 @@ use std::os::fd::AsFd;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use glue::contract::layout::Ids;
-use glue::kill::{Routine, take_ids};
-use glue::processes::Proc;
+use latebind_contract::layout::Ids;
+use latebind_linux::kill::{Routine, take_ids};
+use latebind_linux::processes::Proc;
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
@@ -105,7 +105,7 @@ fn answer_of(mut child: Child, input: &str, within: Duration) -> io::Result<Stri
                 return Err(io::Error::new(io::ErrorKind::TimedOut, format!("not done within {within:?}")));
             }
             // Not reaped yet: the number is still the helper's.
-            let _ = glue::sys::signal_process(pid, Signal::SIGCONT as i32);
+            let _ = latebind_linux::sys::signal_process(pid, Signal::SIGCONT as i32);
         }
     });
     if talked.is_err() {
@@ -154,15 +154,15 @@ pub fn main(task: &str, ids: Ids) -> io::Result<String> {
         }
         "details" => {
             // The kernel compares the group too.
-            glue::sys::set_groups(&[])?;
-            glue::sys::set_gid(ids.gid)?;
+            latebind_linux::sys::set_groups(&[])?;
+            latebind_linux::sys::set_gid(ids.gid)?;
             take_ids(ids)?;
             let details = look(input.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()));
             serde_json::to_string(&details).map_err(io::Error::other)
         }
         "stop-all" => {
             take_ids(ids)?;
-            match glue::sys::stop_all_of(ids.uid, ids.kill_uid) {
+            match latebind_linux::sys::stop_all_of(ids.uid, ids.kill_uid) {
                 Err(e) if e.raw_os_error() != Some(nix::libc::ESRCH) => Err(e),
                 _ => Ok(String::new()),
             }

@@ -5,9 +5,9 @@ use std::fs;
 use std::io::{self, Read};
 use std::path::Path;
 
-use glue::contract::encoding::{Bytes32, hex};
-use glue::contract::layout;
-use glue::contract::record::{Expected, Outcome, Record, Refusal, verify};
+use latebind_contract::encoding::{Bytes32, hex};
+use latebind_contract::layout;
+use latebind_contract::record::{Expected, Outcome, Record, Refusal, verify};
 use serde::{Deserialize, Serialize};
 
 use crate::bind::Reason;
@@ -123,7 +123,7 @@ mod tests {
     use super::*;
     use crate::bind::Class;
     use crate::job::Request;
-    use glue::contract::record::sign;
+    use latebind_contract::record::sign;
 
     fn secrets(job: &str, byte: u8) -> Secrets {
         let (key, nonce) = (Bytes32::new([byte; 32]), Bytes32::new([byte + 100; 32]));

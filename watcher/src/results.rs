@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use glue::contract::record::Outcome;
+use latebind_contract::record::Outcome;
 
 use crate::job::Report;
 use crate::keys::{self, Proof};

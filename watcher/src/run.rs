@@ -32,7 +32,7 @@ pub fn run(socket: &Path, request: &Request, interactive: bool, verbose: bool) -
     let fds: Vec<OwnedFd> = [interactive.then_some(0), Some(1), Some(2)]
         .into_iter()
         .flatten()
-        .map(|n| glue::sys::inherited(n).try_clone_to_owned())
+        .map(|n| latebind_linux::sys::inherited(n).try_clone_to_owned())
         .collect::<io::Result<_>>()?;
     let fds: Vec<&dyn AsFd> = fds.iter().map(|fd| fd as &dyn AsFd).collect();
     let report = client.run(request, &fds, |phase| {

@@ -5,10 +5,10 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use glue::contract::layout::{self, Ids};
-use glue::contract::status::Status;
-use glue::processes::{Pinned, Proc};
-use glue::volume::Dir;
+use latebind_contract::layout::{self, Ids};
+use latebind_contract::status::Status;
+use latebind_linux::processes::{Pinned, Proc};
+use latebind_linux::volume::Dir;
 use nix::fcntl::OFlag;
 use nix::sys::stat::SFlag;
 

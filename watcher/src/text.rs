@@ -2,14 +2,14 @@
 //! user wrote
 //! reaches a terminal but as text. Clippy refuses other ways (`watcher/clippy.toml`).
 //!
-//! Text goes through [`glue::contract::text`]; JSON stays the same JSON, in ASCII alone. A job's own output is not ours
+//! Text goes through [`latebind_contract::text`]; JSON stays the same JSON, in ASCII alone. A job's own output is not ours
 //! to change:
 //! it goes from the job to the caller's descriptors (`job::relay`).
 
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
-pub use glue::contract::text::{LINE_MAX, is_harmless, one_line, printable, shown};
+pub use latebind_contract::text::{LINE_MAX, is_harmless, one_line, printable, shown};
 use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
@@ -168,7 +168,7 @@ impl Log {
             Form::Json if event.len() <= LOG_MAX => ascii(&event),
             Form::Json => {
                 let message = format!("a line of {} bytes is left out", event.len());
-                let time = glue::contract::time::text_of(glue::contract::time::wall());
+                let time = latebind_contract::time::text_of(latebind_contract::time::wall());
                 format!(r#"{{"timestamp":"{time}","level":"WARN","fields":{{"message":"{message}"}}}}{}"#, '\n')
             }
         }

@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
-use glue::contract::environment::{Environment, SyntaxError, apply_nul, apply_sh};
+use latebind_contract::environment::{Environment, SyntaxError, apply_nul, apply_sh};
 
 use crate::input::Input;
 use crate::shells::{Shells, starting_environments};

@@ -1,7 +1,7 @@
 //! Target `mountinfo`: what decides whether a payload container has our mounts and no other.
 
-use glue::contract::layout;
-use glue::contract::mounts::{Mount, check, parse};
+use latebind_contract::layout;
+use latebind_contract::mounts::{Mount, check, parse};
 
 use crate::input::Input;
 

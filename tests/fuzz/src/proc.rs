@@ -1,7 +1,7 @@
 //! Target `proc`: what the kernel says of processes and control groups, which has names that a payload chooses.
 
-use glue::cgroup::{number_after, whole};
-use glue::processes::{Process, parse_status};
+use latebind_linux::cgroup::{number_after, whole};
+use latebind_linux::processes::{Process, parse_status};
 use procfs::FromRead;
 use procfs::process::Stat;
 use watcher::bind::proof::is_of_container;

@@ -1,7 +1,7 @@
 //! Target `record`: the signed exit record.
 
-use glue::contract::encoding::{Bytes32, base64url, from_base64url, sha256_hex};
-use glue::contract::record::{
+use latebind_contract::encoding::{Bytes32, base64url, from_base64url, sha256_hex};
+use latebind_contract::record::{
     CgroupUse, Expected, Failure, GlueIdentity, Outcome, Processes, Record, Refusal, Stage, Usage, Used, sign, verify,
 };
 

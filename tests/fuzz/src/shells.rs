@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use glue::contract::environment::Environment;
+use latebind_contract::environment::Environment;
 
 /// What a shell is called in messages, and how it is started. Each has to be there: a missing one is a failure.
 const SHELLS: [(&str, &[&str]); 4] = [

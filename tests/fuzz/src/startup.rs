@@ -1,8 +1,8 @@
 //! Target `startup`: the startup file.
 
-use glue::contract::encoding::Bytes32;
-use glue::contract::layout::{ENV_FILES_MAX, Ids};
-use glue::contract::startup::{self, Amount, GRACE_MAX, Invalid, KILL_MAX, Startup, TIMEOUT_MAX};
+use latebind_contract::encoding::Bytes32;
+use latebind_contract::layout::{ENV_FILES_MAX, Ids};
+use latebind_contract::startup::{self, Amount, GRACE_MAX, Invalid, KILL_MAX, Startup, TIMEOUT_MAX};
 
 /// Longest message of a refusal. It goes into the log and into `status.json`.
 const MESSAGE_MAX: usize = 2048;

@@ -1,6 +1,6 @@
 //! Target `status`: glue's status file. Before the mount proof, root of an image can have written it.
 
-use glue::contract::status::Status;
+use latebind_contract::status::Status;
 
 /// The input is a status file.
 pub fn run(data: &[u8]) {

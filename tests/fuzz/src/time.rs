@@ -1,6 +1,6 @@
 //! Target `time`: times in records and reports, and the date of an API server's answer.
 
-use glue::contract::time::rfc3339;
+use latebind_contract::time::rfc3339;
 use watcher::check::clock;
 use watcher::job::seconds_of;
 

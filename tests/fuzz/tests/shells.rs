@@ -1,6 +1,6 @@
 //! The shells that environment files are held against do find differences, and go on after them.
 
-use glue::contract::environment::Environment;
+use latebind_contract::environment::Environment;
 use latebind_fuzz::shells::{Shells, starting_environments};
 
 #[test]

@@ -8,8 +8,8 @@
 
 use std::fs;
 
-use glue::contract::record::{Outcome, Record, Stage};
-use glue::supervise::START_WITHIN;
+use latebind_contract::record::{Outcome, Record, Stage};
+use latebind_contract::startup::START_WITHIN;
 use latebind_tests::engine::call;
 use latebind_tests::slot::{Slot, said};
 use latebind_tests::waiting::{LIMIT, within};

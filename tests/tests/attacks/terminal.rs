@@ -5,7 +5,7 @@
 use std::fs;
 use std::process::Command;
 
-use glue::contract::text::is_harmless;
+use latebind_contract::text::is_harmless;
 use latebind_tests::engine::LinkedImage;
 use latebind_tests::pod::{BUSYBOX, Options, Pod, podman, program, run, shell, with};
 use serde_json::{Value, json};

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use glue::contract::layout::Ids;
+use latebind_contract::layout::Ids;
 use serde::Deserialize;
 use serde_json::json;
 

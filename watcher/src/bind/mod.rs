@@ -7,7 +7,7 @@ pub mod proof;
 
 use std::time::{Duration, Instant};
 
-use glue::contract::layout::Ids;
+use latebind_contract::layout::Ids;
 use serde::{Deserialize, Serialize};
 
 use crate::check::Line;

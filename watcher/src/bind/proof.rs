@@ -11,8 +11,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
-use glue::contract::{layout, mounts};
-use glue::processes::Proc;
+use latebind_contract::{layout, mounts};
+use latebind_linux::processes::Proc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{Failure, Reason};
@@ -31,7 +31,7 @@ pub fn is_of_container(cgroup: &str, container: &str) -> bool {
 pub fn prove(pid: i32, slot: u32, container: &str) -> Result<OwnedFd, Failure> {
     let ended = || Failure::retry(Reason::GlueLost, format!("glue (process {pid}) ended while it was being looked at"));
     // Pinned first: everything below is then about this process and no successor of its number.
-    let pinned = match glue::sys::pidfd_open(pid) {
+    let pinned = match latebind_linux::sys::pidfd_open(pid) {
         Ok(pinned) => pinned,
         Err(e) if e.raw_os_error() == Some(nix::libc::ESRCH) => return Err(ended()),
         Err(e) => return Err(Failure::hold(Reason::MountProofFailed, format!("process {pid}, said to be glue: {e}"))),
@@ -106,7 +106,7 @@ pub fn look_at_any(slot: u32, container: &str) -> Result<bool, Failure> {
     for pid in pids() {
         if proc.cgroup(pid).is_ok_and(|cgroup| is_of_container(&cgroup, container)) {
             let Err(why) = prove_mounts(pid, slot) else { return Ok(true) };
-            match glue::sys::pidfd_open(pid) {
+            match latebind_linux::sys::pidfd_open(pid) {
                 Ok(pinned) if !has_ended_within(&pinned, ENDING) => {
                     return Err(Failure::hold(Reason::MountProofFailed, why));
                 }

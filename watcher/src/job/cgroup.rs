@@ -10,8 +10,8 @@ use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use glue::cgroup::{is_cgroup, number_after, whole};
-use glue::sys;
+use latebind_linux::cgroup::{is_cgroup, number_after, whole};
+use latebind_linux::sys;
 use nix::fcntl::OFlag;
 
 /// Limits above this are none: version 1 says so with a number of pages near 2^63.

@@ -2,9 +2,9 @@
 //! prints
 //! the same as a table.
 
-use glue::contract::layout::FULL_CODE;
-use glue::contract::record::{Failure as NotStarted, Outcome, Record, Stage};
-use glue::contract::text::one_line;
+use latebind_contract::layout::FULL_CODE;
+use latebind_contract::record::{Failure as NotStarted, Outcome, Record, Stage};
+use latebind_contract::text::one_line;
 
 use super::Report;
 use super::limits::{Crossed, Limits, Which};

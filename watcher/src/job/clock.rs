@@ -10,12 +10,12 @@ pub fn uptime() -> f64 {
 
 /// Seconds since the epoch, to be shown: this clock may jump.
 pub fn now() -> f64 {
-    glue::contract::time::wall().duration_since(std::time::UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
+    latebind_contract::time::wall().duration_since(std::time::UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
 }
 
 /// A time as RFC 3339 in UTC.
 pub fn rfc3339(seconds: f64) -> String {
-    glue::contract::time::rfc3339(seconds.floor() as i64, (seconds.fract().max(0.0) * 1e9) as u32)
+    latebind_contract::time::rfc3339(seconds.floor() as i64, (seconds.fract().max(0.0) * 1e9) as u32)
 }
 
 /// Seconds since the epoch of an RFC 3339 text in UTC, as glue writes it: years 0000 to 9999, at most nine decimals.
@@ -57,7 +57,7 @@ mod tests {
     #[test]
     fn times_are_read_back() {
         for seconds in [0i64, 951_782_400, 1_709_251_199, 4_102_444_800, 1_795_000_000] {
-            let text = glue::contract::time::rfc3339(seconds, 250_000_000);
+            let text = latebind_contract::time::rfc3339(seconds, 250_000_000);
             assert_eq!(seconds_of(&text), Some(seconds as f64 + 0.25), "{text}");
         }
         for none in [

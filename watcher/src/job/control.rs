@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use glue::contract::startup::printable;
+use latebind_contract::text::printable;
 
 use super::monitor::Board;
 

@@ -2,9 +2,9 @@
 
 use std::io;
 
-use glue::contract::layout;
-use glue::contract::mounts;
-use glue::volume::Dir;
+use latebind_contract::layout;
+use latebind_contract::mounts;
+use latebind_linux::volume::Dir;
 use nix::fcntl::OFlag;
 use nix::sys::statvfs::fstatvfs;
 

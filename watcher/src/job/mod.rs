@@ -20,8 +20,8 @@ pub mod usage;
 pub use self::clock::{now, rfc3339, seconds_of, uptime};
 pub use self::request::{EnvSource, Request, is_id};
 
-use glue::contract::encoding::Bytes32;
-use glue::contract::record::{Record, Refusal};
+use latebind_contract::encoding::Bytes32;
+use latebind_contract::record::{Record, Refusal};
 use serde::{Deserialize, Serialize};
 
 use crate::bind::{Class, Container, Reason};

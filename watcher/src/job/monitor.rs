@@ -10,8 +10,8 @@ use std::fs::File;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use glue::contract::layout::Ids;
-use glue::processes::{Pinned, Proc};
+use latebind_contract::layout::Ids;
+use latebind_linux::processes::{Pinned, Proc};
 use nix::sys::signal::Signal;
 use nix::time::{ClockId, clock_gettime};
 use procfs::FromRead;

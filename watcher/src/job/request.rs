@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use glue::contract::layout;
-use glue::contract::startup::{EnvFormat, EnvMode, Object, Rlimit, check_times};
+use latebind_contract::layout;
+use latebind_contract::startup::{EnvFormat, EnvMode, Object, Rlimit, check_times};
 use serde::{Deserialize, Serialize};
 
 use super::bounds::{OUTPUT_NAMES_MAX, OUTPUTS_MAX};

@@ -11,8 +11,8 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use glue::contract::layout;
-use glue::volume::open_beneath;
+use latebind_contract::layout;
+use latebind_linux::volume::open_beneath;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::stat::{Mode, fchmod, fstat, mkdirat};

@@ -2,9 +2,9 @@
 
 use std::io::{self, Read};
 
-use glue::contract::encoding::{Bytes32, sha256_hex};
-use glue::contract::layout::{ENV_FILE_MAX, ENV_PREFIX, STARTUP, STARTUP_MAX, STREAMS};
-use glue::contract::startup::{EnvFile, Object, Startup, Stream};
+use latebind_contract::encoding::{Bytes32, sha256_hex};
+use latebind_contract::layout::{ENV_FILE_MAX, ENV_PREFIX, STARTUP, STARTUP_MAX, STREAMS};
+use latebind_contract::startup::{EnvFile, Object, Startup, Stream};
 
 use nix::sys::stat::fstat;
 
@@ -24,7 +24,7 @@ pub struct Prepared {
 
 fn fresh() -> io::Result<Bytes32> {
     let mut bytes = [0; 32];
-    glue::sys::random(&mut bytes)?;
+    latebind_linux::sys::random(&mut bytes)?;
     Ok(Bytes32::new(bytes))
 }
 
@@ -60,7 +60,7 @@ pub fn prepare(slot: &Slot, bound: &Bound, request: &Request, routes: Option<&Ro
     }
     let env_files = request.env_files.iter().enumerate();
     let startup = Startup {
-        version: glue::contract::VERSION,
+        version: latebind_contract::VERSION,
         job: request.id.clone(),
         nonce: nonce.clone(),
         key: key.clone(),

@@ -4,8 +4,8 @@ use std::collections::HashSet;
 use std::io;
 use std::time::{Duration, Instant};
 
-use glue::contract::layout::Ids;
-use glue::processes::{Pinned, Proc, Process};
+use latebind_contract::layout::Ids;
+use latebind_linux::processes::{Pinned, Proc, Process};
 use nix::sys::signal::Signal;
 
 use crate::helper;

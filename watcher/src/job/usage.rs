@@ -151,7 +151,7 @@ impl Summary {
     }
 
     /// Takes over what glue has counted: it knows processes that were too short-lived to be seen here.
-    pub fn add_record(&mut self, record: &glue::contract::record::Record) {
+    pub fn add_record(&mut self, record: &latebind_contract::record::Record) {
         let tree = record.usage.tree;
         let counted = record.cgroup.and_then(|c| c.cpu_s).unwrap_or(0.0);
         self.peak.cpu_s = self.peak.cpu_s.max(tree.user_s + tree.system_s).max(counted);

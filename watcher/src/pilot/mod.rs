@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
-use glue::contract::encoding::hex;
+use latebind_contract::encoding::hex;
 
 use crate::bind::{Binder, Failure, Reason};
 use crate::job::{Phase, Report, Request, is_id};
@@ -72,7 +72,7 @@ fn own_name(private: &Path, given: Option<&str>) -> io::Result<String> {
         Err(e) => return Err(e),
     }
     let mut random = [0; 6];
-    glue::sys::random(&mut random)?;
+    latebind_linux::sys::random(&mut random)?;
     let name = format!("pilot-{}", hex(&random));
     crate::store::put_file(&path, name.as_bytes(), 0o600)?;
     Ok(name)

@@ -11,8 +11,8 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 
-use glue::contract::encoding::hex;
-use glue::processes::{Pinned, Proc};
+use latebind_contract::encoding::hex;
+use latebind_linux::processes::{Pinned, Proc};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{UnixCredentials, getsockopt, sockopt};
 
@@ -168,7 +168,7 @@ impl Connection<'_> {
         }
         // A name of ours: one that a client chose could be another's job.
         let mut random = [0; 8];
-        glue::sys::random(&mut random).map_err(|e| e.to_string())?;
+        latebind_linux::sys::random(&mut random).map_err(|e| e.to_string())?;
         job.id = format!("client-{}", hex(&random));
         job.tied = true;
         let id = job.id.clone();

@@ -70,7 +70,7 @@ impl Lines {
     /// Reads what is there. `false`: the client has closed its side.
     pub(super) fn receive(&mut self, stream: &UnixStream) -> io::Result<bool> {
         let mut bytes = [0; PART];
-        let came = glue::sys::receive(stream.as_fd(), &mut bytes)?;
+        let came = latebind_linux::sys::receive(stream.as_fd(), &mut bytes)?;
         self.buffer.extend_from_slice(bytes.get(..came.bytes).unwrap_or_default());
         if came.bytes > 0 {
             self.began.get_or_insert_with(Instant::now);

@@ -12,8 +12,8 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use glue::contract::encoding::hex;
-use glue::volume::open_beneath;
+use latebind_contract::encoding::hex;
+use latebind_linux::volume::open_beneath;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::stat::{SFlag, fstat};
@@ -82,7 +82,7 @@ pub struct Claimed {
 
 fn token() -> io::Result<String> {
     let mut random = [0; 16];
-    glue::sys::random(&mut random)?;
+    latebind_linux::sys::random(&mut random)?;
     Ok(hex(&random))
 }
 

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use glue::contract::layout::is_component;
-use glue::contract::startup::{EnvFormat, EnvMode, Object, Rlimit};
+use latebind_contract::layout::is_component;
+use latebind_contract::startup::{EnvFormat, EnvMode, Object, Rlimit};
 use serde::Deserialize;
 
 use crate::job::limits::Limits;

@@ -17,7 +17,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use glue::contract::encoding::hex;
+use latebind_contract::encoding::hex;
 use nix::errno::Errno;
 
 use super::claimed::{SUBMITTED, remove_unused};
@@ -65,7 +65,7 @@ pub fn is_job_name(name: &OsStr) -> bool {
 
 fn random_suffix() -> io::Result<String> {
     let mut random = [0; SUFFIX_LEN / 2];
-    glue::sys::random(&mut random)?;
+    latebind_linux::sys::random(&mut random)?;
     Ok(hex(&random))
 }
 

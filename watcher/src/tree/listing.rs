@@ -56,7 +56,7 @@ impl Listing {
     pub fn next(&mut self, dir: BorrowedFd<'_>) -> io::Result<Option<Entry<'_>>> {
         let (record, next) = loop {
             if self.at >= self.filled {
-                (self.filled, self.at) = (glue::sys::read_directory(dir, &mut self.buffer)?, 0);
+                (self.filled, self.at) = (latebind_linux::sys::read_directory(dir, &mut self.buffer)?, 0);
                 if self.filled == 0 {
                     return Ok(None);
                 }

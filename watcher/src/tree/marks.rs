@@ -65,7 +65,7 @@ fn is_the_owners(name: &CStr) -> bool {
 /// Names of the attributes that an owner has set on a file.
 pub fn attributes(file: BorrowedFd<'_>) -> io::Result<Vec<CString>> {
     let mut names = vec![0; NAMES_MAX];
-    let filled = match glue::sys::attribute_names(file, &mut names) {
+    let filled = match latebind_linux::sys::attribute_names(file, &mut names) {
         Err(e) if matches!(e.raw_os_error(), Some(nix::libc::EOPNOTSUPP)) => return Ok(Vec::new()),
         filled => filled?,
     };
@@ -82,7 +82,7 @@ pub fn attributes(file: BorrowedFd<'_>) -> io::Result<Vec<CString>> {
 
 fn remove_attributes(file: BorrowedFd<'_>) -> io::Result<()> {
     for name in attributes(file)? {
-        glue::sys::remove_attribute(file, &name)?;
+        latebind_linux::sys::remove_attribute(file, &name)?;
     }
     match attributes(file)?.first() {
         Some(name) => Err(io::Error::other(format!("the attribute {name:?} cannot be removed"))),
@@ -91,13 +91,13 @@ fn remove_attributes(file: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 fn remove_flags(file: BorrowedFd<'_>, unwanted: u32) -> io::Result<()> {
-    let flags = match glue::sys::inode_flags(file) {
+    let flags = match latebind_linux::sys::inode_flags(file) {
         Ok(flags) if flags & unwanted != 0 => flags,
         // None, or a file system without flags.
         _ => return Ok(()),
     };
-    glue::sys::set_inode_flags(file, flags & !unwanted)?;
-    match glue::sys::inode_flags(file)? & unwanted {
+    latebind_linux::sys::set_inode_flags(file, flags & !unwanted)?;
+    match latebind_linux::sys::inode_flags(file)? & unwanted {
         0 => Ok(()),
         left => Err(io::Error::other(format!("the flags {left:x} cannot be removed"))),
     }

@@ -4,7 +4,7 @@ use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use glue::contract::encoding::hex;
+use latebind_contract::encoding::hex;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{FileStat, Mode, fstatat, mkdirat};
@@ -35,7 +35,7 @@ pub fn remove_others(
 ) -> io::Result<()> {
     // Nobody has made these names before.
     let mut random = [0; 8];
-    glue::sys::random(&mut random)?;
+    latebind_linux::sys::random(&mut random)?;
     let mut removal = Removal { top, deadline, prefix: format!(".removed-{}", hex(&random)), moved: 0, aside: None };
     loop {
         let mut pass = removal.pass(top, keep)?;

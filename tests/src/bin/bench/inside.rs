@@ -4,8 +4,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use glue::contract::record::Outcome;
-use glue::sys::{self, CStrings, Fork};
+use latebind_contract::record::Outcome;
+use latebind_linux::sys::{self, CStrings, Fork};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;

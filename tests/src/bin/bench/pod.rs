@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use glue::contract::layout;
+use latebind_contract::layout;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::Failed;

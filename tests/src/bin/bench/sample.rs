@@ -14,7 +14,7 @@ pub fn now() -> u64 {
 
 /// Nanoseconds of the wall clock, as strace and perf print it.
 pub fn wall() -> u64 {
-    let since = glue::contract::time::wall().duration_since(std::time::UNIX_EPOCH);
+    let since = latebind_contract::time::wall().duration_since(std::time::UNIX_EPOCH);
     since.map_or(0, |t| u64::try_from(t.as_nanos()).unwrap_or(0))
 }
 

@@ -3,12 +3,12 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use glue::contract::encoding::{Bytes32, sha256_hex};
-use glue::contract::layout;
-use glue::contract::record::{Expected, Record, verify};
-use glue::contract::startup::{EnvMode, Object, Startup, Stream};
-use glue::contract::status::{Phase, Status};
-use glue::volume::Dir;
+use latebind_contract::encoding::{Bytes32, sha256_hex};
+use latebind_contract::layout;
+use latebind_contract::record::{Expected, Record, verify};
+use latebind_contract::startup::{EnvMode, Object, Startup, Stream};
+use latebind_contract::status::{Phase, Status};
+use latebind_linux::volume::Dir;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -39,7 +39,7 @@ fn said(what: &str) -> impl Fn(std::io::Error) -> Failed + '_ {
 
 fn fresh() -> Result<Bytes32, Failed> {
     let mut bytes = [0; 32];
-    glue::sys::random(&mut bytes).map_err(said("random numbers"))?;
+    latebind_linux::sys::random(&mut bytes).map_err(said("random numbers"))?;
     Ok(Bytes32::new(bytes))
 }
 
@@ -92,7 +92,7 @@ impl Slot {
         self.count += 1;
         let output = |name: &str| Some(Stream { file: Some(format!("io/{name}")), append: false, fifo: None });
         let startup = Startup {
-            version: glue::contract::VERSION,
+            version: latebind_contract::VERSION,
             job: format!("bench-{}", self.count),
             nonce: fresh()?,
             key: fresh()?,

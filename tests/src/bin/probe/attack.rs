@@ -5,11 +5,11 @@ use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::time::{Duration, UNIX_EPOCH};
 
-use glue::contract::encoding::{Bytes32, sha256_hex};
-use glue::contract::record::{GlueIdentity, Outcome, Processes, Record, Usage, Used, sign};
-use glue::contract::startup::{self, Startup};
-use glue::contract::status::{Phase, Status};
-use glue::contract::{layout, time};
+use latebind_contract::encoding::{Bytes32, sha256_hex};
+use latebind_contract::record::{GlueIdentity, Outcome, Processes, Record, Usage, Used, sign};
+use latebind_contract::startup::{self, Startup};
+use latebind_contract::status::{Phase, Status};
+use latebind_contract::{layout, time};
 use serde_json::json;
 
 use crate::{say, swarm, sys};
@@ -127,7 +127,7 @@ pub fn false_glue(words: &[String]) -> Result<i32, String> {
     }
     let owner = fs::metadata(layout::work(slot)).map(|work| (work.uid(), work.gid())).unwrap_or((20_000, 20_000));
     let incarnation =
-        sha256_hex(format!("{:?}{}", glue::contract::time::wall(), std::process::id()).as_bytes())[..32].to_string();
+        sha256_hex(format!("{:?}{}", latebind_contract::time::wall(), std::process::id()).as_bytes())[..32].to_string();
     let mut status = Status {
         contract: vec![1],
         phase: Phase::Ready,
@@ -169,7 +169,7 @@ fn tell(ctl: &str, name: &str, text: &str) {
 
 /// A record of success: of the job in `taken`, or of one made up.
 fn forged_record(key: &Bytes32, taken: Option<(&Startup, &[u8])>) -> Option<String> {
-    let now = glue::contract::time::wall().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = latebind_contract::time::wall().duration_since(UNIX_EPOCH).unwrap_or_default();
     let moment = time::rfc3339(i64::try_from(now.as_secs()).unwrap_or(0), now.subsec_nanos());
     let nothing = Used { user_s: 0.1, system_s: 0.1, ..Used::default() };
     let record = Record {

@@ -29,7 +29,7 @@ pub fn keyring(verb: &str, name: &str) -> Result<i32, String> {
 /// errno.
 pub fn calls() -> Result<i32, String> {
     swarm::refuse_outside_a_pod()?;
-    for (name, number) in glue::filter::REFUSED.iter().chain(glue::filter::REFUSED_HERE) {
+    for (name, number) in latebind_linux::filter::REFUSED.iter().chain(latebind_linux::filter::REFUSED_HERE) {
         say(&json!({"call": name, "errno": sys::call_in_vain(*number)}));
     }
     for (name, errno) in sys::namespace_calls() {
@@ -56,9 +56,9 @@ pub fn threads(n: u64) -> Result<i32, String> {
 /// A child of glue's own fork that aborts: who gets the signal?
 pub fn abort_in_child() -> Result<i32, String> {
     sys::block(libc::SIGABRT);
-    let signal = match glue::sys::fork().map_err(|e| e.to_string())? {
-        glue::sys::Fork::Child => sys::abort(),
-        glue::sys::Fork::Parent(pid) => sys::signal_that_ended(pid),
+    let signal = match latebind_linux::sys::fork().map_err(|e| e.to_string())? {
+        latebind_linux::sys::Fork::Child => sys::abort(),
+        latebind_linux::sys::Fork::Parent(pid) => sys::signal_that_ended(pid),
     };
     say(&json!({"child_ended_by": signal, "own_signal": sys::is_pending(libc::SIGABRT)}));
     Ok(0)

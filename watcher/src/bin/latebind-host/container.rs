@@ -6,7 +6,7 @@
 use crate::failure::{Failure, failure};
 use crate::place::PodPlace;
 use crate::uids::PodIds;
-use glue::contract::layout::{self, Ids};
+use latebind_contract::layout::{self, Ids};
 use std::fmt;
 use std::path::{Path, PathBuf};
 

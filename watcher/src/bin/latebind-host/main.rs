@@ -32,7 +32,7 @@ use crate::failure::{Context, Failure, failure};
 use crate::images::AllowList;
 use crate::place::Place;
 use crate::pod::Plan;
-use glue::contract::layout::SLOT_MAX;
+use latebind_contract::layout::SLOT_MAX;
 use std::fs;
 use std::io::Read;
 use std::os::unix::process::CommandExt;

@@ -5,7 +5,7 @@ use crate::engine::{CALL_LIMIT, CallError, Engine, START_LIMIT, with_verb};
 use crate::images::{self, Ready, Reason, Refusal};
 use crate::ipc;
 use crate::main_process::MainProcess;
-use glue::contract::layout::Ids;
+use latebind_contract::layout::Ids;
 use serde::Deserialize;
 use std::fs;
 use std::io;

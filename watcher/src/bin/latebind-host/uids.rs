@@ -10,7 +10,7 @@
 
 use crate::failure::{Context, Failure, failure};
 use crate::place::{PodPlace, directory};
-use glue::contract::layout::{Ids, SLOT_MAX};
+use latebind_contract::layout::{Ids, SLOT_MAX};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use std::fmt;

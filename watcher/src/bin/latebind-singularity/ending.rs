@@ -36,8 +36,8 @@ impl Ending {
             Self::Signal(signal) => {
                 // A core of this program would be taken for the job's.
                 let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
-                let _ = glue::sys::reset_signals();
-                let _ = glue::sys::signal_process(std::process::id() as i32, signal);
+                let _ = latebind_linux::sys::reset_signals();
+                let _ = latebind_linux::sys::signal_process(std::process::id() as i32, signal);
                 ExitCode::from(u8::try_from(128 + signal).unwrap_or(u8::MAX))
             }
             Self::Again(why) => {
@@ -93,7 +93,7 @@ fn say_failure(dir: &Path, line: &str) -> io::Result<()> {
 /// Into the job's standard error, behind what the job has written: this descriptor does not know how far that is.
 pub fn complain(text: &str) {
     let mut whole = format!("latebind: {}\n", one_line(text));
-    if let Ok(fd) = glue::sys::inherited(2).as_fd().try_clone_to_owned() {
+    if let Ok(fd) = latebind_linux::sys::inherited(2).as_fd().try_clone_to_owned() {
         let mut file = fs::File::from(fd);
         let _ = file.seek(SeekFrom::End(0));
         let _ = file.write_all(std::mem::take(&mut whole).as_bytes());

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use glue::contract::layout;
+use latebind_contract::layout;
 use serde_json::json;
 use watcher::bind::{Class, Reason};
 use watcher::job::{Report, Request};
@@ -66,7 +66,8 @@ fn connect(signals: &Signals) -> io::Result<Client> {
 }
 
 fn submit(client: &Client, request: &Request, signals: &Signals) -> io::Result<(Report, f64)> {
-    let fds: Vec<OwnedFd> = (0..3).map(|n| glue::sys::inherited(n).try_clone_to_owned()).collect::<io::Result<_>>()?;
+    let fds: Vec<OwnedFd> =
+        (0..3).map(|n| latebind_linux::sys::inherited(n).try_clone_to_owned()).collect::<io::Result<_>>()?;
     let fds: Vec<&dyn AsFd> = fds.iter().map(|fd| fd as &dyn AsFd).collect();
     let mut passer = Some(client.try_clone()?);
     // The first word about the job says that it is there, and can be signalled.

@@ -24,9 +24,9 @@ const PROBED: u8 = 37;
 const FAILED: u8 = 255;
 
 fn main() -> ExitCode {
-    glue::sys::protect_relocations();
+    latebind_linux::sys::protect_relocations();
     // Once more, for a copy that somebody installed with other rights.
-    let _ = glue::sys::set_dumpable(false);
+    let _ = latebind_linux::sys::set_dumpable(false);
     let words: Result<Vec<String>, _> = std::env::args_os().skip(1).map(|word| word.into_string()).collect();
     let call = words.map_err(|word| format!("{word:?} is not UTF-8")).and_then(|words| arguments::parse(&words));
     match call {

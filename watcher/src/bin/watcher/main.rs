@@ -11,9 +11,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arguments::{BinderKind, Cli, CoreArgs, END_NEEDS, Idle, PilotArgs, Private, RunArgs, Verb};
-use glue::contract::encoding::hex;
-use glue::contract::layout::Ids;
-use glue::contract::startup::EnvFormat;
+use latebind_contract::encoding::hex;
+use latebind_contract::layout::Ids;
+use latebind_contract::startup::EnvFormat;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use watcher::bind::Binder;
 use watcher::bind::host::Host;
@@ -30,7 +30,7 @@ const OUR_FAILURE: u8 = 125;
 fn main() -> ExitCode {
     // A client that is not root may have a payload's UID, which could look into it and end it as it likes.
     if !nix::unistd::geteuid().is_root() {
-        let _ = glue::sys::set_dumpable(false);
+        let _ = latebind_linux::sys::set_dumpable(false);
     }
     // A code of 2 would be the job's.
     let cli: Cli = match text::arguments(OUR_FAILURE) {
@@ -276,7 +276,7 @@ fn run_one(args: &RunArgs) -> io::Result<ExitCode> {
 
 fn request_of(args: &RunArgs) -> io::Result<Request> {
     let mut random = [0; 8];
-    glue::sys::random(&mut random)?;
+    latebind_linux::sys::random(&mut random)?;
     let env = args.env.iter().map(|pair| match pair.split_once('=') {
         Some((name, value)) => Ok((name.to_owned(), value.to_owned())),
         // As docker does: a bare name takes the caller's value.
@@ -294,7 +294,7 @@ fn request_of(args: &RunArgs) -> io::Result<Request> {
     request.env = env.collect::<io::Result<_>>()?;
     request.env_files = args.env_file.iter().map(sh).collect();
     if args.clean_env {
-        request.env_mode = glue::contract::startup::EnvMode::Clear;
+        request.env_mode = latebind_contract::startup::EnvMode::Clear;
     }
     request.cwd = args.workdir.clone();
     request.inputs = args.inputs.clone();

@@ -66,7 +66,10 @@ fn refuses(pod: &Pod, seen: &Payload) -> Option<String> {
     let (placeholder, image_id) = view::placeholder(pod).ok()?;
     let digest = digest_of(&image_id);
     let is_placeholder = seen.wanted == placeholder || digest.is_some() && digest_of(&seen.wanted) == digest;
-    let ended = [&seen.ended, &seen.last].into_iter().flatten().find(|ended| ended.code == glue::run::REFUSED)?;
+    let ended = [&seen.ended, &seen.last]
+        .into_iter()
+        .flatten()
+        .find(|ended| ended.code == latebind_contract::layout::REFUSED_CODE)?;
     (is_placeholder && !seen.running).then(|| format!("refuses to work (exit code {}) {}", ended.code, ended.message))
 }
 

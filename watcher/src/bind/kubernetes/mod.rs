@@ -18,7 +18,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::future::{Either, select};
-use glue::contract::encoding::hex;
+use latebind_contract::encoding::hex;
 use serde_json::json;
 use tokio::runtime::Runtime;
 
@@ -260,7 +260,7 @@ impl Kubernetes {
             return as_it_is(expected, "it cannot be read");
         };
         let mut mark = [0; 6];
-        glue::sys::random(&mut mark)
+        latebind_linux::sys::random(&mut mark)
             .map_err(|e| Failure::retry(Reason::EngineError, format!("no random numbers: {e}")))?;
         if let Some(digest) = &parsed.digest {
             expected.digest = Some(digest.clone());

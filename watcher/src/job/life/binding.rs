@@ -5,9 +5,9 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use glue::contract::layout;
-use glue::contract::status::Status;
-use glue::processes::Proc;
+use latebind_contract::layout;
+use latebind_contract::status::Status;
+use latebind_linux::processes::Proc;
 
 use crate::bind::{Binder, Failure, Progress, Reason, proof};
 use crate::job::cgroup::Group;
@@ -100,7 +100,7 @@ fn wait_for_glue(
 /// The kill UID that a proven glue names, once everything that watcher and glue have to agree on has been compared.
 fn proven_kill_uid(around: &Around<'_>, status: &Status) -> Result<u32, Failure> {
     let (slot, mismatch) = (around.slot, |message: String| Failure::retry(Reason::VersionMismatch, message));
-    if !status.contract.contains(&glue::contract::VERSION) {
+    if !status.contract.contains(&latebind_contract::VERSION) {
         return Err(mismatch(format!("glue {} speaks contract {:?}", status.glue, status.contract)));
     }
     if (status.uid, status.gid) != (slot.uid, slot.gid) {
@@ -298,7 +298,7 @@ impl Life<'_> {
     /// A handle on the glue that the state names, or the certainty that it is gone.
     pub(super) fn pin_glue(&mut self) -> Result<(), Failure> {
         let bound = self.bound()?;
-        let pidfd = glue::sys::pidfd_open(bound.pid).ok();
+        let pidfd = latebind_linux::sys::pidfd_open(bound.pid).ok();
         // Which process this is was proven when it was bound; that its number has not passed on, its container says.
         let same = Proc::open().and_then(|p| p.cgroup(bound.pid)).is_ok_and(|cgroup| cgroup == bound.cgroup);
         match pidfd.filter(|_| same) {

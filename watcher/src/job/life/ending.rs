@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use glue::processes::Proc;
+use latebind_linux::processes::Proc;
 
 use crate::bind::{Class, Failure, Reason, Unattended, proof};
 use crate::clean;

@@ -3,10 +3,10 @@
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use glue::contract::record::{Outcome, Refusal};
-use glue::contract::status::Status;
-use glue::processes::{Pinned, Proc};
-use glue::supervise::START_WITHIN;
+use latebind_contract::record::{Outcome, Refusal};
+use latebind_contract::startup::START_WITHIN;
+use latebind_contract::status::Status;
+use latebind_linux::processes::{Pinned, Proc};
 use nix::sys::signal::Signal;
 
 use crate::bind::{Failure, Reason, proof};
@@ -182,7 +182,7 @@ impl Life<'_> {
         self.state.report.usage = Some(summary);
     }
 
-    pub(super) fn nonce(&self) -> Option<&glue::contract::encoding::Bytes32> {
+    pub(super) fn nonce(&self) -> Option<&latebind_contract::encoding::Bytes32> {
         self.state.secrets.as_ref().map(|s| &s.nonce)
     }
 

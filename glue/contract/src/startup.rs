@@ -1,5 +1,7 @@
 //! The startup file, version 1: what one job is, and every check that needs nothing but the file itself.
 
+use std::time::Duration;
+
 use serde::de::{Error, MapAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -7,7 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::encoding::Bytes32;
 use super::layout::{self, Ids};
 use super::object::{self, Fields};
-pub use super::text::printable;
+use super::text::printable;
 
 /// Longest wall limit, in seconds: ten years.
 pub const TIMEOUT_MAX: f64 = 315_360_000.0;
@@ -15,6 +17,9 @@ pub const TIMEOUT_MAX: f64 = 315_360_000.0;
 pub const GRACE_MAX: f64 = 86_400.0;
 /// Longest bound on the final clean-up, in seconds.
 pub const KILL_MAX: f64 = 600.0;
+/// How long a start may take, from stage one to the exec of the job's program: the files that it opens may be on a file
+/// system that does not answer, and an image may be fetched as it is read.
+pub const START_WITHIN: Duration = Duration::from_secs(60);
 /// Bound on the final clean-up where the file sets none, in seconds.
 pub const KILL_DEFAULT: f64 = 10.0;
 

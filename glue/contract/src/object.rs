@@ -65,7 +65,7 @@ impl Seen {
 
     fn note(&mut self, field: &str) -> Result<(), String> {
         let Some((bit, _)) = self.names().find(|(_, name)| *name == field) else {
-            let printable = super::startup::printable(field);
+            let printable = super::text::printable(field);
             return Err(format!("unknown field `{printable}`, expected one of {} {}", self.required, self.optional));
         };
         if self.fields & bit != 0 {
@@ -103,7 +103,7 @@ pub fn word<'de, D: Deserializer<'de>>(from: D, words: &'static str) -> Result<u
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
 mod tests {
-    use crate::contract::startup::{EnvFile, EnvFormat, Rlimit, Startup, Stream};
+    use crate::startup::{EnvFile, EnvFormat, Rlimit, Startup, Stream};
 
     const LEAST: &str = r#""version":1,"job":"j","nonce":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA",
         "key":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA","incarnation":"i","argv":["a"],"uid":1,"gid":2"#;

@@ -3,7 +3,7 @@
 //! Stage two, which has the payload's UID, says the number; glue, which has the key, says the text.
 
 use super::{EXPANDED_MAX, NESTING_MAX, STEPS_MAX};
-use crate::contract::numbered::numbered;
+use crate::numbered;
 
 numbered! {
     /// What is wrong with an environment file.

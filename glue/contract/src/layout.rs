@@ -42,6 +42,8 @@ pub const ENV_FILE_MAX: u64 = 1 << 20;
 pub const RECORD_MAX: u64 = 64 << 10;
 /// Largest number of environment files of one job.
 pub const ENV_FILES_MAX: usize = 16;
+/// Exit code of a `glue run` that found mounts, volumes, numbers or privileges other than they have to be.
+pub const REFUSED_CODE: i32 = 3;
 /// Exit code of a `glue run` that found no room for its status or a record.
 pub const FULL_CODE: i32 = 6;
 /// Highest slot number; one pod has few payload containers.

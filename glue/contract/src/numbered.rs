@@ -1,6 +1,7 @@
 //! Enums whose variants travel as numbers: declared once, and a number without a variant is an error.
 
 /// Declares an enum, in the order of its numbers from 0 on, with a way back from a number.
+#[macro_export]
 macro_rules! numbered {
     ($(#[$about:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident,)+ }) => {
         $(#[$about])*
@@ -21,5 +22,3 @@ macro_rules! numbered {
         }
     };
 }
-
-pub(crate) use numbered;

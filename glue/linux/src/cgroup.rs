@@ -5,9 +5,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::fcntl::OFlag;
 
-use crate::contract::record::CgroupUse;
 use crate::sys;
 use crate::volume::read_whole;
+use latebind_contract::record::CgroupUse;
 
 /// `CGROUP_SUPER_MAGIC` (version 1) and `CGROUP2_SUPER_MAGIC` of statfs(2).
 const MAGICS: [i64; 2] = [0x0027_e0eb, 0x6367_7270];

@@ -7,7 +7,7 @@ pub mod encoding;
 pub mod environment;
 pub mod layout;
 pub mod mounts;
-pub(crate) mod numbered;
+mod numbered;
 pub mod object;
 pub mod record;
 pub mod startup;

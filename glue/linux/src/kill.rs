@@ -17,10 +17,10 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
-use crate::contract::layout::Ids;
 use crate::error::refused;
 use crate::processes::{Pinned, Proc, Process};
 use crate::sys::{self, Capabilities, Child, Fork};
+use latebind_contract::layout::Ids;
 
 /// How long to wait between two looks at a child that neither reports nor ends.
 const LOOK_EVERY_MS: u16 = 5;

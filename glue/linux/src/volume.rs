@@ -11,9 +11,9 @@ use nix::libc;
 use nix::sys::stat::{FileStat, SFlag, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use crate::contract::layout;
 use crate::error::{error, refused};
 use crate::sys;
+use latebind_contract::layout;
 
 fn c_string(path: &str) -> io::Result<CString> {
     CString::new(path).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))

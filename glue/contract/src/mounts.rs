@@ -5,7 +5,7 @@
 //! so both sides read `/proc/<pid>/mountinfo` (proc_pid_mountinfo(5)) and demand exactly the expected mounts.
 
 use super::layout;
-use super::startup::printable;
+use super::text::printable;
 
 /// One line of mountinfo.
 #[derive(Clone, Debug, PartialEq, Eq)]
