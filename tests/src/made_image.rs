@@ -4,7 +4,7 @@
 use std::fs;
 use std::process::Command;
 
-use glue::contract::encoding::sha256_hex;
+use latebind_contract::encoding::sha256_hex;
 use serde_json::{Value, json};
 
 use crate::pod::{BUSYBOX, Scratch, podman, unique};

@@ -9,7 +9,7 @@
 use crate::container::Role;
 use crate::guard::CONTAINER;
 use crate::place::{Place, PodPlace, is_pod_name};
-use glue::contract::layout;
+use latebind_contract::layout;
 use serde_json::Value;
 
 /// All that `config.json` may say, a line for each member; `!` marks what it has to say. `*` is any text, `|` stands
