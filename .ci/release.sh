@@ -32,7 +32,7 @@ SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
 export SOURCE_DATE_EPOCH
 CARGO=$cargo "$tool/bin/cargo-cyclonedx" cyclonedx --quiet --format json --describe binaries --target "$MUSL_TARGET"
 for program in "${programs[@]}"; do
-    mv "$(find glue watcher -maxdepth 1 -name "${program}_bin.cdx.json")" "$out/latebind-$version-$program.cdx.json"
+    mv "$(find glue watcher -maxdepth 2 -name "${program}_bin.cdx.json")" "$out/latebind-$version-$program.cdx.json"
 done
 find . -path ./target -prune -o -name '*_bin.cdx.json' -exec rm {} +
 
