@@ -12,6 +12,8 @@ mod singularity {
 
 use std::path::Path;
 
+use watcher::reference::Reference;
+
 use self::singularity::arguments::{Call, Job, parse};
 use self::singularity::environment::of_job;
 use self::singularity::image::Table;
@@ -153,6 +155,8 @@ fn is_run(job: &Job) {
                 "the full name of {:?} means something else",
                 job.image
             );
+            let reference = Reference::parse_full(&full).unwrap();
+            assert!(reference.registry().is_some());
             assert!(full.len() <= 1024 && full.bytes().all(|b| b.is_ascii_graphic()), "{full:?}");
         }
         Err(why) => assert!(!why.contains(char::is_control), "{why:?}"),

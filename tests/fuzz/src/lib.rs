@@ -12,10 +12,15 @@ pub mod input;
 pub mod mountinfo;
 pub mod proc;
 pub mod record;
+pub mod reference;
 pub mod report;
 pub mod shells;
+pub mod size;
+pub mod socket;
+pub mod spool;
 pub mod startup;
 pub mod status;
+pub mod text;
 pub mod time;
 
 /// One target.
@@ -39,6 +44,11 @@ pub const TARGETS: &[Target] = &[
     Target { name: "proc", run: proc::run },
     Target { name: "argv", run: arguments::run },
     Target { name: "time", run: time::run },
+    Target { name: "reference", run: reference::run },
+    Target { name: "size", run: size::run },
+    Target { name: "text", run: text::run },
+    Target { name: "spool", run: spool::run },
+    Target { name: "socket", run: socket::run },
 ];
 
 /// The target with this name.

@@ -63,6 +63,11 @@ replayed! {
     what_the_kernel_says_of_processes "proc"
     command_lines_of_singularity "argv"
     times "time"
+    image_references "reference"
+    sizes "size"
+    foreign_text "text"
+    what_is_put_into_a_spool "spool"
+    lines_of_clients "socket"
 }
 
 #[test]
