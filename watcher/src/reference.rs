@@ -56,8 +56,8 @@ impl Reference {
                 "each part of its path must be lower-case letters and digits, joined by one '.', one or two '_', or '-'",
             ));
         }
-        if name.len() > NAME_MAX {
-            return Err(wrong(&format!("without tag and digest it is longer than {NAME_MAX} bytes")));
+        if name.len().max(in_full(name).len()) > NAME_MAX {
+            return Err(wrong(&format!("without tag and digest it is, in full, longer than {NAME_MAX} bytes")));
         }
         if let Some(tag) = tag.filter(|tag| !is_tag(tag)) {
             return Err(wrong(&format!(
@@ -108,11 +108,7 @@ impl Reference {
 
     /// The full name of the repository: Docker Hub's short forms spelled out.
     pub fn repository(&self) -> String {
-        match split(&self.name) {
-            (Some("index.docker.io"), path) => format!("docker.io/{path}"),
-            (Some(_), _) => self.name.clone(),
-            (None, path) => in_full(path),
-        }
+        in_full(&self.name)
     }
 
     /// The same content under a tag that no bind has had: the kubelet's back-off goes by the text, and the runtime
@@ -156,10 +152,15 @@ fn split(name: &str) -> (Option<&str>, &str) {
     }
 }
 
-/// What Docker Hub's short form stands for.
-fn in_full(path: &str) -> String {
-    let library = if path.contains('/') { "" } else { "library/" };
-    format!("docker.io/{library}{path}")
+/// A name, or a whole reference, with what Docker Hub's short forms leave out.
+fn in_full(name: &str) -> String {
+    match split(name) {
+        (None | Some("docker.io" | "index.docker.io"), path) => {
+            let library = if path.contains('/') { "" } else { "library/" };
+            format!("docker.io/{library}{path}")
+        }
+        (Some(_), _) => name.to_owned(),
+    }
 }
 
 fn is_registry(text: &str) -> bool {
@@ -310,6 +311,8 @@ mod tests {
             &upper,
             &two,
             &longest,
+            &"a".repeat(NAME_MAX + 1 - "docker.io/library/".len()),
+            &format!("docker.io/{}", "a".repeat(NAME_MAX + 1 - "docker.io/library/".len())),
         ] {
             for parsed in [Reference::parse(text), Reference::parse_full(text)] {
                 let why = parsed.unwrap_err();
@@ -324,6 +327,8 @@ mod tests {
         assert_eq!(of("busybox:1"), "docker.io/library/busybox");
         assert_eq!(of("me/busybox"), "docker.io/me/busybox");
         assert_eq!(of("index.docker.io/me/b"), "docker.io/me/b");
+        assert_eq!(of("docker.io/busybox"), "docker.io/library/busybox");
+        assert_eq!(of("index.docker.io/busybox"), "docker.io/library/busybox");
         assert_eq!(of("127.0.0.1:7500/x/y:1"), "127.0.0.1:7500/x/y");
         assert_eq!(of("localhost/x"), "localhost/x");
     }
