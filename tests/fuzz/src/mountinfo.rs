@@ -75,10 +75,8 @@ fn escaped(path: &str) -> String {
 
 /// [`check`] passes exactly where at and below `/shared` there are our three mounts, each once, each as it has to be.
 fn decided_rightly(mounts: &[Mount]) {
-    let within = |mount: &&Mount| {
-        let mut parts = mount.point.split('/').filter(|part| !part.is_empty());
-        mount.point.starts_with('/') && parts.next() == Some("shared")
-    };
+    // The kernel writes one slash at the beginning of a path; `//shared` would be another's name.
+    let within = |mount: &&Mount| mount.point.strip_prefix('/').and_then(|p| p.split('/').next()) == Some("shared");
     let mut found: Vec<(&str, bool)> = mounts.iter().filter(within).map(|m| (m.point.as_str(), m.read_only)).collect();
     found.sort_unstable();
     let (ctl, data) = (layout::ctl(SLOT), layout::data(SLOT));
