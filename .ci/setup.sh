@@ -1,5 +1,5 @@
 #!/bin/sh
-# setup.sh PURPOSE...: installs what `make build|images|demo|test|bench|fuzz|cluster` need on Debian and is not
+# setup.sh PURPOSE...: installs what `make build|images|demo|test|bench|fuzz|test-v2|cluster` need on Debian and is not
 # installed yet; first says what, and how long it takes. Only packages of the distribution; running it again does
 # nothing.
 set -eu
@@ -40,10 +40,11 @@ for purpose; do
         command -v busybox >/dev/null || add 5 busybox-static
         [ -n "$(dev_cargo)" ] || add 60 rustc-web cargo-web
         ;;
+    v2) add 5 curl debootstrap e2fsprogs util-linux ;;
     # Programs for tests/cluster, which takes the rest apart from what is installed.
     cluster) add 20 golang-go dpkg-dev libseccomp2 openssl jq curl ;;
     *)
-        echo "setup.sh: unknown purpose '$purpose' (build, images, demo, test, bench, fuzz, cluster)" >&2
+        echo "setup.sh: unknown purpose '$purpose' (build, images, demo, test, bench, fuzz, v2, cluster)" >&2
         exit 2
         ;;
     esac

@@ -1,0 +1,59 @@
+#!/bin/bash
+# test-v2.sh: the tests on control groups v2, in machines of Debian 13 (podman 5, crun) and Debian 12 (podman 4.3, crun)
+# that are booted here (tests/v2); ends with `N passed, M failed`. Expects dist/ and the images (make test-v2 makes
+# them).
+#
+# SUITES   the machines, default "trixie bookworm"
+# TESTS    the test programs; default: those whose answer depends on control groups or the engine
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit
+. .ci/rust.sh
+. .ci/steps.sh
+cargo=$(need_cargo) || exit
+export LATEBIND_STATE=${LATEBIND_STATE:-/var/lib/latebind-test} # see the Makefile
+export CARGO_TERM_COLOR=never
+tests=${TESTS:-limits looking loss host run_conventions shortages spool steering attacks}
+work=$(mktemp -d)
+trap 'rm -rf "$work" "$log"' EXIT
+
+mkdir "$work/exchange"
+# `  Executable tests/limits.rs (target/debug/deps/limits-0123456789abcdef)`
+"$cargo" test --locked --no-run -p latebind-tests 2>"$work/built" || {
+    cat "$work/built"
+    exit 1
+}
+echo "demo tests/demo/run.sh" >"$work/exchange/programs"
+for name in $tests; do
+    program=$(sed -n -E "s|^ *Executable tests/$name(/main)?\.rs \((.*)\)|\2|p" "$work/built")
+    [ -n "$program" ] || {
+        echo "test-v2.sh: there is no test program $name" >&2
+        exit 1
+    }
+    echo "$name $program" >>"$work/exchange/programs"
+done
+programs=$(sed -n 's/^[^ ]* \(target[^ ]*\).*/\1/p' "$work/exchange/programs")
+PROGRAMS=$programs tests/v2/disk-of-tests.sh "$work/disk" || exit
+printf 'CHECKOUT=%s\nLATEBIND_STATE=%s\n' "$PWD" "$LATEBIND_STATE" >"$work/exchange/settings"
+cp tests/v2/run "$work/exchange/"
+
+# machine SUITE: its tests' output, and a failure unless it came to its end with all of them passed
+machine() {
+    local exchange=$work/$1 console=$work/$1.console pid
+    cp -a "$work/exchange" "$exchange"
+    : >"$exchange/out"
+    tests/v2/boot.sh "$1" "$exchange" "$work/disk.$1" >"$console" 2>&1 &
+    pid=$!
+    tail -n +1 -f --pid="$pid" "$exchange/out"
+    wait "$pid"
+    [ "$(cat "$exchange/code" 2>/dev/null)" = 0 ] || {
+        echo "test-v2.sh: the machine of $1 failed, or was lost; the last lines of its console:"
+        tail -n 20 "$console"
+        return 1
+    }
+}
+for suite in ${SUITES:-trixie bookworm}; do
+    cp --sparse=always "$work/disk" "$work/disk.$suite"
+    step "tests on control groups v2, Debian $suite" machine "$suite"
+    rm "$work/disk.$suite"
+done
+conclude
