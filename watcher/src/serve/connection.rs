@@ -140,8 +140,13 @@ pub(super) fn serve(
             unread.push(&service.tell(news))?;
             quiet_since = Instant::now();
         }
+        let full = unread.len() >= UNREAD_MAX;
         unread.send(stream)?;
         let takes_more = unread.len() < UNREAD_MAX;
+        if full && takes_more {
+            // News that came meanwhile were left, and nothing would wake this up for them again.
+            continue;
+        }
         if takes_more {
             match lines.next() {
                 Ok(Some(line)) => {
@@ -299,6 +304,40 @@ mod tests {
         while news.post(News::Phase("job".into(), crate::job::Phase::Queued)) {}
         while client.read(&mut some).is_ok_and(|n| n > 0) {}
         assert!(end.join().unwrap().contains("wait to be read"));
+    }
+
+    /// Answers with `Big`, and has news for its client before that is sent.
+    struct WithNews(Big, Arc<Mailbox>);
+
+    impl Service for WithNews {
+        fn answer(&mut self, ask: Ask, descriptors: Vec<OwnedFd>) -> Result<Option<Tell>, String> {
+            self.1.post(News::Phase("job".into(), crate::job::Phase::Queued));
+            self.0.answer(ask, descriptors)
+        }
+
+        fn tell(&mut self, news: News) -> Tell {
+            self.0.tell(news)
+        }
+
+        fn purpose(&self) -> Purpose {
+            self.0.purpose()
+        }
+    }
+
+    #[test]
+    fn news_behind_an_answer_that_fills_the_queue_are_sent_when_that_is_gone() {
+        let (mut client, ours) = UnixStream::pair().unwrap();
+        client.set_read_timeout(Some(LONG / 10)).unwrap();
+        let news = Arc::new(Mailbox::new().unwrap());
+        let mut service = WithNews(Big(UNREAD_MAX, Purpose::Waits), news.clone());
+        let end = std::thread::spawn(move || serve(&ours, &news, &mut service, &LONG_TIMES).is_ok());
+        client.write_all(JOBS).unwrap();
+        let mut lines = BufReader::new(&client).lines();
+        assert!(lines.next().unwrap().unwrap().len() > UNREAD_MAX);
+        assert_eq!(lines.next().unwrap().unwrap(), "{\"event\":\"done\"}");
+        drop(lines);
+        drop(client);
+        assert!(end.join().unwrap());
     }
 
     #[test]
