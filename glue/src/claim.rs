@@ -65,8 +65,7 @@ pub fn look(ctl: &Dir, ids: Ids, incarnation: &str) -> io::Result<Claim> {
 }
 
 /// Removes the startup file, opens the environment files that it names, and removes those too: they may hold secrets,
-/// and are
-/// for this job alone.
+/// and are for this job alone.
 pub fn take(ctl: &Dir, claimed: &mut Claimed) -> io::Result<()> {
     ctl.remove(layout::STARTUP)?;
     if claimed.invalid.is_some() {

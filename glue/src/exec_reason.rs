@@ -1,6 +1,5 @@
 //! The words for why a program could not be executed. Glue does not believe that the numbers from
-//! [`crate::exec_failure`] are
-//! true, only that they do no harm.
+//! [`crate::exec_failure`] are true, only that they do no harm.
 #![forbid(unsafe_code)]
 
 use std::io;

@@ -1,8 +1,7 @@
 //! `glue install`: in an init container, puts the binary into its volume and gives each slot's volumes their owners.
 //!
 //! An emptyDir comes with mode 0777 and no sticky bit, so each volume's top is taken over here. Safe to run twice,
-//! beside a
-//! running job, and after a run that was killed half-way.
+//! beside a running job, and after a run that was killed half-way.
 #![forbid(unsafe_code)]
 
 use std::fs::File;

@@ -1,8 +1,7 @@
 //! Glue's log: lines on standard error that can neither block nor end it.
 //!
 //! A reader that stopped reading, or a pipe that somebody made non-blocking, must not stop the supervision of a job.
-//! What
-//! cannot be written at once is dropped and counted; the count is in `status.json`.
+//! What cannot be written at once is dropped and counted; the count is in `status.json`.
 //!
 //! On a terminal a line is text; else it is JSON in the form of the watcher's lines, so that one reader understands
 //! both.
@@ -23,8 +22,7 @@ static DROPPED: AtomicU64 = AtomicU64::new(0);
 static SLOT: AtomicU32 = AtomicU32::new(u32::MAX);
 
 /// Opens standard error a second time, non-blocking: the flag belongs to the open file, so the one that others share
-/// stays
-/// as it is. Where that cannot be done (a socket), lines go to the shared one.
+/// stays as it is. Where that cannot be done (a socket), lines go to the shared one.
 pub fn open_non_blocking() {
     let path = c"/proc/self/fd/2";
     let flags = OFlag::O_WRONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_APPEND;

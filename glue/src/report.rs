@@ -1,8 +1,7 @@
 //! What the processes of a start tell glue: numbers of a fixed form, and nothing else.
 //!
 //! Stage two and the waiting child have the payload's UID, so nothing that they write goes into a record as it is. Glue
-//! checks
-//! that each number is one it knows, and takes the words from its own tables and from the startup file.
+//! checks that each number is one it knows, and takes the words from its own tables and from the startup file.
 #![forbid(unsafe_code)]
 
 use std::io;

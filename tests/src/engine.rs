@@ -67,8 +67,7 @@ pub fn podman<S: AsRef<str>>(arguments: &[S]) -> String {
 }
 
 /// An image that has nothing but a file of a name, and in place of `/shared`, where our volumes go, a link through the
-/// same name. It goes
-/// with the value.
+/// same name. It goes with the value.
 pub struct LinkedImage(String);
 
 impl LinkedImage {

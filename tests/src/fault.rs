@@ -1,6 +1,5 @@
 //! Faults at the steps of a job: what is killed and when, and what has to be true of the job in the end. Shared by the
-//! tests on podman
-//! and on Kubernetes.
+//! tests on podman and on Kubernetes.
 
 use std::fs;
 use std::io::Write;
@@ -40,8 +39,7 @@ pub const STEPS: [&str; 8] = ["queued", "staging", "binding", "starting", "runni
 pub const CASES: u64 = 8 * (4 + 16);
 
 /// Step and targets of the `n`th fault. A few of them meet each step and different targets: 57 is one more than a
-/// multiple of 8, and
-/// has no factor in common with the number of cases.
+/// multiple of 8, and has no factor in common with the number of cases.
 pub fn case(n: u64, seed: u64) -> (usize, Vec<Target>) {
     let case = (n * 57 + seed) % CASES;
     let (step, combination) = ((case % 8) as usize, (case / 8) as usize);

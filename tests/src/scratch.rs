@@ -1,8 +1,7 @@
 //! A directory and a name for one test, which also removes what killed tests left.
 //!
 //! The name is random: test programs have PID namespaces of their own, so their process IDs are all alike. Whoever
-//! holds
-//! the lock of a directory lives; what is not locked is nobody's any more.
+//! holds the lock of a directory lives; what is not locked is nobody's any more.
 
 use std::fs::{self, File};
 use std::io::Read;

@@ -1,6 +1,5 @@
 //! One slot of a pod without a pilot: volumes, `glue install`, the pause container and payload containers with glue.
-//! The test
-//! itself is the watcher.
+//! The test itself is the watcher.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{Read, Write};
@@ -449,8 +448,8 @@ impl Slot {
     }
 
     /// Waits until the job's program runs and is prepared for TERM: the kernel has it down as blocked, ignored or
-    /// caught, or it
-    /// says so on standard output, as the probe does. (A signal that is waited for is not shown as blocked.)
+    /// caught, or it says so on standard output, as the probe does. (A signal that is waited for is not shown as
+    /// blocked.)
     pub fn await_term_handling(&self, submitted: &Submitted) -> Process {
         let main = self.await_start(submitted);
         let says_so = || fs::read_to_string(self.work().join("stdout")).is_ok_and(|text| text.contains("SIGTERM"));

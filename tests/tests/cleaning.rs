@@ -85,8 +85,7 @@ fn files_with_odd_modes_and_names_are_removed() {
 }
 
 /// 2500 levels, so more than a process may have files open (1024), with more bytes than a path may have (4096): a tree
-/// is
-/// moved below another one, again and again.
+/// is moved below another one, again and again.
 const DEEP: &str = "set -e; mkdir top; n=0; while [ $n -lt 25 ]; do d=$(seq 100 199 | tr '\\n' /); mkdir -p up/$d; \
                     mv top up/$d; mv up top; n=$((n+1)); done; echo made";
 

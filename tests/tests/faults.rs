@@ -1,6 +1,5 @@
 //! Faults: watcher, glue, payload container, pilot container, and pairs of them, killed at each step of a job and at
-//! random moments. No
-//! job is lost, none is reported twice, and none is good without a verified record.
+//! random moments. No job is lost, none is reported twice, and none is good without a verified record.
 //!
 //! `LATEBIND_FAULT_SEED` repeats a run, `LATEBIND_FAULT_RUNS` says how many jobs, and `make soak DURATION=600` goes on
 //! for a time.
@@ -158,8 +157,7 @@ fn tried(counts: &Counts) {
 }
 
 /// With a fixed seed and a few jobs; under `make soak` for as long as LATEBIND_SOAK_SECONDS says, with a seed of its
-/// own and the
-/// steps in between.
+/// own and the steps in between.
 #[test]
 fn at_random_moments_no_job_is_lost_and_none_reported_twice() {
     let soak = number("LATEBIND_SOAK_SECONDS").map(Duration::from_secs);

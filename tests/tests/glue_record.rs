@@ -113,8 +113,7 @@ fn a_startup_file_that_is_put_a_second_time_has_a_record_of_its_own_and_no_other
     let startup = slot.job(&["/probe", "exit", "3"]);
     let first = slot.finish(&slot.submit(&startup));
     // Glue remembers no nonces: that each start has a fresh one is the watcher's part. What must hold: the record of
-    // the
-    // first run does not outlive the claim of the second.
+    // the first run does not outlive the claim of the second.
     let again = slot.submit(&startup);
     // The status has the same nonce both times: it may still be that of the first.
     let another = || fs::read(slot.ctl().join(layout::RECORD)).is_ok_and(|jws| jws != first.jws);

@@ -1,6 +1,5 @@
 //! What is lost is said at once, with the right class, and never as success: SIGKILL of glue, of the payload container,
-//! of the
-//! job, in each phase; and the slot serves the next job.
+//! of the job, in each phase; and the slot serves the next job.
 
 use std::fs;
 use std::path::Path;

@@ -1,6 +1,5 @@
 //! The pilot container is killed at any moment of a job's life: latebind-host starts it again, the watcher goes on
-//! where it
-//! was, the job runs once, and has exactly one result.
+//! where it was, the job runs once, and has exactly one result.
 
 use std::fs;
 use std::path::Path;
@@ -159,8 +158,7 @@ fn seed() -> u64 {
 }
 
 /// Three jobs of a second each; the pilot is killed at a moment of each one's life. Three, since each restart has to
-/// wait
-/// twice as long as the one before.
+/// wait twice as long as the one before.
 fn at_random_moments(salt: u64) {
     let seed = seed();
     let mut x = seed ^ salt.wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -206,8 +204,7 @@ fn killed_at_random_moments_4() {
 }
 
 /// What a foreign root has left is gone, also where the watcher was ended before it had mended the volumes: that a
-/// foreign root can have
-/// been there is noted before each bind, until the proof.
+/// foreign root can have been there is noted before each bind, until the proof.
 #[test]
 fn volumes_that_were_to_be_mended_are_mended_by_the_next_watcher() {
     let pod = Pod::start();

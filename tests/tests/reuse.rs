@@ -1,6 +1,5 @@
 //! `--reuse same-owner` keeps a container for the next job of the same owner and image, and nothing of the last one in
-//! it;
-//! `never`, which is the default, makes a new one each time.
+//! it; `never`, which is the default, makes a new one each time.
 
 use latebind_tests::pod::{BUSYBOX, DEBIAN, Options, Pod, kill, podman, shell, unique, with};
 use serde_json::{Value, json};

@@ -1,6 +1,5 @@
 //! `latebind-host run` (and so `watcher run`, which does the work) behaves as `docker run` does: codes, streams,
-//! signals,
-//! arguments, and nothing stays behind.
+//! signals, arguments, and nothing stays behind.
 
 use std::fs;
 use std::process::Command;

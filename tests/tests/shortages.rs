@@ -1,6 +1,5 @@
 //! Volumes without room at each write, no more processes, no more memory, a glue that is stopped: what is said of the
-//! job, that it
-//! is never taken for the job's own result, and that the slot serves the next one.
+//! job, that it is never taken for the job's own result, and that the slot serves the next one.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,11 +1,9 @@
 //! Making a slot as if no job had ever been there, whatever the last one has left and whoever may still add to it.
 //!
 //! The directories that a payload owns are not cleaned but replaced: what it has put on them, lists, attributes and
-//! flags, goes
-//! with them, and whoever still has one open has nothing of the next job's. Mount points have to stay, so everything is
-//! taken
-//! off them. Each step can be the last one of a watcher that is killed: the next one begins again, and finds a `work/`
-//! at any time.
+//! flags, goes with them, and whoever still has one open has nothing of the next job's. Mount points have to stay, so
+//! everything is taken off them. Each step can be the last one of a watcher that is killed: the next one begins again,
+//! and finds a `work/` at any time.
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -114,8 +112,7 @@ fn renew_work(data: BorrowedFd<'_>, owner: (u32, u32), trash: BorrowedFd<'_>) ->
     match latebind_linux::sys::exchange(data, &work, &next) {
         Ok(()) => discard(data, &next, trash),
         // There is none, or the file system cannot exchange: then a watcher that is killed here leaves none behind, and
-        // the next one
-        // has the volumes made again.
+        // the next one has the volumes made again.
         Err(_) => {
             discard(data, &work, trash)?;
             Ok(renameat(data, next.as_c_str(), data, work.as_c_str())?)

@@ -1,8 +1,7 @@
 //! Work that must be done under the payload's rights, by a process of its own: `watcher helper ...`.
 //!
 //! The watcher has threads and is root; the kill routine forks and gives up its rights. So each such task is a fresh
-//! process,
-//! which knows nothing of keys and ends when the task is done.
+//! process, which knows nothing of keys and ends when the task is done.
 
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
@@ -58,8 +57,7 @@ const LOOK_WITHIN: Duration = Duration::from_millis(500);
 const DETAILS_WITHIN: Duration = Duration::from_secs(2);
 
 /// Looks at these processes with the payload's rights. The helper has the kill routine's IDs: it may look at the
-/// payload, which
-/// can neither signal nor trace it.
+/// payload, which can neither signal nor trace it.
 pub fn details(ids: Ids, pids: &[i32]) -> io::Result<Details> {
     let list: Vec<String> = pids.iter().map(i32::to_string).collect();
     let said = call("details", ids, &list.join(" "), DETAILS_WITHIN)?;
@@ -72,8 +70,7 @@ pub fn stop_all(ids: Ids) -> io::Result<()> {
 }
 
 /// Runs the helper for `task` to its end, at most `within`. Meanwhile it is continued again and again: a kill routine
-/// of the same
-/// slot in another container may stop it. What a process that it forked keeps open does not delay the end.
+/// of the same slot in another container may stop it. What a process that it forked keeps open does not delay the end.
 fn call(task: &str, ids: Ids, input: &str, within: Duration) -> io::Result<String> {
     answer_of(start(task, ids)?, input, within)
         .map_err(|e| io::Error::new(e.kind(), format!("the helper for {task}: {e}")))
@@ -172,8 +169,7 @@ pub fn main(task: &str, ids: Ids) -> io::Result<String> {
 }
 
 /// Sums up what can be read in time. A value that could be read of no process is none; one that could be read of some
-/// is a
-/// lower bound.
+/// is a lower bound.
 fn look(pids: impl Iterator<Item = i32>) -> Details {
     let give_up = Instant::now() + LOOK_WITHIN;
     let mut all = Details::default();

@@ -1,10 +1,8 @@
 //! The watcher: beside a pilot, it binds images, starts jobs, watches them, and believes only verified records.
 //!
 //! Data goes one way: a source hands over a job ([`source`]); the core ([`serve`]) gives it a slot; [`job`] takes it
-//! through
-//! stage, bind, start, run, collect, clean; [`bind`] changes the slot's image and proves what then runs there; the
-//! report
-//! goes back to the source.
+//! through stage, bind, start, run, collect, clean; [`bind`] changes the slot's image and proves what then runs there;
+//! the report goes back to the source.
 #![forbid(unsafe_code)]
 
 pub mod bind;

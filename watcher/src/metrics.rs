@@ -1,8 +1,7 @@
 //! What the core counts, in the form of OpenMetrics, for whoever asks over HTTP.
 //!
 //! Off unless an address is given. Containers of a pod share their network, so the payload can ask too: nothing is told
-//! here
-//! that names a job, an owner, or an image.
+//! here that names a job, an owner, or an image.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -27,8 +26,7 @@ use crate::serve::protocol::SlotLine;
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 
 /// How many connections are served at once: from the pod's own addresses, where payloads are, and from elsewhere. Each
-/// has its own
-/// share, so that payloads keep nobody else away.
+/// has its own share, so that payloads keep nobody else away.
 const LOCAL_MAX: usize = 4;
 const REMOTE_MAX: usize = 8;
 

@@ -1,6 +1,5 @@
 //! Why a job ended as it did: one word for each reason, and what each word may mean to the pilot. Every reason that a
-//! report, a
-//! bind answer, a hold or a metric can carry is here; `docs/protocol.md` prints the same as a table.
+//! report, a bind answer, a hold or a metric can carry is here; `docs/protocol.md` prints the same as a table.
 
 use std::fmt;
 
@@ -225,8 +224,7 @@ impl Reason {
     }
 
     /// The end of a whole pod: the words that the kubelet has for it, and no others. Whatever else a cluster calls it
-    /// is
-    /// [`Reason::PodEnded`].
+    /// is [`Reason::PodEnded`].
     ///
     /// Source: the kubelet's `eviction`, `preemption`, `active_deadline` and `nodeshutdown`, and the node lifecycle
     /// controller.
@@ -308,8 +306,7 @@ pub struct Failure {
 
 impl Failure {
     /// A failure of this class, which has to be one of the reason's. A message is as long as an engine makes it: what
-    /// is beyond
-    /// [`MESSAGE_MAX`] is cut off.
+    /// is beyond [`MESSAGE_MAX`] is cut off.
     pub fn new(class: Class, reason: Reason, message: impl Into<String>) -> Self {
         debug_assert!(reason.may_be(class), "{reason} is never {}", class.name());
         let mut message = message.into();

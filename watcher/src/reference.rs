@@ -1,6 +1,5 @@
 //! Image references, `registry/repository:tag@sha256:digest`, as the distribution project writes them and engines read
-//! them
-//! (github.com/distribution/reference): the one reader of them for all programs.
+//! them (github.com/distribution/reference): the one reader of them for all programs.
 
 use std::fmt;
 
@@ -72,9 +71,8 @@ impl Reference {
     }
 
     /// Takes a reference apart that has to be written in full, as an allow list compares it: what `debian` means
-    /// depends on a
-    /// host's settings. No tag means `latest`; beside a digest the tag says nothing (engines drop it), so it is
-    /// dropped.
+    /// depends on a host's settings. No tag means `latest`; beside a digest the tag says nothing (engines drop it), so
+    /// it is dropped.
     ///
     /// # Errors
     ///
@@ -112,8 +110,7 @@ impl Reference {
     }
 
     /// The same content under a tag that no bind has had: the kubelet's back-off goes by the text, and the runtime
-    /// takes the
-    /// digest alone where there is one.
+    /// takes the digest alone where there is one.
     pub fn fresh(&self, digest: &str, mark: &str) -> String {
         format!("{}:latebind-{mark}@{digest}", self.name)
     }
@@ -130,8 +127,7 @@ impl fmt::Display for Reference {
 }
 
 /// The repository and digest of an image ID such as `docker-pullable://docker.io/library/busybox@sha256:...`; an image
-/// that was
-/// not pulled has no repository there.
+/// that was not pulled has no repository there.
 pub fn of_image_id(image_id: &str) -> Option<(&str, &str)> {
     let bare = image_id.split_once("://").map_or(image_id, |(_, bare)| bare);
     bare.split_once('@').filter(|(name, digest)| !name.is_empty() && is_digest(digest))

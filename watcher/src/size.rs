@@ -16,8 +16,7 @@ impl FromStr for Bytes {
     type Err = String;
 
     /// Reads a whole or decimal number with an optional unit: K, M, G or T, also with i, B or iB, in either case. The
-    /// largest size
-    /// is that of a file, 2^63 - 1.
+    /// largest size is that of a file, 2^63 - 1.
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || {
             let shown: String = text.chars().take(40).collect();

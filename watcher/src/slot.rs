@@ -30,9 +30,8 @@ const OURS: [&str; 4] = [layout::WORK, stage::IO, clean::TRASH, clean::NEXT];
 pub type ClientDirs = BTreeMap<String, (u32, u32)>;
 
 /// What is written down in the private volume while a slot's volumes may have marks of a foreign root: from before an
-/// image that is
-/// not proven can run, until it is proven, or the placeholder is back and the volumes are mended. HTCondor's pilot
-/// waits for its end.
+/// image that is not proven can run, until it is proven, or the placeholder is back and the volumes are mended.
+/// HTCondor's pilot waits for its end.
 pub fn unmended(number: u32) -> String {
     format!("{number}-unmended")
 }
@@ -85,8 +84,8 @@ impl Slot {
     }
 
     /// Makes the slot's volumes again what `glue install` has made of them, and opens them. Root of an image that was
-    /// not proven may
-    /// have left anything there, and no later glue would work on it. For when only the placeholder's glue can be there.
+    /// not proven may have left anything there, and no later glue would work on it. For when only the placeholder's
+    /// glue can be there.
     pub fn mend(number: u32, uid: u32, gid: u32, dirs: &ClientDirs, deadline: &Deadline<'_>) -> io::Result<Self> {
         let (ctl, data) = (Dir::open(&layout::ctl(number))?, Dir::open(&layout::data(number))?);
         clean::reset_volumes(ctl.as_fd(), data.as_fd(), (uid, gid), dirs, deadline)?;
@@ -106,8 +105,7 @@ impl Slot {
     }
 
     /// What glue says now; `None` where no glue has said anything yet. Only for who has the mount proof: an image's own
-    /// root
-    /// could have written it.
+    /// root could have written it.
     pub fn status(&self) -> io::Result<Option<Status>> {
         match self.ctl.read_file(layout::STATUS, STATUS_MAX) {
             Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(io::Error::other),
@@ -145,8 +143,7 @@ impl Slot {
     }
 
     /// Takes what the chime holds; its bytes say nothing but that it was rung. Not more than it can hold at once: until
-    /// the mount
-    /// proof an image's root may write faster than this reads.
+    /// the mount proof an image's root may write faster than this reads.
     pub fn silence_chime(&self) {
         let mut bytes = [0; 4096];
         for _ in 0..CHIME_MAX / bytes.len() {
@@ -157,8 +154,7 @@ impl Slot {
     }
 
     /// Ends the slot's glue for good: the pod is over. Waits until it has gone, at most `within`. Where its container
-    /// is just being
-    /// exchanged, the next glue is the one to end.
+    /// is just being exchanged, the next glue is the one to end.
     pub fn finish(&self, within: Duration) -> io::Result<()> {
         let give_up = Instant::now() + within;
         let (pinned, pid) = loop {

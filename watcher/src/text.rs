@@ -1,6 +1,5 @@
 //! The only way to standard output and standard error: nothing that an image, a registry, a job, an engine or a spool's
-//! user wrote
-//! reaches a terminal but as text. Clippy refuses other ways (`watcher/clippy.toml`).
+//! user wrote reaches a terminal but as text. Clippy refuses other ways (`watcher/clippy.toml`).
 //!
 //! Text goes through [`latebind_contract::text`]; JSON stays the same JSON, in ASCII alone. A job's own output is not ours
 //! to change:
@@ -105,8 +104,7 @@ fn complaint(text: &str) -> String {
 }
 
 /// Reads this program's command line. What is wrong with it, or the help that was asked for, is printed; the error is
-/// the exit code
-/// then, `wrong` where it was wrong.
+/// the exit code then, `wrong` where it was wrong.
 ///
 /// # Errors
 ///

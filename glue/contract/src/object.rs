@@ -1,8 +1,7 @@
 //! JSON objects with a fixed set of fields: an unknown, a repeated and a missing field are refused.
 //!
 //! `derive(Deserialize)` with `deny_unknown_fields` does the same with a reader of its own for each type, and another
-//! one that
-//! takes an array for the object. One loop for all types makes glue 16 KB smaller, and refuses arrays.
+//! one that takes an array for the object. One loop for all types makes glue 16 KB smaller, and refuses arrays.
 
 use core::marker::PhantomData;
 

@@ -394,8 +394,7 @@ fn invalid(field: &'static str, message: &str) -> Result<(), Invalid> {
 }
 
 /// Reads a startup file. The message names line and column, never the text around them: that could be the key. Of a
-/// value of
-/// another type it has the beginning.
+/// value of another type it has the beginning.
 pub fn parse(bytes: &[u8]) -> Result<Startup, Invalid> {
     let startup: Startup = serde_json::from_slice(bytes).map_err(|e| {
         let text = e.to_string();

@@ -48,8 +48,7 @@ pub struct Status {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<String>,
     /// Nonce of the startup file that was claimed last. It is put before that file is removed, so that at each moment
-    /// one of
-    /// the two says that the job was handed over.
+    /// one of the two says that the job was handed over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nonce: Option<Bytes32>,
     /// Process ID of the job's main process, once it is known.

@@ -7,8 +7,7 @@ pub const NAME_MAX: usize = 200;
 pub const LINE_MAX: usize = 4096;
 
 /// Beyond ASCII: controls, what is invisible, what changes the direction or the place of other text, and what no font
-/// is bound to
-/// have. In order.
+/// is bound to have. In order.
 const HARMFUL: [(char, char); 26] = [
     ('\u{7f}', '\u{a0}'), // DEL, C1
     ('\u{ad}', '\u{ad}'),
@@ -44,8 +43,7 @@ pub fn is_harmless(c: char) -> bool {
 }
 
 /// At most `max` characters of `text`, on one line: a space for white space, `?` for all that a terminal could take for
-/// more than a
-/// character. What is left out is marked by `...`.
+/// more than a character. What is left out is marked by `...`.
 pub fn shown(text: &str, max: usize) -> String {
     let mut shown = String::new();
     for (n, c) in text.chars().enumerate() {

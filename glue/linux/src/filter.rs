@@ -1,12 +1,9 @@
 //! The filter of system calls that a job runs under (seccomp(2)): one table of numbers, made by the compiler.
 //!
 //! What is refused has no business in a batch job: it makes state in the kernel that outlives the job and belongs to a
-//! UID, loads
-//! code into the kernel or looks into it, changes what file systems and namespaces there are, or administers the
-//! machine. The
-//! rest is allowed: this is no sandbox for a program, and a job's debugger and its threads have to work.
-//! `docs/threat-model.md`
-//! gives the reason for each group, and says what the engines' own filters refuse.
+//! UID, loads code into the kernel or looks into it, changes what file systems and namespaces there are, or administers
+//! the machine. The rest is allowed: this is no sandbox for a program, and a job's debugger and its threads have to
+//! work. `docs/threat-model.md` gives the reason for each group, and says what the engines' own filters refuse.
 #![forbid(unsafe_code)]
 
 use nix::libc::{self, c_long};

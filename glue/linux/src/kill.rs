@@ -1,13 +1,10 @@
 //! The kill routine: ends every process of one payload UID in one container, and nothing else.
 //!
 //! `kill(-1)` as root would reach the pilot; as the payload UID it would reach what the pilot runs under that UID, and
-//! the
-//! payload could stop or kill the killer. So it runs in a child with real and saved UID K and effective UID P: by
-//! kill(2)
-//! such a process may signal P, and P may not signal it. It stops everything of P at once (a fork in progress notices
-//! the
-//! pending signal and does not complete), then kills one by one what is in the container. Afterwards the rest is
-//! continued.
+//! the payload could stop or kill the killer. So it runs in a child with real and saved UID K and effective UID P: by
+//! kill(2) such a process may signal P, and P may not signal it. It stops everything of P at once (a fork in progress
+//! notices the pending signal and does not complete), then kills one by one what is in the container. Afterwards the
+//! rest is continued.
 #![forbid(unsafe_code)]
 
 use std::io::{self, Read};
@@ -175,8 +172,7 @@ impl Routine<'_> {
 }
 
 /// Takes the routine's IDs and reads them back; afterwards no capability is left. What such a process does, it does
-/// with the
-/// rights of the payload, and the payload cannot signal or trace it.
+/// with the rights of the payload, and the payload cannot signal or trace it.
 pub fn take_ids(ids: Ids) -> io::Result<()> {
     ids.check().map_err(|e| refused(format_args!("{e}")))?;
     sys::set_uids(ids.kill_uid, ids.uid, ids.kill_uid)?;

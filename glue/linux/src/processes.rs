@@ -88,8 +88,7 @@ impl Proc {
     }
 
     /// As [`Proc::cgroup`], for a process that may go on without its main thread: that thread's own entry then says
-    /// nothing
-    /// (with cgroup version 1 it says `/`), so a thread that runs is asked.
+    /// nothing (with cgroup version 1 it says `/`), so a thread that runs is asked.
     pub fn cgroup_of(&self, process: &Process) -> io::Result<String> {
         if !process.main_thread_has_ended() {
             return self.cgroup(process.pid);

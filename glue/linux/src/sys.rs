@@ -45,8 +45,7 @@ pub struct Received {
 const CONTROL: usize = 4;
 
 /// `recvmsg(2)` with the descriptors of SCM_RIGHTS, see unix(7); for the watcher. Whatever the kernel has installed has
-/// an owner
-/// here, also where the message was cut off: nix hands out none of it then.
+/// an owner here, also where the message was cut off: nix hands out none of it then.
 #[allow(clippy::unnecessary_cast, reason = "the lengths' type differs between C libraries")]
 pub fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<Received> {
     let mut control = [0u64; CONTROL];
@@ -117,8 +116,7 @@ pub enum Fork {
 /// `fork(2)`. Glue has one thread, so the child may do whatever the parent may.
 ///
 /// The C library's own, not a bare `clone(2)`: musl keeps the thread's ID, and after a bare clone `abort()` and
-/// `raise()` in
-/// the child would send their signal to the parent.
+/// `raise()` in the child would send their signal to the parent.
 pub fn fork() -> io::Result<Fork> {
     // SAFETY: the callers have one thread: no lock can be held by another one, which the child would not have.
     match checked(libc::c_long::from(unsafe { libc::fork() }))? {
@@ -378,8 +376,7 @@ pub fn install_filter(filter: &[libc::sock_filter]) -> io::Result<()> {
 }
 
 /// Whether the kernel refuses this process to look at keys, as it does under the filter: a call without an effect,
-/// whose
-/// error is another one where nothing stands in its way.
+/// whose error is another one where nothing stands in its way.
 pub fn keys_are_refused() -> bool {
     // SAFETY: there is no operation with this number, so nothing is read or written.
     let refused = checked(unsafe { libc::syscall(libc::SYS_keyctl, -1, 0, 0, 0, 0) });
@@ -512,8 +509,7 @@ pub fn signal_process(pid: i32, signal: i32) -> io::Result<()> {
 /// `kill(-1, SIGSTOP)`: stops every process that this one may signal, but itself.
 ///
 /// Refused unless real, effective and saved UID are `kill_uid`, `payload_uid`, `kill_uid`, none of them 0 or 2^32-1,
-/// and
-/// no capability is left: as root this would stop the machine.
+/// and no capability is left: as root this would stop the machine.
 pub fn stop_all_of(payload_uid: u32, kill_uid: u32) -> io::Result<()> {
     let refused = || io::Error::from_raw_os_error(libc::EPERM);
     if [payload_uid, kill_uid].iter().any(|id| *id == 0 || *id == u32::MAX) || payload_uid == kill_uid {
@@ -577,8 +573,7 @@ pub fn close_range(first: RawFd, last: RawFd, only_mark: bool) -> io::Result<()>
 }
 
 /// The fallback of [`close_range`]: what `/proc/self/fd` lists. A limit on descriptors says nothing of those above it
-/// that were
-/// open before it was lowered.
+/// that were open before it was lowered.
 fn close_listed(first: RawFd, last: RawFd, only_mark: bool) -> io::Result<()> {
     let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
     let list = openat(nix::fcntl::AT_FDCWD, c"/proc/self/fd", flags, 0)?;
@@ -753,8 +748,7 @@ pub fn set_inode_flags(file: BorrowedFd<'_>, flags: u32) -> io::Result<()> {
 }
 
 /// Makes the relocated constants of this program read-only, as a dynamic loader would (PT_GNU_RELRO of elf(5)): the
-/// start code
-/// of a static program in musl relocates, but leaves that out. What cannot be done is left as it is.
+/// start code of a static program in musl relocates, but leaves that out. What cannot be done is left as it is.
 pub fn protect_relocations() {
     // SAFETY: getauxval takes a number only; the kernel gives each program its own program headers.
     let (headers, count) = unsafe { (libc::getauxval(libc::AT_PHDR), libc::getauxval(libc::AT_PHNUM)) };

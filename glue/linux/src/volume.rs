@@ -27,8 +27,7 @@ pub struct Dir {
 
 impl Dir {
     /// Opens an absolute directory component by component, following no link. Every parent has to be root's and
-    /// writable by
-    /// root alone, so that nobody can exchange one for another.
+    /// writable by root alone, so that nobody can exchange one for another.
     pub fn open(path: &str) -> io::Result<Self> {
         let flags = (OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC).bits();
         let mut fd = sys::openat(nix::fcntl::AT_FDCWD, c"/", flags, 0)?;
@@ -190,8 +189,7 @@ fn demand_root_only(stat: &FileStat, path: &str, forbidden: u32) -> io::Result<(
 }
 
 /// `openat2(2)` beneath `dir` without links and other mounts; where that call is not to be had (an old kernel, a
-/// seccomp
-/// filter), component by component with the same checks.
+/// seccomp filter), component by component with the same checks.
 pub fn open_beneath(dir: BorrowedFd<'_>, path: &str, flags: OFlag, mode: u32) -> io::Result<OwnedFd> {
     let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
     // openat2 refuses a mode for what is not made.

@@ -115,8 +115,8 @@ pub fn use_registry(value: &mut Value) {
 }
 
 /// What has to be changed for our own cluster: its API server listens on the node's loopback interface alone, which a
-/// pilot has only in
-/// the node's network; and its node has two processors, of which the pods of several tests at once want more.
+/// pilot has only in the node's network; and its node has two processors, of which the pods of several tests at once
+/// want more.
 pub fn fit_own_cluster(spec: &mut Value) {
     for container in containers(spec) {
         if let Some(cpu) = container.pointer_mut("/resources/requests/cpu") {

@@ -105,8 +105,7 @@ impl Options {
     }
 
     /// A spool on this machine at /spool in the pilot, which serves it: `watcher pilot --spool /spool` and these
-    /// arguments. Of our own
-    /// cluster only.
+    /// arguments. Of our own cluster only.
     pub fn spool(self, arguments: &[&str]) -> Self {
         self.pilot(&[&["pilot", "--spool", "/spool"], arguments].concat()).spool_volume()
     }

@@ -73,8 +73,7 @@ impl Pilot {
                 return Some(());
             }
             // The kubelet of 1.20.2 sees that a startup probe has passed when something else makes it look at the pod
-            // again: with
-            // luck at once, else after more than a minute.
+            // again: with luck at once, else after more than a minute.
             let containers = pod["status"]["containerStatuses"].as_array()?;
             if containers.iter().all(|c| c["state"]["running"].is_object()) && nudged.elapsed() > NUDGE_AFTER {
                 nudged = Instant::now();

@@ -1,6 +1,5 @@
 //! What a hostile payload goes for in a pod of Kubernetes: the pilot's token and files, pilot and glue themselves, the
-//! jobs
-//! before it and beside it. It gets none of them, and the next job runs.
+//! jobs before it and beside it. It gets none of them, and the next job runs.
 
 use latebind_cluster_tests::pilot::{Options, Pilot};
 use latebind_cluster_tests::{cluster, eventually};

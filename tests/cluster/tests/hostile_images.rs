@@ -1,6 +1,5 @@
 //! Images that lie, that have no shell, that stop by odd signals, or that put something in glue's way: their jobs end
-//! as their own
-//! programs do, or are refused before glue gets a key; and the slot serves the next job.
+//! as their own programs do, or are refused before glue gets a key; and the slot serves the next job.
 
 use latebind_cluster_tests::cluster;
 use latebind_cluster_tests::pilot::Pilot;
@@ -105,8 +104,7 @@ fn is_refused(pilot: &Pilot, image: &str) -> (String, String) {
 fn an_image_that_shadows_glue_is_refused_before_it_gets_a_key() {
     let pilot = Pilot::start();
     // Its link leads the engine to put the image's own volume, with a glue in it, over ours: the foreign one runs as
-    // root, says that
-    // it is ready, and waits for a key. What it says is in its log, or this test would prove nothing.
+    // root, says that it is ready, and waits for a key. What it says is in its log, or this test would prove nothing.
     let image = "volume-bin-link";
     let logs = [pilot.log("payload")];
     assert_eq!(is_refused(&pilot, image), ("hold".into(), "MountProofFailed".into()), "{logs:?}");

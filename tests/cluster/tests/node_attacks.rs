@@ -1,6 +1,5 @@
 //! A payload that has found the API server: it is nobody there. Our own cluster only, whose API server is in every
-//! pod's network, and
-//! for the programs of this machine, since no image has one that speaks TLS.
+//! pod's network, and for the programs of this machine, since no image has one that speaks TLS.
 
 use std::process::Command;
 

@@ -1,6 +1,5 @@
 //! One slot, one bind after the other: each job in a container of the image that it asked for, quickly, and with few
-//! requests to the
-//! API server. Its audit log and the spool are our own cluster's.
+//! requests to the API server. Its audit log and the spool are our own cluster's.
 
 use std::collections::HashSet;
 use std::thread::sleep;
@@ -60,8 +59,7 @@ fn was_never_held_back(pilot: &Pilot, history: History) {
 }
 
 /// Fails unless these binds were quick, but for the first ones, which may have had to fetch their images. On a busy
-/// machine the kubelet
-/// misses a look now and then; the shortest wait of its back-off is 10 s.
+/// machine the kubelet misses a look now and then; the shortest wait of its back-off is 10 s.
 #[track_caller]
 fn were_quick(outcomes: &[Outcome], first: usize) {
     let binds: Vec<f64> = outcomes.iter().skip(first).map(|o| o.report.durations.bind).collect();

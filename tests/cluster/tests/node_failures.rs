@@ -1,6 +1,5 @@
 //! Binds and jobs that fail: each is told at once, with its class and in the words of whoever has refused it, and the
-//! slot runs the next
-//! job. The registries that fail are on this machine, as the spool is: our own cluster only.
+//! slot runs the next job. The registries that fail are on this machine, as the spool is: our own cluster only.
 
 use std::fs;
 use std::time::Duration;
@@ -34,8 +33,7 @@ fn the_next_job_runs(pilot: &Pilot, after: &str) -> Outcome {
 }
 
 /// A job that cannot run as it is: class and reason, one of these words in the message, nothing that claims to have
-/// run, and a slot
-/// that goes on.
+/// run, and a slot that goes on.
 #[track_caller]
 fn fails(pilot: &Pilot, name: &str, image: &str, class: &str, reason: &str, words: &[&str]) -> Outcome {
     let outcome = pilot.job(name, &in_image(image));
@@ -176,8 +174,7 @@ fn a_job_that_fills_its_volume_costs_the_pod() {
         (pod["metadata"]["uid"] != uid).then_some(())
     });
     // The kubelet leaves the pilot no time for a word, so it is the next one's, which finds the job claimed. In no case
-    // is that the
-    // job's result.
+    // is that the job's result.
     let outcome = pilot.result("big");
     let (class, reason) = outcome.class();
     assert!(class == "retry" && ["PilotLost", "Evicted", "Stopped"].contains(&reason), "{:#?}", outcome.report);

@@ -1,6 +1,5 @@
 //! API server, kubelet and the connections between go away in mid-job and in mid-bind: the job is not touched, the bind
-//! goes on once
-//! they are back. Our own cluster only.
+//! goes on once they are back. Our own cluster only.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};

@@ -1,7 +1,6 @@
 //! Watcher, pilot, glue and payload container are killed in mid-job: each job has one result, what is lost is said at
-//! once and
-//! never taken for the job's own end, and the slot serves the next job. Our own cluster only, since it takes the node
-//! to do it.
+//! once and never taken for the job's own end, and the slot serves the next job. Our own cluster only, since it takes
+//! the node to do it.
 
 use std::time::{Duration, Instant};
 

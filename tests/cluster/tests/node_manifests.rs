@@ -1,6 +1,5 @@
 //! The other manifests of `deploy/`, as they are shipped. Their jobs name images of this project without a registry,
-//! and their servers
-//! are pods that only this node reaches: our own cluster only.
+//! and their servers are pods that only this node reaches: our own cluster only.
 
 use std::path::Path;
 use std::time::Duration;

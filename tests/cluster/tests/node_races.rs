@@ -1,7 +1,6 @@
 //! Whatever happens in the moment of a bind, no job ever runs in another image than its own: somebody else patches the
-//! pod, the
-//! container ends near the patch, jobs are shorter than the kubelet's look. Our own cluster only, where all of that can
-//! be timed.
+//! pod, the container ends near the patch, jobs are shorter than the kubelet's look. Our own cluster only, where all of
+//! that can be timed.
 
 use std::thread::sleep;
 use std::time::Duration;
@@ -56,8 +55,7 @@ fn somebody_else_patches_the_same_container() {
     };
     let mut changed = 0;
     // Before the job is put, and so many milliseconds after its bind has begun: before our patch, between it and the
-    // container,
-    // and in the job.
+    // container, and in the job.
     for (number, after) in
         [None, Some(0), Some(5), Some(15), Some(40), Some(100), Some(200), Some(400)].into_iter().enumerate()
     {

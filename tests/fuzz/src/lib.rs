@@ -1,9 +1,8 @@
 //! Fuzz targets: for each kind of bytes that others can hand to Latebind, what has to hold whatever those bytes are.
 //!
 //! A target is an ordinary function. It panics where one of its properties does not hold, so libFuzzer (`engine/`)
-//! finds
-//! inputs that break one, and `tests/replay.rs` runs the inputs that are kept in `corpus/` and `regressions/` without
-//! it.
+//! finds inputs that break one, and `tests/replay.rs` runs the inputs that are kept in `corpus/` and `regressions/`
+//! without it.
 #![forbid(unsafe_code)]
 
 pub mod arguments;

@@ -63,8 +63,7 @@ fn as_the_kernel_writes_it(mut input: Input<'_>) {
 }
 
 /// As `show_mountinfo` in fs/proc_namespace.c does: blank, tab, line end, backslash and '#' in octal. A root that was
-/// removed
-/// has `//deleted` behind it, which is not different from a directory of that name.
+/// removed has `//deleted` behind it, which is not different from a directory of that name.
 fn escaped(path: &str) -> String {
     let escape = |c: char| match c {
         ' ' | '\t' | '\n' | '\\' | '#' => format!("\\{:03o}", u32::from(c)),

@@ -16,8 +16,7 @@ const EXPECTED: Expected<'static> =
     Expected { key: &KEY, job: JOB, nonce: &NONCE, incarnation: "i", startup_sha256: "s" };
 
 /// The first byte says what the rest is: a whole record; a payload, or header and payload, that are signed with the
-/// right key;
-/// values of a record; or changes to a true record.
+/// right key; values of a record; or changes to a true record.
 pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
     match input.below(5) {

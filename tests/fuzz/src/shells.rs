@@ -182,8 +182,7 @@ fn entries(printed: &[u8]) -> Option<Entries> {
 }
 
 /// Whether `said`, on standard error, is nothing, or nothing but bash's notice that a locale is not installed: it goes
-/// on
-/// as if it had not said so.
+/// on as if it had not said so.
 fn is_harmless(said: &[u8]) -> bool {
     let said = String::from_utf8_lossy(said);
     let mut messages = said.lines().filter(|line| line.starts_with("./"));

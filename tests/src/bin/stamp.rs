@@ -1,6 +1,6 @@
 //! `stamp FILE [wait]`: the job of `make bench`. Its first act is to read the monotonic clock, its last but one too;
-//! both
-//! times go into FILE, which has to exist. With `wait` it writes the first time at once, and then waits for a signal.
+//! both times go into FILE, which has to exist. With `wait` it writes the first time at once, and then waits for a
+//! signal.
 //!
 //! The monotonic clock is the same in all containers of a machine, so the times can be set against those of other
 //! processes.

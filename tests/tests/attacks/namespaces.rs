@@ -1,6 +1,5 @@
 //! Namespaces and mounts of the payload's own. Glue's filter refuses them; where it is left out, and the engine lets a
-//! job have
-//! them, it is root there, and nothing changes for glue, for the watcher, or for the next job.
+//! job have them, it is root there, and nothing changes for glue, for the watcher, or for the next job.
 
 use latebind_tests::pod::{Options, Pod, probe, shell, with};
 use serde_json::json;

@@ -103,8 +103,7 @@ fn of_uid(pod: &Pod, uid: u32) -> Vec<(i32, char)> {
 }
 
 /// A foreign root may have left a status file that names somebody else's UID as the one to kill with: what is ended
-/// with that UID
-/// would take its processes along.
+/// with that UID would take its processes along.
 #[test]
 fn a_status_file_that_is_not_proven_names_nobody_to_be_stopped() {
     const BYSTANDER: u32 = 29_999;

@@ -1,10 +1,8 @@
 //! The start of a job: whoever has the payload's UID gets hold of no process that glue listens to, and no record is
-//! made to say
-//! what did not happen.
+//! made to say what did not happen.
 //!
 //! `LATEBIND_ATTACK_TRIES=100000` (`make attack-start N=100000`) tries as often; without it some thousand times, which
-//! takes
-//! seconds. A try is one call against a process that was there: ptrace, its memory, its descriptors, a signal.
+//! takes seconds. A try is one call against a process that was there: ptrace, its memory, its descriptors, a signal.
 
 use std::fs;
 

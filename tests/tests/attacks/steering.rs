@@ -14,8 +14,7 @@ use serde_json::{Value, json};
 const SCRIPT: &[u8] = b"#!/bin/sh\necho ran >/tmp/ran\necho ran\n";
 
 /// Keeps whoever executes `work/hung` waiting, as a file system does that does not answer. The kernel ends that after
-/// 45 s: a program
-/// that was not ended runs then, and says so.
+/// 45 s: a program that was not ended runs then, and says so.
 struct Hung(Child);
 
 impl Hung {

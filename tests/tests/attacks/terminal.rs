@@ -1,6 +1,5 @@
 //! Escape sequences, marks of direction and forged lines in whatever foreign text is shown to people: names in an
-//! image, jobs, their
-//! outputs, their programs, and the messages made of them.
+//! image, jobs, their outputs, their programs, and the messages made of them.
 
 use std::fs;
 use std::process::Command;

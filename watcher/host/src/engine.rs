@@ -139,8 +139,7 @@ impl Engine {
     }
 
     /// Waits for the end of the calls that were under way at [`Engine::close`], so that none makes a container behind
-    /// the
-    /// back of whoever removes them all.
+    /// the back of whoever removes them all.
     pub fn wait_for_calls(&self) {
         let end = Instant::now() + 2 * CLOSING_PATIENCE;
         while self.under_way.load(Ordering::SeqCst) > 0 && Instant::now() < end {
@@ -336,8 +335,7 @@ pub fn with_verb(verb: &[&str], options: Vec<String>) -> Vec<String> {
 }
 
 /// What matters of podman's standard error: its error, which comes last; else all that is not a warning. Whatever lines
-/// follow the first
-/// of an error belong to it, as a name in an image may have line ends.
+/// follow the first of an error belong to it, as a name in an image may have line ends.
 fn essence(stderr: &str) -> String {
     let lines: Vec<&str> = stderr.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let error = lines.iter().position(|line| line.starts_with("Error:"));

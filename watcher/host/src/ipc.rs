@@ -1,8 +1,7 @@
 //! Removal of what a payload has left in its container's IPC namespace, by a process of this program that enters it.
 //!
 //! A container that serves the next job of the same owner is to be as it was before the last one. The pilot cannot
-//! reach the
-//! objects, which are in another namespace than its own; glue's lines are too dear for it.
+//! reach the objects, which are in another namespace than its own; glue's lines are too dear for it.
 
 use crate::arguments::CleanIpc;
 use crate::failure::{Context, Failure, failure};

@@ -1,8 +1,7 @@
 //! Pods of late-bound containers on a machine without Kubernetes, made of podman's containers.
 //!
 //! It stands outside of the pods that it makes. With what runs in them it shares the contract's names and numbers, and
-//! the
-//! removal of IPC objects.
+//! the removal of IPC objects.
 
 mod arguments;
 mod bind_server;

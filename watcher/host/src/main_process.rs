@@ -42,8 +42,7 @@ impl MainProcess {
     }
 
     /// Whether the container's own program has taken the place of the runtime's, with `word` in its command line.
-    /// Before
-    /// that a signal would hit the runtime half-way through a start.
+    /// Before that a signal would hit the runtime half-way through a start.
     pub fn is_running(&self, word: &str) -> bool {
         let line = fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
         line.split(|b| *b == 0).any(|w| w == word.as_bytes())

@@ -136,8 +136,7 @@ pub fn run(engine: &Arc<Engine>, plan: Plan) -> Result<u8, Failure> {
 pub fn remove_leftovers(engine: &Engine, name: &str) -> Result<(), Failure> {
     if engine.place().pod(name).top().exists() {
         // All of it at once, as the kernel does it. One by one, a pilot whose payload goes first would take that for a
-        // loss, and
-        // claim a job that it has no time for.
+        // loss, and claim a job that it has no time for.
         engine.kill(&format!("latebind-{name}-{}", Role::Pause));
     }
     remove(engine, name)
@@ -410,8 +409,8 @@ impl Life {
     }
 
     /// Follows the pilot from its start to its end, and says where the kernel ended anything of it for memory: its exit
-    /// code
-    /// would not say so, and the engine removes the control group soon after. `end` is closed when podman has ended.
+    /// code would not say so, and the engine removes the control group soon after. `end` is closed when podman has
+    /// ended.
     fn look_for_oom(&self, end: &Receiver<()>) {
         let main = loop {
             match self.pilot_process() {

@@ -2,11 +2,9 @@
 //! host has.
 //!
 //! The kernel keeps state for a user ID (keyrings, inotify instances, queues, process counts), and the containers here
-//! have
-//! the host's IDs. So each pod gets a block of its own. Which blocks are taken is written down in one directory for all
-//! state
-//! directories of the host; a new pod takes the next free block after the last one, so that an ID rests as long as
-//! possible.
+//! have the host's IDs. So each pod gets a block of its own. Which blocks are taken is written down in one directory
+//! for all state directories of the host; a new pod takes the next free block after the last one, so that an ID rests
+//! as long as possible.
 
 use crate::failure::{Context, Failure, failure};
 use crate::place::{PodPlace, directory};

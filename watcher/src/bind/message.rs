@@ -1,16 +1,12 @@
 //! What an engine's message about an image says, apart from what others can make it say.
 //!
 //! The messages of kubelet, containerd, CRI-O, Docker and podman are chains: each layer puts its own words and a colon
-//! before the
-//! cause, `failed to resolve reference "r/x:1": unexpected status: 503 Service Unavailable`. They hold the image's
-//! name, which its
-//! user chose, and the names of files in the image. So a decision never searches them for words. The image's name, all
-//! that is
-//! quoted, and every path and address are taken out; the rest is cut at the colons; and only how a part *begins*
-//! counts. An image's
-//! name holds neither spaces nor a colon before a space, so that it cannot begin a part but as a whole, and then it is
-//! taken out. Once
-//! the image's files are being unpacked, or a registry's own text follows, only a known last part counts.
+//! before the cause, `failed to resolve reference "r/x:1": unexpected status: 503 Service Unavailable`. They hold the
+//! image's name, which its user chose, and the names of files in the image. So a decision never searches them for
+//! words. The image's name, all that is quoted, and every path and address are taken out; the rest is cut at the
+//! colons; and only how a part *begins* counts. An image's name holds neither spaces nor a colon before a space, so
+//! that it cannot begin a part but as a whole, and then it is taken out. Once the image's files are being unpacked, or
+//! a registry's own text follows, only a known last part counts.
 //!
 //! Sources: containerd `core/remotes/docker`, containers/image `docker`, distribution `registry/api/errcode`, runc,
 //! crun.

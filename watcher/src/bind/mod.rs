@@ -69,13 +69,11 @@ impl Progress for Unattended {}
 /// Gives payload containers their images. What it returns is a claim of the engine: [`proof`] decides.
 pub trait Binder: Send + Sync {
     /// Gives the slot's payload container this image; the placeholder where `image` is empty. Returns once the engine
-    /// says
-    /// that a new container runs, which is before its glue is ready.
+    /// says that a new container runs, which is before its glue is ready.
     fn bind(&self, slot: u32, image: &str, progress: &dyn Progress) -> Result<Container, Failure>;
 
     /// The engine's ID of what this name means now: by it, a container of the same content is told from one whose name
-    /// means
-    /// something else by now.
+    /// means something else by now.
     fn image_id(&self, image: &str) -> Result<String, Failure>;
 
     /// What the engine says of the slot's payload container now.
@@ -100,8 +98,7 @@ pub trait Binder: Send + Sync {
     }
 
     /// Removes the IPC objects that the slot's payload has left where a later job could meet them. `reused`: the next
-    /// job may get
-    /// this very container. Here the payload's IPC namespace is taken to be the pilot's.
+    /// job may get this very container. Here the payload's IPC namespace is taken to be the pilot's.
     fn clean_ipc(&self, _slot: u32, ids: Ids, _reused: bool) -> Result<(), Failure> {
         helper::clean_ipc(ids).map_err(|e| Failure::retry(Reason::CleaningFailed, format!("IPC objects: {e}")))
     }

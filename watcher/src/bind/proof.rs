@@ -1,10 +1,8 @@
 //! The mount proof: before any key is written, that the slot's new container runs *our* glue on *our* volumes.
 //!
 //! Until it has passed, root in the payload container is the image's. It ties a process to the container (its cgroup),
-//! reads
-//! what that process has mounted at and below `/shared`, demands that each mount is the very one that this container
-//! has
-//! there, and that the program it runs is the file that `glue install` wrote.
+//! reads what that process has mounted at and below `/shared`, demands that each mount is the very one that this
+//! container has there, and that the program it runs is the file that `glue install` wrote.
 
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
@@ -99,8 +97,7 @@ pub fn prove_mounts(pid: i32, slot: u32) -> Result<(), String> {
 }
 
 /// Looks at whatever runs in `container`: the mounts are the same for all its processes, so a container with wrong ones
-/// is
-/// found out at once, also where a foreign program took glue's place. `Ok(false)`: nothing runs there yet.
+/// is found out at once, also where a foreign program took glue's place. `Ok(false)`: nothing runs there yet.
 pub fn look_at_any(slot: u32, container: &str) -> Result<bool, Failure> {
     let Ok(proc) = Proc::open() else { return Ok(false) };
     for pid in pids() {

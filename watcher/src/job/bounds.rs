@@ -1,6 +1,5 @@
 //! How much a job's report and kept state hold, whatever the job, its image or its client has to say: a pilot that had
-//! to hold more
-//! would be ended by it, and again after each restart, since what is kept is read again.
+//! to hold more would be ended by it, and again after each restart, since what is kept is read again.
 
 use std::fmt::Display;
 

@@ -1,10 +1,8 @@
 //! What the payload container's cgroup counts, as far as the pilot can see it.
 //!
 //! The pilot container has a cgroup of its own. That of the payload container is looked at through glue's root
-//! directory, while
-//! glue can be looked into, which is before it has claimed a job; the files stay open. The image decides what lies at
-//! that path,
-//! so nothing is believed but a real cgroup file system, and no link is followed.
+//! directory, while glue can be looked into, which is before it has claimed a job; the files stay open. The image
+//! decides what lies at that path, so nothing is believed but a real cgroup file system, and no link is followed.
 
 use std::fs::File;
 use std::io::{self, Read, Seek};
@@ -91,8 +89,7 @@ impl Group {
 }
 
 /// Finds a file one component at a time, over mounts but over no link, and opens nothing on the way: what the image put
-/// there
-/// leads nowhere else and is not woken by it.
+/// there leads nowhere else and is not woken by it.
 fn find(root: &File, path: &str) -> io::Result<OwnedFd> {
     let mut at: OwnedFd = root.as_fd().try_clone_to_owned()?;
     for part in path.split('/') {

@@ -1,6 +1,5 @@
 //! What an ending means to the pilot: the one place where `final`, `retry` and `hold` are decided. `docs/protocol.md`
-//! prints
-//! the same as a table.
+//! prints the same as a table.
 
 use latebind_contract::layout::FULL_CODE;
 use latebind_contract::record::{Failure as NotStarted, Outcome, Record, Stage};
@@ -14,8 +13,7 @@ use crate::bind::{Class, ContainerState, Failure, Reason};
 const SIGKILL: i32 = 9;
 
 /// Class, reason and message of a verified record. `cancelled` is why the watcher itself ended the job, if it did,
-/// `limit` the
-/// limit for which it did, `asked` the limits that job and pilot have named.
+/// `limit` the limit for which it did, `asked` the limits that job and pilot have named.
 pub fn of_record(
     record: &Record,
     cancelled: Option<&str>,
@@ -157,8 +155,7 @@ pub fn of_loss(state: Option<&ContainerState>) -> Failure {
 }
 
 /// The end of a new container before its glue was ready. Glue, or what an image put in its place, ended by itself: so
-/// it will
-/// every time. It was killed (128+n), told to stop (0) or removed: that was not the image's doing.
+/// it will every time. It was killed (128+n), told to stop (0) or removed: that was not the image's doing.
 pub fn of_end_before_ready(state: &ContainerState) -> Failure {
     let code = state.exit_code.map_or_else(String::new, |c| format!(" with exit code {c}"));
     let said = if state.said.is_empty() { String::new() } else { format!("; the engine says: {}", state.said) };
@@ -173,10 +170,8 @@ pub fn of_end_before_ready(state: &ContainerState) -> Failure {
 }
 
 /// Exit code of `watcher run` for a job's report, as docker-run(1) has them: the job's own code, 128+n for a signal,
-/// 124 for
-/// a limit that it crossed (timeout(1) for the wall limit), 137 for all of its container's memory, 126 not executable,
-/// 127 not
-/// found, 125 for every failure of ours.
+/// 124 for a limit that it crossed (timeout(1) for the wall limit), 137 for all of its container's memory, 126 not
+/// executable, 127 not found, 125 for every failure of ours.
 pub fn exit_code(report: &Report) -> i32 {
     let outcome = report.record.as_ref().filter(|_| report.verified).map(|r| r.outcome);
     match (outcome, report.reason) {

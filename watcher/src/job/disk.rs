@@ -14,8 +14,7 @@ use crate::tree::walk::Walk;
 const ENTRIES_MAX: usize = 20_000;
 
 /// So many counts in a row may miss a part of a tree that is changed meanwhile. After that, or where the tree is too
-/// deep, the whole
-/// file system's usage counts: it cannot be less than the tree's.
+/// deep, the whole file system's usage counts: it cannot be less than the tree's.
 const MISSED_MAX: u32 = 3;
 
 /// A data volume.
@@ -46,9 +45,8 @@ impl Disk {
     }
 
     /// Bytes in use. Where the volume is a directory of a larger file system, its files are counted; a large tree takes
-    /// several
-    /// looks, and the last full count stands until then. Files that are open and have no name any more are not seen
-    /// there.
+    /// several looks, and the last full count stands until then. Files that are open and have no name any more are not
+    /// seen there.
     pub fn used(&mut self) -> io::Result<Option<u64>> {
         if self.is_file_system {
             return self.used_of_file_system().map(Some);

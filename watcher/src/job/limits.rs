@@ -111,8 +111,7 @@ impl Limits {
     }
 
     /// The wall limit of a job that asks for `timeout_s`, where 0 is none. What is no length of time stays what it is:
-    /// glue
-    /// refuses it.
+    /// glue refuses it.
     pub fn wall(&self, timeout_s: f64) -> f64 {
         let own = Some(timeout_s).filter(|t| *t != 0.0);
         least(own, self.wall_s.filter(|t| *t > 0.0)).unwrap_or(0.0)

@@ -1,8 +1,7 @@
 //! Watching a payload while it runs: who its processes are, what they use, and whether that is within the job's limits.
 //!
 //! A thread of its own for each job under way: looking at a thousand processes takes milliseconds, and nobody should
-//! wait for
-//! that who waits for a record. It looks every 2 s, and less often where a look would take more than 2 % of a
+//! wait for that who waits for a record. It looks every 2 s, and less often where a look would take more than 2 % of a
 //! processor.
 
 use std::collections::HashMap;
@@ -316,8 +315,7 @@ impl Looker {
     }
 
     /// A glue that somebody has stopped would neither reap nor time out nor end its job. Which process it is was
-    /// proven; that its
-    /// number has not passed on, its container and UID say.
+    /// proven; that its number has not passed on, its container and UID say.
     fn continue_glue(&self) {
         if stat_of(self.glue).is_none_or(|stat| stat.state != 'T') {
             return;
@@ -369,9 +367,8 @@ impl Looker {
     }
 
     /// CPU time since the start. Three counts, each of which misses something: by the processes that live and who has
-    /// waited
-    /// for the others (not those whose parent ignores their end), by those that were seen (not the short-lived), by the
-    /// container (where it can be read).
+    /// waited for the others (not those whose parent ignores their end), by those that were seen (not the short-lived),
+    /// by the container (where it can be read).
     fn cpu(&mut self, alive: u64) -> f64 {
         let now = self.looks;
         let mut gone = 0;

@@ -34,8 +34,7 @@ pub struct Request {
     #[serde(default)]
     pub owner: String,
     /// UID of whoever put the job into a spool, as its file system says. Files that others own are read for it only if
-    /// everybody may read
-    /// them. None: root asks.
+    /// everybody may read them. None: root asks.
     #[serde(default)]
     pub submitter: Option<u32>,
     /// Whether the job shares no container with any other, whoever owns it.
@@ -93,8 +92,7 @@ pub struct Request {
     #[serde(default)]
     pub relay: bool,
     /// A directory beneath the slot's `data/` that the client has made, of the payload's, and looks after itself:
-    /// nothing is
-    /// staged there, collected or removed. The job starts in it instead of in `work/`.
+    /// nothing is staged there, collected or removed. The job starts in it instead of in `work/`.
     #[serde(default)]
     pub sandbox: Option<String>,
     /// The slot that it has to have; any where none is given.
@@ -165,8 +163,7 @@ impl Request {
     }
 
     /// Whose job it is, as far as a container may be used again. A UID comes from a spool alone, so that no name that
-    /// another client gives
-    /// is the same. `None`: nobody's, which shares nothing.
+    /// another client gives is the same. `None`: nobody's, which shares nothing.
     pub fn identity(&self) -> Option<(Option<u32>, String)> {
         let is_nobodys = self.alone || (self.submitter.is_none() && self.owner.is_empty());
         (!is_nobodys).then(|| (self.submitter, self.owner.clone()))

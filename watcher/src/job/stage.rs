@@ -1,10 +1,8 @@
 //! Filling a slot: `work/`, and the files of the standard streams.
 //!
 //! It is filled while its image is being bound, so root in the new container may be the image's for a moment:
-//! everything goes by
-//! descriptors that lead nowhere out of the volume, and what was filled is used only after the mount proof, with which
-//! no foreign
-//! program can have been there.
+//! everything goes by descriptors that lead nowhere out of the volume, and what was filled is used only after the mount
+//! proof, with which no foreign program can have been there.
 
 use std::fs::File;
 use std::io;
@@ -152,8 +150,7 @@ fn copy(
 }
 
 /// What it means that a slot's volume had no room for a job's inputs: that the job cannot run in such a slot, or that
-/// others have
-/// taken the room, which must never be the job's loss.
+/// others have taken the room, which must never be the job's loss.
 fn no_room(slot: &Slot, request: &Request, deadline: &Deadline<'_>, what: &str) -> Failure {
     let volume = fstatvfs(slot.data.as_fd()).map(|v| (v.blocks().saturating_mul(v.fragment_size()), v.files()));
     let (Ok((size, files)), Some(need)) = (volume, measure(request, deadline)) else {

@@ -16,8 +16,7 @@ const WITHIN: Duration = Duration::from_secs(5);
 /// Sends a signal to every process of the payload in the container. Returns how many got it.
 ///
 /// Stopping is done at once for all, so that nothing is forked past it; what has the same UID elsewhere, and was
-/// stopped by
-/// that, is continued. Continuing goes on until none is stopped.
+/// stopped by that, is continued. Continuing goes on until none is stopped.
 pub fn all(ids: Ids, cgroup: &str, signal: i32) -> io::Result<u64> {
     let signal = Signal::try_from(signal).map_err(|_| io::Error::other(format!("there is no signal {signal}")))?;
     let proc = Proc::open()?;

@@ -58,8 +58,8 @@ impl Usage {
     }
 
     /// The memory that a limit is held against: what the container's cgroup counts, which is exact and has files in
-    /// memory
-    /// too; where it cannot be read, what is shared counts once; where that is not known either, for each process.
+    /// memory too; where it cannot be read, what is shared counts once; where that is not known either, for each
+    /// process.
     pub fn memory(&self) -> u64 {
         self.container_memory.or(self.pss).unwrap_or(self.rss)
     }

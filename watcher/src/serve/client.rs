@@ -81,8 +81,7 @@ impl Client {
     }
 
     /// On the clients' socket: tells of each slot's hold, now and whenever it changes, until `told` has had enough or
-    /// the watcher
-    /// has gone.
+    /// the watcher has gone.
     pub fn follow_holds(&self, mut told: impl FnMut(u32, Option<Hold>) -> io::Result<()>) -> io::Result<()> {
         send(&self.0, &Ask::Holds, &[])?;
         for answer in answers(self.0.try_clone()?) {

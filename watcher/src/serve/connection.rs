@@ -1,6 +1,5 @@
 //! One connection, whoever's it is: lines in, answers and news out, in one thread that waits for its client only as
-//! long as it
-//! may. A client that keeps a line incomplete, does not read, or wants nothing any more, is dropped.
+//! long as it may. A client that keeps a line incomplete, does not read, or wants nothing any more, is dropped.
 
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};

@@ -1,6 +1,5 @@
 //! Which slots' last jobs are to be held, and how often a slot has failed in a row: what a batch system has to know to
-//! act on an
-//! ending that is not the job's own.
+//! act on an ending that is not the job's own.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

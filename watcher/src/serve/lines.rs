@@ -29,8 +29,8 @@ pub(super) struct Lines {
     /// How far the buffer is known to have no line end.
     searched: usize,
     /// Each with the position in the buffer of the last byte that was read together with it. A message that carries
-    /// descriptors is
-    /// one line, or its beginning, and the kernel ends a read with it: so that byte is one of the line's own.
+    /// descriptors is one line, or its beginning, and the kernel ends a read with it: so that byte is one of the line's
+    /// own.
     descriptors: Vec<(usize, OwnedFd)>,
     /// Since when a line is incomplete.
     began: Option<Instant>,

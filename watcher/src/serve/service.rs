@@ -91,8 +91,7 @@ impl Core {
     }
 
     /// Waits while others hold the slot's data volume full, with descriptors of files that are gone: a job that was
-    /// given it would
-    /// lose an attempt by that. A slot that has its pod to itself shares its volume with nobody.
+    /// given it would lose an attempt by that. A slot that has its pod to itself shares its volume with nobody.
     pub(super) fn await_room(&self, slot: &Slot) {
         let is_shared = self.slots.len() > 1 && self.dirs.get(&slot.number).is_none_or(ClientDirs::is_empty);
         let mut said = false;

@@ -19,10 +19,8 @@ use super::Core;
 const RESTORE_AGAIN_AFTER: Duration = Duration::from_secs(2);
 
 /// Opens a slot, and says whose its jobs are: `given` by whoever made the pod, or written down the first time, before
-/// any image
-/// was bound. Later a foreign root may have changed the owner, and closed the volumes to us. Then there is no slot
-/// until it is
-/// restored.
+/// any image was bound. Later a foreign root may have changed the owner, and closed the volumes to us. Then there is no
+/// slot until it is restored.
 pub(super) fn open_slot(
     number: u32,
     owners: &Store,
@@ -99,8 +97,7 @@ impl Progress for UntilTheEnd<'_> {
 
 impl Core {
     /// The slot with nothing foreign in it; `None` when the core ends before that. An earlier watcher may have been
-    /// ended by what it was
-    /// about to refuse.
+    /// ended by what it was about to refuse.
     pub(super) fn settled(
         &self,
         number: u32,
@@ -172,8 +169,7 @@ impl Core {
     }
 
     /// Whether the volumes are as they were before there was any image: an earlier watcher may have been ended before
-    /// it had mended
-    /// what an image had left that was not proven.
+    /// it had mended what an image had left that was not proven.
     fn is_as_it_was(&self, slot: &Slot) -> bool {
         let dirs = self.dirs.get(&slot.number);
         let found = slot.client_dirs().unwrap_or_default();
@@ -186,9 +182,8 @@ impl Core {
     }
 
     /// Brings the placeholder back and mends the volumes, however long it takes: no job is given a slot in which a
-    /// foreign program
-    /// may be root, or on which it has left its marks. `None` when the core ends, or `job`, which waits for it, is not
-    /// wanted any more.
+    /// foreign program may be root, or on which it has left its marks. `None` when the core ends, or `job`, which waits
+    /// for it, is not wanted any more.
     fn restore(&self, number: u32, (uid, gid): (u32, u32), job: Option<&str>) -> Option<Slot> {
         let end = UntilTheEnd { core: self, job: job.and_then(|name| self.control(name)) };
         self.restoring.fetch_add(1, Ordering::Relaxed);
@@ -223,8 +218,7 @@ impl Core {
     }
 
     /// The next job's name; `None` when the core ends. While there is none, the slot goes back to the placeholder after
-    /// a while,
-    /// unless its container may serve a next job of the same owner.
+    /// a while, unless its container may serve a next job of the same owner.
     fn take_queued(&self, holds: bool, placeholder: &mut bool, slot: &Slot) -> Option<String> {
         let (mut idle_since, mut idle_after) = (Instant::now(), self.settings.idle_after);
         let mut shared = self.lock();

@@ -1,6 +1,6 @@
 //! Copying trees of files from one owner to another: inputs into a slot, outputs out of it. No link is followed,
-//! nothing is waited
-//! for, every entry and every byte is charged to a budget before it is copied, and what is sparse stays sparse.
+//! nothing is waited for, every entry and every byte is charged to a budget before it is copied, and what is sparse
+//! stays sparse.
 
 use std::ffi::CStr;
 use std::fs::File;

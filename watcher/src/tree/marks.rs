@@ -1,6 +1,5 @@
 //! What an owner can put on a directory besides files: access control lists, attributes, flags, mode and times. Where a
-//! directory
-//! has to stay, a mount point, it is taken off again, and what cannot be taken off is an error.
+//! directory has to stay, a mount point, it is taken off again, and what cannot be taken off is an error.
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -14,10 +13,8 @@ use nix::unistd::{Gid, Uid, fchown};
 const NAMES_MAX: usize = 64 << 10;
 
 /// Flags of an inode (ioctl_iflags(2)) that its owner can set, and that change how files in it are made, kept or found:
-/// SECRM, UNRM,
-/// SYNC, IMMUTABLE, APPEND, NODUMP, NOATIME, JOURNAL_DATA, NOTAIL, DIRSYNC. Those of the node's administrator stay:
-/// compression,
-/// PROJINHERIT and project number (quotas), NOCOW, DAX, CASEFOLD.
+/// SECRM, UNRM, SYNC, IMMUTABLE, APPEND, NODUMP, NOATIME, JOURNAL_DATA, NOTAIL, DIRSYNC. Those of the node's
+/// administrator stay: compression, PROJINHERIT and project number (quotas), NOCOW, DAX, CASEFOLD.
 const FLAGS: u32 = 0x0001_C0FB;
 
 /// Inherit the project number: a directory with another one cannot be moved here.

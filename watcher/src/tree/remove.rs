@@ -19,15 +19,12 @@ pub fn remove_content(top: BorrowedFd<'_>, deadline: &Deadline<'_>) -> io::Resul
 }
 
 /// Removes everything in `top` but the entries that are to be kept, by name and kind. What cannot be removed keeps
-/// nothing else from
-/// going, and is the error in the end.
+/// nothing else from going, and is the error in the end.
 ///
 /// A payload can nest directories deeper than there are descriptors or stack to recurse with, and put more names into
-/// one than there
-/// is memory to hold. So nothing recurses and nothing is collected: the directories in a directory are moved up to the
-/// top, each
-/// once, until there is nothing left. Each directory is closed to others before it is listed, so that what lies in it
-/// gets no more.
+/// one than there is memory to hold. So nothing recurses and nothing is collected: the directories in a directory are
+/// moved up to the top, each once, until there is nothing left. Each directory is closed to others before it is listed,
+/// so that what lies in it gets no more.
 pub fn remove_others(
     top: BorrowedFd<'_>,
     deadline: &Deadline<'_>,

@@ -1,6 +1,5 @@
 //! How much a tree takes on disk: counted a part at a time, whatever names it has and however deep it is, while its
-//! owner changes
-//! it, with a bounded number of descriptors and a bounded memory.
+//! owner changes it, with a bounded number of descriptors and a bounded memory.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -2,8 +2,7 @@
 //! fork+exec+wait.
 //!
 //! It plays the watcher on the host for a pod of real containers, and runs itself as `bench inside ...` in containers
-//! of the
-//! pod for tools that have to be started once for each try. Nothing is asserted about times.
+//! of the pod for tools that have to be started once for each try. Nothing is asserted about times.
 
 mod calls;
 mod idle;

@@ -1,6 +1,5 @@
 //! A pod of real containers as `latebind-host` makes it: pause container, install step, then whatever has the shape of
-//! a
-//! payload container.
+//! a payload container.
 
 use std::fs;
 use std::path::{Path, PathBuf};

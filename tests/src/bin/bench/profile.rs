@@ -1,8 +1,6 @@
 //! Where the time of one start and one end goes: a timeline of system calls, from perf where there is one that works,
-//! else from
-//! strace. Either makes each call slower than it is (that of perf is some 0.02 ms): what it shows is order, number, and
-//! what is
-//! long.
+//! else from strace. Either makes each call slower than it is (that of perf is some 0.02 ms): what it shows is order,
+//! number, and what is long.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};

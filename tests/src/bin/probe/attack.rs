@@ -107,9 +107,8 @@ pub fn forge() -> Result<i32, String> {
 }
 
 /// `<any directory>/glue run --slot N` of an image that shadows ours: says it is ready, takes the key from the startup
-/// file,
-/// and signs a record that is true in every field. Only the mount proof, before there is a startup file, stands against
-/// it.
+/// file, and signs a record that is true in every field. Only the mount proof, before there is a startup file, stands
+/// against it.
 pub fn false_glue(words: &[String]) -> Result<i32, String> {
     sys::ignore(libc::SIGPIPE);
     say(&json!({"pwned": true, "uid": sys::real_uid(), "args": words}));
@@ -197,8 +196,7 @@ fn forged_record(key: &Bytes32, taken: Option<(&Startup, &[u8])>) -> Option<Stri
 }
 
 /// Lets a user write in everything that is made in a directory from now on, whoever makes it: the default ACL of
-/// acl(5), in the form that
-/// the kernel has it in (linux/posix_acl_xattr.h).
+/// acl(5), in the form that the kernel has it in (linux/posix_acl_xattr.h).
 pub fn default_acl(path: &str, uid: u64) -> Result<i32, String> {
     const ALL: u16 = 7;
     const NOBODY: u32 = u32::MAX;

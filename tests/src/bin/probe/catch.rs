@@ -1,6 +1,6 @@
 //! What a process of the payload's UID tries against the start of a job: to catch one of the processes that glue
-//! listens to,
-//! while that speaks. As the job itself, from its first instruction on, and as a process that was there all along.
+//! listens to, while that speaks. As the job itself, from its first instruction on, and as a process that was there all
+//! along.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -86,8 +86,8 @@ fn runs_own_program(pid: i32) -> bool {
 }
 
 /// Attaches as a debugger does. While a process executes a program, the kernel lets nobody attach: who tries waits
-/// until the new
-/// program's rights hold and its close-on-exec descriptors are closed, and then may meet it at the end of the call.
+/// until the new program's rights hold and its close-on-exec descriptors are closed, and then may meet it at the end of
+/// the call.
 fn trace(pid: i32) -> Verdict {
     match sys::trace_stopped(pid) {
         Err(e) => failed(&e),
@@ -288,8 +288,7 @@ fn newest() -> i32 {
 }
 
 /// Tries everything on stage two (`first`) and on the child that it makes, until that runs the job. Signals, where the
-/// plan has
-/// some, go to one of the two. Returns the last of their numbers.
+/// plan has some, go to one of the two. Returns the last of their numbers.
 fn follow(tally: &mut Tally, first: i32, plan: Plan, which: i32) -> i32 {
     let mut last = first;
     for turn in 0.. {

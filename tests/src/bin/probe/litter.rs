@@ -1,6 +1,5 @@
 //! What the probe leaves for whoever has to count, fetch or remove it: more than a program would, and what names, depth
-//! and
-//! attributes can do.
+//! and attributes can do.
 
 use std::ffi::{CStr, OsStr};
 use std::fs::{self, File};

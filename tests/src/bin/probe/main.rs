@@ -1,13 +1,11 @@
 //! probe: the payload of the tests. One static program, so that it also runs in an image that has nothing else: it says
-//! what
-//! it sees of itself, computes, waits, ends as it is told, leaves processes behind, and attacks.
+//! what it sees of itself, computes, waits, ends as it is told, leaves processes behind, and attacks.
 //!
 //! Answers are JSON, one object a line, on stdout. Named `glue`, it is a false glue: what an image would shadow ours
 //! with.
 
 // Without the Rust runtime's start, which ignores SIGPIPE, handles SIGSEGV and opens /dev/null in place of closed
-// standard
-// streams: `status` and `fds` must show what was inherited.
+// standard streams: `status` and `fds` must show what was inherited.
 #![cfg_attr(not(test), no_main)]
 
 mod attack;

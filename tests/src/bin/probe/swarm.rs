@@ -123,8 +123,7 @@ pub fn sigchld_ignored() -> Result<i32, String> {
 }
 
 /// Keeps `n` processes alive: half of them each hold a partner, which is replaced when it is killed, and which takes
-/// over and
-/// makes a partner of its own when its holder is killed. Ends well when all run.
+/// over and makes a partner of its own when its holder is killed. Ends well when all run.
 pub fn bomb(n: u64) -> Result<i32, String> {
     let (reader, writer) = sys::pipe().map_err(|e| format!("pipe: {e}"))?;
     for _ in 0..n / 2 {
@@ -203,8 +202,7 @@ fn everywhere(words: &[String], signal: fn(usize) -> i32) -> Result<i32, String>
 }
 
 /// kill(-1) reaches every process of the caller's UID in its PID namespace. Only where glue is the first process of
-/// that
-/// namespace, never as root, and only when asked for by name.
+/// that namespace, never as root, and only when asked for by name.
 fn refuse_outside_a_container(words: &[String]) -> Result<(), String> {
     refuse_outside_a_pod()?;
     if !words.iter().any(|word| word == "--i-am-in-a-container") {

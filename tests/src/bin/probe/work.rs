@@ -110,8 +110,7 @@ pub fn exit_on_term(code: u64) -> Result<i32, String> {
 }
 
 /// Holds a file, once it is there and nobody writes it, so that whoever opens or executes it waits: for as long as the
-/// kernel lets
-/// a lease be broken (fs.lease-break-time, 45 s). Until standard input ends.
+/// kernel lets a lease be broken (fs.lease-break-time, 45 s). Until standard input ends.
 pub fn lease(path: &str) -> Result<i32, String> {
     sys::ignore(libc::SIGIO); // how the kernel asks for the lease back
     let file = loop {

@@ -1,6 +1,5 @@
 //! `startd-cron`: tells the startd, as a STARTD_CRON job that never ends, which slots' jobs are to be held and why. The
-//! startd then
-//! holds them by its own policy (WANT_HOLD), which is the only way for a job that has begun.
+//! startd then holds them by its own policy (WANT_HOLD), which is the only way for a job that has begun.
 
 use std::collections::BTreeSet;
 use std::io;

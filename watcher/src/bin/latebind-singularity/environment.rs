@@ -8,8 +8,7 @@ use super::arguments::Job;
 const FOR_THE_JOB: [&str; 2] = ["SINGULARITYENV_", "APPTAINERENV_"];
 
 /// What of the caller's own environment is never the job's: it says how the pilot's files and programs are found, or
-/// speaks to
-/// singularity.
+/// speaks to singularity.
 const NEVER: [&str; 6] = ["PATH", "HOME", "LD_LIBRARY_PATH", "LD_PRELOAD", "PWD", "SHLVL"];
 const NEVER_PREFIXED: [&str; 4] = ["SINGULARITY", "APPTAINER", "LATEBIND_", "_latebind"];
 

@@ -1,8 +1,7 @@
 //! What HTCondor's condor_starter calls for singularity: the job runs in the slot's payload container instead.
 //!
 //! It has the payload's UID and runs beside the pilot's files, so it must never be dumpable: installed root:root 0711,
-//! it is not from
-//! its first instruction on. It holds no key, and believes and writes nothing that root would rely on.
+//! it is not from its first instruction on. It holds no key, and believes and writes nothing that root would rely on.
 #![forbid(unsafe_code)]
 
 mod ads;

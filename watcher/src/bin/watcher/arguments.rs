@@ -23,8 +23,7 @@ pub struct Cli {
 #[derive(Subcommand)]
 pub enum Verb {
     /// Run one job: watcher run IMAGE -- CMD ARGS. Exit code: the job's, 128+n for a signal, 124 timed out, 125 our
-    /// failure,
-    /// 126 not executable, 127 not found.
+    /// failure, 126 not executable, 127 not found.
     Run(Box<RunArgs>),
     /// Serve jobs from a spool directory, as many at once as there are slots.
     Pilot(PilotArgs),
@@ -33,8 +32,7 @@ pub enum Verb {
     /// Say whether jobs can be run in this pod, one line for each thing. Exit code: 0 they can, 1 they cannot.
     Check(CoreArgs),
     /// End glue for good in each slot, where that is what the pod waits for to complete; for a pilot whose watcher
-    /// served, when both
-    /// have no more work.
+    /// served, when both have no more work.
     Finish(CoreArgs),
     /// Check a record against a kept key.
     Verify {
@@ -138,8 +136,7 @@ pub struct CoreArgs {
     #[arg(long, value_name = "PATH", default_value = host::SOCKET)]
     pub bind_socket: PathBuf,
     /// A socket for clients that are not root but have a slot's payload UID, such as HTCondor's drop-in; in a directory
-    /// that
-    /// only the pilot container has.
+    /// that only the pilot container has.
     #[arg(long, value_name = "PATH", env = "LATEBIND_CLIENTS")]
     pub clients: Option<PathBuf>,
     /// Name of the pod, for the `kubernetes` binder; the host name where none is given.
@@ -267,8 +264,7 @@ pub struct RunArgs {
     #[command(flatten)]
     pub core: CoreArgs,
     /// Have the job run by the watcher that listens there, and end it when this command ends; the only way for a caller
-    /// that is
-    /// not root but has a slot's payload UID.
+    /// that is not root but has a slot's payload UID.
     #[arg(long, value_name = "PATH", conflicts_with_all = ["results", "owner", "env_file", "inputs"])]
     pub socket: Option<PathBuf>,
     /// A directory of the payload's beneath the slot's data/ to run in, instead of work/; nothing in it is copied or

@@ -1,6 +1,5 @@
 //! Requests to the API server: one pod, read, patched and watched; what passes by itself is tried again, all else
-//! becomes a
-//! failure with the server's words.
+//! becomes a failure with the server's words.
 
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -100,10 +99,8 @@ fn of_forbidden(message: &str) -> &str {
 }
 
 /// An admission plugin's refusal of this very patch, whatever code it came with: a webhook chooses one, or 400 is taken
-/// for it
-/// (apiserver/pkg/admission/plugin/webhook/errors); a ValidatingAdmissionPolicy says 422. The server's own words begin
-/// the message;
-/// the plugin's follow, and may hold the image's name.
+/// for it (apiserver/pkg/admission/plugin/webhook/errors); a ValidatingAdmissionPolicy says 422. The server's own words
+/// begin the message; the plugin's follow, and may hold the image's name.
 fn is_denied(status: &Status) -> bool {
     let words = of_forbidden(&status.message);
     let of_webhook = |rest: &str| rest.split_once('"').is_some_and(|(_, rest)| rest.starts_with(" denied the request"));
@@ -142,8 +139,7 @@ fn refusal(what: &str, e: &kube::Error) -> Failure {
 
 impl Own {
     /// The pod `name` (with this UID, where it is known), through the service account's token and the server of the
-    /// environment;
-    /// a proxy only where one is given.
+    /// environment; a proxy only where one is given.
     pub fn new(namespace: String, name: String, uid: Option<String>, proxy: Option<http::Uri>) -> Result<Self, String> {
         let mut config = Config::incluster().map_err(|e| {
             format!("no access to the API server: {e}; the pod needs the service account's token at /var/run/secrets/kubernetes.io/serviceaccount, for the pilot container")
@@ -219,8 +215,7 @@ impl Own {
     }
 
     /// Only ever the pod that this process is in. A pilot that was cut off may find its successor under its name, and
-    /// must
-    /// leave that alone.
+    /// must leave that alone.
     fn own_one(&self, pod: Pod) -> Result<Pod, Failure> {
         let found = pod.metadata.uid.as_deref().unwrap_or_default();
         let ours = self.uid.get_or_init(|| found.to_owned());
@@ -241,8 +236,7 @@ impl Own {
     }
 
     /// The same, asked once and for nothing that a job waits for: what comes of it does not say whether the server is
-    /// there. Under a
-    /// name of its own, so that an audit log tells it from the binds.
+    /// there. Under a name of its own, so that an audit log tells it from the binds.
     pub async fn patch_once(&self, patch: &Value) -> Result<(), Failure> {
         let params = PatchParams { field_manager: Some("latebind-state".into()), ..PatchParams::default() };
         let patch = Patch::Strategic(patch);

@@ -1,6 +1,5 @@
 //! Marks the pilot's own pod as idle or busy: a label for people and selectors, and the annotation by which a
-//! ReplicaSet's controller
-//! chooses the pods that it ends first.
+//! ReplicaSet's controller chooses the pods that it ends first.
 
 use serde_json::{Value, json};
 

@@ -1,6 +1,5 @@
 //! What the binder remembers of its binds: what each reference turned out to be, which texts the kubelet has seen
-//! lately, and
-//! whether a slot's last patch was seen through to its end.
+//! lately, and whether a slot's last patch was seen through to its end.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -38,8 +37,7 @@ impl Memory {
     }
 
     /// Whether the slot's container is known to be of this text, which its spec has now: that somebody else has changed
-    /// it, the
-    /// container may not show yet.
+    /// it, the container may not show yet.
     pub fn is_settled(&self, slot: u32, wanted: &str) -> bool {
         self.settled.get(&slot).is_some_and(|settled| settled == wanted)
     }

@@ -1,8 +1,8 @@
 //! The binder for Kubernetes: patches the image of a payload container in the pilot's own pod, and nothing else.
 //!
 //! A bind is one read, one patch, and one watch for as long as it takes. What ends it is a container that did not run
-//! before the patch
-//! and whose image the kubelet says to be the wanted one; the mount proof and glue's own word come after that.
+//! before the patch and whose image the kubelet says to be the wanted one; the mount proof and glue's own word come
+//! after that.
 
 pub mod api;
 mod check;
@@ -133,8 +133,7 @@ impl Kubernetes {
         };
         let mut plan = self.plan(image, &before, self.remember(|m| at_rest(m, &before)))?;
         // A container of the wanted image has to differ from one of the old by something; and a text that stands in the
-        // spec
-        // already is no change to the kubelet. In both cases the placeholder comes in between.
+        // spec already is no change to the kubelet. In both cases the placeholder comes in between.
         if image != placeholder && (!plan.expected.is_clear() || plan.reference == before.wanted) {
             Box::pin(self.bind(slot, &placeholder, progress)).await?;
             pod = self.own.get().await?;
@@ -317,8 +316,7 @@ async fn until_unwanted(progress: &dyn Progress) -> String {
 }
 
 /// A failure that is not of this image, and that a next job would have as well: the pod is another's or ends, or this
-/// pilot may
-/// not patch it.
+/// pilot may not patch it.
 fn is_any_images(failure: &Failure) -> bool {
     failure.class == Class::Retry && (failure.reason == Reason::PatchRefused || failure.reason.is_of_pod())
 }

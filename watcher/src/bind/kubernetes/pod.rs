@@ -1,6 +1,5 @@
 //! The fields of a pod that the binder reads (Kubernetes API reference, core/v1 Pod). What is not named here is not
-//! read, so
-//! that a server which says it in another way is no reason to fail.
+//! read, so that a server which says it in another way is no reason to fail.
 
 use kube::core::Object;
 use serde::Deserialize;

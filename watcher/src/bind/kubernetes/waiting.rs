@@ -43,8 +43,7 @@ pub fn is_about_pulling(reason: &str) -> bool {
 }
 
 /// The failure behind a reason and message. The reason decides; the message only where the reason leaves it open, and
-/// then as
-/// [`Message`] reads it.
+/// then as [`Message`] reads it.
 pub fn of(reason: &str, message: &str, image: &str) -> Failure {
     let said = || Message::read(message, image);
     let name = match reason {

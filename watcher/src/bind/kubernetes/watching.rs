@@ -18,8 +18,7 @@ const QUICK: Duration = Duration::from_secs(1);
 /// A container of the old image, started in the last moment, is ended by the kubelet within a second or so.
 const OLD_IMAGE_LIVES: Duration = Duration::from_secs(10);
 /// How long a container is watched that came after its forerunner had ended by itself: the kubelet may have started it
-/// before it
-/// saw the patch, and then ends it again.
+/// before it saw the patch, and then ends it again.
 const CALM: Duration = Duration::from_millis(1500);
 /// How long a back-off lasts that is worth a word.
 const BACK_OFF_IS_REAL: Duration = Duration::from_secs(2);

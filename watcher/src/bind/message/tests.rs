@@ -7,8 +7,7 @@ fn pull(image: &str, message: &str) -> Option<Reason> {
 }
 
 /// Messages of pulls that failed, with `{}` where the image's name stands as it was given, `{full}` in full, `{repo}`
-/// its
-/// repository in full, `{tag}` its tag, `{host}` its registry and `{path}` the rest.
+/// its repository in full, `{tag}` its tag, `{host}` its registry and `{path}` the rest.
 const PULLS: &[(&str, Option<Reason>)] = &[
     // containerd
     (

@@ -22,8 +22,7 @@ use super::ending::end_in;
 use super::{Around, ENGINE_NOTICES_WITHIN, Held, Life, Reuse, not_kept, not_started, span, wait};
 
 /// How often a job's image is bound for one attempt. An image's root can kill the pilot before the mount proof: a
-/// restarted one
-/// must not do the same over and over again.
+/// restarted one must not do the same over and over again.
 const BINDS_MAX: u32 = 2;
 
 /// A bind as it goes on: tells its listeners, and is given up when the job is not wanted any more.
@@ -134,8 +133,7 @@ pub(crate) fn kill_uid(binder: &dyn Binder, slots: &Store, slot: u32) -> u32 {
 
 impl Life<'_> {
     /// Processes of the payload UID that an earlier, lost job may have left, wherever but in the pilot's own container:
-    /// while
-    /// one of them lives, it could exchange what is put into `work/`.
+    /// while one of them lives, it could exchange what is put into `work/`.
     pub(super) fn end_leftovers(&self) -> Result<(), Failure> {
         let slot = self.around.slot;
         let unreadable = |e: std::io::Error| Failure::retry(Reason::EngineError, format!("/proc: {e}"));
@@ -249,8 +247,7 @@ impl Life<'_> {
     }
 
     /// Hands the job over exactly once. When an earlier watcher was interrupted here, either the startup file is still
-    /// there,
-    /// or glue's status names its nonce, or it was never put.
+    /// there, or glue's status names its nonce, or it was never put.
     pub(super) fn start(&mut self) -> Result<Phase, Failure> {
         let slot = self.around.slot;
         if self.resumed && self.state.secrets.is_some() {

@@ -48,8 +48,7 @@ pub(super) fn end_in(slot: &Slot, kill_uid: u32, cgroup: &str, within: Duration)
 impl Life<'_> {
     pub(super) fn collect(&mut self) -> Result<Phase, Failure> {
         // A verified record says that nothing of the job lives; after a loss that has to be made sure of. Before the
-        // relays
-        // end: whoever still lives could write on.
+        // relays end: whoever still lives could write on.
         if !self.state.report.verified || self.state.report.record.as_ref().is_some_and(|r| r.processes.unkilled > 0) {
             self.end_job_processes();
         }

@@ -1,6 +1,5 @@
 //! One job's life in a slot: stage, bind, start, run, collect, clean. Each step is written down before it is taken, so
-//! that a
-//! restarted watcher goes on where the last one was, and a job has exactly one result.
+//! that a restarted watcher goes on where the last one was, and a job has exactly one result.
 
 mod binding;
 mod ending;
@@ -55,8 +54,7 @@ pub struct Settings {
     /// How much any job may use.
     pub limits: Limits,
     /// Longest time that any job is given between TERM and KILL, and for the final clean-up, seconds: the pilot's
-    /// maxima are kept
-    /// that much later.
+    /// maxima are kept that much later.
     pub max_grace_s: f64,
     /// See `max_grace_s`.
     pub max_kill_s: f64,
@@ -210,8 +208,7 @@ impl Life<'_> {
     }
 
     /// For what can be done again: the job goes on; what is lost is the way back after a restart. Does not wait for the
-    /// disk, which a
-    /// payload can keep busy.
+    /// disk, which a payload can keep busy.
     fn save_or_say(&self) {
         let saved = self.around.states.put_unsynced(&self.state.request.id, self.state);
         self.say_if_lost(saved.map_err(|e| not_kept("the job's state", &e)));

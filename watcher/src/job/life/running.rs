@@ -24,8 +24,7 @@ use super::{ENGINE_NOTICES_WITHIN, Life, span, wait};
 const RECORD_WITHIN: Duration = Duration::from_secs(60);
 
 /// How long a signal or a cancellation waits for a main process. A start takes a millisecond; one that takes this long
-/// hangs, and
-/// what is wanted is done to whatever it consists of.
+/// hangs, and what is wanted is done to whatever it consists of.
 const START_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How often the kill routine is run for a start: there are moments in which nothing of it has the payload's UID yet.
@@ -149,8 +148,7 @@ impl Life<'_> {
     }
 
     /// A job that has crossed a limit gets TERM, and what is left after the grace gets KILL; at once, where the kernel
-    /// would
-    /// soon end something of its own choice.
+    /// would soon end something of its own choice.
     fn keep_within_limits(&mut self, main: Option<i32>, hard_kill: Option<Instant>) -> Option<Instant> {
         let Some((crossed, at_once)) = self.around.control.board.crossed() else { return hard_kill };
         if self.state.report.limit.is_none() && self.state.cancelled.is_none() {
@@ -199,8 +197,8 @@ impl Life<'_> {
     }
 
     /// Passes signals on to the job's main process; a cancelled job gets TERM, and what is left after the grace gets
-    /// KILL. A start
-    /// that hangs has no main process: what would end a program ends the start, without grace, and other signals wait.
+    /// KILL. A start that hangs has no main process: what would end a program ends the start, without grace, and other
+    /// signals wait.
     fn obey(&mut self, main: Option<i32>, hard_kill: Option<Instant>) -> Result<Option<Instant>, Failure> {
         let control = self.around.control;
         while let Some(signal) = main.and_then(|_| control.next_signal()) {

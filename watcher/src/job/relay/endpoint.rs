@@ -73,8 +73,8 @@ pub enum Endpoint {
 
 impl Endpoint {
     /// Takes over a client's descriptor. O_NONBLOCK belongs to the open file, which the client shares and must not find
-    /// changed: so a
-    /// pipe or terminal is opened once more, with the rights that the client's descriptor has and no others.
+    /// changed: so a pipe or terminal is opened once more, with the rights that the client's descriptor has and no
+    /// others.
     pub fn new(fd: OwnedFd, reads: bool) -> io::Result<Self> {
         check(fd.as_fd(), reads)?;
         match kind_of(fd.as_fd())? {

@@ -1,10 +1,8 @@
 //! Relaying a client's standard streams through the slot's FIFOs.
 //!
 //! Neither end can be relied on: a client may stop reading, and a payload may have passed its end of a FIFO to a
-//! process that lives
-//! on, in another slot. So each job has new FIFOs, one thread copies without ever blocking, and it ends within a
-//! bounded time once
-//! the job is over.
+//! process that lives on, in another slot. So each job has new FIFOs, one thread copies without ever blocking, and it
+//! ends within a bounded time once the job is over.
 
 mod endpoint;
 mod pump;
@@ -74,8 +72,7 @@ impl Streams {
     }
 
     /// Decides for each descriptor. Only where the client keeps its own sandbox are files in the slot handed over by
-    /// name: glue
-    /// opens them again, and always appends.
+    /// name: glue opens them again, and always appends.
     pub fn routes(self, slot: &Slot, in_sandbox: bool) -> Routes {
         let route = |n: usize, fd: OwnedFd| match find_route(&fd, n, slot).filter(|_| in_sandbox) {
             Some(route) => route,
@@ -86,8 +83,7 @@ impl Streams {
 }
 
 /// A regular file beneath the slot's `data/`, or the null device; `None` for everything else. The name comes from the
-/// kernel, not
-/// from the client, and counts only if it leads, without links, to the very file that the descriptor is of.
+/// kernel, not from the client, and counts only if it leads, without links, to the very file that the descriptor is of.
 fn find_route(fd: &OwnedFd, n: usize, slot: &Slot) -> Option<Route> {
     let stat = fstat(fd).ok()?;
     let kind = stat.st_mode & SFlag::S_IFMT.bits();
@@ -118,8 +114,7 @@ pub struct Relay {
 
 impl Relay {
     /// Makes the FIFOs, opens our ends, and starts to relay. The payload may open its own ends again through
-    /// /proc/self/fd,
-    /// as programs do with /dev/stdout: its group has the right for that, and no way to the names.
+    /// /proc/self/fd, as programs do with /dev/stdout: its group has the right for that, and no way to the names.
     pub fn start(slot: &Slot, routes: Routes, owner: Option<Owner>) -> io::Result<Self> {
         let [stdin, stdout, stderr] = routes;
         // New ones for each job: what an earlier job's payload has passed on leads to that job's FIFOs.
@@ -164,9 +159,8 @@ impl Relay {
     }
 
     /// The job is over: delivers what it has left in its FIFOs, then ends. Waits for that, at most as long as a client
-    /// may take, and
-    /// no longer than somebody wants: the client has gone, or the job is cancelled once more. Returns what was not
-    /// delivered, in words.
+    /// may take, and no longer than somebody wants: the client has gone, or the job is cancelled once more. Returns
+    /// what was not delivered, in words.
     pub fn finish(mut self, control: &Control) -> Vec<String> {
         self.job_has_started();
         let Some((thread, ended)) = self.thread.take() else { return Vec::new() };

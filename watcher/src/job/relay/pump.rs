@@ -140,8 +140,7 @@ impl Outgoing {
     }
 
     /// The job is over. Whoever holds the FIFO elsewhere can keep it open and write on: what counts is what it holds
-    /// now, and
-    /// that is not more than its size.
+    /// now, and that is not more than its size.
     fn drain(&mut self) {
         if self.left.is_none() {
             let size = fcntl(&self.output.from, FcntlArg::F_GETPIPE_SZ).ok().and_then(|n| usize::try_from(n).ok());
