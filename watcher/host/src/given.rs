@@ -8,6 +8,7 @@
 
 use crate::container::Role;
 use crate::guard::CONTAINER;
+use crate::images::matches;
 use crate::place::{Place, PodPlace, is_pod_name};
 use latebind_contract::layout;
 use serde_json::Value;
@@ -167,14 +168,7 @@ impl Rules {
 
 impl Rule {
     fn allows(&self, line: &str) -> bool {
-        self.alternatives.iter().any(|pieces| {
-            let [first, middle @ .., last] = pieces.as_slice() else { return pieces.iter().any(|p| p == line) };
-            let Some(mut rest) = line.strip_prefix(first.as_str()).and_then(|rest| rest.strip_suffix(last.as_str()))
-            else {
-                return false;
-            };
-            middle.iter().all(|piece| rest.split_once(piece.as_str()).map(|(_, after)| rest = after).is_some())
-        })
+        self.alternatives.iter().any(|pieces| matches(pieces, line))
     }
 }
 

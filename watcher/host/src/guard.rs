@@ -11,11 +11,12 @@ use serde_json::{Value, json};
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use watcher::store::read_bounded;
 
 /// Directory of the guard's copies, one for each runtime, in the state directory.
 pub const DIRECTORY: &str = "oci";
@@ -81,12 +82,7 @@ fn guard(called: &Path, arguments: &[OsString]) -> Result<(), String> {
     let bundle = option(arguments, &["--bundle", "-b"]).map_or_else(|| PathBuf::from("."), PathBuf::from);
     let path = bundle.join("config.json");
     let at = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
-    let mut text = Vec::new();
-    let file = File::open(&path).map_err(|e| at(&e))?;
-    file.take(CONFIG_MAX + 1).read_to_end(&mut text).map_err(|e| at(&e))?;
-    if text.len() as u64 > CONFIG_MAX {
-        return Err(at(&format!("larger than {CONFIG_MAX} bytes")));
-    }
+    let text = File::open(&path).and_then(|file| read_bounded(file, CONFIG_MAX)).map_err(|e| at(&e))?;
     let mut config: Value = serde_json::from_slice(&text).map_err(|e| at(&e))?;
     let state = called.parent().and_then(Path::parent).ok_or("the guard does not know its state directory")?;
     let place = Place::of_state(state);
