@@ -35,6 +35,8 @@ const GOOD_LIFE: Duration = Duration::from_secs(60);
 const START_TIME: Duration = Duration::from_secs(3);
 /// How often it is tried to hand a signal to a pilot that is just being started.
 const SIGNAL_TICK: Duration = Duration::from_millis(50);
+/// How often a pilot that is being started is looked for: one that takes all of its memory at once lives for some 30 ms.
+const START_TICK: Duration = Duration::from_millis(2);
 /// Signals that are handed to the pilot; those for which the second value is true also end the pod.
 const SIGNALS: [(Signal, bool); 6] = [
     (Signal::SIGTERM, true),
@@ -415,7 +417,7 @@ impl Life {
         let main = loop {
             match self.pilot_process() {
                 Some(main) => break main,
-                None if end.recv_timeout(SIGNAL_TICK) == Err(RecvTimeoutError::Disconnected) => return,
+                None if end.recv_timeout(START_TICK) == Err(RecvTimeoutError::Disconnected) => return,
                 None => {}
             }
         };
