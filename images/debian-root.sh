@@ -7,6 +7,20 @@ debian_mirror() {
         sed -n 's/ bookworm$//p' | grep -m 1 /debian || echo http://deb.debian.org/debian
 }
 
+# install_packages ROOT PACKAGE...: installs packages of its own suite in a root that debootstrap has made.
+install_packages() {
+    printf '#!/bin/sh\nexit 101\n' >"$1/usr/sbin/policy-rc.d" # nothing is started in a chroot
+    chmod 755 "$1/usr/sbin/policy-rc.d"
+    # In a mount namespace of its own, so that /proc, which some maintainer scripts read, is gone with it.
+    unshare --mount sh -euc '
+        root=$1
+        shift
+        mount -t proc proc "$root/proc"
+        export DEBIAN_FRONTEND=noninteractive LC_ALL=C
+        chroot "$root" apt-get -q install -y --no-install-recommends "$@"
+    ' sh "$@" && rm "$1/usr/sbin/policy-rc.d"
+}
+
 # pack_root ROOT OUT.tar WHAT...: leaves out documentation, what packages were fetched from, what this machine has put there, and the paths WHAT;
 # OUT.tar is there whole or not at all. ROOT's parent directory is used for it.
 pack_root() (

@@ -19,14 +19,7 @@ fail() {
 }
 root=$work/root
 debootstrap --variant=minbase "$suite" "$root" "$mirror" >"$work/log" 2>&1 || fail "debootstrap of $suite failed"
-printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d" # nothing is started in a chroot
-chmod 755 "$root/usr/sbin/policy-rc.d"
 printf 'condor:x:%s:%s:HTCondor:/var/lib/condor:/usr/sbin/nologin\n' "$condor" "$condor" >>"$root/etc/passwd"
 printf 'condor:x:%s:\n' "$condor" >>"$root/etc/group"
-# In a mount namespace of its own, so that /proc, which some maintainer scripts read, is gone with it.
-unshare --mount bash -euo pipefail -c '
-    mount -t proc proc "$0/proc"
-    export DEBIAN_FRONTEND=noninteractive LC_ALL=C
-    chroot "$0" apt-get -q install -y --no-install-recommends condor procps
-' "$root" >>"$work/log" 2>&1 || fail "HTCondor could not be installed"
-pack_root "$root" "$out" "$root"/{usr/sbin/policy-rc.d,var/log/apt,var/log/*.log,etc/condor/config.d/*}
+install_packages "$root" condor procps >>"$work/log" 2>&1 || fail "HTCondor could not be installed"
+pack_root "$root" "$out" "$root"/{var/log/apt,var/log/*.log,etc/condor/config.d/*}

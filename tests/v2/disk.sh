@@ -11,7 +11,7 @@ cd "$(dirname "$0")/../.."
 suite=${1:?usage: disk.sh SUITE}
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/latebind/v2
 # What is written below decides what the disk has: another text, another disk.
-version=$(cat tests/v2/disk.sh tests/v2/latebind-v2.service | sha256sum | cut -c1-12)
+version=$(cat images/debian-root.sh tests/v2/disk.sh tests/v2/latebind-v2.service | sha256sum | cut -c1-12)
 disk=$cache/$suite-$version.ext4
 kernel=$cache/kernel-$version
 mirror=$(debian_mirror)
@@ -46,16 +46,10 @@ flock 9
     echo "disk.sh: fetching Debian $suite with podman from $mirror, about two minutes, once; kept as $disk" >&2
     root=$work/root
     debootstrap --variant=minbase "$suite" "$root" "$mirror/" >"$work/log" 2>&1 || fail "debootstrap of $suite failed"
-    printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d" # nothing is started in a chroot
-    chmod 755 "$root/usr/sbin/policy-rc.d"
-    unshare --mount bash -euo pipefail -c '
-        mount -t proc proc "$0/proc"
-        export DEBIAN_FRONTEND=noninteractive LC_ALL=C
-        chroot "$0" apt-get -q install -y --no-install-recommends \
-            systemd systemd-sysv dbus dbus-user-session udev kmod procps iproute2 util-linux uidmap \
-            podman crun netavark busybox-static ca-certificates openssl debootstrap jq
-    ' "$root" >>"$work/log" 2>&1 || fail "packages could not be installed"
-    rm -rf "$root"/usr/sbin/policy-rc.d "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/* "$root"/usr/share/{doc,man,locale}/*
+    install_packages "$root" systemd systemd-sysv dbus dbus-user-session udev kmod procps iproute2 util-linux uidmap \
+        podman crun netavark busybox-static ca-certificates openssl debootstrap jq >>"$work/log" 2>&1 ||
+        fail "packages could not be installed"
+    rm -rf "$root"/var/{cache/apt,lib/apt/lists}/* "$root"/usr/share/{doc,man,locale}/*
     modules=$kernel/usr/lib/uml/modules
     mkdir -p "$root/lib/modules"
     cp -a "$modules"/. "$root/lib/modules/"
@@ -69,7 +63,8 @@ flock 9
     # Debian 12's udevd does not understand the kernel; nothing here needs one.
     for unit in systemd-udevd.service systemd-udevd-kernel.socket systemd-udevd-control.socket \
         systemd-udev-trigger.service systemd-udev-settle.service getty.target console-getty.service \
-        apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer systemd-timesyncd.service e2scrub_all.timer fstrim.timer systemd-networkd.service; do
+        apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer \
+        systemd-timesyncd.service systemd-networkd.service; do
         ln -sf /dev/null "$root/etc/systemd/system/$unit"
     done
     rm -f "$cache/$suite"-*.ext4
