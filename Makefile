@@ -4,7 +4,8 @@
 #   REGISTRY         where `push` takes the images: host[:port][/path]; TAG is their tag, INSECURE=1 leaves TLS out
 #   RECIPE           debian or rustup: how static binaries are built (default: rustup if it has the musl target)
 
-.PHONY: help build images push archive demo test test-condor test-v2 test-cluster cluster cluster-down attack-start bench fuzz soak audit clean
+.PHONY: help build images push archive demo test test-condor test-v2 test-cluster cluster cluster-down
+.PHONY: attack-start bench fuzz soak audit clean
 
 # Checked before anything is built, which takes minutes.
 ifneq ($(filter push,$(MAKECMDGOALS)),)
@@ -23,7 +24,8 @@ help:
 	@echo 'make test-cluster  the tests on Kubernetes: on a cluster of one node, made and stopped here; or on yours, if'
 	@echo '                   KUBECONFIG and LATEBIND_REGISTRY are both set'
 	@echo 'make test-condor   the tests on an HTCondor pool, made and ended here: 23.9 of Debian trixie; CONDOR=sid: 25.x'
-	@echo 'make test-v2       demo and tests on control groups v2: machines of Debian 13 and 12, booted here as ordinary programs'
+	@echo 'make test-v2       demo and tests on control groups v2: machines of Debian 13 and 12, booted here as'
+	@echo '                   ordinary programs'
 	@echo 'make cluster       that cluster with the images in its registry, left running; make cluster-down stops it'
 	@echo 'make attack-start  N tries (100000) to catch a process of a start, as the job and as another process of its UID'
 	@echo 'make soak          kills parts of pods at random for DURATION seconds (600): no job lost, none reported twice'

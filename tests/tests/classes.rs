@@ -1,5 +1,5 @@
 //! What each ending means to the pilot: `final` is the job's own result, `retry` was nobody's fault, `hold` has to be
-//! mended.
+//! fixed by its user.
 
 use std::fs;
 use std::time::Duration;

@@ -203,7 +203,7 @@ fn killed_at_random_moments_4() {
     at_random_moments(4);
 }
 
-/// What a foreign root has left is gone, also where the watcher was ended before it had mended the volumes: that a
+/// What a foreign root has left is gone, also where the watcher was ended before it had reset the volumes: that a
 /// foreign root can have been there is noted before each bind, until the proof.
 #[test]
 fn volumes_that_were_to_be_mended_are_mended_by_the_next_watcher() {

@@ -30,7 +30,7 @@ const OURS: [&str; 4] = [layout::WORK, stage::IO, clean::TRASH, clean::NEXT];
 pub type ClientDirs = BTreeMap<String, (u32, u32)>;
 
 /// What is written down in the private volume while a slot's volumes may have marks of a foreign root: from before an
-/// image that is not proven can run, until it is proven, or the placeholder is back and the volumes are mended.
+/// image that is not proven can run, until it is proven, or the placeholder is back and the volumes are reset.
 /// HTCondor's pilot waits for its end.
 pub fn unmended(number: u32) -> String {
     format!("{number}-unmended")
@@ -137,13 +137,13 @@ impl Slot {
         })
     }
 
-    /// The chime, to wait for.
+    /// The notification FIFO, to wait for.
     pub fn chime(&self) -> BorrowedFd<'_> {
         self.chime.as_fd()
     }
 
-    /// Takes what the chime holds; its bytes say nothing but that it was rung. Not more than it can hold at once: until
-    /// the mount proof an image's root may write faster than this reads.
+    /// Empties the notification FIFO, whose bytes carry no meaning. Reads at most what it can hold at once: until the
+    /// mount proof has succeeded, an image's root may write faster than this reads.
     pub fn silence_chime(&self) {
         let mut bytes = [0; 4096];
         for _ in 0..CHIME_MAX / bytes.len() {

@@ -1,7 +1,7 @@
 //! Watching a payload while it runs: who its processes are, what they use, and whether that is within the job's limits.
 //!
-//! A thread of its own for each job under way: looking at a thousand processes takes milliseconds, and nobody should
-//! wait for that who waits for a record. It looks every 2 s, and less often where a look would take more than 2 % of a
+//! A thread of its own for each job under way: looking at a thousand processes takes milliseconds, and
+//! sampling must never delay the record. It looks every 2 s, and less often where a look would take more than 2 % of a
 //! processor.
 
 use std::collections::HashMap;

@@ -169,7 +169,7 @@ impl Core {
     }
 
     /// Whether the volumes are as they were before there was any image: an earlier watcher may have been ended before
-    /// it had mended what an image had left that was not proven.
+    /// it had reset what an image without a mount proof left.
     fn is_as_it_was(&self, slot: &Slot) -> bool {
         let dirs = self.dirs.get(&slot.number);
         let found = slot.client_dirs().unwrap_or_default();
@@ -181,7 +181,7 @@ impl Core {
         changed.is_empty() && !self.slots_kept.contains(&unmended(slot.number))
     }
 
-    /// Brings the placeholder back and mends the volumes, however long it takes: no job is given a slot in which a
+    /// Brings the placeholder back and resets the volumes, however long it takes: no job is given a slot in which a
     /// foreign program may be root, or on which it has left its marks. `None` when the core ends, or `job`, which waits
     /// for it, is not wanted any more.
     fn restore(&self, number: u32, (uid, gid): (u32, u32), job: Option<&str>) -> Option<Slot> {
