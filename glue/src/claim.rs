@@ -4,20 +4,21 @@
 use std::fs::File;
 use std::io;
 
-use latebind_contract::encoding::{Bytes32, sha256_hex};
+use latebind_contract::encoding::{Key, sha256_hex};
 use latebind_contract::layout::{self, Ids};
 use latebind_contract::startup::{self, Invalid, Startup};
 use latebind_contract::status::Refused;
 use latebind_linux::error::error;
 use latebind_linux::sys;
 use latebind_linux::volume::Dir;
+use zeroize::Zeroize;
 
 /// A job that glue has taken on: from here on there will be a record.
 pub struct Claimed {
     /// The startup file, its key wiped.
     pub startup: Startup,
     /// Signs the record.
-    pub key: Bytes32,
+    pub key: Key,
     /// SHA-256 of the startup file, lower-case hex.
     pub startup_sha256: String,
     /// The environment files, open.
@@ -49,19 +50,24 @@ pub fn look(ctl: &Dir, ids: Ids, incarnation: &str) -> io::Result<Claim> {
         Err(e) => return Ok(refused(String::new(), e.to_string())),
     };
     let startup_sha256 = sha256_hex(&bytes);
-    let parsed = startup::parse(&bytes);
-    sys::wipe(&mut bytes);
-    let mut startup = match parsed {
-        Ok(startup) => startup,
+    let (startup, key) = match separate(&mut bytes) {
+        Ok(both) => both,
         Err(invalid) => return Ok(refused(startup_sha256, invalid.to_string())),
     };
-    let key = startup.key.clone();
-    sys::wipe(startup.key.bytes_mut());
     let invalid = startup.check(ids, incarnation).err();
     if let Some(not_ours) = invalid.as_ref().filter(|i| i.field == "incarnation") {
         return Ok(refused(startup_sha256, not_ours.to_string()));
     }
     Ok(Claim::Job(Box::new(Claimed { startup, key, startup_sha256, env_files: Vec::new(), invalid })))
+}
+
+/// Reads a startup file and overwrites it. The key that is returned is then the only copy of its bytes.
+fn separate(bytes: &mut [u8]) -> Result<(Startup, Key), Invalid> {
+    let parsed = startup::parse(bytes);
+    bytes.zeroize();
+    let mut startup = parsed?;
+    let key = std::mem::replace(&mut startup.key, Key::none());
+    Ok((startup, key))
 }
 
 /// Removes the startup file, opens the environment files that it names, and removes those too: they may hold secrets,
@@ -87,3 +93,7 @@ pub fn take(ctl: &Dir, claimed: &mut Claimed) -> io::Result<()> {
 fn refused(startup_sha256: String, message: String) -> Claim {
     Claim::Refused(Refused { startup_sha256, message })
 }
+
+#[cfg(test)]
+#[path = "claim_tests.rs"]
+mod tests;

@@ -165,7 +165,7 @@ impl Glue {
                 }
                 Claim::Job(mut claimed) => {
                     let end = self.run_job(&mut claimed);
-                    sys::wipe(claimed.key.bytes_mut());
+                    claimed.key.wipe();
                     let end = end?;
                     sys::set_dumpable(true)?;
                     if end.processes.unkilled > 0 {

@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use crate::report::{Report, What};
-use latebind_contract::encoding::Bytes32;
+use latebind_contract::encoding::Key;
 use latebind_linux::filter::FILTER;
 use latebind_linux::sys::{self, CStrings, Capabilities};
 
@@ -47,8 +47,8 @@ pub struct Prepared<'a> {
 }
 
 /// The child's side of the fork. Does not return.
-pub fn run(prepared: &Prepared<'_>, key: &mut Bytes32) -> ! {
-    sys::wipe(key.bytes_mut());
+pub fn run(prepared: &Prepared<'_>, key: &mut Key) -> ! {
+    key.wipe();
     let (what, error) = match drop_privileges(prepared) {
         Err(failed) => failed,
         Ok(()) => (What::StageTwo, sys::exec_fd(prepared.program, &prepared.argv, &prepared.env)),

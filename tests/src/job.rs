@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::Read;
 
-use latebind_contract::encoding::{Bytes32, sha256_hex};
+use latebind_contract::encoding::{Bytes32, Key, sha256_hex};
 use latebind_contract::record::{Expected, Record, Refusal, verify};
 use latebind_contract::startup::{EnvMode, Object, Startup, Stream};
 
@@ -23,7 +23,7 @@ pub fn new(argv: &[&str], uid: u32, gid: u32, incarnation: &str) -> Startup {
         version: 1,
         job: "test job".into(),
         nonce: Bytes32::new(random()),
-        key: Bytes32::new(random()),
+        key: Key::new(Box::new(random())),
         incarnation: incarnation.into(),
         argv: argv.iter().map(|word| (*word).to_owned()).collect(),
         cwd: None,

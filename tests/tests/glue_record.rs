@@ -4,7 +4,7 @@
 
 use std::fs;
 
-use latebind_contract::encoding::{Bytes32, base64url, from_base64url};
+use latebind_contract::encoding::{Key, base64url, from_base64url};
 use latebind_contract::layout;
 use latebind_contract::record::{Outcome, Record, Refusal, sign};
 use latebind_contract::status::Phase;
@@ -65,7 +65,7 @@ fn a_truncated_or_lengthened_record_is_refused() {
 #[test]
 fn a_record_of_an_earlier_job_is_refused() {
     let slot = Slot::new("noshell");
-    let key = Bytes32::new(random());
+    let key = Key::new(Box::new(random()));
     // The worst case: a pilot that gives several jobs the same key.
     let (first, earlier) = real_record(&slot, |s| s.key = key.clone());
     let (same_name, later) = real_record(&slot, |s| s.key = key.clone());
@@ -94,7 +94,7 @@ fn a_wrongly_signed_record_is_refused() {
     let slot = Slot::new("noshell");
     let (submitted, jws) = real_record(&slot, |_| ());
     let record = content(&jws);
-    let signed = |key: [u8; 32]| sign(&record, &Bytes32::new(key)).unwrap().into_bytes();
+    let signed = |key: [u8; 32]| sign(&record, &Key::new(Box::new(key))).unwrap().into_bytes();
     assert_eq!(submitted.check(Some(&signed([0; 32]))), Err(Refusal::BadSignature));
     assert_eq!(signed(*submitted.startup.key.bytes()), jws, "the right key makes the very same record");
     let (_, rest) = std::str::from_utf8(&jws).unwrap().split_once('.').unwrap();

@@ -123,10 +123,11 @@ mod tests {
     use super::*;
     use crate::bind::Class;
     use crate::job::Request;
+    use latebind_contract::encoding::Key;
     use latebind_contract::record::sign;
 
     fn secrets(job: &str, byte: u8) -> Secrets {
-        let (key, nonce) = (Bytes32::new([byte; 32]), Bytes32::new([byte + 100; 32]));
+        let (key, nonce) = (Key::new(Box::new([byte; 32])), Bytes32::new([byte + 100; 32]));
         Secrets { job: job.into(), key, nonce, incarnation: "i".into(), startup_sha256: "s".into() }
     }
 

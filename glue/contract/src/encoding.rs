@@ -3,6 +3,7 @@
 use base64ct::{Base64UrlUnpadded, Encoding};
 use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use zeroize::Zeroize;
 
 /// base64url without padding of `bytes`.
 pub fn base64url(bytes: &[u8]) -> String {
@@ -27,10 +28,7 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
     hex(&sha2::Sha256::digest(bytes))
 }
 
-/// 32 bytes that stand as base64url in JSON: a key or a nonce.
-///
-/// It is read straight from the buffer it arrived in (an escaped text is refused), so that wiping that buffer and this
-/// value leaves no copy. `Debug` does not show the bytes.
+/// 32 bytes that are base64url in JSON, such as a nonce. `Debug` does not show the bytes.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Bytes32([u8; 32]);
 
@@ -43,11 +41,6 @@ impl Bytes32 {
     /// The bytes.
     pub const fn bytes(&self) -> &[u8; 32] {
         &self.0
-    }
-
-    /// The bytes, to be filled or wiped.
-    pub const fn bytes_mut(&mut self) -> &mut [u8; 32] {
-        &mut self.0
     }
 
     /// Reads 43 characters of base64url.
@@ -71,29 +64,100 @@ impl core::fmt::Debug for Bytes32 {
     }
 }
 
+/// The secret key of one start: 32 bytes, base64url in JSON.
+///
+/// The bytes are on the heap from the moment they are decoded and never leave it, so that moving the value copies a
+/// pointer only, and overwriting them leaves no copy. They are read straight from the buffer they arrived in (an escaped
+/// text is refused). Dropping the value overwrites them. `Debug` does not show them.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Key(Box<[u8; 32]>);
+
+impl Key {
+    /// Takes over bytes that are on the heap already.
+    pub const fn new(bytes: Box<[u8; 32]>) -> Self {
+        Self(bytes)
+    }
+
+    /// A key that signs nothing, to be put where one was taken from.
+    pub fn none() -> Self {
+        Self(Box::new([0; 32]))
+    }
+
+    /// The bytes.
+    pub const fn bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// Overwrites the bytes with zeroes.
+    pub fn wipe(&mut self) {
+        self.0.zeroize();
+    }
+
+    /// Reads 43 characters of base64url.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut key = Self::none();
+        match Base64UrlUnpadded::decode(text, key.0.as_mut()) {
+            Ok(read) if read.len() == 32 => Some(key),
+            _ => None,
+        }
+    }
+
+    /// 43 characters of base64url.
+    pub fn text(&self) -> String {
+        base64url(self.bytes())
+    }
+}
+
+impl Drop for Key {
+    fn drop(&mut self) {
+        self.wipe();
+    }
+}
+
+impl core::fmt::Debug for Key {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("a key")
+    }
+}
+
+impl Serialize for Key {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&self.text())
+    }
+}
+
 impl Serialize for Bytes32 {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         to.serialize_str(&self.text())
     }
 }
 
+/// Reads a value from 43 characters of base64url that have no escape, which would make a copy of the text.
+struct Text<T>(fn(&str) -> Option<T>);
+
+impl<'de, T> Visitor<'de> for Text<T> {
+    type Value = T;
+    fn expecting(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("32 bytes as 43 characters of base64url, without escapes")
+    }
+    fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<T, E> {
+        (self.0)(text).ok_or_else(|| E::custom("not 32 bytes as 43 characters of base64url"))
+    }
+    // An escaped text: what serde says by itself would have the text in it.
+    fn visit_str<E: Error>(self, _: &str) -> Result<T, E> {
+        Err(E::custom("a key or nonce with an escape in it"))
+    }
+}
+
 impl<'de> Deserialize<'de> for Bytes32 {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct Text;
-        impl<'de> Visitor<'de> for Text {
-            type Value = Bytes32;
-            fn expecting(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-                f.write_str("32 bytes as 43 characters of base64url, without escapes")
-            }
-            fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<Bytes32, E> {
-                Bytes32::parse(text).ok_or_else(|| E::custom("not 32 bytes as 43 characters of base64url"))
-            }
-            // An escaped text: what serde says by itself would have the text in it.
-            fn visit_str<E: Error>(self, _: &str) -> Result<Bytes32, E> {
-                Err(E::custom("a key or nonce with an escape in it"))
-            }
-        }
-        from.deserialize_str(Text)
+        from.deserialize_str(Text(Self::parse))
+    }
+}
+
+impl<'de> Deserialize<'de> for Key {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_str(Text(Self::parse))
     }
 }
 
@@ -123,5 +187,6 @@ mod tests {
     #[test]
     fn debug_keeps_the_secret() {
         assert_eq!(format!("{:?}", Bytes32::new([1; 32])), "32 bytes");
+        assert_eq!(format!("{:?}", Key::new(Box::new([1; 32]))), "a key");
     }
 }

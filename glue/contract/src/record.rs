@@ -6,7 +6,7 @@ use hmac::{Hmac, Mac};
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 
-use super::encoding::{Bytes32, base64url, from_base64url};
+use super::encoding::{Bytes32, Key, base64url, from_base64url};
 
 /// The `typ` of a record's header.
 pub const TYPE: &str = "latebind-record+jws";
@@ -181,7 +181,7 @@ pub struct Record {
 #[derive(Clone, Debug)]
 pub struct Expected<'a> {
     /// Key of the startup file.
-    pub key: &'a Bytes32,
+    pub key: &'a Key,
     /// Name of the job.
     pub job: &'a str,
     /// Nonce of the startup file.
@@ -229,14 +229,14 @@ impl core::fmt::Display for Refusal {
     }
 }
 
-fn mac(key: &Bytes32, text: &[u8]) -> Option<Hmac<Sha256>> {
+fn mac(key: &Key, text: &[u8]) -> Option<Hmac<Sha256>> {
     let mut mac = Hmac::<Sha256>::new_from_slice(key.bytes()).ok()?;
     mac.update(text);
     Some(mac)
 }
 
 /// The record as a compact JWS, signed with `key`. `None` where it cannot be written as JSON, which no record is.
-pub fn sign(record: &Record, key: &Bytes32) -> Option<String> {
+pub fn sign(record: &Record, key: &Key) -> Option<String> {
     let header = Header { alg: ALGORITHM.into(), typ: TYPE.into(), kid: record.job.clone() };
     let mut text = base64url(&serde_json::to_vec(&header).ok()?);
     text.push('.');
@@ -316,7 +316,7 @@ mod tests {
     }
 
     fn check(jws: Option<&[u8]>, change: impl FnOnce(&mut Expected<'_>)) -> Result<Record, Refusal> {
-        let (key, nonce) = (Bytes32::new([1; 32]), Bytes32::new([2; 32]));
+        let (key, nonce) = (Key::new(Box::new([1; 32])), Bytes32::new([2; 32]));
         let mut expected =
             Expected { key: &key, job: "a \"job\"", nonce: &nonce, incarnation: "i", startup_sha256: "s" };
         change(&mut expected);
@@ -324,7 +324,7 @@ mod tests {
     }
 
     fn signed() -> String {
-        sign(&record(), &Bytes32::new([1; 32])).unwrap_or_default()
+        sign(&record(), &Key::new(Box::new([1; 32]))).unwrap_or_default()
     }
 
     #[test]
@@ -337,11 +337,13 @@ mod tests {
         let jws = signed();
         let good = Some(jws.as_bytes());
         static OTHER: Bytes32 = Bytes32::new([9; 32]);
+        static OTHER_KEY: std::sync::LazyLock<Key> = std::sync::LazyLock::new(|| Key::new(Box::new([9; 32])));
         assert_eq!(check(None, |_| ()), Err(Refusal::Missing));
         assert_eq!(check(Some(b""), |_| ()), Err(Refusal::Malformed));
         assert_eq!(check(Some(b"a.b"), |_| ()), Err(Refusal::Malformed));
         assert_eq!(check(Some(format!("{jws}.").as_bytes()), |_| ()), Err(Refusal::Malformed));
-        assert_eq!(check(good, |e| e.key = &OTHER), Err(Refusal::BadSignature));
+        let other = std::sync::LazyLock::force(&OTHER_KEY);
+        assert_eq!(check(good, |e| e.key = other), Err(Refusal::BadSignature));
         assert_eq!(check(good, |e| e.job = "b"), Err(Refusal::WrongJob));
         assert_eq!(check(good, |e| e.nonce = &OTHER), Err(Refusal::WrongNonce));
         assert_eq!(check(good, |e| e.incarnation = "j"), Err(Refusal::WrongIncarnation));

@@ -6,7 +6,7 @@ use serde::de::{Error, MapAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::encoding::Bytes32;
+use super::encoding::{Bytes32, Key};
 use super::layout::{self, Ids};
 use super::object::{self, Fields};
 use super::text::printable;
@@ -33,7 +33,7 @@ pub struct Startup {
     /// Fresh for each start; comes back in the record.
     pub nonce: Bytes32,
     /// Signs the record; fresh for each start.
-    pub key: Bytes32,
+    pub key: Key,
     /// The glue instance this is meant for.
     pub incarnation: String,
     /// Program and arguments; no shell in between.
@@ -84,7 +84,7 @@ impl Fields for Startup {
             version: 0,
             job: String::new(),
             nonce: Bytes32::new([0; 32]),
-            key: Bytes32::new([0; 32]),
+            key: Key::none(),
             incarnation: String::new(),
             argv: Vec::new(),
             cwd: None,

@@ -652,15 +652,6 @@ pub fn random(bytes: &mut [u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Overwrites `bytes` with zeroes in a way that the compiler cannot leave out.
-pub fn wipe(bytes: &mut [u8]) {
-    for byte in bytes {
-        // SAFETY: the pointer comes from a unique reference.
-        unsafe { std::ptr::write_volatile(byte, 0) };
-    }
-    std::sync::atomic::compiler_fence(std::sync::atomic::Ordering::SeqCst);
-}
-
 /// The type of the file system that `fd` is on (statfs(2), `f_type`).
 pub fn file_system_type(fd: BorrowedFd<'_>) -> io::Result<i64> {
     // SAFETY: statfs is plain numbers, for which all zeroes is a value.

@@ -1,19 +1,25 @@
 //! Target `record`: the signed exit record.
 
-use latebind_contract::encoding::{Bytes32, base64url, from_base64url, sha256_hex};
+use std::sync::LazyLock;
+
+use latebind_contract::encoding::{Bytes32, Key, base64url, from_base64url, sha256_hex};
 use latebind_contract::record::{
     CgroupUse, Expected, Failure, GlueIdentity, Outcome, Processes, Record, Refusal, Stage, Usage, Used, sign, verify,
 };
 
 use crate::input::Input;
 
-const KEY: Bytes32 = Bytes32::new([1; 32]);
+const SECRET: [u8; 32] = [1; 32];
+static KEY: LazyLock<Key> = LazyLock::new(|| Key::new(Box::new(SECRET)));
+static OTHER_KEY: LazyLock<Key> = LazyLock::new(|| Key::new(Box::new([3; 32])));
 const NONCE: Bytes32 = Bytes32::new([2; 32]);
 const OTHER: Bytes32 = Bytes32::new([3; 32]);
 const JOB: &str = "a \"job\"";
 const HEADER: &str = r#"{"alg":"HS256","typ":"latebind-record+jws","kid":"a \"job\""}"#;
-const EXPECTED: Expected<'static> =
-    Expected { key: &KEY, job: JOB, nonce: &NONCE, incarnation: "i", startup_sha256: "s" };
+
+fn expected() -> Expected<'static> {
+    Expected { key: &KEY, job: JOB, nonce: &NONCE, incarnation: "i", startup_sha256: "s" }
+}
 
 /// The first byte says what the rest is: a whole record; a payload, or header and payload, that are signed with the
 /// right key; values of a record; or changes to a true record.
@@ -41,12 +47,12 @@ pub fn run(data: &[u8]) {
 
 /// Verifies, and checks what has to be true of a record that passed.
 fn verified(text: &[u8]) -> Result<Record, Refusal> {
-    let record = verify(Some(text), &EXPECTED)?;
+    let record = verify(Some(text), &expected())?;
     assert_eq!((record.version, record.job.as_str(), &record.nonce), (1, JOB, &NONCE));
     assert_eq!((record.incarnation.as_str(), record.startup_sha256.as_str()), ("i", "s"));
     let text = str::from_utf8(text).unwrap();
     let (signed, signature) = text.rsplit_once('.').unwrap();
-    assert_eq!(signature, base64url(&hmac(KEY.bytes(), signed.as_bytes())), "a foreign signature was accepted");
+    assert_eq!(signature, base64url(&hmac(&SECRET, signed.as_bytes())), "a foreign signature was accepted");
     for part in text.split('.') {
         assert_eq!(base64url(&from_base64url(part).unwrap()), part, "one record, two texts");
     }
@@ -58,17 +64,17 @@ fn verified(text: &[u8]) -> Result<Record, Refusal> {
 fn is_read_back(record: &Record) {
     let text = sign(record, &KEY).unwrap();
     let (signed, signature) = text.rsplit_once('.').unwrap();
-    assert_eq!(signature, base64url(&hmac(KEY.bytes(), signed.as_bytes())));
-    let check = |expected: &Expected<'_>| verify(Some(text.as_bytes()), expected);
-    assert_eq!(check(&EXPECTED).as_ref(), Ok(record));
-    for (expected, why) in [
-        (Expected { key: &OTHER, ..EXPECTED }, Refusal::BadSignature),
-        (Expected { job: "b", ..EXPECTED }, Refusal::WrongJob),
-        (Expected { nonce: &OTHER, ..EXPECTED }, Refusal::WrongNonce),
-        (Expected { incarnation: "j", ..EXPECTED }, Refusal::WrongIncarnation),
-        (Expected { startup_sha256: "t", ..EXPECTED }, Refusal::WrongStartup),
+    assert_eq!(signature, base64url(&hmac(&SECRET, signed.as_bytes())));
+    let check = |with: &Expected<'_>| verify(Some(text.as_bytes()), with);
+    assert_eq!(check(&expected()).as_ref(), Ok(record));
+    for (with, why) in [
+        (Expected { key: &OTHER_KEY, ..expected() }, Refusal::BadSignature),
+        (Expected { job: "b", ..expected() }, Refusal::WrongJob),
+        (Expected { nonce: &OTHER, ..expected() }, Refusal::WrongNonce),
+        (Expected { incarnation: "j", ..expected() }, Refusal::WrongIncarnation),
+        (Expected { startup_sha256: "t", ..expected() }, Refusal::WrongStartup),
     ] {
-        assert_eq!(check(&expected), Err(why));
+        assert_eq!(check(&with), Err(why));
     }
 }
 
@@ -89,7 +95,7 @@ fn changed(mut input: Input<'_>) {
     assert_eq!(verified(&other).is_ok(), other == text, "{:?}", String::from_utf8_lossy(&other));
 }
 
-/// A record for [`EXPECTED`], its other values from the input.
+/// A record for [`expected`], its other values from the input.
 fn record_of(input: &mut Input<'_>) -> Record {
     let text = |input: &mut Input<'_>| String::from_utf8_lossy(input.string()).into_owned();
     let number = |input: &mut Input<'_>| input.bytes(8).iter().fold(0, |n, b| n << 8 | u64::from(*b));
@@ -139,7 +145,7 @@ fn record_of(input: &mut Input<'_>) -> Record {
 
 fn jws(header: &[u8], payload: &[u8]) -> String {
     let signed = format!("{}.{}", base64url(header), base64url(payload));
-    let signature = base64url(&hmac(KEY.bytes(), signed.as_bytes()));
+    let signature = base64url(&hmac(&SECRET, signed.as_bytes()));
     format!("{signed}.{signature}")
 }
 

@@ -20,7 +20,7 @@ pub mod usage;
 pub use self::clock::{now, rfc3339, seconds_of, uptime};
 pub use self::request::{EnvSource, Request, is_id};
 
-use latebind_contract::encoding::Bytes32;
+use latebind_contract::encoding::{Bytes32, Key};
 use latebind_contract::record::{Record, Refusal};
 use serde::{Deserialize, Serialize};
 
@@ -89,7 +89,7 @@ pub struct Secrets {
     /// Name of the job, as in the startup file.
     pub job: String,
     /// Signs the record.
-    pub key: Bytes32,
+    pub key: Key,
     /// Comes back in the record.
     pub nonce: Bytes32,
     /// The glue it was meant for.

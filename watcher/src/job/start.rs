@@ -2,7 +2,7 @@
 
 use std::io::{self, Read};
 
-use latebind_contract::encoding::{Bytes32, sha256_hex};
+use latebind_contract::encoding::{Bytes32, Key, sha256_hex};
 use latebind_contract::layout::{ENV_FILE_MAX, ENV_PREFIX, STARTUP, STARTUP_MAX, STREAMS};
 use latebind_contract::startup::{EnvFile, Object, Startup, Stream};
 
@@ -22,10 +22,11 @@ pub struct Prepared {
     pub secrets: Secrets,
 }
 
-fn fresh() -> io::Result<Bytes32> {
-    let mut bytes = [0; 32];
-    latebind_linux::sys::random(&mut bytes)?;
-    Ok(Bytes32::new(bytes))
+fn fresh() -> io::Result<(Key, Bytes32)> {
+    let (mut key, mut nonce) = (Box::new([0; 32]), [0; 32]);
+    latebind_linux::sys::random(key.as_mut())?;
+    latebind_linux::sys::random(&mut nonce)?;
+    Ok((Key::new(key), Bytes32::new(nonce)))
 }
 
 fn in_file(path: &str, append: bool) -> Option<Stream> {
@@ -50,7 +51,7 @@ fn stream(n: usize, request: &Request, routes: Option<&Routes>, file: &str) -> O
 /// Makes the startup file for one start, with a fresh key and nonce.
 pub fn prepare(slot: &Slot, bound: &Bound, request: &Request, routes: Option<&Routes>) -> Result<Prepared, Failure> {
     let random = |e: io::Error| Failure::retry(Reason::EngineError, format!("no random numbers: {e}"));
-    let (key, nonce) = (fresh().map_err(random)?, fresh().map_err(random)?);
+    let (key, nonce) = fresh().map_err(random)?;
     let sandbox = request.sandbox.as_ref().map(|path| format!("{}/{path}", slot.data.path()));
     let mut env = request.env.clone();
     if let Some(sandbox) = &sandbox {

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use latebind_contract::encoding::{Bytes32, sha256_hex};
+use latebind_contract::encoding::{Bytes32, Key, sha256_hex};
 use latebind_contract::layout;
 use latebind_contract::record::{Expected, Record, verify};
 use latebind_contract::startup::{EnvMode, Object, Startup, Stream};
@@ -37,10 +37,10 @@ fn said(what: &str) -> impl Fn(std::io::Error) -> Failed + '_ {
     move |e| format!("{what}: {e}")
 }
 
-fn fresh() -> Result<Bytes32, Failed> {
+fn fresh() -> Result<[u8; 32], Failed> {
     let mut bytes = [0; 32];
     latebind_linux::sys::random(&mut bytes).map_err(said("random numbers"))?;
-    Ok(Bytes32::new(bytes))
+    Ok(bytes)
 }
 
 impl Slot {
@@ -94,8 +94,8 @@ impl Slot {
         let startup = Startup {
             version: latebind_contract::VERSION,
             job: format!("bench-{}", self.count),
-            nonce: fresh()?,
-            key: fresh()?,
+            nonce: Bytes32::new(fresh()?),
+            key: Key::new(Box::new(fresh()?)),
             incarnation: incarnation.to_owned(),
             argv: argv.iter().map(|a| (*a).to_owned()).collect(),
             cwd: None,

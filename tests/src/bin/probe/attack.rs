@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::time::{Duration, UNIX_EPOCH};
 
-use latebind_contract::encoding::{Bytes32, sha256_hex};
+use latebind_contract::encoding::{Bytes32, Key, sha256_hex};
 use latebind_contract::record::{GlueIdentity, Outcome, Processes, Record, Usage, Used, sign};
 use latebind_contract::startup::{self, Startup};
 use latebind_contract::status::{Phase, Status};
@@ -38,7 +38,7 @@ pub fn forge() -> Result<i32, String> {
         worked += u64::from(result.is_ok());
         say(&json!({"attempt": what, "ok": result.is_ok(), "error": result.err().map(|e| e.to_string())}));
     };
-    let record = forged_record(&Bytes32::new([0; 32]), None).unwrap_or_default();
+    let record = forged_record(&Key::none(), None).unwrap_or_default();
 
     for slot in 0..=layout::SLOT_MAX {
         let top = layout::slot(slot);
@@ -167,7 +167,7 @@ fn tell(ctl: &str, name: &str, text: &str) {
 }
 
 /// A record of success: of the job in `taken`, or of one made up.
-fn forged_record(key: &Bytes32, taken: Option<(&Startup, &[u8])>) -> Option<String> {
+fn forged_record(key: &Key, taken: Option<(&Startup, &[u8])>) -> Option<String> {
     let now = latebind_contract::time::wall().duration_since(UNIX_EPOCH).unwrap_or_default();
     let moment = time::rfc3339(i64::try_from(now.as_secs()).unwrap_or(0), now.subsec_nanos());
     let nothing = Used { user_s: 0.1, system_s: 0.1, ..Used::default() };
