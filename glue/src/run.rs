@@ -20,11 +20,12 @@ use latebind_contract::mounts;
 use latebind_contract::record::{GlueIdentity, Outcome, Record, sign};
 use latebind_contract::status::{Phase, Refused, Status};
 use latebind_contract::time::text_of;
+use latebind_linux::cgroup::Whereabouts;
 use latebind_linux::error::{errno_of, error, refused};
 use latebind_linux::kill::Routine;
 use latebind_linux::processes::Proc;
 use latebind_linux::sys::{self, Capabilities};
-use latebind_linux::volume::{Dir, read_whole};
+use latebind_linux::volume::Dir;
 
 /// Told to stop, and did; `--stop-code` puts another in its place.
 pub const STOPPED: i32 = 0;
@@ -89,6 +90,7 @@ struct Glue {
     data: Dir,
     proc: Proc,
     cgroup: String,
+    whereabouts: Whereabouts,
     events: Events,
     chime: OwnedFd,
     program: File,
@@ -138,7 +140,22 @@ impl Glue {
         };
         let identity = GlueIdentity { version: version.into(), sha256: String::new() };
         let cgroup = proc.cgroup(pid)?;
-        Ok(Self { number, filtered, ids, ctl, data, proc, cgroup, events, chime, program, status, identity })
+        let whereabouts = Whereabouts::of(&proc, pid);
+        Ok(Self {
+            number,
+            filtered,
+            ids,
+            ctl,
+            data,
+            proc,
+            cgroup,
+            whereabouts,
+            events,
+            chime,
+            program,
+            status,
+            identity,
+        })
     }
 
     fn serve(&mut self) -> io::Result<i32> {
@@ -206,6 +223,7 @@ impl Glue {
             data: &self.data,
             program: self.program.as_fd(),
             filtered: self.filtered,
+            whereabouts: &self.whereabouts,
             events: &self.events,
             routine: &routine,
         };
@@ -307,10 +325,7 @@ fn limit_privileges() -> io::Result<()> {
 }
 
 fn check_mounts(proc: &Proc, slot: u32) -> io::Result<()> {
-    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-    let mountinfo = sys::openat(proc.as_fd(), c"self/mountinfo", flags.bits(), 0)?;
-    let text = read_whole(mountinfo.as_fd(), usize::MAX)?;
-    let all = mounts::parse(&String::from_utf8_lossy(&text)).map_err(|e| refused(format_args!("{e}")))?;
+    let all = mounts::parse(&proc.read_whole("self/mountinfo")?).map_err(|e| refused(format_args!("{e}")))?;
     mounts::check(&all, slot).map(drop).map_err(|e| refused(format_args!("{e}")))
 }
 

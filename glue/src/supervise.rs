@@ -18,7 +18,7 @@ use latebind_contract::layout;
 use latebind_contract::record::{Failure, Processes, Stage, Usage, Used};
 use latebind_contract::startup::START_WITHIN;
 use latebind_contract::time::wall as wall_clock;
-use latebind_linux::cgroup;
+use latebind_linux::cgroup::{self, Whereabouts};
 use latebind_linux::error::errno_of;
 use latebind_linux::kill::Routine;
 use latebind_linux::sys::{self, Reaped};
@@ -39,6 +39,8 @@ pub struct Slot<'a> {
     pub program: BorrowedFd<'a>,
     /// Whether jobs run under the filter of system calls.
     pub filtered: bool,
+    /// Which cgroup is the container's own.
+    pub whereabouts: &'a Whereabouts,
     /// Signals and the bell.
     pub events: &'a Events,
     /// How to end what is left.
@@ -91,7 +93,7 @@ struct Supervision<'a> {
 /// Runs one claimed job to its end. `on_start` is told the main process's ID once the program runs.
 pub fn run(slot: &Slot<'_>, claimed: &mut Claimed, on_start: &mut dyn FnMut(i32)) -> io::Result<End> {
     let now = || (wall_clock(), Instant::now());
-    let before = cgroup::read();
+    let before = cgroup::read(slot.whereabouts);
     let end = End {
         failure: None,
         ended: None,
@@ -115,7 +117,7 @@ pub fn run(slot: &Slot<'_>, claimed: &mut Claimed, on_start: &mut dyn FnMut(i32)
     }
     s.end_all_processes()?;
     links.remove();
-    s.end.cgroup = cgroup::read().since(&before);
+    s.end.cgroup = cgroup::read(slot.whereabouts).since(&before);
     Ok(s.end)
 }
 

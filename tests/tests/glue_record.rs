@@ -9,7 +9,7 @@ use latebind_contract::layout;
 use latebind_contract::record::{Outcome, Record, Refusal, sign};
 use latebind_contract::status::Phase;
 use latebind_tests::job::{Submitted, random};
-use latebind_tests::slot::Slot;
+use latebind_tests::slot::{Shape, Slot};
 
 /// A job's hand-over, and its record.
 fn real_record(slot: &Slot, change: impl FnOnce(&mut latebind_contract::startup::Startup)) -> (Submitted, Vec<u8>) {
@@ -141,4 +141,14 @@ fn the_record_is_a_compact_jws_that_anybody_can_check_with_the_key() {
     let mode =
         std::os::unix::fs::PermissionsExt::mode(&slot.ctl().join(layout::RECORD).metadata().unwrap().permissions());
     assert_eq!(mode & 0o777, 0o600);
+}
+
+#[test]
+fn a_record_has_no_counters_of_a_cgroup_that_is_not_the_containers_own() {
+    let own = Slot::new("noshell");
+    let counted = content(&real_record(&own, |_| ()).1).cgroup;
+    assert!(counted.is_some_and(|of| of.cpu_s.is_some()), "the container's own cgroup is mounted there: {counted:?}");
+    drop(own);
+    let machine = Slot::with(&Shape::of("noshell").option("--volume=/sys/fs/cgroup:/sys/fs/cgroup:ro"));
+    assert_eq!(content(&real_record(&machine, |_| ()).1).cgroup, None);
 }

@@ -1,16 +1,27 @@
 //! What the container's own cgroup has counted, read only where a real cgroup file system is mounted.
 #![forbid(unsafe_code)]
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::fcntl::OFlag;
 
+use crate::processes::Proc;
 use crate::sys;
 use crate::volume::read_whole;
+use latebind_contract::mounts::{self, Mount};
 use latebind_contract::record::CgroupUse;
+use nix::sys::stat::fstat;
 
 /// `CGROUP_SUPER_MAGIC` (version 1) and `CGROUP2_SUPER_MAGIC` of statfs(2).
 const MAGICS: [i64; 2] = [0x0027_e0eb, 0x6367_7270];
+
+/// Where cgroups are mounted.
+const TOP: &str = "/sys/fs/cgroup";
+
+/// The machine's own cgroup namespace (PROC_CGROUP_INIT_INO of `linux/proc_ns.h`): a process at its top is in no
+/// container's cgroup.
+const FIRST_NAMESPACE: &str = "cgroup:[4026531835]";
 
 /// Counters at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -20,8 +31,47 @@ pub struct Counters {
     memory_peak: Option<u64>,
 }
 
-/// Reads the counters; what is not there, or not the kernel's, is left out.
-pub fn read() -> Counters {
+/// What says which cgroup a process is in, and which cgroups are mounted where.
+#[derive(Debug, Default)]
+pub struct Whereabouts {
+    mounts: Vec<Mount>,
+    cgroups: String,
+    machine: bool,
+}
+
+impl Whereabouts {
+    /// Those of a process. Empty, so that no cgroup is believed, where they cannot be read.
+    pub fn of(proc: &Proc, pid: i32) -> Self {
+        let known = || -> io::Result<Self> {
+            let namespace = nix::fcntl::readlinkat(proc.as_fd(), format!("{pid}/ns/cgroup").as_str())?;
+            let mounts = mounts::parse(&proc.read_whole(&format!("{pid}/mountinfo"))?).unwrap_or_default();
+            Ok(Self {
+                mounts: mounts.into_iter().filter(|mount| mount.point.starts_with(TOP)).collect(),
+                cgroups: proc.cgroup(pid)?,
+                machine: namespace == FIRST_NAMESPACE,
+            })
+        };
+        known().unwrap_or_default()
+    }
+
+    /// Whether a file of a cgroup file system lies in the process's own cgroup: every mount of that file system below
+    /// `/sys/fs/cgroup` shows that cgroup and not one above it, such as the machine's. `controller` is the one of version
+    /// 1 that the file belongs to, empty for version 2.
+    pub fn owns(&self, device: u64, controller: &str) -> bool {
+        let device = format!("{}:{}", nix::sys::stat::major(device), nix::sys::stat::minor(device));
+        let own = self.cgroups.lines().find_map(|line| {
+            let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+            controllers.split(',').any(|name| name == controller).then_some(path)
+        });
+        let Some(own) = own.filter(|path| !self.machine || *path != "/") else { return false };
+        let mut shown = self.mounts.iter().filter(|mount| mount.device == device).peekable();
+        shown.peek().is_some() && shown.all(|mount| mount.root == own)
+    }
+}
+
+/// Reads the counters; what is not there, not the kernel's, or of another cgroup than the own one is left out.
+pub fn read(whereabouts: &Whereabouts) -> Counters {
+    let text = |path: &str| text(whereabouts, path);
     let cpu_v2 = || number_after(&text("/sys/fs/cgroup/cpu.stat")?, "usage_usec").map(|us| us as f64 / 1e6);
     let cpu_v1 = || whole(&text("/sys/fs/cgroup/cpuacct/cpuacct.usage")?).map(|ns| ns as f64 / 1e9);
     let oom_v2 = || number_after(&text("/sys/fs/cgroup/memory.events")?, "oom_kill");
@@ -47,11 +97,13 @@ impl Counters {
     }
 }
 
-fn text(path: &str) -> Option<String> {
+fn text(whereabouts: &Whereabouts, path: &str) -> Option<String> {
+    let controller =
+        path.strip_prefix(TOP)?.strip_prefix('/')?.split_once('/').map_or("", |(controller, _)| controller);
     let path = std::ffi::CString::new(path).ok()?;
     let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     let fd = sys::openat(nix::fcntl::AT_FDCWD, &path, flags.bits(), 0).ok()?;
-    if !is_cgroup(fd.as_fd()) {
+    if !is_cgroup(fd.as_fd()) || !whereabouts.owns(fstat(&fd).ok()?.st_dev, controller) {
         return None;
     }
     String::from_utf8(read_whole(fd.as_fd(), 16_384).ok()?).ok()
@@ -88,7 +140,33 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let path = scratch.path().join("memory.events");
         std::fs::write(&path, "oom_kill 1\n").unwrap();
-        assert_eq!(text(&path.display().to_string()), None);
+        let here = Proc::open().map(|proc| Whereabouts::of(&proc, std::process::id() as i32)).unwrap_or_default();
+        assert_eq!(text(&here, &path.display().to_string()), None);
+        assert!(!is_cgroup(std::fs::File::open(&path).unwrap().as_fd()));
+    }
+
+    #[test]
+    fn only_a_mount_that_shows_the_own_cgroup_is_believed() {
+        let mounts = "32 31 0:29 /pod/a /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory\n\
+                      33 31 0:30 / /sys/fs/cgroup/cpu,cpuacct ro - cgroup cgroup rw,cpu,cpuacct\n\
+                      34 31 0:31 / /sys/fs/cgroup/unified ro - cgroup2 cgroup2 rw\n";
+        let cgroups = "4:memory:/pod/a\n2:cpu,cpuacct:/pod/a\n0::/\n";
+        let of = |mounts: &str, cgroups: &str, machine: bool| Whereabouts {
+            mounts: mounts::parse(mounts).unwrap(),
+            cgroups: cgroups.into(),
+            machine,
+        };
+        let device = |minor| nix::sys::stat::makedev(0, minor);
+        let one = of(mounts, cgroups, false);
+        assert!(one.owns(device(29), "memory"), "its own cgroup is mounted there");
+        assert!(!one.owns(device(30), "cpuacct"), "the machine's cgroup is mounted there");
+        assert!(one.owns(device(31), ""), "a namespace of its own begins at its cgroup");
+        assert!(!of(mounts, cgroups, true).owns(device(31), ""), "the top of the machine is nobody's own");
+        assert!(!one.owns(device(28), "memory"), "a file system that is not mounted there");
+        assert!(!one.owns(device(29), "pids"), "a controller that it is not in");
+        let twice = format!("{mounts}35 31 0:29 / /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory\n");
+        assert!(!of(&twice, cgroups, false).owns(device(29), "memory"), "two mounts, one of them of the machine");
+        assert!(!Whereabouts::default().owns(device(31), ""));
     }
 
     #[test]

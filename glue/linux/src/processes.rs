@@ -77,9 +77,18 @@ impl Proc {
 
     /// The whole of one file beneath `/proc`, as far as `FILE_MAX`.
     pub fn read(&self, path: &str) -> io::Result<String> {
+        self.read_at_most(path, FILE_MAX)
+    }
+
+    /// The whole of one file beneath `/proc`, however long.
+    pub fn read_whole(&self, path: &str) -> io::Result<String> {
+        self.read_at_most(path, usize::MAX)
+    }
+
+    fn read_at_most(&self, path: &str, most: usize) -> io::Result<String> {
         let path = CString::new(path)?;
         let fd = sys::openat(self.0.as_fd(), &path, (OFlag::O_RDONLY | OFlag::O_CLOEXEC).bits(), 0)?;
-        Ok(String::from_utf8_lossy(&read_whole(fd.as_fd(), FILE_MAX)?).into_owned())
+        Ok(String::from_utf8_lossy(&read_whole(fd.as_fd(), most)?).into_owned())
     }
 
     /// The cgroups of a process as text: the same for all processes of a container, another for every other container.

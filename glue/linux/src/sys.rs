@@ -759,3 +759,7 @@ pub fn protect_relocations() {
         unsafe { libc::mprotect(first as *mut libc::c_void, (end - first) as usize, libc::PROT_READ) };
     }
 }
+
+#[cfg(test)]
+#[path = "sys_tests.rs"]
+mod tests;

@@ -8,7 +8,8 @@ use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use latebind_linux::cgroup::{is_cgroup, number_after, whole};
+use latebind_linux::cgroup::{Whereabouts, is_cgroup, number_after, whole};
+use latebind_linux::processes::Proc;
 use latebind_linux::sys;
 use nix::fcntl::OFlag;
 
@@ -34,24 +35,31 @@ enum CpuForm {
 }
 
 impl Group {
-    /// Opens what can be had of the container that `pid`, a process of root, is in; `None` where that is nothing.
+    /// Opens what can be had of the container that `pid`, a process of root, is in; `None` where that is nothing. A
+    /// mount that shows more than the container's own cgroup counts for others too, and is not believed.
     pub fn open(pid: i32) -> Option<Self> {
+        let whereabouts = Whereabouts::of(&Proc::open().ok()?, pid);
+        Self::open_where(pid, |device, controller| whereabouts.owns(device, controller))
+    }
+
+    /// As [`Group::open`], with a test of its own for what is the container's: by device and controller.
+    fn open_where(pid: i32, is_own: impl Fn(u64, &str) -> bool) -> Option<Self> {
         let root = File::open(format!("/proc/{pid}/root")).ok()?;
-        let open = |path: &str| -> Option<File> {
+        let open = |controller: &str, path: &str| -> Option<File> {
             let found = find(&root, path).ok()?;
-            let opened = || File::open(format!("/proc/self/fd/{}", found.as_raw_fd())).ok();
-            if is_cgroup(found.as_fd()) { opened() } else { None }
+            let own = is_cgroup(found.as_fd()) && is_own(nix::sys::stat::fstat(&found).ok()?.st_dev, controller);
+            own.then(|| File::open(format!("/proc/self/fd/{}", found.as_raw_fd())).ok())?
         };
-        let two = |name: &str| open(&format!("sys/fs/cgroup/{name}"));
+        let two = |name: &str| open("", &format!("sys/fs/cgroup/{name}"));
         let one = |group: &str, name: &str| {
             // Where several controllers share a hierarchy, the one name is a link to the other.
             let dirs: &[&str] = if group == "cpuacct" { &["cpuacct", "cpu,cpuacct"] } else { &[group] };
-            dirs.iter().find_map(|dir| open(&format!("sys/fs/cgroup/{dir}/{group}.{name}")))
+            dirs.iter().find_map(|dir| open(group, &format!("sys/fs/cgroup/{dir}/{group}.{name}")))
         };
         let limit = two("memory.max").or_else(|| one("memory", "limit_in_bytes"));
         let memory = two("memory.current")
             .zip(two("memory.stat"))
-            .or_else(|| one("memory", "usage_in_bytes").zip(open("sys/fs/cgroup/memory/memory.stat")));
+            .or_else(|| one("memory", "usage_in_bytes").zip(open("memory", "sys/fs/cgroup/memory/memory.stat")));
         let cpu =
             two("cpu.stat").map(|file| (file, CpuForm::Two)).or_else(|| Some((one("cpuacct", "usage")?, CpuForm::One)));
         let mut group = Self { memory_limit: None, memory, cpu, cpu_before: 0.0 };
@@ -113,7 +121,7 @@ mod tests {
 
     #[test]
     fn the_own_group_can_be_read_again_and_again() {
-        let mut group = Group::open(std::process::id() as i32)
+        let mut group = Group::open_where(std::process::id() as i32, |_, _| true)
             .expect("this machine has no cgroup file system at /sys/fs/cgroup, without which nothing is tested here");
         // The top of version 2 counts CPU time and no memory; every other group counts both.
         let counts_memory = ["memory.current", "memory/memory.usage_in_bytes"]
