@@ -203,6 +203,27 @@ fn killed_at_random_moments_4() {
     at_random_moments(4);
 }
 
+/// One job runs while the one before is delivered and the next one is claimed: whatever was begun of them when the
+/// pilot was killed, each runs once, as its first attempt.
+#[test]
+fn killed_between_many_short_jobs_of_one_slot() {
+    let pod = Options::new().pilot(&["--reuse", "same-owner"]).start();
+    let names: Vec<String> = (0..60).map(|n| format!("short-{n:02}")).collect();
+    for name in &names {
+        pod.put(name, &with(counted("0"), "owner", json!("alice")));
+    }
+    for killed_after in [10, 30] {
+        let done = || fs::read_dir(pod.spool.join("done")).map_or(0, Iterator::count);
+        eventually("jobs are done", JOB_WITHIN, || (done() >= killed_after).then_some(()));
+        let was = kill_the_pilot(&pod);
+        is_back(&pod, was);
+    }
+    for name in &names {
+        ran_once(&pod.result(name), "between short jobs");
+        is_the_only_result(&pod, name);
+    }
+}
+
 /// What a foreign root has left is gone, also where the watcher was ended before it had reset the volumes: that a
 /// foreign root can have been there is noted before each bind, until the proof.
 #[test]

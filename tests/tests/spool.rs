@@ -470,6 +470,26 @@ fn the_table_of_results_names_each_job_and_says_what_was_checked() {
     assert!(row(&inside, "fine").ends_with("yes"), "the pilot's own keys are not found: {inside}");
 }
 
+/// With one slot: a delivery needs none, and the next job may take days.
+#[test]
+fn a_result_that_was_not_delivered_is_delivered_while_the_next_job_runs() {
+    let pod = Pod::start();
+    pod.put("first", &shell(WAIT_FOR_GO));
+    pod.runs("first.1", 0);
+    let claims = fs::read_dir(pod.spool.join("claimed")).unwrap().next().unwrap().unwrap().path();
+    let in_the_way = claims.join("first/result/report.json");
+    fs::create_dir_all(in_the_way.join("something")).unwrap();
+    pod.go(0);
+    pod.says("not delivered yet");
+    pod.put("second", &shell(WAIT_FOR_GO));
+    pod.runs("second.1", 0);
+    fs::remove_dir_all(&in_the_way).unwrap();
+    pod.result("first").is_good();
+    assert_eq!(pod.phase("second.1").as_deref(), Some("running"));
+    pod.go(0);
+    pod.result("second").is_good();
+}
+
 #[test]
 fn an_idle_pilot_ends_its_pod() {
     let mut pod = Options::new().pilot(&["--idle-exit", "1"]).start();

@@ -23,6 +23,7 @@ pub mod serve;
 pub mod size;
 pub mod slot;
 pub mod source;
+pub mod stop;
 pub mod store;
 pub mod text;
 pub mod timeline;

@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use latebind_contract::layout::{self, Ids};
 use latebind_contract::status::Status;
-use latebind_linux::processes::{Pinned, Proc};
+use latebind_linux::sys;
 use latebind_linux::volume::Dir;
 use nix::fcntl::OFlag;
 use nix::sys::stat::SFlag;
 
-use crate::bind::proof;
+use crate::bind::proof::{self, is_readable_within};
 use crate::clean;
 use crate::job::stage;
 use crate::tree::{self, Deadline};
@@ -157,34 +157,34 @@ impl Slot {
     /// is just being exchanged, the next glue is the one to end.
     pub fn finish(&self, within: Duration) -> io::Result<()> {
         let give_up = Instant::now() + within;
-        let (pinned, pid) = loop {
+        let glue = loop {
+            self.silence_chime();
+            let left = give_up.saturating_duration_since(Instant::now());
             match self.pin_glue() {
                 Ok(found) => break found,
-                Err(e) if Instant::now() >= give_up => return Err(e),
-                Err(_) => std::thread::sleep(Duration::from_millis(50)),
-            }
+                Err(e) if left.is_zero() => return Err(e),
+                // A glue that starts notifies us.
+                Err(_) => is_readable_within(self.chime(), left),
+            };
         };
         self.ctl.replace(layout::FINISH, b"", 0o600)?;
-        pinned.signal(nix::sys::signal::Signal::SIGTERM)?;
-        while Proc::open()?.process(pid).is_some_and(|p| p.lives()) {
-            if Instant::now() >= give_up {
-                return Err(io::Error::other(format!("glue of slot {} has not ended", self.number)));
-            }
-            std::thread::sleep(Duration::from_millis(10));
+        sys::signal_pidfd(glue.as_fd(), nix::libc::SIGTERM)?;
+        match is_readable_within(glue.as_fd(), give_up.saturating_duration_since(Instant::now())) {
+            true => Ok(()),
+            false => Err(io::Error::other(format!("glue of slot {} has not ended", self.number))),
         }
-        Ok(())
     }
 
-    fn pin_glue(&self) -> io::Result<(Pinned, i32)> {
+    fn pin_glue(&self) -> io::Result<OwnedFd> {
         let status = self.status()?;
         let status = status.ok_or_else(|| io::Error::other(format!("slot {} has no glue", self.number)))?;
-        let pinned = Pinned::new(status.pid)?;
+        let glue = sys::pidfd_open(status.pid)?;
         // The number may have passed on since glue wrote it, or not be glue's at all: what runs that very program in
         // these mounts is glue.
         proof::prove_mounts(status.pid, self.number)
             .and_then(|()| proof::prove_program(status.pid))
             .map_err(io::Error::other)?;
-        Ok((pinned, status.pid))
+        Ok(glue)
     }
 
     /// The slot's numbers with the kill UID that its glue names.

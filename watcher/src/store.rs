@@ -20,6 +20,8 @@ pub struct Store(PathBuf);
 enum Durability {
     /// On disk when the call returns.
     Synced,
+    /// Its content is on disk when the call returns, its name once the directory is flushed.
+    FileSynced,
     /// Written back by the kernel in its own time.
     Unsynced,
 }
@@ -117,13 +119,19 @@ pub fn put_file(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     replace_file(path, bytes, mode, Durability::Synced)
 }
 
+/// Like [`put_file`], but does not flush the directory: for a file that is followed by another one in the same
+/// directory, whose [`put_file`] does.
+pub fn put_file_of_several(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    replace_file(path, bytes, mode, Durability::FileSynced)
+}
+
 /// Flushes a directory's entries to disk.
 pub fn sync_dir(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
 fn replace_file(path: &Path, bytes: &[u8], mode: u32, durability: Durability) -> io::Result<()> {
-    let synced = durability == Durability::Synced;
+    let synced = durability != Durability::Unsynced;
     let temporary = path.with_extension("tmp");
     let _ = fs::remove_file(&temporary);
     let mut file: File = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
@@ -131,7 +139,7 @@ fn replace_file(path: &Path, bytes: &[u8], mode: u32, durability: Durability) ->
     written.and_then(|()| fs::rename(&temporary, path)).inspect_err(|_| {
         let _ = fs::remove_file(&temporary);
     })?;
-    match path.parent().filter(|_| synced) {
+    match path.parent().filter(|_| durability == Durability::Synced) {
         Some(parent) => sync_dir(parent),
         None => Ok(()),
     }

@@ -4,7 +4,6 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -13,6 +12,7 @@ use crate::job::usage::bytes;
 use crate::job::{Phase, now, rfc3339};
 use crate::serve::client::Client;
 use crate::serve::protocol::SlotLine;
+use crate::stop::Stop;
 use crate::text;
 
 /// What is wanted.
@@ -25,8 +25,8 @@ pub struct Options {
     pub times: Option<u64>,
 }
 
-/// Shows the slots until `stop` is set, or it has been done often enough, or whoever reads has gone.
-pub fn run(socket: &Path, options: &Options, stop: &AtomicBool) -> io::Result<()> {
+/// Shows the slots until a stop is requested, or it has been done often enough, or whoever reads has gone.
+pub fn run(socket: &Path, options: &Options, stop: &Stop) -> io::Result<()> {
     // A connection for each look: one that asks for nothing for long is closed.
     let connect = || {
         Client::connect(socket)
@@ -34,7 +34,7 @@ pub fn run(socket: &Path, options: &Options, stop: &AtomicBool) -> io::Result<()
     };
     let (mut rates, mut done) = (Rates::default(), 0);
     let drawn = !options.json && options.times.is_none() && text::is_output_seen();
-    while !stop.load(Ordering::Relaxed) {
+    while !stop.is_requested() {
         let (slots, queued) = connect()?.top()?;
         let cpus = rates.cpus(&slots, Instant::now());
         let text = if options.json {
@@ -51,10 +51,7 @@ pub fn run(socket: &Path, options: &Options, stop: &AtomicBool) -> io::Result<()
         if options.times.is_some_and(|times| done >= times) {
             break;
         }
-        let next = Instant::now() + options.every;
-        while Instant::now() < next && !stop.load(Ordering::Relaxed) {
-            std::thread::sleep(Duration::from_millis(50).min(options.every));
-        }
+        stop.wait_within(options.every);
     }
     Ok(())
 }

@@ -6,6 +6,7 @@
 use crate::container::PodShape;
 use crate::engine::Engine;
 use crate::failure::{Context, Failure};
+use crate::image_cache::ImageCache;
 use crate::images::{self, AllowList, Class, Pull, Reason, Refusal};
 use crate::slot::{Slot, State};
 use nix::sys::socket::{getsockopt, sockopt};
@@ -45,6 +46,8 @@ pub struct BindServer {
     pub allowed: AllowList,
     /// Whether images are fetched.
     pub pull: Pull,
+    /// What names mean.
+    pub images: ImageCache,
     /// One for each payload container.
     pub slots: Vec<Slot>,
 }
@@ -167,7 +170,7 @@ impl BindServer {
                 format!("{reference} is not on this pod's allow list; whoever runs the pod can add it with --allow"),
             ));
         }
-        images::prepare(&self.engine, &reference, self.pull, false)
+        self.images.get(&reference.to_string(), || images::prepare(&self.engine, &reference, self.pull, false))
     }
 
     fn slot(&self, number: u32) -> Result<&Slot, Refusal> {

@@ -11,6 +11,7 @@ mod engine;
 mod failure;
 mod given;
 mod guard;
+mod image_cache;
 mod images;
 mod ipc;
 mod leftovers;

@@ -4,6 +4,7 @@ use crate::bind_server::BindServer;
 use crate::container::{PilotShape, PodShape, Role};
 use crate::engine::{CALL_LIMIT, CallError, Engine, with_verb};
 use crate::failure::{Context, Failure, failure};
+use crate::image_cache::ImageCache;
 use crate::images::{AllowList, Pull};
 use crate::main_process::MainProcess;
 use crate::place::Claim;
@@ -102,6 +103,7 @@ pub fn run(engine: &Arc<Engine>, plan: Plan) -> Result<u8, Failure> {
             shape: plan.shape,
             allowed: plan.allowed,
             pull: plan.pull,
+            images: ImageCache::new(engine.place().root()),
         }),
         pilot: plan.pilot,
         restarts: plan.restarts,

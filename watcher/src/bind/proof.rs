@@ -5,7 +5,7 @@
 //! container has there, and that the program it runs is the file that `glue install` wrote.
 
 use std::fs;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ pub fn prove(pid: i32, slot: u32, container: &str) -> Result<OwnedFd, Failure> {
     };
     let proven = prove_pinned(pid, slot, container);
     // What is read of a process that ends meanwhile is wrong in many ways; none of them is the image's fault.
-    if has_ended_within(&pinned, if proven.is_ok() { Duration::ZERO } else { ENDING }) {
+    if is_readable_within(pinned.as_fd(), if proven.is_ok() { Duration::ZERO } else { ENDING }) {
         return Err(ended());
     }
     proven.map(|()| pinned).map_err(|why| Failure::hold(Reason::MountProofFailed, why))
@@ -65,12 +65,13 @@ pub fn prove_program(pid: i32) -> Result<(), String> {
 
 /// Whether the process behind a pidfd has ended.
 pub fn has_ended(pidfd: &OwnedFd) -> bool {
-    has_ended_within(pidfd, Duration::ZERO)
+    is_readable_within(pidfd.as_fd(), Duration::ZERO)
 }
 
-fn has_ended_within(pidfd: &OwnedFd, within: Duration) -> bool {
-    let within = PollTimeout::try_from(within).unwrap_or(PollTimeout::ZERO);
-    poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], within).is_ok_and(|n| n > 0)
+/// Waits until a descriptor is readable, which for a pidfd is the end of its process, at most `within`.
+pub fn is_readable_within(fd: BorrowedFd<'_>, within: Duration) -> bool {
+    let within = PollTimeout::try_from(within).unwrap_or(PollTimeout::MAX);
+    poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], within).is_ok_and(|n| n > 0)
 }
 
 /// Demands of `pid` exactly the slot's mounts, from where this container has them.
@@ -104,7 +105,7 @@ pub fn look_at_any(slot: u32, container: &str) -> Result<bool, Failure> {
         if proc.cgroup(pid).is_ok_and(|cgroup| is_of_container(&cgroup, container)) {
             let Err(why) = prove_mounts(pid, slot) else { return Ok(true) };
             match latebind_linux::sys::pidfd_open(pid) {
-                Ok(pinned) if !has_ended_within(&pinned, ENDING) => {
+                Ok(pinned) if !is_readable_within(pinned.as_fd(), ENDING) => {
                     return Err(Failure::hold(Reason::MountProofFailed, why));
                 }
                 _ => continue, // it was about to end

@@ -19,7 +19,7 @@ use super::limits::{Crossed, Which};
 use super::{Report, Request, now, rfc3339, stage};
 use crate::bind::{Class, Reason};
 use crate::slot::Slot;
-use crate::store::put_file;
+use crate::store::put_file_of_several;
 use crate::tree::copy::{Budget, Copier, DEPTH_MAX, Problem, Rules};
 use crate::tree::{self, Deadline};
 
@@ -43,7 +43,7 @@ pub fn collect(
     let Some(results) = &request.results else { return Ok(()) };
     DirBuilder::new().recursive(true).mode(0o755).create(results)?;
     if let Some(record) = record {
-        put_file(&results.join(layout::RECORD), record.as_bytes(), 0o644)?;
+        put_file_of_several(&results.join(layout::RECORD), record.as_bytes(), 0o644)?; // report.json follows
     }
     let most = report.limits.output.map_or(BYTES_MAX, |limit| limit.0.min(BYTES_MAX));
     report.outputs.clear();

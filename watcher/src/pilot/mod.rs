@@ -9,7 +9,6 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -20,18 +19,25 @@ use crate::job::{Phase, Report, Request, is_id};
 use crate::serve::{Core, Mailbox, News};
 use crate::source::spool::{Spool, has_room};
 use crate::source::{Claimed, Queue};
+use crate::stop::Stop;
 
 use self::gate::Gate;
 
 /// How often the spool is looked at while there is nothing to do.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
-/// How often a job's thread looks whether the pilot was told to stop.
-const STOP_LOOKED_AT_EVERY: Duration = Duration::from_millis(100);
+/// Any long time: a job's thread is woken by what it waits for, and then waits again.
+const WAIT_TURN: Duration = Duration::from_secs(3600);
 
 /// How long to wait before a job that could not be brought to its end is tried again: first, then twice as long each
 /// time, and at most.
 const AGAIN_AFTER: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(256));
+
+/// Why a job is cancelled when a stop is requested.
+const STOPPED: &str = "the pilot was told to stop";
+
+/// Most jobs for each slot that have a thread: one that runs, and those that have left the slot and are delivered.
+const THREADS_PER_SLOT: usize = 4;
 
 /// After so many tries a job is set aside, if there is room for others.
 const TRIES_MAX: u32 = 8;
@@ -93,10 +99,22 @@ impl Postponed {
     }
 }
 
-/// A job's thread has ended.
+/// What the loop waits for.
+enum Event {
+    /// A stop was requested.
+    Stop,
+    /// The job's result is verified and fetched, and its slot is being cleaned: another job can be claimed for it.
+    LeavesSlot,
+    /// The thread ends.
+    Ended(Box<Ended>),
+}
+
+/// What came of a job's thread.
 struct Ended {
     claimed: Claimed,
     tries: u32,
+    /// Whether [`Event::LeavesSlot`] was sent.
+    left_slot: bool,
     result: Result<(), Undelivered>,
 }
 
@@ -115,7 +133,7 @@ impl From<io::Error> for Undelivered {
 /// The loop's own state.
 struct Pilot<'a> {
     settings: &'a Loop,
-    stop: &'a Arc<AtomicBool>,
+    stop: &'a Stop,
     spool: Spool,
     queue: Queue,
     gate: Gate,
@@ -124,20 +142,30 @@ struct Pilot<'a> {
     room: Option<(Instant, bool)>,
     /// Why the spool could not be read, the last time.
     said: String,
+    /// Jobs that need a slot, or soon will.
     busy: usize,
+    /// Threads of jobs: a job that has left its slot still has to be delivered.
+    threads: usize,
+    /// The core's names of their jobs.
+    under_way: BTreeSet<String>,
     over: usize,
-    tell: Sender<Ended>,
-    ended: Receiver<Ended>,
+    tell: Sender<Event>,
+    events: Receiver<Event>,
 }
 
-/// Serves the spool until there is nothing more to do, or `stop` is set. Returns how many jobs were brought to an end.
-pub fn run(settings: &Loop, stop: &Arc<AtomicBool>) -> io::Result<usize> {
+/// Serves the spool until there is nothing more to do, or a stop is requested. Returns how many jobs were brought to an
+/// end.
+pub fn run(settings: &Loop, stop: &Stop) -> io::Result<usize> {
     let name = own_name(&settings.private, settings.name.as_deref())?;
     let spool = Spool::open(&settings.spool, &name)?;
     let unfinished = give_back_lost(&settings.private, &spool, settings.max_attempts)?;
     tracing::info!(pilot = %name, spool = %settings.spool.display(), unfinished = unfinished.len(), "serving");
     forget_delivered(&settings.core, &unfinished);
-    let (tell, ended) = channel();
+    let (tell, events) = channel();
+    let requested = tell.clone();
+    stop.then(move || {
+        let _ = requested.send(Event::Stop);
+    });
     let now = |claimed| Postponed { claimed, tries: 0, due: Instant::now() };
     let mut pilot = Pilot {
         settings,
@@ -149,9 +177,11 @@ pub fn run(settings: &Loop, stop: &Arc<AtomicBool>) -> io::Result<usize> {
         room: None,
         said: String::new(),
         busy: 0,
+        threads: 0,
+        under_way: BTreeSet::new(),
         over: 0,
         tell,
-        ended,
+        events,
     };
     pilot.serve()?;
     Ok(pilot.over)
@@ -160,14 +190,18 @@ pub fn run(settings: &Loop, stop: &Arc<AtomicBool>) -> io::Result<usize> {
 impl Pilot<'_> {
     fn serve(&mut self) -> io::Result<()> {
         let mut idle_since = Instant::now();
-        while !self.stop.load(Ordering::Relaxed) {
-            let is_full = self.busy + self.settings.core.restoring() >= self.settings.slots;
-            let next = if is_full { None } else { self.next()? };
+        while !self.stop.is_requested() {
+            let (core, slots) = (&self.settings.core, self.settings.slots);
+            let is_full = self.busy + core.restoring() >= slots || self.threads >= slots * THREADS_PER_SLOT;
+            let next = match self.due(is_full) {
+                None if !is_full => self.claim()?,
+                due => due,
+            };
             if let Some(next) = next {
                 self.start(next);
                 continue;
             }
-            if is_full || self.busy > 0 || !self.postponed.is_empty() || !self.queue.is_empty().unwrap_or(false) {
+            if is_full || self.threads > 0 || !self.postponed.is_empty() || !self.queue.is_empty().unwrap_or(false) {
                 idle_since = Instant::now();
             }
             if self.settings.idle_exit.is_some_and(|limit| idle_since.elapsed() >= limit) {
@@ -175,17 +209,26 @@ impl Pilot<'_> {
             }
             self.wait(LOOK_EVERY);
         }
-        while self.busy > 0 {
-            self.wait(LOOK_EVERY);
+        // Those that have not been submitted yet see the stop once they are.
+        self.under_way.iter().for_each(|id| self.settings.core.cancel(id, STOPPED));
+        while self.threads > 0 {
+            self.wait(WAIT_TURN);
         }
         Ok(())
     }
 
-    /// What can be done now: what is under way comes first.
-    fn next(&mut self) -> io::Result<Option<Postponed>> {
-        if let Some(at) = self.postponed.iter().position(|p| p.due <= Instant::now()) {
-            return Ok(Some(self.postponed.swap_remove(at)));
-        }
+    /// A postponed job whose time has come. One that the core has begun comes first, and needs no free slot: it has one,
+    /// or only its result is to be delivered, which must not wait for the end of another job.
+    fn due(&mut self, is_full: bool) -> Option<Postponed> {
+        let (core, now) = (&self.settings.core, Instant::now());
+        let due = |p: &Postponed| p.due <= now;
+        let begun = self.postponed.iter().position(|p| due(p) && core.has_begun(&p.claimed.core_name()));
+        let at = begun.or_else(|| self.postponed.iter().position(due).filter(|_| !is_full))?;
+        Some(self.postponed.swap_remove(at))
+    }
+
+    /// Claims another job, where one can be run.
+    fn claim(&mut self) -> io::Result<Option<Postponed>> {
         let may_claim = self.gate.is_open()? && self.settings.binder.ready().is_ok();
         // Only looked for while something could not be kept or delivered.
         if !may_claim || !(self.postponed.is_empty() || self.has_room()) {
@@ -223,24 +266,42 @@ impl Pilot<'_> {
     fn start(&mut self, Postponed { claimed, tries, .. }: Postponed) {
         let (settings, spool, stop) = (self.settings.clone(), self.spool.clone(), self.stop.clone());
         let (tell, job) = (self.tell.clone(), claimed.clone());
+        self.under_way.insert(claimed.core_name());
         let thread = std::thread::Builder::new().name("job".into()).spawn(move || {
             let mut claimed = job;
-            let result = one_job(&settings, &spool, &mut claimed, &stop);
-            let _ = tell.send(Ended { claimed, tries: tries + 1, result });
+            let mut left_slot = false;
+            let mut leaves_slot = || {
+                if !left_slot {
+                    left_slot = true;
+                    let _ = tell.send(Event::LeavesSlot);
+                }
+            };
+            let result = one_job(&settings, &spool, &mut claimed, &stop, &mut leaves_slot);
+            let _ = tell.send(Event::Ended(Box::new(Ended { claimed, tries: tries + 1, left_slot, result })));
         });
         match thread {
-            Ok(_) => self.busy += 1,
+            Ok(_) => (self.busy, self.threads) = (self.busy + 1, self.threads + 1),
             Err(e) => {
                 tracing::error!(job = %claimed.name, "no thread for the job: {e}");
+                self.under_way.remove(&claimed.core_name());
                 self.postponed.push(Postponed::after(claimed, tries.max(1)));
             }
         }
     }
 
-    /// Waits until a job's thread ends, at most so long.
+    /// Waits until a job leaves its slot or its thread ends, at most so long.
     fn wait(&mut self, limit: Duration) {
-        let Ok(Ended { claimed, tries, result }) = self.ended.recv_timeout(limit) else { return };
-        self.busy -= 1;
+        let Ended { claimed, tries, left_slot, result } = match self.events.recv_timeout(limit) {
+            Err(_) | Ok(Event::Stop) => return,
+            Ok(Event::LeavesSlot) => {
+                self.busy -= 1;
+                return;
+            }
+            Ok(Event::Ended(ended)) => *ended,
+        };
+        self.threads -= 1;
+        self.under_way.remove(&claimed.core_name());
+        self.busy -= usize::from(!left_slot);
         match result {
             Ok(()) => self.over += 1,
             Err(e) if !claimed.is_here() => {
@@ -260,7 +321,7 @@ impl Pilot<'_> {
     /// not possible either.
     fn set_aside(&mut self, claimed: Claimed, Undelivered { why, report }: Undelivered) -> Option<Claimed> {
         let core = &self.settings.core;
-        let under_way = format!("{}.{}", claimed.name, claimed.attempt);
+        let under_way = claimed.core_name();
         if core.jobs().iter().any(|line| line.job == under_way && line.phase != Phase::Done) {
             return Some(claimed); // the core has it, and somebody has to take its result
         }
@@ -327,7 +388,7 @@ fn forget(core: &Core, id: &str) {
 
 /// Reports that were delivered before the core could forget them.
 fn forget_delivered(core: &Core, unfinished: &[Claimed]) {
-    let wanted: BTreeSet<String> = unfinished.iter().map(|c| format!("{}.{}", c.name, c.attempt)).collect();
+    let wanted: BTreeSet<String> = unfinished.iter().map(Claimed::core_name).collect();
     for line in core.jobs() {
         if line.phase == Phase::Done && !wanted.contains(&line.job) {
             forget(core, &line.job);
@@ -337,7 +398,13 @@ fn forget_delivered(core: &Core, unfinished: &[Claimed]) {
 
 /// One claimed job, from the core to its place in the spool. Asking the core again never runs the job again: so what
 /// fails here can be repeated, and costs no result.
-fn one_job(settings: &Loop, spool: &Spool, claimed: &mut Claimed, stop: &AtomicBool) -> Result<(), Undelivered> {
+fn one_job(
+    settings: &Loop,
+    spool: &Spool,
+    claimed: &mut Claimed,
+    stop: &Stop,
+    leaves_slot: &mut dyn FnMut(),
+) -> Result<(), Undelivered> {
     claimed.prepare()?;
     let request = match &claimed.verdict {
         Some(known) => Err(known.clone()),
@@ -347,7 +414,7 @@ fn one_job(settings: &Loop, spool: &Spool, claimed: &mut Claimed, stop: &AtomicB
         }
     };
     let report = match &request {
-        Ok(request) => run_in_core(&settings.core, request, stop)?,
+        Ok(request) => run_in_core(&settings.core, request, stop, leaves_slot)?,
         Err(failure) => claimed.refusal(failure),
     };
     match spool.deliver(claimed, &report, settings.max_attempts) {
@@ -362,17 +429,19 @@ fn one_job(settings: &Loop, spool: &Spool, claimed: &mut Claimed, stop: &AtomicB
 }
 
 /// Has the core run a job, or attaches to it, and waits for its report.
-fn run_in_core(core: &Core, request: &Request, stop: &AtomicBool) -> io::Result<Report> {
+fn run_in_core(core: &Core, request: &Request, stop: &Stop, leaves_slot: &mut dyn FnMut()) -> io::Result<Report> {
     let mailbox = Arc::new(Mailbox::new()?);
     core.submit(request.clone(), None, &mailbox).map_err(io::Error::other)?;
-    let mut cancelled = false;
+    // The loop cancels what it knows to be under way when the stop comes; this job may just not have been known.
+    if stop.is_requested() {
+        core.cancel(&request.id, STOPPED);
+    }
     loop {
-        if let Some(News::Over(report)) = mailbox.wait(STOP_LOOKED_AT_EVERY)? {
-            return Ok(*report);
-        }
-        if stop.load(Ordering::Relaxed) && !cancelled {
-            core.cancel(&request.id, "the pilot was told to stop");
-            cancelled = true;
+        match mailbox.wait(WAIT_TURN)? {
+            Some(News::Over(report)) => return Ok(*report),
+            // After any other end the slot may be out of service for a while, and another pilot can have the next job.
+            Some(News::Phase(_, Phase::Cleaning)) if core.has_final_result(&request.id) => leaves_slot(),
+            _ => {}
         }
     }
 }

@@ -23,7 +23,7 @@ use std::thread::JoinHandle;
 
 pub use self::mailbox::{Mailbox, News};
 use self::slots::{client_dirs, open_slot};
-use crate::bind::{Binder, Failure, Reason};
+use crate::bind::{Binder, Class, Failure, Reason};
 use crate::job::control::Control;
 use crate::job::life::Settings;
 use crate::job::relay::Streams;
@@ -275,6 +275,17 @@ impl Core {
             .collect();
         lines.sort_by(|a, b| a.job.cmp(&b.job));
         lines
+    }
+
+    /// Whether the job's record is verified and its class is final, so that only the cleaning of its slot is left.
+    pub fn has_final_result(&self, id: &str) -> bool {
+        let shared = self.lock();
+        shared.jobs.get(id).is_some_and(|job| job.state.report.verified && job.state.report.class == Class::Final)
+    }
+
+    /// Whether the job has been given a slot, or is over.
+    pub fn has_begun(&self, id: &str) -> bool {
+        self.lock().jobs.get(id).is_some_and(|job| job.state.phase != Phase::Queued)
     }
 
     /// Forgets a job that is over: whoever asked for it has its report.

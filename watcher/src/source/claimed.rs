@@ -24,7 +24,7 @@ use super::own_dir;
 use crate::bind::Failure;
 use crate::job::{Report, Request, now, rfc3339};
 use crate::serve::protocol::LINE_MAX;
-use crate::store::{put_file, read_bounded};
+use crate::store::{put_file, put_file_of_several, read_bounded};
 use crate::text::json_for_people;
 use crate::tree;
 
@@ -161,6 +161,11 @@ impl Claimed {
         Ok(claimed)
     }
 
+    /// The name of this attempt in the core.
+    pub fn core_name(&self) -> String {
+        format!("{}.{}", self.name, self.attempt)
+    }
+
     /// Its directory.
     pub fn dir(&self) -> &Path {
         &self.dir
@@ -215,7 +220,7 @@ impl Claimed {
         match self.take_job() {
             Err(e) if is_ours(&e) => return Err(e),
             Err(e) => self.claim.invalid = Some(e.to_string()),
-            Ok(text) => put_file(&self.dir.join(JOB), &text, 0o600)?,
+            Ok(text) => put_file_of_several(&self.dir.join(JOB), &text, 0o600)?,
         }
         self.write()
     }
@@ -277,7 +282,7 @@ impl Claimed {
             submitter: self.claim.uid,
             token: self.claim.token.clone(),
             results: Some(self.result()),
-            ..Request::new(format!("{}.{}", self.name, self.attempt))
+            ..Request::new(self.core_name())
         }
     }
 

@@ -6,6 +6,7 @@
 
 mod calls;
 mod idle;
+mod in_place;
 mod inside;
 mod pod;
 mod profile;
@@ -68,8 +69,15 @@ fn main() {
             let mut report = Report::default();
             whole_pod::monitor(&mut report).map(|()| say(&report.table(&[])))
         }
+        ["in-place", jobs] => {
+            let mut report = Report::default();
+            let jobs = jobs.parse().map_err(|_| "bench in-place JOBS: not a number".to_owned());
+            jobs.and_then(|jobs| in_place::measure(&mut report, jobs)).map(|()| say(&report.table(&[])))
+        }
         ["profile"] => Pod::new().and_then(|pod| profile(&pod)).map(|text| say(&text)),
-        _ => Err("usage: bench all TRIES, bench glue TRIES, bench monitor, bench profile (tests/bench/run.sh does what has to be done before)".into()),
+        _ => Err("usage: bench all TRIES, bench glue TRIES, bench in-place JOBS, bench monitor, bench profile \
+                  (tests/bench/run.sh does what has to be done before)"
+            .into()),
     };
     if let Err(message) = result {
         let _ = writeln!(std::io::stderr(), "bench: {message}");

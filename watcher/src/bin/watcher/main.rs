@@ -7,7 +7,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arguments::{BinderKind, Cli, CoreArgs, END_NEEDS, Idle, PilotArgs, Private, RunArgs, Verb};
@@ -22,6 +21,7 @@ use watcher::job::life::Settings;
 use watcher::job::{EnvSource, Request};
 use watcher::serve::{self, Core, Parts, Running, clients, protocol, server};
 use watcher::slot::Slot;
+use watcher::stop::Stop;
 use watcher::{check, describe, helper, keys, metrics, pilot, results, run, text, timeline, top};
 
 /// Our own failure, as docker-run(1) has it.
@@ -175,17 +175,8 @@ fn start_core(args: &CoreArgs, binder: &Arc<dyn Binder>, for_one_job: bool) -> i
     Ok(running)
 }
 
-/// Set on SIGTERM and SIGINT.
-fn stop_flag() -> io::Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
-        signal_hook::flag::register(signal, stop.clone())?;
-    }
-    Ok(stop)
-}
-
 fn serve_spool(args: &PilotArgs) -> io::Result<ExitCode> {
-    let stop = stop_flag()?;
+    let stop = Stop::on_signals()?;
     let binder = binder(&args.core)?;
     let running = start_core(&args.core, &binder, false)?;
     let settings = pilot::Loop {
@@ -200,7 +191,7 @@ fn serve_spool(args: &PilotArgs) -> io::Result<ExitCode> {
     };
     let over = pilot::run(&settings, &stop)?;
     running.finish();
-    if !stop.load(Ordering::Relaxed) {
+    if !stop.is_requested() {
         finish(args.core.slots, binder.as_ref());
     }
     tracing::info!(jobs = over, "no more work: the pilot ends");
@@ -224,7 +215,7 @@ fn finish(slots: u32, binder: &dyn Binder) -> bool {
 }
 
 fn serve_clients(args: &CoreArgs) -> io::Result<ExitCode> {
-    let stop = stop_flag()?;
+    let stop = Stop::on_signals()?;
     let binder = binder(args)?;
     let running = start_core(args, &binder, false)?;
     // Jobs are taken all the same: who submits one gets the reason as its failure.
@@ -236,9 +227,7 @@ fn serve_clients(args: &CoreArgs) -> io::Result<ExitCode> {
             check::Grade::Bad => tracing::error!("check: {line}"),
         }
     }
-    while !stop.load(Ordering::Relaxed) {
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    stop.wait();
     // As a pod ends: what is under way has to end within its grace period.
     running.core().cancel_all("the pilot was told to stop");
     running.finish();
@@ -344,7 +333,7 @@ fn report(path: &Path, keys: &Path) -> io::Result<ExitCode> {
 
 fn show_top(private: &Private, json: bool, every: f64, times: Option<u64>) -> io::Result<ExitCode> {
     let options = top::Options { json, every: seconds(every)?.max(Duration::from_millis(100)), times };
-    top::run(&private.private.join(protocol::SOCKET), &options, stop_flag()?.as_ref())?;
+    top::run(&private.private.join(protocol::SOCKET), &options, &Stop::on_signals()?)?;
     Ok(ExitCode::SUCCESS)
 }
 
