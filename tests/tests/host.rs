@@ -207,7 +207,7 @@ fn a_pod_that_is_told_to_stop_gives_its_job_back() {
 
 #[test]
 fn a_second_signal_removes_the_pod_at_once() {
-    let mut pod = Pod::start();
+    let mut pod = Options::new().pilot(&["--max-grace", "50"]).start();
     pod.put("stubborn", &with(probe(&["ignore-term", "60"]), "grace_s", json!(50)));
     pod.runs("stubborn.1", 0);
     pod.signal(15);

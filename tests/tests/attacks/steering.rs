@@ -59,7 +59,7 @@ fn payload(pod: &Pod) -> Vec<Process> {
 
 /// A pod in which the job `hung` has a start that hangs in its exec.
 fn hangs(more: Value) -> (Pod, Hung) {
-    let pod = Options::new().pilot(&["--max-attempts", "1"]).start();
+    let pod = Options::new().pilot(&["--max-attempts", "1", "--max-grace", "3600"]).start();
     pod.serves();
     let mut hung = Hung::hold(&pod);
     let mut job = json!({"image": BUSYBOX, "argv": ["./hung"]});
@@ -122,7 +122,7 @@ fn a_hanging_start_is_ended_by_the_wall_limit() {
 
 #[test]
 fn a_hanging_start_is_ended_by_the_other_limits() {
-    let pod = Options::new().pilot(&["--max-attempts", "1"]).start();
+    let pod = Options::new().pilot(&["--max-attempts", "1", "--max-grace", "3600"]).start();
     pod.serves();
     let mut hung = Hung::hold(&pod);
     let job = json!({"image": BUSYBOX, "argv": ["./hung"], "grace_s": 3600, "limits": {"disk": "1M"}});

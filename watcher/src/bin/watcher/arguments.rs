@@ -199,10 +199,10 @@ pub struct MostArgs {
     #[arg(long, value_name = "BYTES", env = "LATEBIND_MAX_OUTPUT")]
     pub max_output: Option<Bytes>,
     /// Seconds between TERM and KILL; what is ended for any of these has so much longer.
-    #[arg(long, value_name = "SECONDS", default_value_t = 60.0, env = "LATEBIND_MAX_GRACE")]
+    #[arg(long, value_name = "SECONDS", default_value_t = 10.0, env = "LATEBIND_MAX_GRACE")]
     pub max_grace: f64,
     /// Seconds for ending what is left of it.
-    #[arg(long, value_name = "SECONDS", default_value_t = 60.0, env = "LATEBIND_MAX_KILL")]
+    #[arg(long, value_name = "SECONDS", default_value_t = 30.0, env = "LATEBIND_MAX_KILL")]
     pub max_kill: f64,
     /// Seconds for copying its inputs, and for fetching its outputs.
     #[arg(long, value_name = "SECONDS", default_value_t = 1800.0, env = "LATEBIND_COPY_WITHIN")]
