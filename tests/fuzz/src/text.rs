@@ -1,5 +1,6 @@
 //! Target `text`: what of foreign text a terminal, a log or a report is given.
 
+use latebind_contract::text::{LINE_MAX, NAME_MAX};
 use watcher::text::{is_harmless, json, json_for_people, lines, one_line, printable, shown};
 
 use crate::input::Input;
@@ -9,10 +10,10 @@ pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
     let max = usize::from(input.byte());
     let text = String::from_utf8_lossy(input.rest());
-    let short = shown(&text, max);
     let count = text.chars().count();
-    assert_eq!(short.chars().count(), if count > max { max + 3 } else { count }, "{short:?}");
-    for shown in [&short, &printable(&text), &one_line(&text)] {
+    for (shown, max) in [(shown(&text, max), max), (printable(&text), NAME_MAX), (one_line(&text), LINE_MAX)] {
+        assert_eq!(shown.chars().count(), if count > max { max + 3 } else { count }, "{shown:?}");
+        assert!(count <= max || shown.ends_with("..."), "{shown:?}");
         assert!(shown.chars().all(|c| is_harmless(c) && !is_known_to_harm(c)), "{shown:?}");
         // Character by character: none moves, vanishes or becomes another letter.
         for (from, to) in text.chars().zip(shown.chars()).take(max) {
