@@ -127,7 +127,7 @@ impl Removal<'_> {
         while let Some(inner) = listing.next(dir.as_fd())? {
             self.deadline.check()?;
             let result = remove_unless_directory(dir.as_fd(), inner.name, inner.kind)
-                .unwrap_or_else(|| self.move_up(dir.as_fd(), inner.name));
+                .unwrap_or_else(|| self.remove_or_move_up(dir.as_fd(), inner.name));
             pass.took(inner.name, result);
         }
         match unlinkat(list, name, UnlinkatFlags::RemoveDir) {
@@ -138,7 +138,13 @@ impl Removal<'_> {
         Ok(pass)
     }
 
-    fn move_up(&mut self, dir: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
+    /// Removes a directory if it is empty, or else moves it to the top.
+    fn remove_or_move_up(&mut self, dir: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
+        // A move costs several times as much, and a payload can make hundreds of thousands of directories.
+        match unlinkat(dir, name, UnlinkatFlags::RemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => return Ok(()),
+            Err(_) => {}
+        }
         self.moved += 1;
         let to = format!("{}-{}", self.prefix, self.moved);
         let target = self.aside.as_ref().map_or(self.top, |(_, aside)| aside.as_fd());
