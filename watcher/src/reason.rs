@@ -81,8 +81,8 @@ reasons! {
     OutOfMemory: Hold;
     /// The program is not in the image.
     CommandNotFound: Hold;
-    /// The program is there and cannot be executed.
-    CommandNotExecutable: Hold;
+    /// The program is there and cannot be executed; to be tried again where it cannot be read.
+    CommandNotExecutable: Hold Retry;
     /// An environment file, the working directory or a resource limit cannot be used.
     EnvironmentError: Hold;
     /// A file for standard input, output or error cannot be used.
@@ -91,8 +91,8 @@ reasons! {
     StartupError: Hold Retry;
     /// The job's description cannot be understood or breaks a rule.
     InvalidJob: Hold;
-    /// An input is missing, a link or a device.
-    InputUnusable: Hold;
+    /// An input is missing, a link or a device; to be tried again where somebody holds it closed for the moment.
+    InputUnusable: Hold Retry;
     /// The job's result could not be delivered to its place in the spool.
     DeliveryFailed: Hold;
     /// The image does not exist.

@@ -38,6 +38,8 @@ pub const WORK: &str = "work";
 pub const STARTUP_MAX: u64 = 1 << 20;
 /// Largest environment file, in bytes.
 pub const ENV_FILE_MAX: u64 = 1 << 20;
+/// Most bytes of all environment files of one job: they share `ctl/` with the startup file, the status and the record.
+pub const ENV_FILES_BYTES_MAX: u64 = 8 << 20;
 /// Largest exit record, in bytes. Glue's own records stay far below; the bound is for the reader.
 pub const RECORD_MAX: u64 = 64 << 10;
 /// Largest number of environment files of one job.

@@ -2,6 +2,7 @@
 //! nothing:
 //! one file for each promise of `docs/threat-model.md`.
 
+mod blame;
 mod bounds;
 mod clients;
 mod images;

@@ -78,6 +78,8 @@ fn of_failure(failure: Option<&NotStarted>) -> (Class, Reason, String) {
     // What the machine lacks at the moment is nobody's fault and may be there elsewhere.
     let passing = ["EAGAIN", "ENOMEM", "EIO", "EMFILE", "ENFILE", "ENOSPC", "ESTALE", "ETIMEDOUT"];
     let reason = match (failure.stage, failure.errno.as_str()) {
+        // Of a program that is cut short the kernel says what it says of a broken disk: never the slot's fault alone.
+        (Stage::Exec, "EIO") => Reason::CommandNotExecutable,
         (_, errno) if passing.contains(&errno) => Reason::ResourceShortage,
         (Stage::Exec, "ENOENT" | "ENOTDIR") => Reason::CommandNotFound,
         (Stage::Exec, _) => Reason::CommandNotExecutable,
@@ -90,6 +92,7 @@ fn of_failure(failure: Option<&NotStarted>) -> (Class, Reason, String) {
         Reason::ResourceShortage | Reason::PrivilegeError => Class::Retry,
         // A start that was interrupted has no field to blame; a refused field has.
         Reason::StartupError if matches!(failure.errno.as_str(), "EINTR" | "ECANCELED") => Class::Retry,
+        Reason::CommandNotExecutable if failure.errno == "EIO" => Class::Retry,
         _ => Class::Hold,
     };
     // It may name what the image holds.
@@ -206,6 +209,8 @@ mod tests {
         assert_eq!(of(Stage::Startup, "EEXIST", said), (Class::Hold, Reason::StartupError));
         assert_eq!(of(Stage::Exec, "ENOENT", "no space left on device"), (Class::Hold, Reason::CommandNotFound));
         assert_eq!(of(Stage::Environment, "ENOSPC", ""), (Class::Retry, Reason::ResourceShortage));
+        assert_eq!(of(Stage::Exec, "ENOMEM", ""), (Class::Retry, Reason::ResourceShortage));
+        assert_eq!(of(Stage::Exec, "EIO", ""), (Class::Retry, Reason::CommandNotExecutable));
     }
 
     #[test]

@@ -34,16 +34,11 @@ const BYTES_MAX: u64 = 64 << 30;
 const ENTRIES_MAX: u64 = 1_000_000;
 
 /// What is short at the moment may be there later: it is no fault of the inputs.
-const PASSING: [Errno; 8] = [
-    Errno::EAGAIN,
-    Errno::EINTR,
-    Errno::EIO,
-    Errno::EMFILE,
-    Errno::ENFILE,
-    Errno::ENOMEM,
-    Errno::ESTALE,
-    Errno::ETIMEDOUT,
-];
+const PASSING: [Errno; 6] = [Errno::EINTR, Errno::EIO, Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ETIMEDOUT];
+
+/// What an input's own user can bring about, and what may pass: a lease on the file (fcntl(2)), or its removal from
+/// another machine. It must not count against the slot, or that user could take the slot from everybody.
+const OF_ITS_USER: [Errno; 2] = [Errno::EAGAIN, Errno::ESTALE];
 
 /// Whether a volume had no room.
 pub fn is_full(e: &io::Error) -> bool {
@@ -137,14 +132,14 @@ fn copy(
     *budget = copier.budget;
     let Err(problem) = copied else { return Ok(()) };
     let e = problem.error();
+    let is_of = |errnos: &[Errno]| e.raw_os_error().is_some_and(|n| errnos.contains(&Errno::from_raw(n)));
     let place = inner.map_or_else(|| path.display().to_string(), |inner| format!("{}/{inner}", path.display()));
     Err(match deadline.over() {
         Some(Over::Stopped(why)) => not_started(&why),
         Some(over) => Failure::retry(Reason::StagingError, format!("{place}: the job's inputs are {over}")),
         None if at_target && is_full(&e) => no_room(slot, request, deadline, &format!("{place}: {e}")),
-        None if at_target || e.raw_os_error().is_some_and(|n| PASSING.contains(&Errno::from_raw(n))) => {
-            Failure::retry(Reason::StagingError, format!("{place}: {e}"))
-        }
+        None if at_target || is_of(&PASSING) => Failure::retry(Reason::StagingError, format!("{place}: {e}")),
+        None if is_of(&OF_ITS_USER) => Failure::retry(Reason::InputUnusable, format!("{place}: {e}")),
         None => Failure::hold(Reason::InputUnusable, format!("{place}: {e}")),
     })
 }

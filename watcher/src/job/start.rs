@@ -3,7 +3,7 @@
 use std::io::{self, Read};
 
 use latebind_contract::encoding::{Bytes32, Key, sha256_hex};
-use latebind_contract::layout::{ENV_FILE_MAX, ENV_PREFIX, STARTUP, STARTUP_MAX, STREAMS};
+use latebind_contract::layout::{ENV_FILE_MAX, ENV_FILES_BYTES_MAX, ENV_PREFIX, STARTUP, STARTUP_MAX, STREAMS};
 use latebind_contract::startup::{EnvFile, Object, Startup, Stream};
 
 use nix::sys::stat::fstat;
@@ -102,6 +102,7 @@ pub fn prepare(slot: &Slot, bound: &Bound, request: &Request, routes: Option<&Ro
 
 /// Puts environment files and startup file, then rings.
 pub fn hand_over(slot: &Slot, request: &Request, file: &[u8]) -> Result<(), Failure> {
+    let mut all = 0;
     for (n, source) in request.env_files.iter().enumerate() {
         let shown = source.path.display();
         let mut text = Vec::new();
@@ -113,6 +114,12 @@ pub fn hand_over(slot: &Slot, request: &Request, file: &[u8]) -> Result<(), Fail
             .map_err(|e| Failure::hold(Reason::EnvironmentError, format!("{shown}: {e}")))?;
         if text.len() as u64 > ENV_FILE_MAX {
             return Err(Failure::hold(Reason::EnvironmentError, format!("{shown} has more than {ENV_FILE_MAX} bytes")));
+        }
+        // Else the job would fill the volume, and the slot would be blamed for it.
+        all += text.len() as u64;
+        if all > ENV_FILES_BYTES_MAX {
+            let message = format!("{shown}: the environment files have more than {ENV_FILES_BYTES_MAX} bytes in all");
+            return Err(Failure::hold(Reason::EnvironmentError, message));
         }
         slot.ctl.replace(&format!("{ENV_PREFIX}{n}"), &text, 0o600).map_err(put_failed)?;
     }
