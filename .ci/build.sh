@@ -104,7 +104,7 @@ if [ "$recipe" = debian ]; then
 else
     glue/check-binary.sh dist/glue
 fi
-for name in watcher latebind-host; do
+for name in watcher latebind-host latebind-singularity; do
     [ ! -e "dist/$name" ] || glue/check-binary.sh "dist/$name"
 done
 say "done in $(($(date +%s) - started)) s"

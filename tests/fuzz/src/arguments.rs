@@ -3,7 +3,7 @@
 
 // The program is not a library; these files of it need nothing else of it.
 #[allow(missing_docs, dead_code, reason = "the program's own files, of which a part is used")]
-#[path = "../../../watcher/src/bin/latebind-singularity"]
+#[path = "../../../watcher/singularity/src"]
 mod singularity {
     pub mod arguments;
     pub mod environment;
