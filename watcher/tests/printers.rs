@@ -9,7 +9,8 @@ use watcher::job::Report;
 use watcher::job::usage::{Summary, Usage};
 use watcher::keys::Proof;
 use watcher::serve::protocol::{self, JobLine, SlotLine};
-use watcher::{check, describe, results, text, timeline, top};
+use watcher::views::{report::text as report_text, results, timeline, top};
+use watcher::{check, text};
 
 const HOSTILE: &str =
     "x\x1b[2J\x1b]0;t\x07\u{9b}31m\x7f\u{202e}y\u{2066}\u{2028}z\r\u{0}\u{feff}\n2026 ERROR fake\tend";
@@ -84,7 +85,7 @@ fn report() -> Value {
 type Printer = (&'static str, fn(&Report) -> String);
 
 const PRINTERS: [Printer; 3] = [
-    ("report", |report| describe::text(report, &Proof::NotChecked(report.message.clone()))),
+    ("report", |report| report_text(report, &Proof::NotChecked(report.message.clone()))),
     ("results", |report| results::table(&[(PathBuf::new(), report.clone())], Path::new("/nowhere"))),
     ("timeline", |report| timeline::svg(&[(PathBuf::new(), report.clone())]).unwrap()),
 ];
@@ -114,7 +115,7 @@ fn a_long_report_is_shown_in_part() {
     value["missing_outputs"] = vec!["m".repeat(1_000); 1_000].into();
     value["outputs"] = vec!["o".repeat(1_000); 1_000].into();
     let long: Report = parse(&value).unwrap();
-    let text = describe::text(&long, &Proof::Verified);
+    let text = report_text(&long, &Proof::Verified);
     assert!(text.len() < 1 << 20 && text.contains("and 900 more"), "{} bytes", text.len());
 }
 

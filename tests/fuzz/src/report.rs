@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use latebind_contract::text::is_harmless;
 use watcher::job::Report;
 use watcher::keys::Proof;
-use watcher::{describe, results, timeline};
+use watcher::views::{report::text as report_text, results, timeline};
 
 /// The input is a `report.json`.
 pub fn run(data: &[u8]) {
@@ -15,7 +15,7 @@ pub fn run(data: &[u8]) {
     assert_eq!(serde_json::to_vec(&again).unwrap(), written, "what is written is not what is read back");
 
     let plain = |text: &str| text.chars().all(|c| c == '\n' || is_harmless(c));
-    let text = describe::text(&report, &Proof::NotChecked(report.message.clone()));
+    let text = report_text(&report, &Proof::NotChecked(report.message.clone()));
     assert!(plain(&text) && !text.is_empty(), "{text:?}");
     let reports = [(PathBuf::from("r"), report)];
     let table = results::table(&reports, Path::new("/nowhere"));

@@ -22,7 +22,8 @@ use watcher::job::{EnvSource, Request};
 use watcher::serve::{self, Core, Parts, Running, clients, protocol, server};
 use watcher::slot::Slot;
 use watcher::stop::Stop;
-use watcher::{check, describe, helper, keys, metrics, pilot, results, run, text, timeline, top};
+use watcher::views::{self, results, timeline, top};
+use watcher::{check, helper, keys, metrics, pilot, run, text};
 
 /// Our own failure, as docker-run(1) has it.
 const OUR_FAILURE: u8 = 125;
@@ -328,7 +329,7 @@ fn report(path: &Path, keys: &Path) -> io::Result<ExitCode> {
     let file = if path.is_dir() { path.join("report.json") } else { path.to_owned() };
     let report = results::read(&file)?;
     let dir = file.parent().unwrap_or(Path::new("."));
-    say(&describe::text(&report, &keys::check_report(dir, &report, keys)))
+    say(&views::report::text(&report, &keys::check_report(dir, &report, keys)))
 }
 
 fn show_top(private: &Private, json: bool, every: f64, times: Option<u64>) -> io::Result<ExitCode> {

@@ -1,0 +1,6 @@
+//! What people see: each view reads reports or asks the core, and nothing depends on a view.
+
+pub mod report;
+pub mod results;
+pub mod timeline;
+pub mod top;
