@@ -8,6 +8,7 @@
 pub mod bind;
 pub mod check;
 pub mod clean;
+pub mod finding;
 pub mod helper;
 pub mod ipc;
 pub mod job;

@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use watcher::finding::Finding;
 use watcher::job::Report;
 use watcher::job::usage::{Summary, Usage};
 use watcher::keys::Proof;
 use watcher::serve::protocol::{self, JobLine, SlotLine};
-use watcher::views::{report::text as report_text, results, timeline, top};
-use watcher::{check, text};
+use watcher::text;
+use watcher::views::{report, results, timeline, top};
 
 const HOSTILE: &str =
     "x\x1b[2J\x1b]0;t\x07\u{9b}31m\x7f\u{202e}y\u{2066}\u{2028}z\r\u{0}\u{feff}\n2026 ERROR fake\tend";
@@ -85,7 +86,7 @@ fn report() -> Value {
 type Printer = (&'static str, fn(&Report) -> String);
 
 const PRINTERS: [Printer; 3] = [
-    ("report", |report| report_text(report, &Proof::NotChecked(report.message.clone()))),
+    ("report", |report| report::text(report, &Proof::NotChecked(report.message.clone()))),
     ("results", |report| results::table(&[(PathBuf::new(), report.clone())], Path::new("/nowhere"))),
     ("timeline", |report| timeline::svg(&[(PathBuf::new(), report.clone())]).unwrap()),
 ];
@@ -115,7 +116,7 @@ fn a_long_report_is_shown_in_part() {
     value["missing_outputs"] = vec!["m".repeat(1_000); 1_000].into();
     value["outputs"] = vec!["o".repeat(1_000); 1_000].into();
     let long: Report = parse(&value).unwrap();
-    let text = report_text(&long, &Proof::Verified);
+    let text = report::text(&long, &Proof::Verified);
     assert!(text.len() < 1 << 20 && text.contains("and 900 more"), "{} bytes", text.len());
 }
 
@@ -144,10 +145,8 @@ fn no_job_or_slot_reaches_a_terminal_but_as_text() {
 
 #[test]
 fn no_check_reaches_a_terminal_but_as_text() {
-    let good = check::Line::bad("a", "b", "c").to_string();
-    for line in
-        [check::Line::bad(HOSTILE, "b", "c"), check::Line::bad("a", HOSTILE, "c"), check::Line::bad("a", "b", HOSTILE)]
-    {
+    let good = Finding::fail("a", "b", "c").to_string();
+    for line in [Finding::fail(HOSTILE, "b", "c"), Finding::fail("a", HOSTILE, "c"), Finding::fail("a", "b", HOSTILE)] {
         assert_harmless(&line.to_string(), &good, "check");
     }
 }

@@ -29,7 +29,7 @@ fn allow(pilot: &Pilot, verbs: &[&str]) {
 #[track_caller]
 fn bad(pilot: &Pilot) -> Vec<String> {
     let ran = pilot.exec("pilot", &["watcher", "check"]);
-    let bad: Vec<String> = ran.out().lines().filter(|line| line.contains("BAD")).map(str::to_owned).collect();
+    let bad: Vec<String> = ran.out().lines().filter(|line| line.contains("FAIL")).map(str::to_owned).collect();
     assert_eq!(ran.code, Some(i32::from(!bad.is_empty())), "{}{}", ran.out(), ran.err());
     bad
 }

@@ -47,5 +47,5 @@ fn check_finds_nothing_wrong_with_the_pod_as_it_is_shipped() {
     let pilot = Pilot::start();
     let ran = pilot.exec("pilot", &["watcher", "check"]);
     assert_eq!(ran.code, Some(0), "{}{}", ran.out(), ran.err());
-    assert!(!ran.out().contains("BAD") && ran.out().contains("ok "), "{}", ran.out());
+    assert!(!ran.out().contains("FAIL") && ran.out().contains("ok "), "{}", ran.out());
 }

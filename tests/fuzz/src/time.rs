@@ -1,7 +1,7 @@
 //! Target `time`: times in records and reports, and the date of an API server's answer.
 
 use latebind_contract::time::rfc3339;
-use watcher::check::clock;
+use watcher::bind::kubernetes::clock::clock;
 use watcher::job::seconds_of;
 
 use crate::input::Input;

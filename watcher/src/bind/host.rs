@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{Binder, Class, Container, ContainerState, Failure, Progress, Reason};
-use crate::check::Line;
+use crate::finding::Finding;
 
 /// Where `latebind-host` mounts its socket in the pilot container.
 pub const SOCKET: &str = "/run/latebind-host/bind.sock";
@@ -113,12 +113,12 @@ impl Binder for Host {
         UnixStream::connect(&self.socket).map(drop).map_err(|e| self.silent(&e))
     }
 
-    fn check(&self, slots: &[u32]) -> Vec<Line> {
-        let mend = "start the pod with `latebind-host pod`, which mounts the socket, and leave that running";
-        let socket = Line::of("bind socket", self.ready().map(|()| self.socket.display().to_string()), mend);
+    fn check(&self, slots: &[u32]) -> Vec<Finding> {
+        let fix = "start the pod with `latebind-host pod`, which mounts the socket, and leave that running";
+        let socket = Finding::of("bind socket", self.ready().map(|()| self.socket.display().to_string()), fix);
         let state = |slot: &u32| {
             let found = self.state(*slot).map(|s| format!("container {}", s.id.get(..12).unwrap_or("missing")));
-            Line::of(
+            Finding::of(
                 &format!("slot {slot}: payload container"),
                 found,
                 "give `latebind-host pod` as many --slots as the pilot has",

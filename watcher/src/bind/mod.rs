@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use latebind_contract::layout::Ids;
 use serde::{Deserialize, Serialize};
 
-use crate::check::Line;
+use crate::finding::Finding;
 use crate::helper;
 pub use crate::reason::{Class, Failure, Reason};
 
@@ -107,7 +107,7 @@ pub trait Binder: Send + Sync {
     fn ready(&self) -> Result<(), Failure>;
 
     /// What `watcher check` says of the engine and what it lets this pilot do.
-    fn check(&self, slots: &[u32]) -> Vec<Line>;
+    fn check(&self, slots: &[u32]) -> Vec<Finding>;
 
     /// Tells the engine whether the pod has work, once for each change; where the engine does not care, nothing.
     fn mark(&self, _busy: bool) -> Result<(), Failure> {

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use super::Loop;
 use crate::bind::Binder;
-use crate::check::{self, Grade};
+use crate::check;
+use crate::finding::Grade;
 
 /// How often a pod in which jobs cannot be run is checked again, and for how long at most.
 const CHECK_AGAIN_AFTER: Duration = Duration::from_secs(1);
@@ -45,7 +46,7 @@ impl Gate {
         }
         let lines = check::all(self.binder.as_ref(), &self.slots, &self.private);
         self.next = Instant::now() + CHECK_AGAIN_AFTER;
-        let bad: Vec<String> = lines.iter().filter(|l| l.grade == Grade::Bad).map(ToString::to_string).collect();
+        let bad: Vec<String> = lines.iter().filter(|l| l.grade == Grade::Fail).map(ToString::to_string).collect();
         if bad.is_empty() {
             self.passed = true;
             for line in lines.iter().filter(|l| l.grade == Grade::Warning) {

@@ -23,7 +23,7 @@ use watcher::serve::{self, Core, Parts, Running, clients, protocol, server};
 use watcher::slot::Slot;
 use watcher::stop::Stop;
 use watcher::views::{self, results, timeline, top};
-use watcher::{check, helper, keys, metrics, pilot, run, text};
+use watcher::{check, finding, helper, keys, metrics, pilot, run, text};
 
 /// Our own failure, as docker-run(1) has it.
 const OUR_FAILURE: u8 = 125;
@@ -129,14 +129,14 @@ fn check_pod(args: &CoreArgs) -> io::Result<ExitCode> {
     let slots: Vec<u32> = (0..args.slots).collect();
     let lines = match binder(args) {
         Ok(binder) => check::all(binder.as_ref(), &slots, &args.private.private),
-        Err(e) => vec![check::Line::bad(
+        Err(e) => vec![finding::Finding::fail(
             "binder",
             &e.to_string(),
             "see docs/kubernetes.md for what the pilot container needs",
         )],
     };
     say(&lines.iter().map(|line| format!("{line}\n")).collect::<String>())?;
-    Ok(ExitCode::from(u8::from(lines.iter().any(|line| line.grade == check::Grade::Bad))))
+    Ok(ExitCode::from(u8::from(lines.iter().any(|line| line.grade == finding::Grade::Fail))))
 }
 
 /// Starts the core in this process, and its socket; `for_one_job`: the process ends with that job.
@@ -223,9 +223,9 @@ fn serve_clients(args: &CoreArgs) -> io::Result<ExitCode> {
     let slots: Vec<u32> = (0..args.slots).collect();
     for line in check::all(binder.as_ref(), &slots, &args.private.private) {
         match line.grade {
-            check::Grade::Good => tracing::debug!("check: {line}"),
-            check::Grade::Warning => tracing::warn!("check: {line}"),
-            check::Grade::Bad => tracing::error!("check: {line}"),
+            finding::Grade::Good => tracing::debug!("check: {line}"),
+            finding::Grade::Warning => tracing::warn!("check: {line}"),
+            finding::Grade::Fail => tracing::error!("check: {line}"),
         }
     }
     stop.wait();

@@ -3,60 +3,61 @@
 use serde_json::json;
 
 use super::api::Own;
+use super::clock::clock;
 use super::pod::{Container, Pod};
 use super::view::{self, Payload, Shape};
 use crate::bind::{Failure, Reason};
-use crate::check::{Line, clock};
+use crate::finding::Finding;
 use crate::reference::digest_of;
 
 /// The Role that the shipped manifests give.
 const ROLE: &str = "give the pod's service account the verbs get, watch and patch on pods (deploy/base/rbac.yaml)";
 
 /// All lines; `end_needs` are the seconds that a job may need for its end.
-pub async fn lines(own: &Own, slots: &[u32], end_needs: f64) -> Vec<Line> {
+pub async fn lines(own: &Own, slots: &[u32], end_needs: f64) -> Vec<Finding> {
     let pod = own.get_once().await;
     let named = |pod: &Pod| format!("{}/{} ({})", own.namespace, own.name, view::whole(pod).uid);
-    let mut lines = vec![Line::of("API: get pod", pod.as_ref().map(named), ROLE)];
+    let mut lines = vec![Finding::of("API: get pod", pod.as_ref().map(named), ROLE)];
     let Ok(pod) = pod else { return lines };
     let watched = own.try_watch(&view::whole(&pod).version).await;
-    lines.push(Line::of("API: watch pod", watched.map(|()| "with fieldSelector metadata.name".into()), ROLE));
+    lines.push(Finding::of("API: watch pod", watched.map(|()| "with fieldSelector metadata.name".into()), ROLE));
     for slot in slots {
         lines.extend(of_slot(own, &pod, *slot).await);
     }
     if slots.len() > 1 {
         let finding = "an image that puts a mount over glue is root in its payload container until that is noticed, and reaches the other slots' containers";
-        lines.push(Line::warning(
+        lines.push(Finding::warning(
             "slots",
             finding,
             "have images of users that do not trust each other in pods of their own",
         ));
     }
     let placeholder = view::placeholder(&pod).map(|(image, _)| image);
-    lines.push(Line::of("placeholder", placeholder, "name the init container that runs `glue install` install"));
+    lines.push(Finding::of("placeholder", placeholder, "name the init container that runs `glue install` install"));
     lines.extend(of_pod(&pod, end_needs));
     lines.push(time(own).await);
     lines
 }
 
-async fn of_slot(own: &Own, pod: &Pod, slot: u32) -> Vec<Line> {
+async fn of_slot(own: &Own, pod: &Pod, slot: u32) -> Vec<Finding> {
     let name = view::container_name(slot);
-    let mend = "name the payload container of slot 0 payload, that of slot N payload-N, and set LATEBIND_SLOTS to their number";
+    let fix = "name the payload container of slot 0 payload, that of slot N payload-N, and set LATEBIND_SLOTS to their number";
     let seen = view::payload(pod, &name);
     let shape = seen.as_ref().map(|seen| match seen.shape {
         Shape::Regular => format!("{name}, a regular container"),
         Shape::Sidecar => format!("{name}, a native sidecar: the pilot's end is the pod's end"),
     });
-    let mut lines = vec![Line::of(&format!("slot {slot}: container"), shape, mend)];
+    let mut lines = vec![Finding::of(&format!("slot {slot}: container"), shape, fix)];
     let Ok(seen) = seen else { return lines };
     let tried = try_patch(own, pod, slot, &seen).await.map(|()| format!("image of {name}, tried without keeping it"));
-    lines.push(Line::of("API: patch pod", tried, ROLE));
+    lines.push(Finding::of("API: patch pod", tried, ROLE));
     if let Some(why) = refuses(pod, &seen) {
-        let mend = format!("see the log of {name}: glue names the mount, volume or privilege that it refuses");
-        lines.push(Line::bad(&format!("slot {slot}: glue"), &why, &mend));
+        let fix = format!("see the log of {name}: glue names the mount, volume or privilege that it refuses");
+        lines.push(Finding::fail(&format!("slot {slot}: glue"), &why, &fix));
     }
     if seen.pull_policy == "Always" {
         let finding = "imagePullPolicy is Always: each bind asks the registry, also for an image that the node has";
-        lines.push(Line::warning(&format!("slot {slot}: pulls"), finding, "set imagePullPolicy: IfNotPresent"));
+        lines.push(Finding::warning(&format!("slot {slot}: pulls"), finding, "set imagePullPolicy: IfNotPresent"));
     }
     lines
 }
@@ -82,7 +83,7 @@ pub async fn try_patch(own: &Own, pod: &Pod, slot: u32, seen: &Payload) -> Resul
     own.patch(&patch, true).await.map(drop)
 }
 
-fn of_pod(pod: &Pod, end_needs: f64) -> Vec<Line> {
+fn of_pod(pod: &Pod, end_needs: f64) -> Vec<Finding> {
     let spec = &pod.spec;
     let shared = match spec.share_process_namespace {
         true => Ok("shareProcessNamespace".to_owned()),
@@ -94,9 +95,9 @@ fn of_pod(pod: &Pod, end_needs: f64) -> Vec<Line> {
         let finding = format!(
             "{grace} s, but the end of a job and its results may need {end_needs} s: jobs of a drained node may get no word"
         );
-        Line::warning(what, &finding, "raise terminationGracePeriodSeconds")
+        Finding::warning(what, &finding, "raise terminationGracePeriodSeconds")
     } else {
-        Line::good(what, &format!("{grace} s, a job's end may need {end_needs} s"))
+        Finding::good(what, &format!("{grace} s, a job's end may need {end_needs} s"))
     };
     // What the kubelet takes for done it does not start again, also with another image: measured, docs/kubernetes.md.
     let is_told = |c: &Container| c.command.iter().chain(&c.args).any(|word| word == "--stop-code");
@@ -110,28 +111,28 @@ fn of_pod(pod: &Pod, end_needs: f64) -> Vec<Line> {
         _ => None,
     };
     let restarts = restarts.map(|finding| {
-        Line::bad(
+        Finding::fail(
             "restart policy",
             finding,
             "set restartPolicy: Always, or OnFailure with `glue run --stop-code 143`, or make the payload a native sidecar (1.29 and later)",
         )
     });
     let token = match spec.automount_service_account_token {
-        Some(false) => Line::good("service account token", "not mounted into every container"),
-        _ => Line::warning(
+        Some(false) => Finding::good("service account token", "not mounted into every container"),
+        _ => Finding::warning(
             "service account token",
             "may be mounted into the payload container too (automountServiceAccountToken is not false)",
             "set automountServiceAccountToken: false and project the token into the pilot container alone",
         ),
     };
-    [Some(Line::of("processes", shared, "set shareProcessNamespace: true")), Some(grace), restarts, Some(token)]
+    [Some(Finding::of("processes", shared, "set shareProcessNamespace: true")), Some(grace), restarts, Some(token)]
         .into_iter()
         .flatten()
         .collect()
 }
 
 /// The server's clock, by its Date header (RFC 9110), against ours.
-async fn time(own: &Own) -> Line {
+async fn time(own: &Own) -> Finding {
     let ask = async {
         let request = http::Request::get("/version").body(kube::client::Body::empty())?;
         let answer = own.client.send(request).await?;
@@ -141,7 +142,7 @@ async fn time(own: &Own) -> Line {
     };
     match ask.await {
         Ok(date) => clock(&date),
-        Err(e) => Line::of(
+        Err(e) => Finding::of(
             "clock",
             Err::<String, _>(Failure::retry(Reason::ApiUnavailable, e.to_string())),
             "see the lines above",

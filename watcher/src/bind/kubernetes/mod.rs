@@ -6,6 +6,7 @@
 
 pub mod api;
 mod check;
+pub mod clock;
 mod mark;
 mod memory;
 mod pod;
@@ -28,7 +29,7 @@ use self::pod::Pod;
 use self::view::Payload;
 use self::watching::{Expected, Patched};
 use super::{Binder, Class, Container, ContainerState, Failure, Progress, Reason};
-use crate::check::Line;
+use crate::finding::Finding;
 use crate::reference::{Reference, of_image_id};
 use crate::text::one_line;
 
@@ -435,7 +436,7 @@ impl Binder for Kubernetes {
         Ok(())
     }
 
-    fn check(&self, slots: &[u32]) -> Vec<Line> {
+    fn check(&self, slots: &[u32]) -> Vec<Finding> {
         self.runtime.block_on(check::lines(&self.own, slots, self.options.end_needs))
     }
 
