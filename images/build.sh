@@ -119,8 +119,11 @@ if [ $# = 0 ]; then
     done
 fi
 # One at a time: two runs would build the same image twice and remove each other's.
-mkdir -p "${LATEBIND_STATE:-/var/lib/latebind-host}"
-exec 9>"${LATEBIND_STATE:-/var/lib/latebind-host}/images.lock"
+lock=${LATEBIND_STATE:-/var/lib/latebind-host}/images.lock
+mkdir -p "${lock%/*}"
+exec 9>>"$lock"
+# Whoever can read it can hold the lock, and keep this from building.
+chmod 0600 "$lock"
 flock 9
 for name; do build "$name"; done
 echo "images: $built built, $unchanged unchanged, in $((SECONDS - started)) s; see them with images/podman images"
