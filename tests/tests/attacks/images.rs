@@ -210,6 +210,18 @@ fn what_ordinary_images_carry_has_no_effect_and_does_not_reach_the_runtime() {
 }
 
 #[test]
+fn a_device_in_an_image_is_opened_by_nobody() {
+    // Podman reads the image's accounts, as root of the host and outside of the container: a line without an end.
+    let lines =
+        "RUN mknod -m 666 /zero c 1 5 && for f in passwd group; do rm /etc/$f; mknod -m 666 /etc/$f c 1 5; done";
+    let image = MadeImage::new(lines, &[]);
+    let pod = Pod::start();
+    let outcome = pod.job("device", &json!({"image": image.name(), "argv": ["/bin/cat", "/zero"], "passwd": true}));
+    outcome.is("final", "Error");
+    assert!(outcome.text("stderr").contains("Permission denied"), "{}", outcome.text("stderr"));
+}
+
+#[test]
 fn what_an_image_does_wrong_is_its_own_hold_and_the_slot_stays_everybodys() {
     let many = |n: usize| (0..n).map(|i| format!("LARGE_{i}={}", "x".repeat(60_000)));
     let labels: serde_json::Map<String, Value> = many(20).map(|label| (label, json!("x"))).collect();

@@ -94,6 +94,9 @@ impl fmt::Display for CallError {
     }
 }
 
+/// How the root file systems of containers are mounted; `images/podman` has the same.
+const STORAGE: &str = "--storage-opt=overlay.mountopt=nodev";
+
 impl Engine {
     /// Finds podman and writes its configuration.
     pub fn open(place: Place) -> Result<Self, Failure> {
@@ -128,6 +131,8 @@ impl Engine {
         // What podman says is read by this program.
         command.env("LC_ALL", "C.UTF-8");
         command.arg("--root").arg(self.place.root()).arg("--runroot").arg(self.place.runroot());
+        // Podman itself opens files of an image as the host's root, such as its /etc/passwd: never a device.
+        command.arg(STORAGE);
         // Else some distributions mount the host's subscriptions in every container.
         command.arg("--default-mounts-file=/dev/null");
         command
