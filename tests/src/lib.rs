@@ -10,6 +10,7 @@
 )]
 
 pub mod engine;
+pub mod exchange;
 pub mod fault;
 pub mod job;
 pub mod made_image;

@@ -65,7 +65,16 @@ pub struct Scratch(PathBuf);
 impl Scratch {
     /// A new, empty one.
     pub fn new() -> Self {
-        let path = std::env::temp_dir().join(unique("latebind-test"));
+        Self::beneath(&std::env::temp_dir())
+    }
+
+    /// The same in memory, for a test that makes thousands of files.
+    pub fn in_memory() -> Self {
+        Self::beneath(Path::new("/dev/shm"))
+    }
+
+    fn beneath(top: &Path) -> Self {
+        let path = top.join(unique("latebind-test"));
         fs::create_dir(&path).unwrap();
         Self(path)
     }

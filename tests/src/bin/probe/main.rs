@@ -16,6 +16,7 @@ mod kernel;
 mod litter;
 mod look;
 mod reach;
+mod swap;
 mod swarm;
 mod sys;
 mod work;
@@ -36,7 +37,9 @@ sockets           abstract-serve NAME SECONDS, abstract-connect NAME
 what it leaves    daemons N, headless, orphans N [MILLISECONDS], bomb N
 on a socket       flood PATH COUNT TEXT, descriptors PATH LINES EACH TEXT, silent PATH TEXT, half PATH TEXT
 kernel            keyring put NAME|get|clear, calls, foreign-call, threads N, abort-in-child
-attacks           forge, trace PID, mark-file PATH SECONDS, catch-first ROUNDS, catch-all-along look|signal|hold, and only with --i-am-in-a-container: kill-loop [N], stop-everything [N]
+attacks           forge, trace PID, mark-file PATH SECONDS, swap DIRECTORY NAME,... TARGET...,
+                  catch-first ROUNDS, catch-all-along look|signal|hold,
+                  and only with --i-am-in-a-container: kill-loop [N], stop-everything [N]
 as `glue`         a false glue, for an image that shadows ours";
 
 /// Called by the C library's start code through [`sys`].
@@ -103,6 +106,7 @@ fn command(words: &[String], raw: &[OsString]) -> Result<i32, String> {
         "descriptors" => clients::descriptors(text(words, 1)?, number(words, 2)?, number(words, 3)?, text(words, 4)?),
         "silent" => clients::silent(text(words, 1)?, text(words, 2)?),
         "half" => clients::half(text(words, 1)?, text(words, 2)?),
+        "swap" => swap::swap(text(words, 1)?, text(words, 2)?, words.get(3..).unwrap_or_default()),
         "forge" => attack::forge(),
         "keyring" => kernel::keyring(text(words, 1)?, text(words, 2).unwrap_or_default()),
         "calls" => kernel::calls(),

@@ -235,6 +235,22 @@ pub fn make_fifo(path: &str) -> io::Result<()> {
     result(unsafe { libc::mkfifo(path.as_ptr(), 0o600) }).map(drop)
 }
 
+/// A character device 0:0, as overlay file systems mark what was removed.
+pub fn make_whiteout(path: &str) -> io::Result<()> {
+    let path = CString::new(path)?;
+    // SAFETY: the string is terminated and outlives the call.
+    result(unsafe { libc::mknod(path.as_ptr(), libc::S_IFCHR | 0o644, 0) }).map(drop)
+}
+
+/// Exchanges what two names of the current directory stand for, in one step.
+pub fn exchange(one: &CStr, other: &CStr) -> io::Result<()> {
+    let here = libc::AT_FDCWD;
+    // SAFETY: both strings are terminated and outlive the call.
+    let n =
+        unsafe { libc::syscall(libc::SYS_renameat2, here, one.as_ptr(), here, other.as_ptr(), libc::RENAME_EXCHANGE) };
+    if n < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 pub fn shared_memory(key: c_int) -> io::Result<c_int> {
     // SAFETY: takes numbers.
     result(unsafe { libc::shmget(key, 4096, libc::IPC_CREAT | 0o600) })
