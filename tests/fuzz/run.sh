@@ -1,7 +1,7 @@
 #!/bin/bash
 # run.sh fuzz SECONDS [TARGET...]: fuzzes each target (all where none is named) for SECONDS, as many at once as there are cores
 #     (JOBS), and prints a line for each. Fails where an input broke a property; the input and the log are then named.
-# run.sh merge [TARGET...]: puts what fuzzing has found into corpus/, as few inputs as reach the same code.
+# run.sh merge [TARGET...]: puts what fuzzing has found into corpus/: as few inputs as reach the same code, at most 200.
 # run.sh one TARGET FILE: tries one input.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -11,6 +11,8 @@ here=tests/fuzz
 work=${CARGO_TARGET_DIR:-$PWD/target}/fuzz
 host=$("$cargo" -vV 2>/dev/null | sed -n 's/^host: //p')
 engine=$work/$host/release/fuzz
+# Most inputs of a corpus (tests/replay.rs).
+INPUTS_MAX=200
 # Scratch directories in memory: some targets make thousands of files a second.
 if [ -d /dev/shm ] && [ -w /dev/shm ]; then export TMPDIR=/dev/shm; fi
 
@@ -97,6 +99,40 @@ fuzz() {
     fi
 }
 
+# Inputs of DIRECTORY beyond the INPUTS_MAX that together reach most of the code, each chosen for what it adds to those
+# before. What is left out is mostly single paths through the errors of serde_json.
+superfluous() { # superfluous TARGET DIRECTORY
+    local control=$work/$1.control
+    rm -rf "$work/none" "$control"
+    mkdir -p "$work/none"
+    run_engine "$1" -merge=1 -use_counters=0 -merge_control_file="$control" "$work/none" "$2" >"$work/$1.merge.log" 2>&1 || return
+    # The control file: how many inputs there are, how many of them were there before, their names, and for each (by
+    # its number) the features that it reaches.
+    awk -v most="$INPUTS_MAX" '
+        NR == 1 { inputs = $1 }
+        NR > 2 && NR <= inputs + 2 { path[NR - 3] = $0 }
+        $1 == "FT" { for (i = 3; i <= NF; i++) reaches[$2] = reaches[$2] " " $i }
+        END {
+            for (chosen = 0; chosen < most; chosen++) {
+                best = ""
+                for (n in reaches) {
+                    # What it added before is no less than what it adds now.
+                    if (n in adds && adds[n] <= (best == "" ? 0 : adds[best])) continue
+                    adds[n] = 0
+                    count = split(reaches[n], features, " ")
+                    for (i = 1; i <= count; i++) if (!(features[i] in reached)) adds[n]++
+                    if (adds[n] > (best == "" ? 0 : adds[best])) best = n
+                }
+                if (best == "") break
+                count = split(reaches[best], features, " ")
+                for (i = 1; i <= count; i++) reached[features[i]]
+                delete reaches[best]
+                delete path[best]
+            }
+            for (n in path) print path[n]
+        }' "$control"
+}
+
 merge() {
     local name inputs
     choose_targets "$@"
@@ -110,6 +146,9 @@ merge() {
             echo "fuzz: $name cannot be merged: see $work/$name.merge.log" >&2
             return 1
         }
+        if [ "$(find "$work/merged" -type f | wc -l)" -gt "$INPUTS_MAX" ]; then
+            superfluous "$name" "$work/merged" | xargs -d '\n' -r rm --
+        fi
         mkdir -p "$here/corpus/$name"
         find "$here/corpus/$name" -type f -delete
         find "$work/merged" -type f -exec mv -t "$here/corpus/$name" {} +
