@@ -110,6 +110,21 @@ fn a_program_that_is_cut_short_is_no_broken_disk() {
     });
 }
 
+#[test]
+fn inputs_that_take_more_room_than_they_seem_to_count_against_no_slot() {
+    let pod = Options::new().host(&["--data-size", "32m"]).pilot(&["--max-attempts", "1"]).start();
+    // One file where the user has it, two in the slot.
+    let put_twice = |dir: &Path| {
+        fs::create_dir(dir.join("inputs")).unwrap();
+        fs::write(dir.join("inputs/a"), vec![1; 20 << 20]).unwrap();
+        fs::hard_link(dir.join("inputs/a"), dir.join("inputs/b")).unwrap();
+    };
+    fail(&pod, &json!({"argv": ["/bin/true"]}), put_twice, |outcome| {
+        outcome.is("retry", "InputUnusable");
+        assert!(outcome.report.message.contains("by themselves"), "{}", outcome.report.message);
+    });
+}
+
 /// Has a lease on a file, until it is dropped.
 struct Leased(Child);
 

@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use latebind_contract::layout;
@@ -147,14 +147,26 @@ fn copy(
 /// What it means that a slot's volume had no room for a job's inputs: that the job cannot run in such a slot, or that
 /// others have taken the room, which must never be the job's loss.
 fn no_room(slot: &Slot, request: &Request, deadline: &Deadline<'_>, what: &str) -> Failure {
-    let volume = fstatvfs(slot.data.as_fd()).map(|v| (v.blocks().saturating_mul(v.fragment_size()), v.files()));
-    let (Ok((size, files)), Some(need)) = (volume, measure(request, deadline)) else {
+    let (Ok(volume), Some(need)) = (fstatvfs(slot.data.as_fd()), measure(request, deadline)) else {
         return Failure::retry(Reason::VolumeFull, what);
     };
+    let bytes = |blocks: u64| blocks.saturating_mul(volume.fragment_size());
+    let (size, files) = (bytes(volume.blocks()), volume.files());
     let counted = format!("the inputs take {} bytes and {} names", need.bytes, need.entries);
     if need.bytes > size || files > 0 && need.entries > files {
         let message = format!("{what}: {counted}, and the slot's volume has {size} and {files} when it is empty");
         return Failure::hold(Reason::InputUnusable, message);
+    }
+    // What was counted is what the inputs are now, and their user may change them at each moment. What has been copied
+    // nobody else can change: where hardly anything else is there, the fault lies with the inputs alone.
+    let copied = [layout::WORK, IO].iter().filter_map(|name| count(open_dir(slot, name).ok()?.as_fd(), deadline));
+    let (copied, names) = copied.fold((0, 0), |(bytes, names), c| (bytes + c.bytes, names + c.entries));
+    let others = bytes(volume.blocks().saturating_sub(volume.blocks_free())).saturating_sub(copied);
+    let other_files = files.saturating_sub(volume.files_free()).saturating_sub(names);
+    if others <= size / 10 && other_files <= files / 10 {
+        let message =
+            format!("{what}: {counted}, and fill the volume of {size} by themselves, or were changed meanwhile");
+        return Failure::retry(Reason::InputUnusable, message);
     }
     // Not to the last byte: a file takes a little more than what is in it.
     let fits = |need: u64, all: u64| need <= all / 10 * 9;
@@ -165,22 +177,26 @@ fn no_room(slot: &Slot, request: &Request, deadline: &Deadline<'_>, what: &str) 
     Failure::retry(Reason::VolumeFull, format!("{what}: {counted}, the volume has {size} in all"))
 }
 
+fn count(top: BorrowedFd<'_>, deadline: &Deadline<'_>) -> Option<Count> {
+    let mut walk = Walk::new(top).ok()?;
+    while !walk.go_on(1_000) {
+        deadline.check().ok()?;
+    }
+    Some(walk.so_far())
+}
+
 /// What a job's inputs and standard input take.
 fn measure(request: &Request, deadline: &Deadline<'_>) -> Option<Count> {
-    let mut count = Count::default();
+    let mut all = Count::default();
     if let Some(inputs) = &request.inputs {
-        let mut walk = Walk::new(tree::open_dir(inputs).ok()?.as_fd()).ok()?;
-        while !walk.go_on(1_000) {
-            deadline.check().ok()?;
-        }
-        count = walk.so_far();
+        all = count(tree::open_dir(inputs).ok()?.as_fd(), deadline)?;
     }
     if let Some(stdin) = &request.stdin {
         let stat = fstat(&tree::open_file(stdin).ok()?).ok()?;
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         let blocks = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512);
-        (count.bytes, count.size) = (count.bytes.saturating_add(blocks), count.size.saturating_add(size));
-        count.entries += 1;
+        (all.bytes, all.size) = (all.bytes.saturating_add(blocks), all.size.saturating_add(size));
+        all.entries += 1;
     }
-    Some(count)
+    Some(all)
 }
