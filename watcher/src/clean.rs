@@ -11,21 +11,17 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use latebind_contract::encoding::hex;
 use latebind_contract::layout;
+use latebind_linux::volume::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat, renameat};
 use nix::sys::stat::{FileStat, Mode, SFlag, mkdirat};
 
 use crate::bind::Failure;
 use crate::job::disk::Disk;
-use crate::job::stage::{IO, failed_at, is_full};
+use crate::layout::{IO, NEXT, TRASH};
 use crate::slot::{ClientDirs, Slot};
 use crate::tree::{self, Deadline, marks};
-
-/// Directory in `data/` for what is to be removed: root's, and closed to everybody else.
-pub const TRASH: &str = ".trash";
-
-/// Where the next `work/` is made before it takes the place of the last one.
-pub const NEXT: &str = ".work";
+use crate::volume_failure::{failed_at, is_full};
 
 /// As /tmp and /dev/shm are, but for the payload alone: another slot's could otherwise write there, if it was given a
 /// descriptor.
@@ -49,6 +45,14 @@ pub fn empty(slot: &Slot, deadline: &Deadline<'_>) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// Resets a dirty slot's volumes to what `glue install` has made of them, and opens the slot. Root of an image that was
+/// not proven may have left anything there, and no later glue would work on it. Call only while the placeholder runs.
+pub fn reset(number: u32, owner: (u32, u32), dirs: &ClientDirs, deadline: &Deadline<'_>) -> io::Result<Slot> {
+    let (ctl, data) = (Dir::open(&layout::ctl(number))?, Dir::open(&layout::data(number))?);
+    reset_volumes(ctl.as_fd(), data.as_fd(), owner, dirs, deadline)?;
+    Slot::open(number)
 }
 
 /// Makes a slot's volumes again what `glue install` has made of them, and what clients have made for their sandboxes.

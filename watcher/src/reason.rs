@@ -305,6 +305,11 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// A job that has not run, and is not wanted any more for this reason.
+    pub fn not_started(why: &str) -> Self {
+        Self::retry(Reason::Cancelled, format!("{why}, before it had started"))
+    }
+
     /// A failure of this class, which has to be one of the reason's. A message is as long as an engine makes it: what
     /// is beyond [`MESSAGE_MAX`] is cut off.
     pub fn new(class: Class, reason: Reason, message: impl Into<String>) -> Self {

@@ -13,18 +13,14 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::SFlag;
 
 use crate::bind::proof::{self, is_readable_within};
-use crate::clean;
-use crate::job::stage;
-use crate::tree::{self, Deadline};
+use crate::layout::OURS;
+use crate::tree;
 
 /// Largest status file that is read.
 const STATUS_MAX: u64 = 64 << 10;
 
 /// What a FIFO can hold, where nobody has changed that.
 const CHIME_MAX: usize = 64 << 10;
-
-/// Directories in `data/` that are the watcher's own.
-const OURS: [&str; 4] = [layout::WORK, stage::IO, clean::TRASH, clean::NEXT];
 
 /// Directories in `data/` that a client has made for its sandboxes (HTCondor's `execute/`): name, owner and group.
 pub type ClientDirs = BTreeMap<String, (u32, u32)>;
@@ -81,15 +77,6 @@ impl Slot {
         }
         let chime = ctl.open_fifo(layout::CHIME)?;
         Ok(Self { number, ctl, data, uid: work.st_uid, gid: work.st_gid, scratch: scratch(number)?, chime })
-    }
-
-    /// Makes the slot's volumes again what `glue install` has made of them, and opens them. Root of an image that was
-    /// not proven may have left anything there, and no later glue would work on it. For when only the placeholder's
-    /// glue can be there.
-    pub fn mend(number: u32, uid: u32, gid: u32, dirs: &ClientDirs, deadline: &Deadline<'_>) -> io::Result<Self> {
-        let (ctl, data) = (Dir::open(&layout::ctl(number))?, Dir::open(&layout::data(number))?);
-        clean::reset_volumes(ctl.as_fd(), data.as_fd(), (uid, gid), dirs, deadline)?;
-        Self::open(number)
     }
 
     /// The directories in `data/` that are neither ours nor glue's, as they are now.

@@ -11,10 +11,6 @@ use crate::text::cut;
 pub const MISSING_MAX: usize = 100;
 /// Longest of these, bytes.
 pub const MISSING_TEXT_MAX: usize = 512;
-/// Most outputs that a job names.
-pub const OUTPUTS_MAX: usize = 1_000;
-/// Bytes of all their names.
-pub const OUTPUT_NAMES_MAX: usize = 64 << 10;
 /// Most beginnings of phases; each restart of the watcher adds one.
 pub const PHASES_MAX: usize = 64;
 

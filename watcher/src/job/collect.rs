@@ -16,8 +16,9 @@ use nix::sys::stat::{Mode, fchmod, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::limits::{Crossed, Which};
-use super::{Report, Request, now, rfc3339, stage};
+use super::{Report, Request, now, rfc3339};
 use crate::bind::{Class, Reason};
+use crate::layout::IO;
 use crate::slot::Slot;
 use crate::store::put_file_of_several;
 use crate::tree::copy::{Budget, Copier, DEPTH_MAX, Problem, Rules};
@@ -84,7 +85,7 @@ fn fetch_all(slot: &Slot, request: &Request, copier: &mut Copier<'_>, report: &R
     if !request.relay {
         for (name, file) in [("stdout", c"stdout"), ("stderr", c"stderr")] {
             remove_file(results.as_fd(), file)?;
-            let from = slot.data.open_beneath(&format!("{}/{name}", stage::IO), READ, 0).map_err(Problem::Skip);
+            let from = slot.data.open_beneath(&format!("{IO}/{name}"), READ, 0).map_err(Problem::Skip);
             note(name, from.and_then(|from| copier.entry(from, results.as_fd(), file, name)));
         }
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use latebind_contract::text::printable;
 
-use super::monitor::Board;
+use super::board::Board;
 
 /// Signals that end a program which does not say otherwise: HUP, INT, QUIT, KILL, TERM.
 const ENDING: [i32; 5] = [1, 2, 3, 9, 15];

@@ -8,6 +8,7 @@ use latebind_linux::volume::Dir;
 use nix::fcntl::OFlag;
 use nix::sys::statvfs::fstatvfs;
 
+use crate::layout::IO;
 use crate::tree::walk::Walk;
 
 /// Entries that one look goes through; the next one goes on from there.
@@ -85,7 +86,7 @@ impl Disk {
     /// Bytes of standard output and error, where they go to files.
     pub fn output(&self) -> u64 {
         let size = |name: &str| {
-            let path = format!("{}/{name}", super::stage::IO);
+            let path = format!("{IO}/{name}");
             let file = self.data.open_beneath(&path, OFlag::O_PATH, 0).ok()?;
             u64::try_from(nix::sys::stat::fstat(&file).ok()?.st_size).ok()
         };

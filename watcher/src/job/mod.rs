@@ -1,5 +1,6 @@
 //! One job: what is asked for, how far it is, and what came of it.
 
+pub mod board;
 pub mod bounds;
 pub mod cgroup;
 pub mod class;

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use latebind_contract::layout::Ids;
@@ -15,12 +15,11 @@ use nix::sys::signal::Signal;
 use nix::time::{ClockId, clock_gettime};
 use procfs::FromRead;
 use procfs::process::Stat;
-use serde::{Deserialize, Serialize};
 
 use super::cgroup::Group;
 use super::control::Control;
 use super::disk::Disk;
-use super::limits::{Crossed, Limits, Which};
+use super::limits::{Limits, Which};
 use super::usage::{Summary, Usage};
 use crate::helper;
 
@@ -59,64 +58,6 @@ pub struct Watched {
     pub disk_size: Option<u64>,
     /// How much the job may use.
     pub limits: Limits,
-}
-
-/// What the monitor of a job has found, for whoever wants to know.
-#[derive(Debug, Default)]
-pub struct Board {
-    inner: Mutex<Inner>,
-    changed: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct Inner {
-    /// Which of the job's monitors is the one that counts.
-    epoch: u64,
-    summary: Option<Summary>,
-    limits: Limits,
-    all_stopped: bool,
-    crossed: Option<Crossed>,
-    at_once: bool,
-}
-
-/// A job as it is now, for `watcher top`.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Live {
-    /// What it uses.
-    pub usage: Usage,
-    /// What it may use.
-    pub limits: Limits,
-    /// Whether all of its processes are stopped.
-    pub stopped: bool,
-}
-
-impl Board {
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// What is known of the job's usage so far.
-    pub fn summary(&self) -> Option<Summary> {
-        self.lock().summary.clone()
-    }
-
-    /// The job as it is now; `None` while nobody watches it.
-    pub fn live(&self) -> Option<Live> {
-        let inner = self.lock();
-        let usage = inner.summary.as_ref().filter(|s| s.samples > 0)?.last;
-        Some(Live { usage, limits: inner.limits, stopped: inner.all_stopped })
-    }
-
-    /// The limits that hold.
-    pub fn limits(&self) -> Limits {
-        self.lock().limits
-    }
-
-    /// The limit that was crossed, and whether there is no time for a grace period.
-    pub fn crossed(&self) -> Option<(Crossed, bool)> {
-        let inner = self.lock();
-        inner.crossed.clone().map(|crossed| (crossed, inner.at_once))
-    }
 }
 
 /// Ends the monitor's thread when it goes; what was found stays on the board.

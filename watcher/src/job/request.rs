@@ -7,10 +7,8 @@ use latebind_contract::layout;
 use latebind_contract::startup::{EnvFormat, EnvMode, Object, Rlimit, check_times};
 use serde::{Deserialize, Serialize};
 
-use super::bounds::{OUTPUT_NAMES_MAX, OUTPUTS_MAX};
 use super::limits::Limits;
-use super::stage;
-use crate::clean;
+use crate::layout::OURS;
 use crate::text::{is_harmless, printable};
 
 /// Longest name of a job.
@@ -18,6 +16,11 @@ const ID_MAX: usize = 128;
 
 /// Longest name of an image: 255 bytes of name, 128 of tag and a digest are the most that means anything.
 const IMAGE_MAX: usize = 1024;
+
+/// Most outputs that a job names.
+pub const OUTPUTS_MAX: usize = 1_000;
+/// Bytes of all their names.
+pub const OUTPUT_NAMES_MAX: usize = 64 << 10;
 
 /// What a client asks for. Paths are those of the pilot container.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -201,8 +204,7 @@ impl Request {
         }
         if let Some(sandbox) = &self.sandbox {
             let first = sandbox.split('/').next().unwrap_or_default();
-            let ours = [layout::WORK, stage::IO, clean::TRASH, clean::NEXT];
-            if !layout::is_beneath(sandbox) || ours.contains(&first) {
+            if !layout::is_beneath(sandbox) || OURS.contains(&first) {
                 return Err(format!("sandbox {sandbox:?}: must be a directory of the client's beneath data/"));
             }
             if self.inputs.is_some() || !self.outputs.is_empty() {

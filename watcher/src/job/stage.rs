@@ -18,15 +18,13 @@ use nix::sys::statvfs::fstatvfs;
 use nix::unistd::{Gid, Uid, fchown};
 
 use super::Request;
-use super::life::not_started;
 use crate::bind::{Failure, Reason};
+use crate::layout::IO;
 use crate::slot::Slot;
 use crate::tree::copy::{Budget, Copier, Problem, Rules};
 use crate::tree::walk::{Count, Walk};
 use crate::tree::{self, Deadline, Over};
-
-/// Directory within `data/` for the files of the standard streams; root's, so that the payload cannot exchange them.
-pub const IO: &str = "io";
+use crate::volume_failure::{failed_at, is_full};
 
 /// Most bytes of a job's inputs and standard input, holes included.
 const BYTES_MAX: u64 = 64 << 30;
@@ -39,19 +37,6 @@ const PASSING: [Errno; 6] = [Errno::EINTR, Errno::EIO, Errno::EMFILE, Errno::ENF
 /// What an input's own user can bring about, and what may pass: a lease on the file (fcntl(2)), or its removal from
 /// another machine. It must not count against the slot, or that user could take the slot from everybody.
 const OF_ITS_USER: [Errno; 2] = [Errno::EAGAIN, Errno::ESTALE];
-
-/// Whether a volume had no room.
-pub fn is_full(e: &io::Error) -> bool {
-    matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-}
-
-/// What could not be done with something in the slot's volumes.
-pub fn failed_at(what: impl std::fmt::Display) -> impl FnOnce(io::Error) -> Failure {
-    move |e| {
-        let reason = if is_full(&e) { Reason::VolumeFull } else { Reason::StagingError };
-        Failure::retry(reason, format!("{what}: {e}"))
-    }
-}
 
 fn own(fd: &impl AsFd, uid: u32, gid: u32, mode: u32) -> io::Result<()> {
     fchown(fd, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
@@ -135,7 +120,7 @@ fn copy(
     let is_of = |errnos: &[Errno]| e.raw_os_error().is_some_and(|n| errnos.contains(&Errno::from_raw(n)));
     let place = inner.map_or_else(|| path.display().to_string(), |inner| format!("{}/{inner}", path.display()));
     Err(match deadline.over() {
-        Some(Over::Stopped(why)) => not_started(&why),
+        Some(Over::Stopped(why)) => Failure::not_started(&why),
         Some(over) => Failure::retry(Reason::StagingError, format!("{place}: the job's inputs are {over}")),
         None if at_target && is_full(&e) => no_room(slot, request, deadline, &format!("{place}: {e}")),
         None if at_target || is_of(&PASSING) => Failure::retry(Reason::StagingError, format!("{place}: {e}")),

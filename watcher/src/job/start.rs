@@ -9,8 +9,9 @@ use latebind_contract::startup::{EnvFile, Object, Startup, Stream};
 use nix::sys::stat::fstat;
 
 use super::relay::{Route, Routes};
-use super::{Bound, Request, Secrets, stage};
+use super::{Bound, Request, Secrets};
 use crate::bind::{Failure, Reason};
+use crate::layout::IO;
 use crate::slot::Slot;
 use crate::tree;
 
@@ -38,13 +39,13 @@ fn stream(n: usize, request: &Request, routes: Option<&Routes>, file: &str) -> O
     let name = STREAMS.get(n).copied().unwrap_or_default().to_owned();
     let through_fifo = Stream { file: None, append: false, fifo: Some(name) };
     match routes.and_then(|routes| routes.get(n)) {
-        _ if n == 0 && request.stdin.is_some() => in_file(&format!("{}/{file}", stage::IO), false),
+        _ if n == 0 && request.stdin.is_some() => in_file(&format!("{IO}/{file}"), false),
         Some(Route::Null) => None,
         Some(Route::File(path)) => in_file(path, n > 0),
         Some(Route::Relay(_)) => Some(through_fifo),
         None if n == 0 => None,
         None if request.relay => Some(through_fifo),
-        None => in_file(&format!("{}/{file}", stage::IO), false),
+        None => in_file(&format!("{IO}/{file}"), false),
     }
 }
 

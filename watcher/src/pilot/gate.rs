@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::Loop;
 use crate::bind::Binder;
 use crate::check;
 use crate::finding::Grade;
@@ -27,11 +26,11 @@ pub struct Gate {
 
 impl Gate {
     /// Shut, until the checks have been good once.
-    pub fn new(settings: &Loop) -> Self {
+    pub fn new(binder: Arc<dyn Binder>, private: PathBuf, slots: usize) -> Self {
         Self {
-            binder: settings.binder.clone(),
-            private: settings.private.clone(),
-            slots: (0..u32::try_from(settings.slots).unwrap_or(0)).collect(),
+            binder,
+            private,
+            slots: (0..u32::try_from(slots).unwrap_or(0)).collect(),
             since: Instant::now(),
             passed: false,
             said: Vec::new(),

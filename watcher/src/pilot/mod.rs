@@ -172,7 +172,7 @@ pub fn run(settings: &Loop, stop: &Stop) -> io::Result<usize> {
         stop,
         queue: Queue::new(spool.clone()),
         spool,
-        gate: Gate::new(settings),
+        gate: Gate::new(settings.binder.clone(), settings.private.clone(), settings.slots),
         postponed: unfinished.into_iter().map(now).collect(),
         room: None,
         said: String::new(),

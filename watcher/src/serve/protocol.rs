@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::bind::{Class, Reason};
+use crate::job::board::Live;
 use crate::job::limits::Which;
-use crate::job::monitor::Live;
 use crate::job::{Phase, Report, Request};
 use crate::text::printable;
 

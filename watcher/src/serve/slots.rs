@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::bind::{Failure, Progress, Reason, proof};
+use crate::clean;
 use crate::job::control::Control;
 use crate::job::life::{self, After, Around, Held};
 use crate::job::{Phase, State};
@@ -13,7 +14,7 @@ use crate::slot::{ClientDirs, Slot, unmended};
 use crate::store::Store;
 use crate::tree::Deadline;
 
-use super::Core;
+use super::core::Core;
 
 /// How long to wait before the placeholder is bound again.
 const RESTORE_AGAIN_AFTER: Duration = Duration::from_secs(2);
@@ -194,7 +195,7 @@ impl Core {
             let tried = bound.map_err(|e| format!("the placeholder cannot be bound: {e}")).and_then(|_| {
                 let stop = || end.stop_wanted();
                 let deadline = Deadline::within(self.settings.clean_within).unless(&stop);
-                let reset = Slot::mend(number, uid, gid, &dirs, &deadline);
+                let reset = clean::reset(number, (uid, gid), &dirs, &deadline);
                 let slot = reset.map_err(|e| format!("its volumes cannot be reset: {e}"))?;
                 let ids = slot.ids(life::kill_uid(&*self.binder, &self.slots_kept, number));
                 let cleaned = self.binder.clean_ipc(number, ids, false);

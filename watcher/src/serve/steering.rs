@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Core;
+use super::core::Core;
 use super::protocol::SlotLine;
 use crate::job::{Phase, now};
 use crate::metrics::Metrics;

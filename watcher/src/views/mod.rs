@@ -1,5 +1,6 @@
-//! What people see: each view reads reports or asks the core, and nothing depends on a view.
+//! What people and monitoring see: each view reads reports or asks the core, and nothing depends on a view.
 
+pub mod metrics;
 pub mod report;
 pub mod results;
 pub mod timeline;

@@ -175,8 +175,8 @@ fn end_of(text: &str, width: usize) -> String {
 mod tests {
     use super::*;
     use crate::job::Phase;
+    use crate::job::board::Live;
     use crate::job::limits::Limits;
-    use crate::job::monitor::Live;
     use crate::job::usage::Usage;
 
     fn line(job: &str, image: &str, usage: Usage) -> SlotLine {

@@ -22,8 +22,8 @@ use watcher::job::{EnvSource, Request};
 use watcher::serve::{self, Core, Parts, Running, clients, protocol, server};
 use watcher::slot::Slot;
 use watcher::stop::Stop;
-use watcher::views::{self, results, timeline, top};
-use watcher::{check, finding, helper, keys, metrics, pilot, run, text};
+use watcher::views::{self, metrics, results, timeline, top};
+use watcher::{check, finding, helper, keys, pilot, run, text};
 
 /// Our own failure, as docker-run(1) has it.
 const OUR_FAILURE: u8 = 125;

@@ -19,7 +19,7 @@ use crate::store::Store;
 use crate::tree::Deadline;
 
 use super::ending::end_in;
-use super::{Around, ENGINE_NOTICES_WITHIN, Held, Life, Reuse, not_kept, not_started, span, wait};
+use super::{Around, ENGINE_NOTICES_WITHIN, Held, Life, Reuse, not_kept, span, wait};
 
 /// How often a job's image is bound for one attempt. An image's root can kill the pilot before the mount proof: a
 /// restarted one must not do the same over and over again.
@@ -78,7 +78,7 @@ fn wait_for_glue(
             }
         }
         if let Some(why) = around.control.stop_wanted() {
-            return Err(not_started(&why));
+            return Err(Failure::not_started(&why));
         }
         // The engine said that it runs: so either it is to be seen, or it has ended since.
         if !proof::has_process(&container.id)

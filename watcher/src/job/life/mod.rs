@@ -24,6 +24,7 @@ use crate::job::{Began, Bound, Phase, State, class, now, rfc3339, stage, uptime}
 use crate::slot::Slot;
 use crate::store::Store;
 use crate::tree::{Deadline, Over};
+use crate::volume_failure::is_full;
 
 /// How long an engine may take to notice that a container has ended; the kubelet looks once a second.
 const ENGINE_NOTICES_WITHIN: Duration = Duration::from_secs(3);
@@ -162,13 +163,8 @@ struct Life<'a> {
 }
 
 fn not_kept(what: &str, e: &std::io::Error) -> Failure {
-    let reason = if stage::is_full(e) { Reason::VolumeFull } else { Reason::StateLost };
+    let reason = if is_full(e) { Reason::VolumeFull } else { Reason::StateLost };
     Failure::retry(reason, format!("{what} cannot be kept in the private volume: {e}"))
-}
-
-/// A job that is not wanted any more, for this reason, and has not run.
-pub(crate) fn not_started(why: &str) -> Failure {
-    Failure::retry(Reason::Cancelled, format!("{why}, before it had started"))
 }
 
 impl Life<'_> {
@@ -259,14 +255,14 @@ impl Life<'_> {
         // What is left is no job's: it is removed before the next one has the slot.
         self.needs_placeholder |= emptied.is_err();
         match (emptied, deadline.over()) {
-            (Err(_), Some(Over::Stopped(why))) => Err(not_started(&why)),
+            (Err(_), Some(Over::Stopped(why))) => Err(Failure::not_started(&why)),
             (emptied, _) => emptied,
         }
     }
 
     fn refuse_cancelled(&self) -> Result<(), Failure> {
         match self.around.control.stop_wanted() {
-            Some(why) => Err(not_started(&why)),
+            Some(why) => Err(Failure::not_started(&why)),
             None => Ok(()),
         }
     }

@@ -1,0 +1,246 @@
+//! The core: takes jobs, queues them, and keeps every state where a restart finds it again.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use super::mailbox::{Mailbox, News};
+use super::{holds, marks, protocol, service};
+use crate::bind::{Binder, Class, Failure, Reason};
+use crate::job::control::Control;
+use crate::job::life::Settings;
+use crate::job::relay::Streams;
+use crate::job::{Phase, Request, State, now, uptime};
+use crate::metrics::Metrics;
+use crate::slot::ClientDirs;
+use crate::store::Store;
+
+/// One job as the core holds it.
+pub(super) struct Job {
+    pub(super) state: State,
+    pub(super) control: Arc<Control>,
+    pub(super) streams: Option<Streams>,
+    pub(super) listeners: Vec<Arc<Mailbox>>,
+}
+
+#[derive(Default)]
+pub(super) struct Shared {
+    pub(super) jobs: HashMap<String, Job>,
+    /// Names of jobs that are just being written down.
+    pub(super) arriving: HashSet<String>,
+    pub(super) queue: VecDeque<String>,
+    pub(super) services: service::Services,
+    pub(super) ending: bool,
+    pub(super) holds: holds::Holds,
+}
+
+impl Shared {
+    /// Where in the queue the next job stands that this slot may have.
+    pub(super) fn next_for(&self, slot: u32) -> Option<usize> {
+        let fits = |job: &Job| job.state.request.slot.is_none_or(|wanted| wanted == slot);
+        self.queue.iter().position(|name| self.jobs.get(name).is_none_or(fits))
+    }
+}
+
+/// The core. Cheap to clone; all clones are one.
+#[derive(Clone)]
+pub struct Core {
+    pub(super) shared: Arc<(Mutex<Shared>, Condvar)>,
+    pub(super) states: Store,
+    /// What is written down of slots.
+    pub(super) slots_kept: Store,
+    pub(super) settings: Arc<Settings>,
+    pub(super) binder: Arc<dyn Binder>,
+    pub(super) restoring: Arc<AtomicUsize>,
+    pub(super) slots: Vec<u32>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) marks: Arc<marks::Marks>,
+    /// Payload UIDs of the slots.
+    pub(super) uids: Arc<BTreeMap<u32, u32>>,
+    /// Directories for clients' sandboxes in each slot.
+    pub(super) dirs: Arc<BTreeMap<u32, ClientDirs>>,
+}
+
+impl Core {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.shared.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a job, or attaches to the one that has this name. News are posted to the mailbox, the last one is
+    /// [`News::Over`].
+    pub fn submit(
+        &self,
+        request: Request,
+        streams: Option<Streams>,
+        to: &Arc<Mailbox>,
+    ) -> Result<Arc<Control>, String> {
+        request.check()?;
+        if let Some(number) = request.slot.filter(|n| self.uids.values().all(|known| known != n)) {
+            return Err(format!("there is no slot {number}"));
+        }
+        let id = request.id.clone();
+        {
+            let mut shared = self.lock();
+            let is_another = |job: &&Job| !request.token.is_empty() && job.state.request.token != request.token;
+            if let Some(job) = shared.jobs.get(&id).filter(is_another) {
+                // A job of the spool that had this name earlier: its report must never be taken for this one's.
+                if job.state.phase != Phase::Done {
+                    return Err(format!("another job of the name {id} is under way"));
+                }
+                shared.jobs.remove(&id); // what was kept of it is replaced below
+            }
+            if let Some(job) = shared.jobs.get_mut(&id) {
+                if job.state.phase == Phase::Done {
+                    to.post(News::Over(Box::new(job.state.report.clone())));
+                } else if to.post(News::Phase(id, job.state.phase)) {
+                    job.listeners.push(to.clone());
+                }
+                return Ok(job.control.clone());
+            }
+            if !shared.arriving.insert(id.clone()) {
+                return Err(format!("{id} is just being taken: ask again"));
+            }
+        }
+        // Nobody else waits meanwhile: a disk may take its time.
+        let state = State::new(request);
+        let kept = self.states.put(&id, &state).map_err(|e| format!("the job cannot be kept: {e}"));
+        let control = kept.and_then(|()| Control::new().map(Arc::new).map_err(|e| e.to_string()));
+        let mut shared = self.lock();
+        shared.arriving.remove(&id);
+        let control = control?;
+        to.post(News::Phase(id.clone(), state.phase));
+        let job = Job { state, control: control.clone(), streams, listeners: vec![to.clone()] };
+        shared.jobs.insert(id.clone(), job);
+        shared.queue.push_back(id);
+        drop(shared);
+        self.shared.1.notify_all(); // it may be for one slot alone
+        Ok(control)
+    }
+
+    /// What clients may want of a job under way.
+    pub fn control(&self, id: &str) -> Option<Arc<Control>> {
+        self.lock().jobs.get(id).map(|job| job.control.clone())
+    }
+
+    /// Wants a job ended, if it is under way.
+    pub fn cancel(&self, id: &str, why: &str) {
+        if let Some(control) = self.control(id) {
+            control.cancel(why);
+            self.drop_unwanted();
+        }
+    }
+
+    /// Wants all jobs under way ended.
+    pub fn cancel_all(&self, why: &str) {
+        let shared = self.lock();
+        shared.jobs.values().filter(|job| job.state.phase != Phase::Done).for_each(|job| job.control.cancel(why));
+        drop(shared);
+        self.drop_unwanted();
+    }
+
+    /// Name, phase, slot and image of all jobs.
+    pub fn jobs(&self) -> Vec<protocol::JobLine> {
+        let shared = self.lock();
+        let mut lines: Vec<_> = shared
+            .jobs
+            .values()
+            .map(|job| protocol::JobLine {
+                job: job.state.request.id.clone(),
+                phase: job.state.phase,
+                slot: job.state.slot,
+                image: job.state.request.image.clone(),
+            })
+            .collect();
+        lines.sort_by(|a, b| a.job.cmp(&b.job));
+        lines
+    }
+
+    /// Whether the job's record is verified and its class is final, so that only the cleaning of its slot is left.
+    pub fn has_final_result(&self, id: &str) -> bool {
+        let shared = self.lock();
+        shared.jobs.get(id).is_some_and(|job| job.state.report.verified && job.state.report.class == Class::Final)
+    }
+
+    /// Whether the job has been given a slot, or is over.
+    pub fn has_begun(&self, id: &str) -> bool {
+        self.lock().jobs.get(id).is_some_and(|job| job.state.phase != Phase::Queued)
+    }
+
+    /// Forgets a job that is over: whoever asked for it has its report.
+    pub fn forget(&self, id: &str) -> Result<(), String> {
+        match self.lock().jobs.get(id).map(|job| job.state.phase) {
+            None => return Ok(()),
+            Some(Phase::Done) => {}
+            Some(phase) => return Err(format!("{id} is not over but {phase:?}")),
+        }
+        self.states.remove(id).map_err(|e| e.to_string())?;
+        self.lock().jobs.remove(id);
+        Ok(())
+    }
+
+    /// How many slots cannot be given a job just now.
+    pub fn restoring(&self) -> usize {
+        self.restoring.load(Ordering::Relaxed)
+    }
+
+    /// Takes over a job's new state and tells its listeners.
+    pub(super) fn note(&self, name: &str, state: &State) {
+        let over = state.phase == Phase::Done;
+        if over {
+            let report = &state.report;
+            tracing::info!(job = name, slot = state.slot, class = ?report.class, reason = %report.reason, "over");
+            self.metrics.over(report);
+        } else {
+            tracing::debug!(job = name, slot = state.slot, phase = ?state.phase, "goes on");
+        }
+        let mut shared = self.lock();
+        let Some(job) = shared.jobs.get_mut(name) else { return };
+        job.state = state.clone();
+        let news = || match state.phase {
+            Phase::Done => News::Over(Box::new(state.report.clone())),
+            phase => News::Phase(name.to_owned(), phase),
+        };
+        job.listeners.retain(|listener| listener.post(news()));
+        // Its client has gone, perhaps with an earlier watcher, and nobody else will ask.
+        let unwanted = over && state.request.tied && job.listeners.is_empty();
+        if over {
+            job.listeners.clear();
+        }
+        let has_slot = |job: &Job| !matches!(job.state.phase, Phase::Queued | Phase::Done);
+        self.marks.set(shared.jobs.values().any(has_slot));
+        drop(shared);
+        if unwanted && let Err(e) = self.forget(name) {
+            tracing::warn!(job = name, "not forgotten: {e}");
+        }
+    }
+
+    /// Ends a job that no slot can go on with.
+    pub(super) fn give_up(&self, name: &str, failure: Failure) {
+        let Some(mut state) = self.lock().jobs.get(name).map(|job| job.state.clone()) else { return };
+        (state.phase, state.since, state.since_up, state.secrets) = (Phase::Done, now(), uptime(), None);
+        let report = &mut state.report;
+        (report.class, report.reason, report.message) = (failure.class, failure.reason, failure.message);
+        if let Err(e) = self.states.put(name, &state) {
+            tracing::error!(job = name, "the job's state cannot be kept: {e}");
+        }
+        self.note(name, &state);
+    }
+
+    /// Jobs that wait and are not wanted any more need no slot to hear that.
+    pub(super) fn drop_unwanted(&self) {
+        let mut unwanted = Vec::new();
+        {
+            let mut shared = self.lock();
+            let shared = &mut *shared;
+            shared.queue.retain(|name| {
+                let why = shared.jobs.get(name).and_then(|job| job.control.stop_wanted());
+                let keep = why.is_none();
+                unwanted.extend(why.map(|why| (name.clone(), why)));
+                keep
+            });
+        }
+        for (name, why) in unwanted {
+            self.give_up(&name, Failure::retry(Reason::Cancelled, format!("{why}, before it had started")));
+        }
+    }
+}
