@@ -10,8 +10,8 @@ use nix::fcntl::{AT_FDCWD, OFlag};
 use nix::libc;
 use nix::sys::stat::{SFlag, lstat, stat};
 
-use crate::exec_reason::{OWN_MACHINE, Reason};
-use crate::report::{NUMBERS, Report, What};
+use crate::exec_reason::{NUMBERS, OWN_MACHINE, Reason};
+use crate::report::{Report, What};
 use latebind_linux::sys;
 
 /// How much of a file is looked at.

@@ -4,10 +4,12 @@
 
 use std::io;
 
-use crate::report::NUMBERS;
 use latebind_contract::numbered;
 use latebind_contract::startup::{EnvMode, Startup};
 use latebind_linux::sys;
+
+/// How many numbers [`crate::report`] carries; what they mean depends on what is reported.
+pub const NUMBERS: usize = 5;
 
 /// Machine of this binary, so of this node (`e_machine` of elf(5)).
 pub const OWN_MACHINE: u16 = if cfg!(target_arch = "aarch64") { 183 } else { 62 };

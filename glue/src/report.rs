@@ -7,7 +7,7 @@
 use std::io;
 use std::os::fd::RawFd;
 
-use crate::exec_reason;
+use crate::exec_reason::{self, NUMBERS};
 use crate::names;
 use latebind_contract::environment::{Problem, SyntaxError};
 use latebind_contract::numbered;
@@ -18,9 +18,6 @@ use latebind_linux::sys;
 
 /// Bytes of one report: what, errno, and the numbers, little-endian. Below PIPE_BUF, so that it arrives whole.
 pub const SIZE: usize = 1 + 4 + 4 * NUMBERS;
-
-/// How many numbers a report has; what they mean depends on what is reported.
-pub const NUMBERS: usize = 5;
 
 /// Largest error number that the kernel gives (MAX_ERRNO of `linux/err.h`).
 const ERRNO_MAX: i32 = 4095;

@@ -11,7 +11,7 @@ use std::fs;
 use std::path::Path;
 
 /// Crates by the directory of their manifest, relative to this one's.
-const CRATES: [&str; 2] = [".", "singularity"];
+const CRATES: [&str; 6] = [".", "host", "singularity", "../glue", "../glue/contract", "../glue/linux"];
 
 /// A module path below the crate's root; the root is empty.
 type Module = Vec<String>;

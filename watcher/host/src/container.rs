@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 pub const POD_LABEL: &str = "latebind.pod";
 /// Label that has the container's part in the pod.
 pub const ROLE_LABEL: &str = "latebind.role";
+/// Annotation that names the container, `<pod>/slot-<n>-<life>`: by it the guard knows what was asked for.
+pub const CONTAINER_ANNOTATION: &str = "latebind.container";
 /// Seconds between the stop signal and SIGKILL.
 pub const STOP_SECONDS: u64 = 10;
 /// Where the bind socket's directory is in the pilot container.
@@ -313,7 +315,7 @@ impl PodShape {
         arguments.extend(self.limits.options(self.swap_is_counted));
         if let Some(guard) = &self.guard {
             arguments.push(format!("--runtime={}", text(guard)?));
-            arguments.push(format!("--annotation={}={}/{role}", crate::guard::CONTAINER, self.name));
+            arguments.push(format!("--annotation={}={}/{role}", CONTAINER_ANNOTATION, self.name));
         }
         // An option of `run` only. Without it podman would write root into the image's list of accounts.
         arguments.push("--passwd=false".into());

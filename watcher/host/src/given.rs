@@ -6,9 +6,8 @@
 //! taken out. Any other difference is refused: it comes from an image in a way that nobody knew, or from the machine's
 //! configuration.
 
-use crate::container::Role;
-use crate::guard::CONTAINER;
-use crate::images::matches;
+use crate::container::{CONTAINER_ANNOTATION, Role};
+use crate::pattern::matches;
 use crate::place::{Place, PodPlace, is_pod_name};
 use latebind_contract::layout;
 use serde_json::Value;
@@ -98,7 +97,7 @@ const SHOWN: (usize, usize) = (32, 128);
 /// be made of it.
 pub fn examine(config: &mut Value, place: &Place) -> Result<(PodPlace, Role, Vec<String>), String> {
     let annotations = config.get_mut("annotations").and_then(Value::as_object_mut).ok_or("it has no annotations")?;
-    let asked = annotations.remove(CONTAINER).unwrap_or_default();
+    let asked = annotations.remove(CONTAINER_ANNOTATION).unwrap_or_default();
     let named = asked.as_str().and_then(|name| name.split_once('/')).filter(|(pod, _)| is_pod_name(pod));
     let (pod, role) = named
         .and_then(|(pod, role)| Some((place.pod(pod), Role::of_payload(role)?)))
@@ -289,7 +288,7 @@ mod tests {
             assert!(lines.iter().any(|l| l == line), "{line}: {lines:#?}");
         }
         assert!(!lines.iter().any(|l| l.contains("A=b")), "the environment is the job's business: {lines:#?}");
-        assert!(config["annotations"].get(CONTAINER).is_none(), "ours is for the guard alone");
+        assert!(config["annotations"].get(CONTAINER_ANNOTATION).is_none(), "ours is for the guard alone");
     }
 
     #[test]

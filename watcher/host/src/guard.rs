@@ -18,12 +18,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use watcher::store::read_bounded;
 
-/// Directory of the guard's copies, one for each runtime, in the state directory.
-pub const DIRECTORY: &str = "oci";
 /// The runtimes that it can be called as.
 const RUNTIMES: [&str; 2] = ["runc", "crun"];
-/// Annotation that names the container, `<pod>/slot-<n>-<life>`: by it the guard knows what was asked for.
-pub const CONTAINER: &str = "latebind.container";
 /// Largest `config.json` that is read: an image's environment is in it, which has bounds of its own.
 const CONFIG_MAX: u64 = 16 << 20;
 /// Subcommands that make a container of a bundle.

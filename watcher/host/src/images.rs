@@ -2,45 +2,12 @@
 
 use crate::engine::{CALL_LIMIT, CallError, Engine, PULL_LIMIT};
 use crate::metadata::Metadata;
+use crate::pattern::matches;
+use crate::refusal::{Reason, Refusal};
 use serde::Deserialize;
 use std::fmt;
 use watcher::bind::message::Message;
-pub use watcher::bind::{Class, Reason};
 use watcher::reference::Reference;
-
-/// Why no container was bound.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
-    /// Whether another try may do.
-    pub class: Class,
-    /// One word, of the bind protocol.
-    pub reason: Reason,
-    /// For people.
-    pub message: String,
-}
-
-impl Refusal {
-    /// One that the user has to mend.
-    pub fn hold(reason: Reason, message: impl Into<String>) -> Self {
-        Self { class: Class::Hold, reason, message: message.into() }
-    }
-
-    /// One that may not come again.
-    pub fn retry(reason: Reason, message: impl Into<String>) -> Self {
-        Self { class: Class::Retry, reason, message: message.into() }
-    }
-
-    /// The engine itself is what failed.
-    pub fn engine(doing: &str, e: &CallError) -> Self {
-        Self::retry(Reason::EngineError, format!("{doing}: {e}"))
-    }
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.reason, self.message)
-    }
-}
 
 /// Whether an image that is not here is fetched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -76,16 +43,6 @@ impl AllowList {
         self.exact.as_ref() == Some(image)
             || self.patterns.iter().any(|p| matches(&p.split('*').collect::<Vec<_>>(), &text))
     }
-}
-
-/// Whether a pattern is all of `text`; `parts` are its texts between `*`, which stands for any text.
-pub fn matches(parts: &[impl AsRef<str>], text: &str) -> bool {
-    let [first, middle @ .., last] = parts else { return parts.first().is_some_and(|only| only.as_ref() == text) };
-    let Some(mut rest) = text.strip_prefix(first.as_ref()).and_then(|rest| rest.strip_suffix(last.as_ref())) else {
-        return false;
-    };
-    // The first place is the best: whatever matches after a later one also matches after this one.
-    middle.iter().all(|part| rest.split_once(part.as_ref()).map(|(_, after)| rest = after).is_some())
 }
 
 /// An image that is here and can run here.
@@ -211,33 +168,7 @@ fn pull_refusal(name: &str, e: &CallError) -> Refusal {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
     use super::*;
-
-    #[test]
-    fn patterns() {
-        for (pattern, text) in [
-            ("localhost/*", "localhost/a/b:1"),
-            ("*", "quay.io/a:1"),
-            ("quay.io/*/b:*", "quay.io/x/y/b:1"),
-            ("quay.io/a:1", "quay.io/a:1"),
-            ("*:1", "quay.io/a:1"),
-            ("q**:1", "quay.io/a:1"),
-            ("*aa", "aaa"),
-        ] {
-            assert!(matches(&pattern.split('*').collect::<Vec<_>>(), text), "{pattern} {text}");
-        }
-        for (pattern, text) in [
-            ("localhost/*", "localhost.evil/a:1"),
-            ("localhost/*", "localhost:5000/a:1"),
-            ("localhost/*", "evil.io/localhost/a:1"),
-            ("quay.io/a:1", "quay.io/a:12"),
-            ("quay.io/a:1", "quay.io/a"),
-            ("*a*a", "a"),
-            ("ab*ba", "aba"),
-            ("", "a"),
-        ] {
-            assert!(!matches(&pattern.split('*').collect::<Vec<_>>(), text), "{pattern} {text}");
-        }
-    }
+    use crate::refusal::Class;
 
     #[test]
     fn the_allow_list() {

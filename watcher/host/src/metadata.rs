@@ -4,7 +4,7 @@
 //! What ordinary images carry (`org.opencontainers.*`, `com.docker.*`, a maintainer's own) has no effect and is let
 //! through. Unknown annotations do not reach the runtime either: see [`crate::given`].
 
-use crate::images::{Reason, Refusal};
+use crate::refusal::{Reason, Refusal};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 

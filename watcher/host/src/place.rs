@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 pub const DEFAULT_STATE: &str = "/var/lib/latebind-host";
 /// What must not outlive a boot, where the state directory is the default one.
 const DEFAULT_RUN: &str = "/run/latebind-host";
+/// Directory of the guard's copies ([`crate::guard`]), one for each runtime, in the state directory.
+const GUARDS: &str = "oci";
 
 /// The state directory, and the directory of what ends with the boot.
 #[derive(Clone, Debug)]
@@ -94,7 +96,7 @@ impl Place {
     }
     /// This program in place of the runtime: see [`crate::guard`].
     pub fn guard(&self, runtime: &str) -> PathBuf {
-        self.state.join(crate::guard::DIRECTORY).join(runtime)
+        self.state.join(GUARDS).join(runtime)
     }
     /// Where the engine looks for programs that it would run for containers: none. The host's own directory has them by
     /// annotations, among other things.

@@ -2,9 +2,10 @@
 
 use crate::container::{PodShape, Role};
 use crate::engine::{CALL_LIMIT, CallError, Engine, START_LIMIT, with_verb};
-use crate::images::{self, Ready, Reason, Refusal};
+use crate::images::Ready;
 use crate::ipc;
 use crate::main_process::MainProcess;
+use crate::refusal::{Reason, Refusal};
 use latebind_contract::layout::Ids;
 use serde::Deserialize;
 use std::fs;
@@ -356,7 +357,7 @@ fn end(engine: &Engine, payload: &Payload) -> Result<(), Refusal> {
     }
     match engine.call(&["rm", "--force", "--time", "0", "--ignore", &payload.name], CALL_LIMIT) {
         Ok(_) => Ok(()),
-        Err(e) => Err(images::Refusal::engine("cannot end the slot's earlier container", &e)),
+        Err(e) => Err(Refusal::engine("cannot end the slot's earlier container", &e)),
     }
 }
 

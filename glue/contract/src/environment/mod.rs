@@ -14,6 +14,8 @@ use std::collections::BTreeMap;
 pub use problem::Problem;
 pub use shell::apply_sh;
 
+use problem::STEPS_MAX;
+
 /// Variables of the container that describe root and are never inherited by a job.
 pub const OF_ROOT: [&str; 5] = ["HOME", "USER", "LOGNAME", "PWD", "OLDPWD"];
 
@@ -84,13 +86,6 @@ impl core::fmt::Display for SyntaxError {
 }
 
 impl core::error::Error for SyntaxError {}
-
-/// Most assignments and expansions of one file. It keeps the time for one file far below a second.
-const STEPS_MAX: usize = 16_384;
-/// Most levels of `${A:-${B:-...}}`.
-const NESTING_MAX: usize = 16;
-/// Most bytes that the values of one file may come to: `A=$A$A` doubles with each line.
-const EXPANDED_MAX: usize = 1 << 20;
 
 /// Applies a file of NAME=value entries that are separated by NUL bytes; the last NUL may be missing. Nothing in an
 /// entry is special. An entry without a name or without '=' is refused, with its number as the line.

@@ -2,8 +2,14 @@
 //!
 //! Stage two, which has the payload's UID, says the number; glue, which has the key, says the text.
 
-use super::{EXPANDED_MAX, NESTING_MAX, STEPS_MAX};
 use crate::numbered;
+
+/// Most assignments and expansions of one file. It keeps the time for one file far below a second.
+pub(super) const STEPS_MAX: usize = 16_384;
+/// Most levels of `${A:-${B:-...}}`.
+pub(super) const NESTING_MAX: usize = 16;
+/// Most bytes that the values of one file may come to: `A=$A$A` doubles with each line.
+pub(super) const EXPANDED_MAX: usize = 1 << 20;
 
 numbered! {
     /// What is wrong with an environment file.

@@ -4,7 +4,8 @@
 //! the C locale or one of UTF-8. What they read alike is accepted, what they do not is refused, and so is what would
 //! run a command. `tests/tests/environment_differential.rs` holds the three against this file.
 
-use super::{EXPANDED_MAX, Environment, NESTING_MAX, Problem, STEPS_MAX, SyntaxError};
+use super::problem::{EXPANDED_MAX, NESTING_MAX, STEPS_MAX};
+use super::{Environment, Problem, SyntaxError};
 
 /// Variables that some shell computes, keeps read-only, changes by itself, or obeys while it reads. Besides these, all
 /// that begin with BASH, but for BASH_ENV.
