@@ -3,29 +3,22 @@
 //! The watcher has threads and is root; the kill routine forks and gives up its rights. So each such task is a fresh
 //! process, which knows nothing of keys and ends when the task is done.
 
-use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
+use std::io::{self, Read};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use latebind_contract::layout::Ids;
 use latebind_linux::kill::{Routine, take_ids};
 use latebind_linux::processes::Proc;
-use nix::poll::{PollFd, PollFlags, poll};
-use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
-use crate::ipc;
 use crate::tree::Deadline;
+use crate::{child, ipc};
 
 /// How long the kill helper is waited for beyond the time that it was given.
 const MORE_THAN_IT_HAS: Duration = Duration::from_secs(5);
 /// How long removing IPC objects may take: a payload of another slot may keep making more of them.
 const IPC_WITHIN: Duration = Duration::from_secs(30);
-/// How often a helper is continued.
-const CONTINUE_EVERY_MS: u8 = 50;
-/// Longest answer of a helper.
-const SAID_MAX: usize = 64 << 10;
 
 /// Ends every process of the payload UID in the container with these cgroups. Returns how many still live.
 pub fn kill(ids: Ids, cgroup: &str, within: Duration) -> io::Result<u64> {
@@ -69,52 +62,17 @@ pub fn stop_all(ids: Ids) -> io::Result<()> {
     call("stop-all", ids, "", DETAILS_WITHIN).map(drop)
 }
 
-/// Runs the helper for `task` to its end, at most `within`. Meanwhile it is continued again and again: a kill routine
-/// of the same slot in another container may stop it. What a process that it forked keeps open does not delay the end.
+/// Runs the helper for `task` to its end, at most `within`.
 fn call(task: &str, ids: Ids, input: &str, within: Duration) -> io::Result<String> {
-    answer_of(start(task, ids)?, input, within)
-        .map_err(|e| io::Error::new(e.kind(), format!("the helper for {task}: {e}")))
-}
-
-fn answer_of(mut child: Child, input: &str, within: Duration) -> io::Result<String> {
-    let give_up = Instant::now() + within;
-    let pid = child.id() as i32;
-    let mut said = Vec::new();
-    // The input is smaller than a pipe, so this never waits.
-    let sent = child.stdin.take().map_or(Ok(()), |mut to| to.write_all(input.as_bytes()));
-    let talked = sent.and_then(|()| {
-        let Some(mut from) = child.stdout.take() else { return Ok(()) };
-        loop {
-            let mut wait = [PollFd::new(from.as_fd(), PollFlags::POLLIN)];
-            let readable = match poll(&mut wait, CONTINUE_EVERY_MS) {
-                Err(nix::errno::Errno::EINTR) => 0,
-                n => n?,
-            };
-            if readable > 0 {
-                let mut part = [0; 4096];
-                match from.read(&mut part)? {
-                    0 => return Ok(()),
-                    n if said.len() + n > SAID_MAX => return Err(io::Error::other("it says too much")),
-                    n => said.extend_from_slice(part.get(..n).unwrap_or_default()),
-                }
-            }
-            if Instant::now() >= give_up {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, format!("not done within {within:?}")));
-            }
-            // Not reaped yet: the number is still the helper's.
-            let _ = latebind_linux::sys::signal_process(pid, Signal::SIGCONT as i32);
+    let call = || {
+        let mut child = start(task, ids)?;
+        let from = child.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
+        match child::answer(child, input, from, within)? {
+            (status, said) if status.success() => Ok(said),
+            (status, _) => Err(io::Error::other(format!("ended with {status}"))),
         }
-    });
-    if talked.is_err() {
-        let _ = child.kill();
-    }
-    let status = child.wait()?;
-    talked?;
-    if status.success() {
-        Ok(String::from_utf8_lossy(&said).into_owned())
-    } else {
-        Err(io::Error::other(format!("ended with {status}")))
-    }
+    };
+    call().map_err(|e| io::Error::new(e.kind(), format!("the helper for {task}: {e}")))
 }
 
 fn start(task: &str, ids: Ids) -> io::Result<Child> {
@@ -198,28 +156,4 @@ fn look(pids: impl Iterator<Item = i32>) -> Details {
     // Less than the whole would let a payload hide memory by making a process unreadable.
     all.pss = all.pss.filter(|_| shares_are_whole);
     all
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
-
-    use super::*;
-
-    fn shell(script: &str) -> Child {
-        let mut command = Command::new("/bin/sh");
-        command.args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
-    }
-
-    #[test]
-    fn a_helper_that_is_stopped_is_continued_and_one_that_does_not_end_is_ended() {
-        let within = Duration::from_secs(60);
-        assert_eq!(answer_of(shell("kill -STOP $$; read -r x; echo \"$x\""), "in\n", within).unwrap(), "in\n");
-        assert!(answer_of(shell("exit 3"), "", within).unwrap_err().to_string().contains("exit status: 3"));
-        // What it has forked keeps its output open for longer.
-        let e = answer_of(shell("sleep 60 & sleep 60"), "", Duration::from_millis(100)).unwrap_err();
-        assert_eq!(e.kind(), io::ErrorKind::TimedOut);
-        let e = answer_of(shell("while :; do echo much; done"), "", within).unwrap_err();
-        assert!(e.to_string().contains("too much"), "{e}");
-    }
 }

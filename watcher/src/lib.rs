@@ -7,6 +7,7 @@
 
 pub mod bind;
 pub mod check;
+pub mod child;
 pub mod clean;
 pub mod finding;
 pub mod helper;

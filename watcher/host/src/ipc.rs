@@ -6,17 +6,15 @@
 use crate::arguments::CleanIpc;
 use crate::failure::{Context, Failure, failure};
 use crate::main_process::MainProcess;
-use crate::pidfd::Process;
 use latebind_contract::layout::Ids;
 use latebind_linux::kill::take_ids;
 use latebind_linux::sys::{Capabilities, set_capabilities};
 use nix::sched::{CloneFlags, setns};
 use std::fs::{self, File};
-use std::io::Read;
 use std::process::{Command, Stdio};
 use std::time::Duration;
-use watcher::ipc;
 use watcher::tree::Deadline;
+use watcher::{child, ipc};
 
 /// How long the removal may take: a payload decides how much there is. What takes longer costs the slot its container.
 const WITHIN: Duration = Duration::from_secs(10);
@@ -36,18 +34,8 @@ pub fn clean(main: &MainProcess, id: &str, ids: &Ids) -> Result<(), String> {
         .stderr(Stdio::piped())
         .spawn()
         .map_err(|e| format!("cannot start a process for it: {e}"))?;
-    let process = i32::try_from(child.id()).map_err(|e| e.to_string()).map(Process::open);
-    let ended = matches!(process, Ok(Ok(process)) if process.ended_within(WITHIN).unwrap_or(false));
-    if !ended {
-        let _ = child.kill();
-    }
-    let status = child.wait().map_err(|e| e.to_string())?;
-    if !ended {
-        return Err(format!("not done within {} s", WITHIN.as_secs()));
-    }
-    let mut said = String::new();
-    // One line, and nothing else has this pipe.
-    let _ = child.stderr.take().map(|from| from.take(4096).read_to_string(&mut said));
+    let from = child.stderr.take().ok_or("cannot hear the process that does it")?;
+    let (status, said) = child::answer(child, "", from, WITHIN).map_err(|e| e.to_string())?;
     if status.success() { Ok(()) } else { Err(said.trim().to_owned()) }
 }
 
