@@ -3,6 +3,8 @@
 
 use std::fmt;
 
+use crate::text::{one_line, printable};
+
 /// Longest text that is looked at.
 const TEXT_MAX: usize = 1024;
 
@@ -25,14 +27,14 @@ impl Reference {
     ///
     /// # Errors
     ///
-    /// Says what is malformed; control characters of the text are shown escaped.
+    /// Says what is malformed; what a terminal could obey of the text is shown as `?`.
     pub fn parse(text: &str) -> Result<Self, String> {
         if text.len() > TEXT_MAX {
             return Err(format!("an image name has at most {TEXT_MAX} bytes"));
         }
-        let wrong = |why: &str| format!("\"{}\" is not an image name: {why}", text.escape_debug());
+        let wrong = |why: &str| format!("\"{}\" is not an image name: {why}", one_line(text));
         if let Some((scheme, rest)) = text.split_once("://") {
-            let (scheme, rest) = (scheme.escape_debug(), rest.escape_debug());
+            let (scheme, rest) = (printable(scheme), one_line(rest));
             return Err(wrong(&format!("leave out \"{scheme}://\" and write {rest}")));
         }
         let (rest, digest) = match text.split_once('@') {
@@ -47,7 +49,7 @@ impl Reference {
         };
         let (registry, path) = split(name);
         if registry.is_some_and(|registry| !is_registry(registry)) {
-            let registry = registry.unwrap_or_default().escape_debug();
+            let registry = printable(registry.unwrap_or_default());
             return Err(wrong(&format!("the registry \"{registry}\" is malformed")));
         }
         if !path.split('/').all(is_path_component) {
@@ -61,7 +63,7 @@ impl Reference {
         if let Some(tag) = tag.filter(|tag| !is_tag(tag)) {
             return Err(wrong(&format!(
                 "the tag \"{}\" must be at most 128 letters, digits, '_', '.' and '-', and not begin with '.' or '-'",
-                tag.escape_debug()
+                printable(tag)
             )));
         }
         if digest.is_some_and(|digest| !is_digest(digest)) {
@@ -84,7 +86,7 @@ impl Reference {
         {
             return Err(format!(
                 "\"{}\" is not an image name in full: it does not begin with a registry; write for example {}",
-                text.escape_debug(),
+                one_line(text),
                 in_full(text)
             ));
         }

@@ -22,6 +22,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 use watcher::reference::Reference;
+use watcher::text::printable;
 
 /// Name of the socket in its directory.
 const SOCKET: &str = "bind.sock";
@@ -87,9 +88,7 @@ fn understand(line: &[u8]) -> Result<Asked, Refusal> {
             "bind takes slot and image, image takes image, state and clean take slot, info takes none; a field is missing \
              or too much",
         )),
-        (verb, _, _) => {
-            Err(bad(format!("there is no verb \"{}\": bind, image, state, clean, info", verb.escape_debug())))
-        }
+        (verb, _, _) => Err(bad(format!("there is no verb \"{}\": bind, image, state, clean, info", printable(verb)))),
     }
 }
 

@@ -5,6 +5,7 @@ use std::io;
 use std::path::Path;
 
 use watcher::reference::Reference;
+use watcher::text::printable;
 
 /// Where the table of rewritten names is in the pilot container: lines `PREFIX REPLACEMENT`, the longest prefix counts.
 pub const TABLE: &str = "/etc/latebind/images";
@@ -47,7 +48,7 @@ impl Table {
         if let Some((scheme, _)) = name.split_once("://") {
             return Err(format!(
                 "the image {image:?} cannot be used here: \"{}://\" is not served, only docker://",
-                scheme.escape_debug()
+                printable(scheme)
             ));
         }
         if name.starts_with(['/', '.']) || [".sif", ".img", ".sqsh"].iter().any(|end| name.ends_with(end)) {

@@ -6,6 +6,8 @@ use std::os::fd::BorrowedFd;
 
 use nix::unistd::{Whence, lseek};
 
+use crate::text;
+
 /// Bytes of entries that are read at once. The kernel needs room for one of the longest name, 280 bytes.
 const BUFFER: usize = 8 << 10;
 
@@ -14,6 +16,9 @@ const OFFSET: std::ops::Range<usize> = 8..16;
 const LENGTH: std::ops::Range<usize> = 16..18;
 const KIND: usize = 18;
 const NAME: usize = 19;
+
+/// Longest name (limits.h).
+const NAME_MAX: usize = 255;
 
 /// What the file system says an entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,9 +107,9 @@ fn name(record: &[u8]) -> io::Result<&CStr> {
     CStr::from_bytes_until_nul(record.get(NAME..).unwrap_or_default()).map_err(|_| malformed())
 }
 
-/// A name for people: without control characters.
+/// A name for people: see [`text::shown`].
 pub fn shown(name: &CStr) -> String {
-    String::from_utf8_lossy(name.to_bytes()).escape_debug().to_string()
+    text::shown(&String::from_utf8_lossy(name.to_bytes()), NAME_MAX)
 }
 
 #[cfg(test)]
