@@ -24,7 +24,7 @@ use super::own_dir;
 use crate::bind::Failure;
 use crate::job::{Report, Request, now, rfc3339};
 use crate::serve::protocol::LINE_MAX;
-use crate::store::{put_file, put_file_of_several, read_bounded};
+use crate::store::{put_file, put_files, read_bounded};
 use crate::text::json_for_people;
 use crate::tree;
 
@@ -147,7 +147,12 @@ impl Claimed {
     /// A claim that an earlier life of a pilot has begun.
     pub fn resume(dir: PathBuf, name: &str) -> io::Result<Self> {
         match read_claim(&dir) {
-            Ok(claim) => return Ok(Self::of(dir, claim, true)),
+            Ok(claim) => {
+                // After a power loss the copy can be missing or empty beside the claim: it is taken again.
+                let has_job = fs::metadata(dir.join(JOB)).is_ok_and(|found| found.len() > 0);
+                let is_written = has_job || claim.invalid.is_some();
+                return Ok(Self::of(dir, claim, is_written));
+            }
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => {
                 tracing::error!(job = name, "{}: {e}; what it said is determined again", dir.join(CLAIM).display())
@@ -220,7 +225,13 @@ impl Claimed {
         match self.take_job() {
             Err(e) if is_ours(&e) => return Err(e),
             Err(e) => self.claim.invalid = Some(e.to_string()),
-            Ok(text) => put_file_of_several(&self.dir.join(JOB), &text, 0o600)?,
+            Ok(text) => {
+                // Both are only needed once this has returned: together they wait for the disk once.
+                let claim = json_for_people(&self.claim)?;
+                put_files(&self.dir, &[(JOB, &text, 0o600), (CLAIM, claim.as_bytes(), 0o644)])?;
+                self.is_written = true;
+                return Ok(());
+            }
         }
         self.write()
     }

@@ -197,6 +197,23 @@ fn a_claim_that_was_interrupted_is_finished_or_forgotten() {
 }
 
 #[test]
+fn a_copy_of_a_job_that_a_power_loss_has_emptied_is_taken_again() {
+    let scratch = Scratch::new();
+    let (spool, mut queue) = scratch.open("p");
+    scratch.put_as("a", JOB, 1000);
+    let before = claim(&mut queue).unwrap().request().unwrap();
+    let copy = scratch.join("claimed/p/a/job.json");
+    for lose in [|copy: &Path| fs::write(copy, ""), |copy: &Path| fs::remove_file(copy)] {
+        lose(&copy).unwrap();
+        let mut claimed = spool.unfinished().unwrap().remove(0);
+        claimed.prepare().unwrap();
+        let after = claimed.request().unwrap();
+        assert_eq!((&after.token, &after.argv, after.submitter), (&before.token, &before.argv, before.submitter));
+        assert_eq!(fs::read_to_string(&copy).unwrap(), JOB);
+    }
+}
+
+#[test]
 fn a_clock_that_was_set_back_keeps_no_job_waiting() {
     let scratch = Scratch::new();
     let (spool, _) = scratch.open("p");
