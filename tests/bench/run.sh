@@ -6,6 +6,7 @@
 #   BENCH_GLUE   another build of glue to measure in place of dist/glue
 #
 # dist/bench glue 200      only glue's times, for comparing two builds
+# dist/bench in-place 200  only jobs a second in place
 # dist/bench profile       a timeline of one job
 # dist/bench monitor       what it costs to watch a job of 1000 processes
 set -euo pipefail

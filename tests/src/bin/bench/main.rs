@@ -193,6 +193,8 @@ fn all(tries: usize) -> Result<(), Failed> {
     }
     drop(pod);
 
+    progress("jobs a second in place: 200 through one slot");
+    let in_place = in_place::measure(&mut report, 200);
     progress("whole runs with latebind-host");
     let whole_pods = whole_pod::measure(&mut report);
 
@@ -212,6 +214,7 @@ fn all(tries: usize) -> Result<(), Failed> {
     let json = serde_json::to_string_pretty(&report.json(&GOALS)).map_err(|e| e.to_string())?;
     std::fs::write("dist/bench.json", json + "\n").map_err(|e| format!("dist/bench.json: {e}"))?;
     say("the same for programs: dist/bench.json\n");
+    in_place.map_err(|e| format!("jobs a second in place are missing: {e}"))?;
     whole_pods.map_err(|e| format!("whole runs are missing: {e}"))
 }
 
