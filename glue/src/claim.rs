@@ -6,7 +6,7 @@ use std::io;
 
 use latebind_contract::encoding::{Key, sha256_hex};
 use latebind_contract::layout::{self, Ids};
-use latebind_contract::startup::{self, Invalid, Startup};
+use latebind_contract::order::{self, Invalid, Order};
 use latebind_contract::status::Refused;
 use latebind_linux::error::error;
 use latebind_linux::sys;
@@ -15,8 +15,10 @@ use zeroize::Zeroize;
 
 /// A job that glue has taken on: from here on there will be a record.
 pub struct Claimed {
-    /// The startup file, its key wiped.
-    pub startup: Startup,
+    /// What root does for the job, its key taken out.
+    pub order: Order,
+    /// The job's part of the startup file, which root does not read.
+    pub command: Vec<u8>,
     /// Signs the record.
     pub key: Key,
     /// SHA-256 of the startup file, lower-case hex.
@@ -50,24 +52,24 @@ pub fn look(ctl: &Dir, ids: Ids, incarnation: &str) -> io::Result<Claim> {
         Err(e) => return Ok(refused(String::new(), e.to_string())),
     };
     let startup_sha256 = sha256_hex(&bytes);
-    let (startup, key) = match separate(&mut bytes) {
+    let (order, command, key) = match separate(&mut bytes) {
         Ok(both) => both,
         Err(invalid) => return Ok(refused(startup_sha256, invalid.to_string())),
     };
-    let invalid = startup.check(ids, incarnation).err();
+    let invalid = order.check(ids, incarnation).err();
     if let Some(not_ours) = invalid.as_ref().filter(|i| i.field == "incarnation") {
         return Ok(refused(startup_sha256, not_ours.to_string()));
     }
-    Ok(Claim::Job(Box::new(Claimed { startup, key, startup_sha256, env_files: Vec::new(), invalid })))
+    Ok(Claim::Job(Box::new(Claimed { order, command, key, startup_sha256, env_files: Vec::new(), invalid })))
 }
 
-/// Reads a startup file and overwrites it. The key that is returned is then the only copy of its bytes.
-fn separate(bytes: &mut [u8]) -> Result<(Startup, Key), Invalid> {
-    let parsed = startup::parse(bytes);
+/// Takes a startup file apart and overwrites it. The key that is returned is then the only copy of its bytes.
+fn separate(bytes: &mut [u8]) -> Result<(Order, Vec<u8>, Key), Invalid> {
+    let parsed = order::parse(bytes).map(|(order, command)| (order, command.to_vec()));
     bytes.zeroize();
-    let mut startup = parsed?;
-    let key = std::mem::replace(&mut startup.key, Key::none());
-    Ok((startup, key))
+    let (mut order, command) = parsed?;
+    let key = std::mem::replace(&mut order.key, Key::none());
+    Ok((order, command, key))
 }
 
 /// Removes the startup file, opens the environment files that it names, and removes those too: they may hold secrets,
@@ -77,17 +79,17 @@ pub fn take(ctl: &Dir, claimed: &mut Claimed) -> io::Result<()> {
     if claimed.invalid.is_some() {
         return Ok(());
     }
-    for file in &claimed.startup.env_files {
-        match ctl.open_file(&file.name, layout::ENV_FILE_MAX) {
+    for name in &claimed.order.env_files {
+        match ctl.open_file(name, layout::ENV_FILE_MAX) {
             Ok(open) => claimed.env_files.push(open),
             Err(e) => {
-                let message = error(format_args!("{} cannot be used", file.name), &e).to_string();
+                let message = error(format_args!("{name} cannot be used"), &e).to_string();
                 claimed.invalid = Some(Invalid { field: "env_files", message });
                 break;
             }
         }
     }
-    claimed.startup.env_files.iter().try_for_each(|file| ctl.remove(&file.name))
+    claimed.order.env_files.iter().try_for_each(|name| ctl.remove(name))
 }
 
 fn refused(startup_sha256: String, message: String) -> Claim {

@@ -29,8 +29,8 @@ fn copies(inverted: &[u8], inverted_text: &[u8]) -> [usize; 2] {
 }
 
 #[inline(never)]
-fn moved(startup: Startup, key: Key) -> Box<(Startup, Key)> {
-    let both = std::hint::black_box((startup, key));
+fn moved(order: Order, key: Key) -> Box<(Order, Key)> {
+    let both = std::hint::black_box((order, key));
     Box::new(both)
 }
 
@@ -41,19 +41,19 @@ fn a_key_that_was_wiped_has_left_no_copy_in_memory() {
     let mut text = latebind_contract::encoding::base64url(&random).into_bytes();
     let invert = |bytes: &[u8]| bytes.iter().map(|byte| !*byte).collect::<Vec<u8>>();
     let (inverted, inverted_text) = (invert(&random), invert(&text));
-    let mut file = br#"{"version":1,"job":"j","nonce":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA","incarnation":"i",
-        "argv":["a"],"uid":1,"gid":2,"key":""#
+    let mut file = br#"{"version":2,"job":"j","nonce":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA","incarnation":"i","uid":1,"gid":2,"key":""#
         .to_vec();
     file.reserve_exact(100);
     file.extend_from_slice(&text);
-    file.extend_from_slice(b"\"}");
+    file.extend_from_slice(b"\"}\n{\"argv\":[\"a\"]}");
     random.zeroize();
     text.zeroize();
 
     // The first look at a file that is still there shows that the search finds what there is to be found.
     assert!(copies(&inverted, &inverted_text)[1] > 0, "the file's own text was not found");
-    let (startup, key) = separate(&mut file).unwrap();
-    let mut both = moved(startup, key);
+    let (order, command, key) = separate(&mut file).unwrap();
+    assert_eq!(command, br#"{"argv":["a"]}"#);
+    let mut both = moved(order, key);
     assert!(copies(&inverted, &inverted_text)[0] > 0, "the key itself was not found");
     both.1.wipe();
     assert_eq!(copies(&inverted, &inverted_text), [0, 0], "copies of the key, and of its text");

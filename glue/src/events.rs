@@ -1,4 +1,4 @@
-//! What can happen to glue, and waiting for it: one poll(2) over a signalfd, the bell, and stage two's pipe.
+//! What can happen to glue, and waiting for it: one poll(2) over a signalfd, the FIFO of the watcher, and stage two's pipe.
 //!
 //! All signals are blocked for good and read from a signalfd: no handler runs, so nothing can be interrupted.
 #![forbid(unsafe_code)]
@@ -10,7 +10,6 @@ use std::time::Instant;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use signal_hook::consts::{SIGCHLD, SIGCONT};
 
-use crate::names;
 use latebind_linux::sys;
 
 /// `SI_USER` and `SI_TKILL` of sigaction(2): codes up to 0 come from a process, those above from the kernel.
@@ -23,8 +22,8 @@ pub enum Event {
     Stop(i32),
     /// A child ended or stopped.
     Child,
-    /// The bell was rung: a file may be there.
-    Bell,
+    /// The watcher has notified: a file may be there.
+    Notified,
     /// Stage two's pipe has something to read, or has ended.
     Pipe,
     /// The deadline has passed.
@@ -34,20 +33,20 @@ pub enum Event {
 /// Everything that glue waits for.
 pub struct Events {
     signals: OwnedFd,
-    bell: OwnedFd,
+    notify: OwnedFd,
     own_pid: u32,
 }
 
 impl Events {
-    /// Blocks all signals and takes over the bell, a FIFO that was opened for reading and writing.
-    pub fn new(bell: OwnedFd) -> io::Result<Self> {
+    /// Blocks all signals and takes over `glue.notify`, a FIFO that was opened for reading and writing.
+    pub fn new(notify: OwnedFd) -> io::Result<Self> {
         sys::block_signals()?;
-        Ok(Self { signals: sys::signal_fd()?, bell, own_pid: std::process::id() })
+        Ok(Self { signals: sys::signal_fd()?, notify, own_pid: std::process::id() })
     }
 
     /// Waits for the next event. Signals come first: whoever says stop is heard before a new job is looked for.
     ///
-    /// `busy` says that a job runs: the bell then waits, and so does SIGCONT, which only continues a suspended glue.
+    /// `busy` says that a job runs: notifications then wait, and so does SIGCONT, which only continues a suspended glue.
     pub fn next(&self, busy: bool, pipe: Option<BorrowedFd<'_>>, deadline: Option<Instant>) -> io::Result<Event> {
         loop {
             while let Some(signal) = sys::next_signal(self.signals.as_fd())? {
@@ -55,10 +54,10 @@ impl Events {
                     return Ok(event);
                 }
             }
-            let other = pipe.unwrap_or_else(|| self.bell.as_fd());
+            let other = pipe.unwrap_or_else(|| self.notify.as_fd());
             let mut wait =
                 [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN), PollFd::new(other, PollFlags::POLLIN)];
-            // While a job runs, the bell is not listened to: its byte stays in the FIFO until the job is over.
+            // While a job runs, the FIFO is not listened to: its byte stays in the FIFO until the job is over.
             let count = if busy && pipe.is_none() { 1 } else { 2 };
             let timeout = match deadline {
                 None => PollTimeout::NONE,
@@ -81,8 +80,8 @@ impl Events {
                 if pipe.is_some() {
                     return Ok(Event::Pipe);
                 }
-                self.drain_bell();
-                return Ok(Event::Bell);
+                self.drain();
+                return Ok(Event::Notified);
             }
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return Ok(Event::Deadline);
@@ -101,15 +100,16 @@ impl Events {
         }
     }
 
-    /// Empties the bell; its bytes say nothing but that it was rung.
-    fn drain_bell(&self) {
+    /// Empties the FIFO; its bytes say nothing but that there is news.
+    fn drain(&self) {
         let mut bytes = [0; 64];
-        while nix::unistd::read(&self.bell, &mut bytes).is_ok_and(|n| n == bytes.len()) {}
+        while nix::unistd::read(&self.notify, &mut bytes).is_ok_and(|n| n == bytes.len()) {}
     }
 }
 
 /// `SIGTERM (15)` and so on, for messages.
 pub fn signal_name(number: i32) -> String {
-    let name = names::signal(number).unwrap_or("a real-time signal");
+    let name =
+        nix::sys::signal::Signal::try_from(number).map_or("a real-time signal", nix::sys::signal::Signal::as_str);
     format!("{name} ({number})")
 }

@@ -1,5 +1,6 @@
 //! Why a program could not be executed, found out from the file itself. Runs in the child, as the payload, after its
-//! last exec has failed; allocates nothing, and tells numbers. [`crate::exec_reason`] has the words.
+//! last exec has
+//! failed; allocates nothing, and tells numbers; `latebind_contract::words` has the words.
 #![forbid(unsafe_code)]
 
 use std::ffi::{CStr, CString};
@@ -10,8 +11,8 @@ use nix::fcntl::{AT_FDCWD, OFlag};
 use nix::libc;
 use nix::sys::stat::{SFlag, lstat, stat};
 
-use crate::exec_reason::{NUMBERS, OWN_MACHINE, Reason};
-use crate::report::{Report, What};
+use latebind_contract::exec_reason::{OWN_MACHINE, Reason};
+use latebind_contract::report::{NUMBERS, Report, What};
 use latebind_linux::sys;
 
 /// How much of a file is looked at.

@@ -1,5 +1,5 @@
 use super::*;
-use crate::exec_reason::{describe, tests::job};
+use latebind_contract::words::{self, About};
 
 /// What is said of a file with this content and mode whose exec has ended with this errno.
 fn of(name: &str, bytes: &[u8], mode: u32, errno: i32) -> String {
@@ -12,7 +12,8 @@ fn of(name: &str, bytes: &[u8], mode: u32, errno: i32) -> String {
     let candidates = [CString::new(program.as_str()).unwrap()];
     let report = examine(&candidates, 0, &io::Error::from_raw_os_error(errno));
     assert_eq!((report.what, report.errno), (What::Exec, errno));
-    describe(&job(&program, &[]), &report.numbers, errno).unwrap()
+    let about = About { program: &program, ..About::default() };
+    words::message(&report.failure().unwrap(), &about)
 }
 
 fn elf(machine: u16) -> Vec<u8> {

@@ -8,12 +8,9 @@
 mod claim;
 mod events;
 mod exec_failure;
-mod exec_reason;
 mod install;
 mod log;
-mod names;
 mod pause;
-mod report;
 mod rootfs;
 mod run;
 mod stage_one;
@@ -56,10 +53,10 @@ fn dispatch(words: &[&str]) -> i32 {
             ),
         },
         ["pause"] => ended(pause::pause()),
-        ["stage-two", slot] => slot.parse().map_or(BAD_USAGE, stage_two::run),
+        ["stage-two", slot, fifos] => slot.parse().map_or(BAD_USAGE, |slot| stage_two::run(slot, fifos)),
         ["version" | "--version" | "-V"] => say(1, &format!("glue {}\n", env!("CARGO_PKG_VERSION"))),
         ["help" | "--help" | "-h"] => say(1, USAGE),
-        _ => usage("which verb?"),
+        _ => usage("missing subcommand"),
     }
 }
 

@@ -92,7 +92,7 @@ struct Glue {
     cgroup: String,
     whereabouts: Whereabouts,
     events: Events,
-    chime: OwnedFd,
+    notify: OwnedFd,
     program: File,
     status: Status,
     identity: GlueIdentity,
@@ -117,8 +117,8 @@ impl Glue {
         // Out of the way of the numbers that stage two gets, since stage one still needs it then.
         let program = File::from(sys::duplicate_above(program.as_fd(), start::OUT_OF_THE_WAY)?);
         check_program(&program)?;
-        let events = Events::new(ctl.open_fifo(layout::BELL)?)?;
-        let chime = ctl.open_fifo(layout::CHIME)?;
+        let events = Events::new(ctl.open_fifo(layout::GLUE_NOTIFY)?)?;
+        let notify = ctl.open_fifo(layout::WATCHER_NOTIFY)?;
         let mut random = [0; 16];
         sys::random(&mut random)?;
         let pid = i32::try_from(std::process::id()).unwrap_or(0);
@@ -151,7 +151,7 @@ impl Glue {
             cgroup,
             whereabouts,
             events,
-            chime,
+            notify,
             program,
             status,
             identity,
@@ -210,9 +210,9 @@ impl Glue {
         // The last job's record is nobody's any more once its successor is claimed.
         self.ctl.remove(layout::RECORD)?;
         self.status.phase = Phase::Running;
-        self.status.job = Some(claimed.startup.job.clone());
+        self.status.job = Some(claimed.order.job.clone());
         self.status.main_pid = None;
-        self.status.nonce = Some(claimed.startup.nonce.clone());
+        self.status.nonce = Some(claimed.order.nonce.clone());
         self.status.refused = None;
         self.put_status()?;
         claim::take(&self.ctl, claimed)?;
@@ -227,17 +227,17 @@ impl Glue {
             events: &self.events,
             routine: &routine,
         };
-        let (status, ctl, chime) = (&mut self.status, &self.ctl, &self.chime);
+        let (status, ctl, notify) = (&mut self.status, &self.ctl, &self.notify);
         let mut written = Ok(());
         let end = supervise::run(&slot, claimed, &mut |main| {
             status.main_pid = Some(main);
-            written = put_status(ctl, chime, status);
+            written = put_status(ctl, notify, status);
         })?;
         if let Err(e) = written {
             log::warn(format_args!("status could not be written: {e}"));
         }
         if let Some(failed) = &end.failure {
-            log::line(format_args!("job not started: {}", failed.message));
+            log::line(format_args!("job not started: {} {:?}", failed.message, failed.reported));
         }
         let record = self.record(claimed, &end);
         let jws =
@@ -260,8 +260,8 @@ impl Glue {
         };
         Record {
             version: latebind_contract::VERSION,
-            job: claimed.startup.job.clone(),
-            nonce: claimed.startup.nonce.clone(),
+            job: claimed.order.job.clone(),
+            nonce: claimed.order.nonce.clone(),
             incarnation: self.status.incarnation.clone(),
             startup_sha256: claimed.startup_sha256.clone(),
             outcome,
@@ -282,16 +282,16 @@ impl Glue {
     }
 
     fn put_status(&mut self) -> io::Result<()> {
-        put_status(&self.ctl, &self.chime, &mut self.status)
+        put_status(&self.ctl, &self.notify, &mut self.status)
     }
 }
 
-fn put_status(ctl: &Dir, chime: &OwnedFd, status: &mut Status) -> io::Result<()> {
+fn put_status(ctl: &Dir, notify: &OwnedFd, status: &mut Status) -> io::Result<()> {
     status.log_lines_dropped = log::dropped();
     let text = serde_json::to_vec(status).map_err(|e| refused(format_args!("{e}")))?;
     ctl.replace(layout::STATUS, &text, 0o600)?;
-    // A full chime has been rung often enough.
-    let _ = nix::unistd::write(chime, b"\n");
+    // A full FIFO has notified often enough.
+    let _ = nix::unistd::write(notify, b"\n");
     Ok(())
 }
 

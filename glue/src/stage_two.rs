@@ -12,12 +12,13 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::{SFlag, fstat, makedev};
 
 use crate::exec_failure;
-use crate::exec_reason::{DEFAULT_PATH, candidates};
-use crate::report::{Report, What};
-use crate::stage_one::{DATA_FD, EXEC_FD, FIRST_ENV_FD, GO_FD, JOB_FD, REPORT_FD};
-use latebind_contract::environment::{Environment, OF_ROOT, apply_nul, apply_sh};
+use crate::stage_one::{DATA_FD, EXEC_FD, FIRST_ENV_FD, GO_FD, JOB_FD, REPORT_FD, send};
+use latebind_contract::command::{self, Amount, Command, EnvFormat, EnvMode, FIELDS, Stream, rlimit_number};
+use latebind_contract::environment::{Environment, OF_ROOT, SyntaxError, apply_nul, apply_sh};
+use latebind_contract::exec_reason::{DEFAULT_PATH, candidates};
 use latebind_contract::layout;
-use latebind_contract::startup::{self, Amount, EnvFormat, EnvMode, Startup, Stream, rlimit_number};
+use latebind_contract::order::Invalid;
+use latebind_contract::report::{NUMBERS, Report, What, number};
 use latebind_linux::sys::{self, CStrings, Fork};
 use latebind_linux::volume::{open_beneath, read_whole};
 
@@ -28,25 +29,47 @@ fn at(what: What) -> impl FnOnce(io::Error) -> Report {
     move |error| Report::of(what, &error)
 }
 
+/// The `index`th environment file has this error.
+fn syntax(index: usize, e: &SyntaxError) -> Report {
+    let numbers = [number(index), number(e.line), number(e.column), e.problem as u32, u32::from(e.byte)];
+    Report { what: What::EnvSyntax, errno: 0, numbers }
+}
+
+/// The job's part is refused; what is said of it is the field's number.
+fn refused(invalid: &Invalid) -> Report {
+    let index = FIELDS.iter().position(|field| *field == invalid.field).unwrap_or(0);
+    let mut numbers = [0; NUMBERS];
+    numbers.iter_mut().zip([number(index)]).for_each(|(to, from)| *to = from);
+    Report { what: What::Command, errno: 0, numbers }
+}
+
+/// Which standard streams are FIFOs, as stage one says it: `1` for one that is.
+fn fifos(text: &str) -> [bool; 3] {
+    let mut fifos = [false; 3];
+    fifos.iter_mut().zip(text.bytes()).for_each(|(fifo, byte)| *fifo = byte == b'1');
+    fifos
+}
+
 /// Runs stage two for `slot`. Returns its exit code: 0 where the child is made.
-pub fn run(slot: u32) -> i32 {
-    match start(slot) {
+pub fn run(slot: u32, fifos: &str) -> i32 {
+    match start(slot, self::fifos(fifos)) {
         Ok(()) => 0,
         Err(report) => {
-            report.send(REPORT_FD);
+            send(&report, REPORT_FD);
             127
         }
     }
 }
 
-fn start(slot: u32) -> Result<(), Report> {
+fn start(slot: u32, fifos: [bool; 3]) -> Result<(), Report> {
     // Since its exec: glue's binary can be read by root alone, so the kernel lets nobody else of this UID look in here.
     if sys::is_dumpable().map_err(at(What::Dumpable))? {
         return Err(Report::of(What::Dumpable, &io::Error::from_raw_os_error(nix::libc::EPERM)));
     }
     sys::close_range(EXEC_FD, RawFd::MAX, true).map_err(at(What::Descriptors))?;
     let text = read_whole(sys::inherited(JOB_FD), usize::MAX).map_err(at(What::Job))?;
-    let job = startup::parse(&text).map_err(|_| at(What::Job)(io::Error::from_raw_os_error(nix::libc::EINVAL)))?;
+    let job = command::parse(&text).map_err(|invalid| refused(&invalid))?;
+    job.check(fifos).map_err(|invalid| refused(&invalid))?;
     drop(text);
 
     let work = layout::work(slot);
@@ -60,7 +83,7 @@ fn start(slot: u32) -> Result<(), Report> {
 }
 
 /// The job's environment: the container's or nothing, defaults for what that leaves unset, then the files, then `env`.
-fn environment(job: &Startup, work: &str, cwd: &str) -> Result<Environment, Report> {
+fn environment(job: &Command, work: &str, cwd: &str) -> Result<Environment, Report> {
     let mut env = Environment::new();
     if job.env_mode == EnvMode::Inherit {
         for variable in sys::environment() {
@@ -79,13 +102,13 @@ fn environment(job: &Startup, work: &str, cwd: &str) -> Result<Environment, Repo
             env.set(name.as_bytes(), value.as_bytes());
         }
     }
-    for ((fd, file), index) in (FIRST_ENV_FD..).zip(&job.env_files).zip(0..) {
+    for ((fd, format), index) in (FIRST_ENV_FD..).zip(&job.env_formats).zip(0..) {
         let text = read_whole(sys::inherited(fd), usize::MAX).map_err(|e| Report::at(What::EnvFile, index, &e))?;
-        match file.format {
+        match format {
             EnvFormat::Sh => apply_sh(&mut env, &text),
             EnvFormat::Nul => apply_nul(&mut env, &text),
         }
-        .map_err(|e| Report::syntax(index, &e))?;
+        .map_err(|e| syntax(index, &e))?;
     }
     for (name, value) in &job.env.0 {
         env.set(name.as_bytes(), value.as_bytes());
@@ -94,8 +117,8 @@ fn environment(job: &Startup, work: &str, cwd: &str) -> Result<Environment, Repo
 }
 
 /// Puts files and `/dev/null` on 0, 1 and 2; FIFOs are there already.
-fn open_streams(job: &Startup) -> Result<(), Report> {
-    for (stream, n) in [&job.stdin, &job.stdout, &job.stderr].into_iter().zip(0..) {
+fn open_streams(job: &Command) -> Result<(), Report> {
+    for (stream, n) in job.streams().into_iter().zip(0..) {
         let (opened, cannot, other_kind) = match stream {
             Some(Stream { fifo: Some(_), .. }) => continue,
             Some(Stream { file: Some(file), append, .. }) => {
@@ -148,7 +171,7 @@ struct Ready {
     limits: Vec<(u32, u64, u64)>,
 }
 
-fn prepare(job: &Startup, env: &Environment) -> io::Result<Ready> {
+fn prepare(job: &Command, env: &Environment) -> io::Result<Ready> {
     let program = job.argv.first().map(String::as_str).unwrap_or_default();
     let path = env.get(b"PATH").filter(|path| !path.is_empty()).unwrap_or(DEFAULT_PATH.as_bytes());
     let mut ready =
@@ -164,16 +187,16 @@ fn prepare(job: &Startup, env: &Environment) -> io::Result<Ready> {
     Ok(ready)
 }
 
-fn launch(job: &Startup, env: &Environment) -> Result<(), Report> {
+fn launch(job: &Command, env: &Environment) -> Result<(), Report> {
     let ready = prepare(job, env).map_err(at(What::Arguments))?;
     match sys::fork().map_err(at(What::Fork))? {
         Fork::Parent(pid) => {
-            Report::child(pid).send(REPORT_FD);
+            send(&Report::child(pid), REPORT_FD);
             Ok(())
         }
         Fork::Child => {
             let failed = become_job(&ready);
-            failed.send(EXEC_FD);
+            send(&failed, EXEC_FD);
             sys::exit_now(127)
         }
     }

@@ -1,9 +1,10 @@
 //! Starting one job: what stage one needs is prepared here, and the start is followed until the job's program runs.
 //!
 //! In order: stage two makes the child that becomes the job, reports its process ID and ends. Glue reaps stage two,
-//! looks whether the child is what it has to be, and only then lets it execute. So when the job's first instruction
-//! runs, nothing else of its UID lives that glue listens to; and all that glue still hears of is the end of a pipe that
-//! the exec itself closes.
+//! looks whether
+//! the child is what it has to be, and only then lets it execute. So when the job's first instruction runs, nothing
+//! else of its UID
+//! lives that glue listens to; and all that glue still hears of is the end of a pipe that the exec itself closes.
 #![forbid(unsafe_code)]
 
 use std::fs::File;
@@ -15,10 +16,11 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::{SFlag, fstat};
 
 use crate::claim::Claimed;
-use crate::report::{self, Report, What, failure};
 use crate::stage_one::{self, DATA_FD, EXEC_FD, FIRST_ENV_FD, GO_FD, JOB_FD, Prepared, REPORT_FD};
+use latebind_contract::layout::STREAMS;
+use latebind_contract::order::Order;
 use latebind_contract::record::{Failure, Stage};
-use latebind_contract::startup::{EnvMode, Startup};
+use latebind_contract::report::{Report, SIZE, What};
 use latebind_linux::error::{errno_of, error, refused};
 use latebind_linux::processes::{Proc, Stat};
 use latebind_linux::sys::{self, CStrings, Fork};
@@ -26,6 +28,9 @@ use latebind_linux::volume::Dir;
 
 /// Descriptors that are to be handed on wait above this number, out of the way of those that stage two gets.
 pub const OUT_OF_THE_WAY: RawFd = 64;
+
+/// Longest message of a failure, in bytes: far below what a record may have.
+const MESSAGE_MAX: usize = 2000;
 
 /// Makes stage two. `program` is our own binary, open; `slot` its argument; `filtered` whether the job runs under the
 /// filter.
@@ -40,16 +45,12 @@ pub fn begin(
     let at = |what: &'static str, stage: Stage| {
         move |e: io::Error| failure(stage, errno_of(&e), format_args!("{what}: {e}"))
     };
-    let startup = &claimed.startup;
+    let order = &claimed.order;
     let mut descriptors = Vec::new();
-    let streams = [("stdin", &startup.stdin), ("stdout", &startup.stdout), ("stderr", &startup.stderr)];
-    for (n, (name, stream)) in (0..).zip(streams) {
-        if let Some(fifo) = stream.as_ref().and_then(|s| s.fifo.as_deref()) {
-            let fd = open_stream_fifo(ctl, fifo, n == 0).map_err(at(name, Stage::Stdio))?;
-            descriptors.push((fd, n));
-        }
+    for (n, name) in (0..).zip(STREAMS).zip(order.fifos).filter_map(|(stream, fifo)| fifo.then_some(stream)) {
+        descriptors.push((open_stream_fifo(ctl, name, n == 0).map_err(at("standard stream", Stage::Stdio))?, n));
     }
-    let job = memory_file(startup).map_err(at("the job cannot be handed on", Stage::Startup))?;
+    let job = memory_file(&claimed.command).map_err(at("the job cannot be handed on", Stage::Startup))?;
     descriptors.push((job, JOB_FD));
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let data = sys::openat(data.as_fd(), c".", flags.bits(), 0).map_err(at("data/", Stage::Startup))?;
@@ -69,13 +70,13 @@ pub fn begin(
     let moved = descriptors.iter().map(|(fd, n)| Ok((high(fd)?, *n))).collect::<io::Result<Vec<_>>>();
     drop(descriptors);
     let slot = slot.to_string();
-    let argv = c_strings(&[b"glue", b"stage-two", slot.as_bytes()]).map_err(at("slot", Stage::Startup))?;
-    let variables = if startup.env_mode == EnvMode::Inherit { sys::environment() } else { Vec::new() };
-    let env = c_strings(&variables).map_err(at("environment", Stage::Startup))?;
+    let fifos = order.fifos.map(|fifo| if fifo { b'1' } else { b'0' });
+    let argv = c_strings(&[b"glue", b"stage-two", slot.as_bytes(), &fifos]).map_err(at("slot", Stage::Startup))?;
+    let env = c_strings(&sys::environment()).map_err(at("environment", Stage::Startup))?;
     let prepared = Prepared {
-        uid: startup.uid,
-        gid: startup.gid,
-        groups: &startup.groups,
+        uid: order.uid,
+        gid: order.gid,
+        groups: &order.groups,
         program,
         argv,
         env,
@@ -119,11 +120,10 @@ fn open_stream_fifo(ctl: &Dir, name: &str, input: bool) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// The job's part of the startup file, its key wiped, in memory that has no name.
-fn memory_file(startup: &latebind_contract::startup::Startup) -> io::Result<OwnedFd> {
-    let text = serde_json::to_vec(startup).map_err(|e| refused(format_args!("{e}")))?;
+/// The job's part of the startup file, in memory that has no name.
+fn memory_file(command: &[u8]) -> io::Result<OwnedFd> {
     let mut file = File::from(memfd_create(c"job", MFdFlags::MFD_CLOEXEC)?);
-    file.write_all(&text)?;
+    file.write_all(command)?;
     file.rewind()?;
     Ok(file.into())
 }
@@ -141,12 +141,12 @@ impl Pipe {
 
     /// Reads what is there. Whether everybody has closed the other end.
     fn has_ended(&mut self) -> io::Result<bool> {
-        let mut bytes = [0; report::SIZE];
+        let mut bytes = [0; SIZE];
         loop {
             match self.file.read(&mut bytes) {
                 Ok(0) => return Ok(true),
                 // More than one report is wrong, and one byte more says so.
-                Ok(n) if self.bytes.len() <= report::SIZE => {
+                Ok(n) if self.bytes.len() <= SIZE => {
                     self.bytes.extend_from_slice(bytes.get(..n).unwrap_or_default());
                 }
                 Ok(_) => {}
@@ -209,7 +209,7 @@ impl Starting {
     }
 
     /// Takes in what has happened, and goes on as far as that allows. `Some` at the end of the start.
-    pub fn advance(&mut self, job: &Startup, proc: &Proc) -> io::Result<Option<Started>> {
+    pub fn advance(&mut self, order: &Order, proc: &Proc) -> io::Result<Option<Started>> {
         if self.since.is_none() {
             self.since = Some(proc.stat(self.stage_two)?.start);
         }
@@ -227,12 +227,12 @@ impl Starting {
             match report {
                 Some(Report { what: What::Child, numbers: [pid, ..], .. }) if stage_two.exit_code == Some(0) => {
                     let pid = i32::try_from(pid).unwrap_or(0);
-                    if !self.is_waiting_child(proc, pid, job) {
+                    if !self.is_waiting_child(proc, pid, order) {
                         return failed(not_the_child());
                     }
                     self.child = Some(pid);
                 }
-                Some(report) => return failed(report.failure(job).unwrap_or_else(cut_off)),
+                Some(report) => return failed(report.failure().unwrap_or_else(cut_off)),
                 None => return failed(cut_off()),
             }
             if let Some(go) = self.go.take() {
@@ -244,7 +244,7 @@ impl Starting {
         if !self.executed.has_ended()? {
             return Ok(None);
         }
-        let reported = Report::parse(&self.executed.bytes).and_then(|report| report.failure(job));
+        let reported = Report::parse(&self.executed.bytes).and_then(|report| report.failure()).map(with_path);
         let failure = match (&reported, self.child) {
             _ if !self.executed.bytes.is_empty() => Some(reported.unwrap_or_else(cut_off)),
             // The pipe also ends where the child does. The kernel knows whether it had executed anything by then.
@@ -255,11 +255,12 @@ impl Starting {
     }
 
     /// Whether `pid` is the child that stage two made: glue's own now, since glue is the subreaper of all below it,
-    /// with the job's IDs and no others, and not older than this start.
-    fn is_waiting_child(&self, proc: &Proc, pid: i32, job: &Startup) -> bool {
+    /// with the
+    /// job's IDs and no others, and not older than this start.
+    fn is_waiting_child(&self, proc: &Proc, pid: i32, order: &Order) -> bool {
         let own = i32::try_from(std::process::id()).unwrap_or(0);
         let as_made = |stat: Stat| stat.parent == own && self.since.is_some_and(|since| stat.start >= since);
-        pid > 1 && proc.stat(pid).is_ok_and(as_made) && proc.has_ids(pid, job.uid, job.gid).unwrap_or(false)
+        pid > 1 && proc.stat(pid).is_ok_and(as_made) && proc.has_ids(pid, order.uid, order.gid).unwrap_or(false)
     }
 
     /// Ends what the start has made so far, for the reason given. What is not known of yet ends with the pipe that it
@@ -273,6 +274,22 @@ impl Starting {
         let ran = self.go.is_none() && self.child.is_some_and(|pid| proc.stat(pid).is_ok_and(|s| !s.no_exec_yet));
         Started { child: self.child, failure: (!ran).then_some(failure) }
     }
+}
+
+/// A failure in glue's own words, cut to a length that a record can hold.
+pub fn failure(stage: Stage, errno: i32, message: core::fmt::Arguments<'_>) -> Failure {
+    let mut message = message.to_string();
+    let end = (0..=MESSAGE_MAX).rev().find(|end| message.is_char_boundary(*end)).unwrap_or(0);
+    message.truncate(end);
+    Failure { stage, errno, message, path: None, reported: None }
+}
+
+/// Where the program was looked for, if the job has no PATH of its own.
+fn with_path(failure: Failure) -> Failure {
+    let environment = sys::environment();
+    let path = environment.iter().rev().find_map(|variable| variable.strip_prefix(b"PATH="));
+    let path = path.map(|path| String::from_utf8_lossy(path.get(..MESSAGE_MAX).unwrap_or(path)).into_owned());
+    Failure { path, ..failure }
 }
 
 /// A start whose processes ended without saying why. EINTR, as of a call that was not completed: another try may do.

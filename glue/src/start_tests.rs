@@ -3,9 +3,9 @@ use std::os::unix::process::CommandExt;
 
 use super::*;
 
-fn job(uid: u32, gid: u32) -> Startup {
+fn job(uid: u32, gid: u32) -> Order {
     let text = format!(
-        r#"{{"version":1,"job":"j","nonce":"{0}","key":"{0}","incarnation":"i","argv":["/p"],"uid":{uid},"gid":{gid}}}"#,
+        r#"{{"version":2,"job":"j","nonce":"{0}","key":"{0}","incarnation":"i","uid":{uid},"gid":{gid}}}"#,
         "A".repeat(43)
     );
     serde_json::from_str(&text).unwrap()
@@ -35,7 +35,7 @@ fn ended(code: &str) -> i32 {
 }
 
 /// Goes on until the start has ended.
-fn to_the_end(starting: &mut Starting, job: &Startup, proc: &Proc) -> Started {
+fn to_the_end(starting: &mut Starting, job: &Order, proc: &Proc) -> Started {
     loop {
         if let Some(started) = starting.advance(job, proc).unwrap() {
             return started;
@@ -53,7 +53,7 @@ fn nothing_goes_on_before_the_report_is_closed_and_stage_two_reaped() {
     let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
     let (mut start, report, exec, wait) = starting(stage_two.id() as i32, &proc);
     assert_eq!(start.advance(&job, &proc).unwrap(), None);
-    Report::child(child.id() as i32).send(report.as_raw_fd());
+    stage_one::send(&Report::child(child.id() as i32), report.as_raw_fd());
     assert_eq!(start.advance(&job, &proc).unwrap(), None);
     assert_eq!((start.awaits, start.child), (Awaits::Report, None), "the pipe is still open");
     drop(report);
@@ -78,7 +78,7 @@ fn a_child_that_is_not_what_it_has_to_be_is_not_released() {
     let cases = [right.id() as i32, other.id() as i32, parent, std::process::id() as i32, 1, 0, i32::MAX];
     for (pid, good) in cases.into_iter().zip([true].into_iter().chain(std::iter::repeat(false))) {
         let (mut start, report, exec, wait) = starting(ended("exit 0"), &proc);
-        Report::child(pid).send(report.as_raw_fd());
+        stage_one::send(&Report::child(pid), report.as_raw_fd());
         drop((report, exec));
         let started = to_the_end(&mut start, &job(23_458, 23_458), &proc);
         let released = nix::unistd::read(&wait, &mut [0]) == Ok(1);
@@ -90,7 +90,7 @@ fn a_child_that_is_not_what_it_has_to_be_is_not_released() {
     // One that is older than the start was not made by it.
     let (mut start, report, exec, wait) = starting(ended("exit 0"), &proc);
     start.since = Some(u64::MAX);
-    Report::child(right.id() as i32).send(report.as_raw_fd());
+    stage_one::send(&Report::child(right.id() as i32), report.as_raw_fd());
     drop((report, exec));
     assert_eq!(to_the_end(&mut start, &job(23_458, 23_458), &proc).failure, Some(not_the_child()));
     assert_ne!(nix::unistd::read(&wait, &mut [0]), Ok(1));
@@ -103,7 +103,7 @@ fn a_child_that_is_not_what_it_has_to_be_is_not_released() {
 #[test]
 fn a_report_that_is_not_one_is_a_start_that_was_cut_off() {
     let proc = Proc::open().unwrap();
-    for bytes in [&b""[..], b"x", b"P\x07\0\0\0", &[0; report::SIZE + 1], &[0xff; report::SIZE], &[0; 100_000]] {
+    for bytes in [&b""[..], b"x", b"P\x07\0\0\0", &[0; SIZE + 1], &[0xff; SIZE], &[0; 100_000]] {
         let (mut start, report, _exec, _wait) = starting(ended("exit 0"), &proc);
         for part in bytes.chunks(4096) {
             let _ = nix::unistd::write(&report, part);
@@ -111,8 +111,8 @@ fn a_report_that_is_not_one_is_a_start_that_was_cut_off() {
         }
         drop(report);
         let started = to_the_end(&mut start, &job(0, 0), &proc);
-        assert_eq!(started.failure.map(|f| f.errno), Some("EINTR".into()), "{} bytes", bytes.len());
-        assert!(start.reported.bytes.len() <= 2 * report::SIZE, "what is kept of it has a bound");
+        assert_eq!(started.failure.map(|f| f.errno), Some(nix::libc::EINTR), "{} bytes", bytes.len());
+        assert!(start.reported.bytes.len() <= 2 * SIZE, "what is kept of it has a bound");
     }
 }
 
@@ -120,11 +120,11 @@ fn a_report_that_is_not_one_is_a_start_that_was_cut_off() {
 fn what_stage_two_reports_is_the_reason() {
     let proc = Proc::open().unwrap();
     let (mut start, report, _exec, _wait) = starting(ended("exit 127"), &proc);
-    Report::of(What::Fork, &io::Error::from_raw_os_error(nix::libc::EAGAIN)).send(report.as_raw_fd());
+    stage_one::send(&Report::of(What::Fork, &io::Error::from_raw_os_error(nix::libc::EAGAIN)), report.as_raw_fd());
     drop(report);
     let failure = to_the_end(&mut start, &job(0, 0), &proc).failure.unwrap();
-    assert_eq!((failure.stage, failure.errno.as_str()), (Stage::Startup, "EAGAIN"));
-    assert!(failure.message.starts_with("no process could be made for the job"), "{}", failure.message);
+    assert_eq!((failure.stage, failure.errno), (Stage::Startup, nix::libc::EAGAIN));
+    assert_eq!(failure.reported, Some((What::Fork as u8, [0; 5])));
 }
 
 #[test]
@@ -138,7 +138,7 @@ fn a_child_that_ends_before_its_exec_has_not_run() {
     };
     for (child, ran) in [(fork(), false), (ended("exit 0"), true)] {
         let (mut start, report, exec, _wait) = starting(ended("exit 0"), &proc);
-        Report::child(child).send(report.as_raw_fd());
+        stage_one::send(&Report::child(child), report.as_raw_fd());
         drop((report, exec));
         let started = to_the_end(&mut start, &job, &proc);
         while sys::reap(child).unwrap().is_none() {

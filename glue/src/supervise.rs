@@ -11,12 +11,11 @@ use nix::sys::signal::Signal;
 use crate::claim::Claimed;
 use crate::events::{Event, Events, signal_name};
 use crate::log;
-use crate::report::failure;
 use crate::rootfs::{self, Links};
-use crate::start::{self, Started, Starting};
+use crate::start::{self, Started, Starting, failure};
 use latebind_contract::layout;
+use latebind_contract::order::START_WITHIN;
 use latebind_contract::record::{Failure, Processes, Stage, Usage, Used};
-use latebind_contract::startup::START_WITHIN;
 use latebind_contract::time::wall as wall_clock;
 use latebind_linux::cgroup::{self, Whereabouts};
 use latebind_linux::error::errno_of;
@@ -41,7 +40,7 @@ pub struct Slot<'a> {
     pub filtered: bool,
     /// Which cgroup is the container's own.
     pub whereabouts: &'a Whereabouts,
-    /// Signals and the bell.
+    /// Signals and notifications.
     pub events: &'a Events,
     /// How to end what is left.
     pub routine: &'a Routine<'a>,
@@ -129,7 +128,7 @@ impl Supervision<'_> {
             return Err(failure(stage, 0, format_args!("{invalid}")));
         }
         // Nothing of an earlier job, and nobody who would like to be traced: the payload's UID starts alone.
-        let kill_s = self.claimed.startup.kill_s;
+        let kill_s = self.claimed.order.kill_s;
         let none_left = || -> io::Result<u64> {
             if self.slot.routine.inside()?.is_empty() {
                 return Ok(0);
@@ -148,18 +147,18 @@ impl Supervision<'_> {
             }
             Err(e) => return Err(failure(Stage::Startup, errno_of(&e), format_args!("the payload's processes: {e}"))),
         }
-        let startup = &self.claimed.startup;
-        *links = Links::make(&startup.links.0)
+        let order = &self.claimed.order;
+        *links = Links::make(&order.links.0)
             .map_err(|e| failure(Stage::Startup, errno_of(&e), format_args!("links: {e}")))?;
-        if startup.passwd {
-            self.end.warnings = rootfs::add_account(startup.uid, startup.gid, &layout::work(self.slot.number));
+        if order.passwd {
+            self.end.warnings = rootfs::add_account(order.uid, order.gid, &layout::work(self.slot.number));
         }
         let slot = self.slot;
         start::begin(self.claimed, slot.number, slot.program, slot.filtered, slot.ctl, slot.data)
     }
 
     fn supervise(&mut self, starting: Starting, on_start: &mut dyn FnMut(i32)) -> io::Result<()> {
-        let limit = self.claimed.startup.timeout_s;
+        let limit = self.claimed.order.timeout_s;
         let wall = (limit > 0.0).then(|| Instant::now() + Duration::from_secs_f64(limit));
         let (Started { child, failure }, ended) = self.await_exec(starting, wall)?;
         self.main = child;
@@ -184,7 +183,7 @@ impl Supervision<'_> {
         let deadline = wall.map_or(last, |wall| wall.min(last));
         let mut given_up: Option<(Failure, Option<Ended>)> = None;
         loop {
-            match starting.advance(&self.claimed.startup, proc) {
+            match starting.advance(&self.claimed.order, proc) {
                 Ok(Some(started)) => return Ok((started, given_up.and_then(|(_, ended)| ended))),
                 Ok(None) => {}
                 Err(e) => {
@@ -199,7 +198,7 @@ impl Supervision<'_> {
             }
             let not_run = |why| failure(Stage::Startup, ECANCELED, format_args!("{why} before the program ran"));
             given_up = match events.next(true, starting.pipe(), Some(deadline))? {
-                Event::Pipe | Event::Child | Event::Bell => None,
+                Event::Pipe | Event::Child | Event::Notified => None,
                 Event::Stop(signal) => {
                     log::line(format_args!("told to stop by {}", signal_name(signal)));
                     self.end.stop = true;
@@ -223,10 +222,10 @@ impl Supervision<'_> {
         let failed = self.end.failure.is_some();
         let over = failed.then(|| Instant::now() + ENDS_WITHIN);
         while let (Some(_), None) = (self.main, &self.end.main) {
-            let hard = self.soft_kill.map(|at| at + Duration::from_secs_f64(self.claimed.startup.grace_s));
+            let hard = self.soft_kill.map(|at| at + Duration::from_secs_f64(self.claimed.order.grace_s));
             match self.slot.events.next(true, None, over.or(hard).or(wall))? {
                 Event::Child => self.reap(),
-                Event::Bell | Event::Pipe => {}
+                Event::Notified | Event::Pipe => {}
                 Event::Stop(signal) => {
                     log::line(format_args!("told to stop by {}", signal_name(signal)));
                     self.end.stop = true;
@@ -278,7 +277,7 @@ impl Supervision<'_> {
             return Ok(());
         }
         self.counting_killed = true;
-        let deadline = Instant::now() + Duration::from_secs_f64(self.claimed.startup.kill_s);
+        let deadline = Instant::now() + Duration::from_secs_f64(self.claimed.order.kill_s);
         let mut unkilled = self.slot.routine.run(deadline)?;
         // The kernel may still be busy with taking apart what was killed.
         loop {

@@ -4,8 +4,11 @@ use std::fs::File;
 use std::io::Read;
 
 use latebind_contract::encoding::{Bytes32, Key, sha256_hex};
-use latebind_contract::record::{Expected, Record, Refusal, verify};
+use latebind_contract::record::Record;
 use latebind_contract::startup::{EnvMode, Object, Startup, Stream};
+use latebind_contract::verify::{Expected, Refusal, verify};
+use latebind_contract::words::{self, About};
+use serde_json::{Map, Value};
 
 /// `N` bytes from the kernel.
 ///
@@ -20,7 +23,7 @@ pub fn random<const N: usize>() -> [u8; N] {
 /// A job with a key and a nonce of its own, its streams in `work/`, and all else as it is when nothing is said.
 pub fn new(argv: &[&str], uid: u32, gid: u32, incarnation: &str) -> Startup {
     Startup {
-        version: 1,
+        version: latebind_contract::VERSION,
         job: "test job".into(),
         nonce: Bytes32::new(random()),
         key: Key::new(Box::new(random())),
@@ -76,10 +79,14 @@ impl Submitted {
         Self { startup: startup.clone(), sha256: sha256_hex(bytes) }
     }
 
-    /// Checks a record as a watcher does.
+    /// Checks a record as a watcher does, and puts words to what it reports of a failed start.
     pub fn check(&self, jws: Option<&[u8]>) -> Result<Record, Refusal> {
         let Startup { key, job, nonce, incarnation, .. } = &self.startup;
-        verify(jws, &Expected { key, job, nonce, incarnation, startup_sha256: &self.sha256 })
+        let mut record = verify(jws, &Expected { key, job, nonce, incarnation, startup_sha256: &self.sha256 })?;
+        if let Some(failure) = &mut record.error {
+            failure.message = About::of(&self.startup, |about| words::message(failure, about));
+        }
+        Ok(record)
     }
 }
 
@@ -94,4 +101,37 @@ pub struct Finished {
     pub out: String,
     /// What it wrote on standard error, where that was `work/stderr`.
     pub err: String,
+}
+
+/// Fields of the job's part of a startup file; `env_files` is in both parts.
+pub const COMMAND_FIELDS: [&str; 9] =
+    ["argv", "cwd", "env_mode", "env", "umask", "stdin", "stdout", "stderr", "rlimits"];
+
+/// A startup file of these fields, which a [`Startup`] has in one object: each goes into the part that has it, whatever
+/// its value is.
+pub fn file_of(fields: &Value) -> Vec<u8> {
+    let (mut order, mut command) = (Map::new(), Map::new());
+    let mut fifos = [false; 3];
+    for (name, value) in fields.as_object().into_iter().flatten() {
+        match name.as_str() {
+            "env_files" if value.is_array() => {
+                let of = |field: &str| value.as_array().into_iter().flatten().map(|file| file[field].clone()).collect();
+                order.insert(name.clone(), Value::Array(of("name")));
+                command.insert("env_formats".into(), Value::Array(of("format")));
+            }
+            field if COMMAND_FIELDS.contains(&field) => {
+                for (n, stream) in ["stdin", "stdout", "stderr"].iter().enumerate() {
+                    if field == *stream {
+                        fifos[n] = value.get("fifo").is_some_and(|fifo| !fifo.is_null());
+                    }
+                }
+                command.insert(name.clone(), value.clone());
+            }
+            _ => {
+                order.insert(name.clone(), value.clone());
+            }
+        }
+    }
+    order.insert("fifos".into(), fifos.as_slice().into());
+    format!("{}\n{}", Value::Object(order), Value::Object(command)).into_bytes()
 }

@@ -99,7 +99,7 @@ struct Payload {
     name: String,
     pid: i32,
     cgroup: String,
-    chime: Option<File>,
+    notified: Option<File>,
 }
 
 /// The slot. Its containers and files are removed on drop.
@@ -239,7 +239,7 @@ impl Slot {
         started(&run(&name, &all));
         let pid = fs::read_to_string(&pidfile).unwrap().trim().parse().unwrap();
         let cgroup = processes::cgroup(pid).unwrap_or_default();
-        self.payload = Some(Payload { name, pid, cgroup, chime: None });
+        self.payload = Some(Payload { name, pid, cgroup, notified: None });
     }
 
     /// Removes the payload container, its processes with it.
@@ -264,9 +264,12 @@ impl Slot {
             status
         });
         (self.uid, self.gid) = (status.uid, status.gid);
-        let chime =
-            OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(self.ctl().join("chime"));
-        self.payload_mut().chime = Some(chime.expect("glue has made the chime"));
+        let notified = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(self.ctl().join(layout::WATCHER_NOTIFY));
+        self.payload_mut().notified = Some(notified.expect("glue has made watcher.notify"));
         status
     }
 
@@ -382,24 +385,25 @@ impl Slot {
         fs::rename(temporary, self.ctl().join(name)).unwrap();
     }
 
-    /// Rings the bell.
+    /// Notifies glue.
     ///
     /// # Panics
     /// If nobody listens.
-    pub fn ring(&self) {
-        let bell = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(self.ctl().join(layout::BELL));
-        bell.and_then(|mut bell| bell.write_all(b"\n")).expect("glue has the bell open");
+    pub fn notify(&self) {
+        let fifo =
+            OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(self.ctl().join(layout::GLUE_NOTIFY));
+        fifo.and_then(|mut fifo| fifo.write_all(b"\n")).expect("glue has glue.notify open");
     }
 
-    /// Puts a startup file and rings.
+    /// Puts a startup file and notifies glue.
     pub fn submit(&self, startup: &Startup) -> Submitted {
-        let bytes = serde_json::to_vec(startup).unwrap();
+        let bytes = startup.file().unwrap();
         self.put(layout::STARTUP, &bytes);
-        self.ring();
+        self.notify();
         Submitted::new(startup, &bytes)
     }
 
-    /// Waits, by the chime alone, until the status is as it is wanted.
+    /// Waits, by notifications alone, until the status is as it is wanted.
     ///
     /// # Panics
     /// With the status and glue's log, if the time is over or glue is gone.
@@ -410,16 +414,16 @@ impl Slot {
     /// The same with a limit of its own.
     pub fn wait_at_most(&self, limit: Duration, what: &str, wanted: impl Fn(&Status) -> bool) -> Status {
         let deadline = Instant::now() + limit;
-        let mut chime = self.payload().chime.as_ref().expect("await_ready has been called");
+        let mut notified = self.payload().notified.as_ref().expect("await_ready has been called");
         loop {
-            // Emptied first: what is rung from now on is not lost.
-            while chime.read(&mut [0; 64]).is_ok_and(|n| n == 64) {}
+            // Emptied first: a notification from now on is not lost.
+            while notified.read(&mut [0; 64]).is_ok_and(|n| n == 64) {}
             let gone = Process::look(self.glue()).is_none_or(|glue| !glue.lives());
             if let Some(status) = self.try_status().filter(&wanted) {
                 return status;
             }
-            let rung = loop {
-                let mut wait = [PollFd::new(chime.as_fd(), PollFlags::POLLIN)];
+            let notified = loop {
+                let mut wait = [PollFd::new(notified.as_fd(), PollFlags::POLLIN)];
                 if poll(&mut wait, LOOK_EVERY_MS).is_ok_and(|n| n > 0) {
                     break true;
                 }
@@ -429,7 +433,9 @@ impl Slot {
                 }
             };
             // Glue may have put its last word and ended meanwhile.
-            if !rung && !self.try_status().filter(|_| Instant::now() < deadline && !gone).is_some_and(|s| wanted(&s)) {
+            if !notified
+                && !self.try_status().filter(|_| Instant::now() < deadline && !gone).is_some_and(|s| wanted(&s))
+            {
                 panic!(
                     "{what}: not within {limit:?}, or glue is gone; status {:?}, processes {:?}, log:\n{}",
                     self.try_status(),

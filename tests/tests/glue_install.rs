@@ -210,7 +210,7 @@ fn mounts_that_are_not_exactly_ours_are_refused() {
 #[test]
 fn everything_stale_is_gone_before_glue_says_ready() {
     let mut slot = Slot::installed();
-    let stale = [layout::STARTUP, layout::RECORD, layout::STATUS, "env.secret", "record.jws.tmp", "startup.json.tmp"];
+    let stale = [layout::STARTUP, layout::RECORD, layout::STATUS, "env.secret", "record.jws.tmp", "startup.jsonl.tmp"];
     for name in stale {
         slot.put(name, b"{}");
     }
@@ -222,14 +222,14 @@ fn everything_stale_is_gone_before_glue_says_ready() {
     let mut names: Vec<String> =
         slot.ctl().read_dir().unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
-    assert_eq!(names, ["bell", "chime", "not-ours", "status.json"]);
+    assert_eq!(names, ["glue.notify", "not-ours", "status.json", "watcher.notify"]);
 }
 
 #[test]
 fn a_bell_that_is_not_roots_fifo_is_made_anew() {
     let mut slot = Slot::installed();
-    slot.put("bell", b"a file");
-    symlink("not-ours", slot.ctl().join("chime")).unwrap();
+    slot.put("glue.notify", b"a file");
+    symlink("not-ours", slot.ctl().join("watcher.notify")).unwrap();
     slot.start(&Shape::of("noshell"));
     slot.await_ready();
     slot.prove_that_it_serves();

@@ -48,7 +48,10 @@ fn a_record_says_what_it_is_the_record_of() {
     let submitted = slot.submit(&startup);
     let record = slot.finish(&submitted).record;
     let longest = before.elapsed().as_secs_f64();
-    assert_eq!((record.version, &record.job, &record.nonce), (1, &startup.job, &startup.nonce));
+    assert_eq!(
+        (record.version, &record.job, &record.nonce),
+        (latebind_contract::VERSION, &startup.job, &startup.nonce)
+    );
     assert_eq!((&record.incarnation, &record.startup_sha256), (&startup.incarnation, &submitted.sha256));
     assert!(record.wall_s > 0.0 && record.wall_s <= longest, "{} of {longest} s", record.wall_s);
     let used = record.usage.main.user_s + record.usage.main.system_s;
@@ -136,7 +139,7 @@ fn a_job_that_never_ran_has_no_start_and_no_end_of_a_process() {
     assert_eq!(record.outcome, Outcome::NotStarted);
     assert_eq!((record.exit_code, record.signal, record.started_at, record.wall_s), (None, None, None, 0.0));
     let error = record.error.unwrap();
-    assert_eq!((error.stage, error.errno.as_str()), (Stage::Exec, "ENOENT"));
+    assert_eq!((error.stage, error.errno_name().as_str()), (Stage::Exec, "ENOENT"));
 }
 
 #[test]

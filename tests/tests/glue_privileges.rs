@@ -6,6 +6,7 @@ use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use latebind_contract::layout;
+use latebind_contract::startup::{EnvFile, EnvFormat};
 use latebind_tests::engine::podman;
 use latebind_tests::processes::{Process, all_pids};
 use latebind_tests::slot::{PAYLOAD_CAPABILITIES, Shape, Slot};
@@ -25,9 +26,7 @@ fn every_descriptor_from_3_up_is_closed() {
         slot.put(name, b"A=1\n");
     }
     let mut startup = slot.job(&["/probe", "fds"]);
-    startup.env_files = ["env.a", "env.b"]
-        .map(|name| serde_json::from_value(serde_json::json!({"name": name, "format": "sh"})).unwrap())
-        .to_vec();
+    startup.env_files = ["env.a", "env.b"].map(|name| EnvFile { name: name.into(), format: EnvFormat::Sh }).to_vec();
     let fds = lines(&slot.run(&startup).out);
     let numbers: Vec<i64> = fds.iter().map(|fd| fd["fd"].as_i64().unwrap()).collect();
     assert_eq!(numbers, [0, 1, 2], "{fds:?}");
@@ -81,7 +80,7 @@ fn ctl_is_closed_to_the_payload() {
     let slot = Slot::new("busybox");
     slot.put("env.other", b"SECRET=1\n");
     let script = "cd /shared/slot/0/ctl; ls /shared/slot/0/ctl; cat /shared/slot/0/ctl/status.json /shared/slot/0/ctl/env.other; \
-                  echo x >/shared/slot/0/ctl/bell; echo x >/shared/slot/0/ctl/record.jws";
+                  echo x >/shared/slot/0/ctl/glue.notify; echo x >/shared/slot/0/ctl/record.jws";
     let finished = slot.run_script(script);
     assert_eq!(finished.out, "");
     assert_eq!(finished.err.matches("Permission denied").count(), 1 + 1 + 2 + 2, "{}", finished.err);

@@ -10,7 +10,7 @@ use latebind_contract::encoding::{base64url, sha256_hex};
 use latebind_contract::layout;
 use latebind_contract::record::{Failure, Outcome, Stage};
 use latebind_contract::startup::{EnvFile, EnvFormat, Startup};
-use latebind_tests::job::Submitted;
+use latebind_tests::job::{Submitted, file_of};
 use latebind_tests::slot::Slot;
 use nix::sys::stat::Mode;
 use serde_json::{Value, json};
@@ -25,8 +25,7 @@ fn changed(slot: &Slot, field: &str, value: Value) -> (Startup, Vec<u8>) {
     if let (true, Some(name)) = (field == "job", json["job"].as_str()) {
         submitted.job = name.into();
     }
-    let bytes = serde_json::to_vec(&json).unwrap();
-    (submitted, bytes)
+    (submitted, file_of(&json))
 }
 
 fn nothing_ran(slot: &Slot, what: &str) {
@@ -42,7 +41,7 @@ fn refused_in_status(slot: &Slot, what: &str, bytes: &[u8], reason: &str) {
 
 /// The same for something that lies there already.
 fn refused_as_it_stands(slot: &Slot, what: &str, sha256: &str, reason: &str) {
-    slot.ring();
+    slot.notify();
     let status = slot.wait_for(what, |s| s.refused.is_some());
     let refused = status.refused.unwrap();
     assert!(refused.message.contains(reason), "{what}: {}", refused.message);
@@ -55,7 +54,7 @@ fn refused_as_it_stands(slot: &Slot, what: &str, sha256: &str, reason: &str) {
 /// Puts `bytes`; there must be a record `not-started` of the stage with `reason`, and glue must serve.
 fn refused_in_record(slot: &Slot, what: &str, startup: &Startup, bytes: &[u8], stage: Stage, reason: &str) -> Failure {
     slot.put(layout::STARTUP, bytes);
-    slot.ring();
+    slot.notify();
     let record = slot.finish(&Submitted::new(startup, bytes)).record;
     assert_eq!(record.outcome, Outcome::NotStarted, "{what}");
     let error = record.error.unwrap_or_else(|| panic!("{what}: no error in the record"));
@@ -66,70 +65,94 @@ fn refused_in_record(slot: &Slot, what: &str, startup: &Startup, bytes: &[u8], s
     error
 }
 
+/// A good startup file, as text.
+fn good(slot: &Slot) -> String {
+    String::from_utf8(slot.job(&["/probe", "write-file", "ran", "x"]).file().unwrap()).unwrap()
+}
+
 #[test]
-fn what_is_no_startup_file_of_version_1_is_refused_in_the_status() {
+fn a_file_without_an_order_of_this_version_is_refused_in_the_status() {
     let slot = Slot::new("noshell");
-    let good = serde_json::to_string(&slot.job(&["/probe", "write-file", "ran", "x"])).unwrap();
+    let good = good(&slot);
+    let (first, second) = good.split_once('\n').unwrap();
     let nonce = |n: usize| json!(base64url(&vec![7; n]));
     for (what, bytes) in [
         ("an empty file", Vec::new()),
-        ("no JSON", b"x".to_vec()),
-        ("half a file", good.as_bytes()[..good.len() / 2].to_vec()),
-        ("two values", format!("{good}{good}").into_bytes()),
-        ("an array", format!("[{good}]").into_bytes()),
-        (
-            "no UTF-8",
-            good.replace("test job", "test \u{1}")
-                .replace('\u{1}', "x")
-                .into_bytes()
-                .iter()
-                .map(|b| if *b == b't' { 0xff } else { *b })
-                .collect(),
-        ),
+        ("no JSON", b"x\nx".to_vec()),
+        ("half a file", first.as_bytes()[..first.len() / 2].to_vec()),
+        ("one line", first.into()),
+        ("two values", format!("{first}{first}\n{second}").into_bytes()),
+        ("an array", format!("[{first}]\n{second}").into_bytes()),
+        ("not UTF-8", good.bytes().map(|b| if b == b't' { 0xff } else { b }).collect()),
     ] {
         refused_in_status(&slot, what, &bytes, "");
     }
     for (what, field, value, reason) in [
         ("an unknown field", "unheard-of", json!(1), "unheard-of"),
-        ("another version", "version", json!(2), "version"),
-        ("a version as text", "version", json!("1"), ""),
+        ("version 1", "version", json!(1), "version"),
+        ("another version", "version", json!(3), "version"),
+        ("a version as text", "version", json!("2"), ""),
         ("a short nonce", "nonce", nonce(31), "32 bytes"),
         ("a long nonce", "nonce", nonce(33), "32 bytes"),
         ("a short key", "key", nonce(31), "32 bytes"),
         ("no key", "key", Value::Null, ""),
-        ("argv as text", "argv", json!("/probe"), ""),
-        ("argv of numbers", "argv", json!([1]), ""),
         ("a negative uid", "uid", json!(-1), ""),
         ("a uid of 33 bits", "uid", json!(1_u64 << 32), ""),
         ("a group of 33 bits", "groups", json!([1_u64 << 32]), ""),
-        ("an unknown mode", "env_mode", json!("keep"), ""),
-        ("an unknown format", "env_files", json!([{"name": "env.a", "format": "bash"}]), ""),
-        ("an unknown field of a stream", "stdout", json!({"file": "work/x", "mode": 438}), "mode"),
-        ("an unknown field of a limit", "rlimits", json!({"core": {"soft": 1, "hard": 2, "max": 3}}), "max"),
-        ("a negative limit", "rlimits", json!({"core": {"soft": -1, "hard": 2}}), ""),
         ("a time as text", "timeout_s", json!("1"), ""),
     ] {
         refused_in_status(&slot, what, &changed(&slot, field, value).1, reason);
     }
     // What a JSON library would not write.
     let with = |from: &str, to: &str| {
-        assert!(good.contains(from), "{from} is in {good}");
-        good.replacen(from, to, 1).into_bytes()
+        assert!(first.contains(from), "{from} is in {first}");
+        format!("{}\n{second}", first.replacen(from, to, 1)).into_bytes()
     };
     for (what, bytes, reason) in [
-        ("a repeated field", with("\"version\":1", "\"version\":1,\"version\":1"), "version"),
-        ("a repeated variable", with("\"env\":{}", "\"env\":{\"A\":\"1\",\"A\":\"2\"}"), "A"),
-        (
-            "a repeated limit",
-            with("\"rlimits\":{}", "\"rlimits\":{\"core\":{\"soft\":1,\"hard\":1},\"core\":{\"soft\":1,\"hard\":1}}"),
-            "core",
-        ),
+        ("a repeated field", with("\"version\":2", "\"version\":2,\"version\":2"), "version"),
+        ("a repeated link", with("\"links\":{}", "\"links\":{\"/a\":\"b\",\"/a\":\"c\"}"), "/a"),
         ("a time that is no number", with("\"timeout_s\":0.0", "\"timeout_s\":NaN"), ""),
         ("a time beyond all numbers", with("\"timeout_s\":0.0", "\"timeout_s\":1e999"), ""),
         ("a missing uid", with("\"uid\":20000,", ""), "uid"),
     ] {
         refused_in_status(&slot, what, &bytes, reason);
     }
+}
+
+/// Stage two reads the second line, as the payload: there is a key by then, so there is a record.
+#[test]
+fn a_command_that_cannot_be_read_is_a_record_of_stage_startup() {
+    let slot = Slot::new("noshell");
+    let refused = |what: &str, startup: &Startup, bytes: &[u8]| {
+        let why = "command of the job's part of the startup file is refused";
+        refused_in_record(&slot, what, startup, bytes, Stage::Startup, why);
+    };
+    for (what, field, value) in [
+        ("argv as text", "argv", json!("/probe")),
+        ("argv of numbers", "argv", json!([1])),
+        ("an unknown mode", "env_mode", json!("keep")),
+        ("an unknown field of a stream", "stdout", json!({"file": "work/x", "mode": 438})),
+        ("an unknown field of a limit", "rlimits", json!({"core": {"soft": 1, "hard": 2, "max": 3}})),
+        ("a negative limit", "rlimits", json!({"core": {"soft": -1, "hard": 2}})),
+    ] {
+        let (startup, bytes) = changed(&slot, field, value);
+        refused(what, &startup, &bytes);
+    }
+    let limit = "\"core\":{\"soft\":1,\"hard\":1}";
+    for (what, from, to) in [
+        ("a repeated variable", "\"env\":{}", "\"env\":{\"A\":\"1\",\"A\":\"2\"}".to_owned()),
+        ("a repeated limit", "\"rlimits\":{}", format!("\"rlimits\":{{{limit},{limit}}}")),
+        ("an unknown field", "\"env\":{}", "\"env\":{},\"key\":\"x\"".to_owned()),
+        ("no JSON", "\"env\":{}", "\"env\"".to_owned()),
+    ] {
+        let startup = slot.job(&["/probe", "write-file", "ran", "x"]);
+        let file = String::from_utf8(startup.file().unwrap()).unwrap();
+        assert!(file.contains(from), "{from} is in {file}");
+        refused(what, &startup, file.replacen(from, &to, 1).as_bytes());
+    }
+    slot.put("env.a", b"A=1\n");
+    let (startup, bytes) = changed(&slot, "env_files", json!([{"name": "env.a", "format": "bash"}]));
+    refused("an unknown format", &startup, &bytes);
 }
 
 #[test]
@@ -145,7 +168,7 @@ fn a_startup_file_for_another_glue_is_refused_in_the_status() {
 fn a_refusal_does_not_show_the_key() {
     let slot = Slot::new("noshell");
     let startup = slot.job(&["/probe"]);
-    let good = serde_json::to_string(&startup).unwrap();
+    let good = String::from_utf8(startup.file().unwrap()).unwrap();
     let key = startup.key.text();
     for bytes in [
         good.replace(&key, &format!("{key}{key}")),
@@ -210,17 +233,13 @@ fn fields_that_make_no_sense_are_a_record_of_stage_startup() {
         ("rlimits", json!({"nofile": {"soft": 2, "hard": 1}})),
         ("rlimits", json!({"nofile": {"soft": "unlimited", "hard": 1}})),
         ("stdin", json!({})),
-        ("stdin", json!({"file": "work/a", "fifo": "in"})),
         ("stdin", json!({"file": "work/a", "append": true})),
-        ("stdin", json!({"fifo": "out"})),
         ("stdout", json!({"file": "../ctl/record.jws"})),
         ("stdout", json!({"file": "work/../../ctl/record.jws"})),
         ("stdout", json!({"file": "/etc/passwd"})),
         ("stdout", json!({"file": ""})),
         ("stdout", json!({"file": "work/./a"})),
         ("stdout", json!({"file": "work//a"})),
-        ("stdout", json!({"fifo": "../out"})),
-        ("stderr", json!({"fifo": "err", "append": true})),
         ("timeout_s", json!(-1)),
         ("timeout_s", json!(1e12)),
         ("grace_s", json!(-0.001)),
@@ -236,13 +255,23 @@ fn fields_that_make_no_sense_are_a_record_of_stage_startup() {
         let (startup, bytes) = changed(&slot, field, value);
         refused_in_record(&slot, &what, &startup, &bytes, Stage::Startup, field);
     }
+    // Root opens the FIFO by its own name, whatever name the command has for it, and there is none.
+    for (field, value) in [
+        ("stdin", json!({"file": "work/a", "fifo": "in"})),
+        ("stdin", json!({"fifo": "out"})),
+        ("stdout", json!({"fifo": "../out"})),
+        ("stderr", json!({"fifo": "err", "append": true})),
+    ] {
+        let (startup, bytes) = changed(&slot, field, value);
+        refused_in_record(&slot, field, &startup, &bytes, Stage::Stdio, "the FIFO ");
+    }
 }
 
 #[test]
 fn a_startup_file_that_is_no_file_of_root_alone_is_refused_in_the_status() {
     let slot = Slot::new("noshell");
     let path = slot.ctl().join(layout::STARTUP);
-    let good = serde_json::to_vec(&slot.job(&["/probe", "write-file", "ran", "x"])).unwrap();
+    let good = good(&slot);
     let aside = slot.ctl().join("aside");
     let write = |mode: u32| {
         fs::write(&path, &good).unwrap();
@@ -286,18 +315,18 @@ fn a_startup_file_has_at_most_one_mebibyte() {
     let slot = Slot::new("noshell");
     let mut startup = slot.job(&["/probe", "exit", "0"]);
     startup.argv.push(String::new());
-    let empty = serde_json::to_vec(&startup).unwrap().len();
+    let empty = startup.file().unwrap().len();
     // One argument may have 128 KiB, so it is the environment file's name that fills the file: a blank is not refused
     // before.
     let padded = |size: usize| {
-        let mut bytes = serde_json::to_vec(&startup).unwrap();
+        let mut bytes = startup.file().unwrap();
         bytes.resize(size, b' ');
         bytes
     };
     assert!(empty < 1 << 20);
     let most = padded(1 << 20);
     slot.put(layout::STARTUP, &most);
-    slot.ring();
+    slot.notify();
     assert_eq!(slot.finish(&Submitted::new(&startup, &most)).record.exit_code, Some(0));
     refused_in_status_without_digest(&slot, "one byte more", &padded((1 << 20) + 1), "1048576");
 }
@@ -311,7 +340,7 @@ fn refused_in_status_without_digest(slot: &Slot, what: &str, bytes: &[u8], reaso
 fn with_env(slot: &Slot, name: &str, format: EnvFormat) -> (Startup, Vec<u8>) {
     let mut startup = slot.job(&["/probe", "write-file", "ran", "the job ran"]);
     startup.env_files = vec![EnvFile { name: name.into(), format }];
-    let bytes = serde_json::to_vec(&startup).unwrap();
+    let bytes = startup.file().unwrap();
     (startup, bytes)
 }
 

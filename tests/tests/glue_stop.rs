@@ -2,7 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends by panicking")]
 
 use latebind_contract::layout;
-use latebind_contract::record::{Outcome, Refusal};
+use latebind_contract::record::Outcome;
+use latebind_contract::verify::Refusal;
 use latebind_tests::processes::{Process, in_cgroup};
 use latebind_tests::slot::{Shape, Slot, WAIT_FOR_GO};
 use latebind_tests::waiting::{LIMIT, within};

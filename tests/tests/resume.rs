@@ -230,7 +230,7 @@ fn killed_between_many_short_jobs_of_one_slot() {
 fn volumes_that_were_to_be_mended_are_mended_by_the_next_watcher() {
     let pod = Pod::start();
     pod.serves();
-    let (noted, left) = (pod.private().join("slots/0-unmended.json"), pod.place().join("slot-0/data/left"));
+    let (noted, left) = (pod.private().join("slots/0-dirty.json"), pod.place().join("slot-0/data/left"));
     pod.put("before", &probe(&["hello"]));
     eventually("it is noted that an image is bound", JOB_WITHIN, || noted.exists().then_some(()));
     pod.result("before").is_good();

@@ -451,6 +451,7 @@ fn the_table_of_results_names_each_job_and_says_what_was_checked() {
     let pod = Options::new().pilot(&["--keep-keys", KEYS]).start();
     pod.job("fine", &probe(&["hello"])).is_good();
     pod.job("failed", &probe(&["exit", "3"])).is("final", "Error");
+    pod.job("not-run", &json!({"image": probe(&[])["image"], "argv": ["/no/such"]})).is("hold", "CommandNotFound");
     pod.job("no-image", &json!({"image": "localhost/latebind/never-built:1", "argv": ["x"]}));
     let table = |keys: &Path| {
         let table = Command::new(program("watcher")).arg("results").arg(&pod.spool).arg("--keys").arg(keys).output();
@@ -462,6 +463,7 @@ fn the_table_of_results_names_each_job_and_says_what_was_checked() {
     let text = table(&pod.private().join("keys"));
     assert!(row(&text, "fine").contains("exited 0") && row(&text, "fine").ends_with("yes"), "{text}");
     assert!(row(&text, "failed").contains("exited 3") && row(&text, "failed").contains("final"), "{text}");
+    assert!(row(&text, "not-run").contains("hold") && row(&text, "not-run").ends_with("yes"), "{text}");
     assert!(row(&text, "no-image").contains("hold") && row(&text, "no-image").ends_with("no record"), "{text}");
     let without = table(Path::new("/nowhere"));
     assert!(row(&without, "fine").ends_with("not checked"), "{without}");

@@ -69,7 +69,7 @@ pub fn reset_volumes(
     tree::remove_others(ctl, deadline, &|name, stat| {
         let kind = match name.strip_suffix(layout::TEMPORARY_SUFFIX).unwrap_or(name) {
             layout::STATUS => SFlag::S_IFREG,
-            layout::BELL | layout::CHIME => SFlag::S_IFIFO,
+            layout::GLUE_NOTIFY | layout::WATCHER_NOTIFY => SFlag::S_IFIFO,
             _ => return false,
         };
         tree::is(stat, kind) && stat.st_uid == 0 && stat.st_mode & 0o022 == 0

@@ -148,7 +148,7 @@ fn what_an_images_root_left_is_reset() {
     // Whatever keeps the next glue from working: full of files, open to the payload, our names taken by something else.
     fs::create_dir_all(ctl.join("status.json/x")).unwrap();
     fs::create_dir_all(ctl.join("env.0/x")).unwrap();
-    fs::write(ctl.join("chime"), "no FIFO").unwrap();
+    fs::write(ctl.join("watcher.notify"), "no FIFO").unwrap();
     fs::write(ctl.join("junk"), "").unwrap();
     symlink("/etc", data.join("work")).unwrap();
     fs::create_dir_all(data.join("io/deep/work")).unwrap();
@@ -178,10 +178,10 @@ fn what_an_images_root_left_is_reset() {
     // What the placeholder's glue made meanwhile stays; a job's directory that is another's, or full, becomes the
     // slot's.
     fs::write(ctl.join("status.json"), "{}").unwrap();
-    nix::unistd::mkfifo(&ctl.join("chime"), Mode::from_bits_truncate(0o600)).unwrap();
+    nix::unistd::mkfifo(&ctl.join("watcher.notify"), Mode::from_bits_truncate(0o600)).unwrap();
     fs::write(data.join("work/left"), "").unwrap();
     std::os::unix::fs::chown(data.join("work"), Some(20_005), Some(0)).unwrap();
     reset();
-    assert_eq!(entries(&ctl), ["chime", "status.json"]);
+    assert_eq!(entries(&ctl), ["status.json", "watcher.notify"]);
     assert_eq!((what(&data.join("work")), entries(&data.join("work")).len()), ((20_000, 20_001, 0o40_700), 0));
 }

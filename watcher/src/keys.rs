@@ -7,7 +7,8 @@ use std::path::Path;
 
 use latebind_contract::encoding::{Bytes32, hex};
 use latebind_contract::layout;
-use latebind_contract::record::{Expected, Outcome, Record, Refusal, verify};
+use latebind_contract::record::{Outcome, Record};
+use latebind_contract::verify::{Expected, Refusal, verify};
 use serde::{Deserialize, Serialize};
 
 use crate::bind::Reason;
@@ -135,7 +136,7 @@ mod tests {
     fn record(secrets: &Secrets, code: i32) -> Record {
         let used = serde_json::json!({"user_s": 0.1, "system_s": 0.3, "max_rss_kib": 1, "read_blocks": 0,
             "written_blocks": 0, "major_faults": 0});
-        let text = serde_json::json!({"version": 1, "job": secrets.job, "nonce": secrets.nonce,
+        let text = serde_json::json!({"version": latebind_contract::VERSION, "job": secrets.job, "nonce": secrets.nonce,
             "incarnation": secrets.incarnation, "startup_sha256": secrets.startup_sha256, "outcome": "exited",
             "exit_code": code, "core_dumped": false, "started_at": "2026-01-01T00:00:00Z",
             "ended_at": "2026-01-01T00:00:01Z", "wall_s": 0.123_456_789, "usage": {"main": used, "tree": used},

@@ -81,7 +81,7 @@ impl Default for Metrics {
             to.register("reused_containers", "Jobs that ran in the container of the one before", new.reused.clone());
             to.register("jobs", "Jobs that are over, by class and reason", new.endings.clone());
             to.register_with_unit("phase", "How long each phase of a job took", Unit::Seconds, new.phases.clone());
-            to.register_with_unit("start", "From the bell to the job's exec", Unit::Seconds, new.start.clone());
+            to.register_with_unit("start", "From the notification to the job's exec", Unit::Seconds, new.start.clone());
             to.register_with_unit("cpu", "CPU time of jobs that are over", Unit::Seconds, new.cpu.clone());
             to.register("busy_slots", "Slots that have a job", new.busy.clone());
             to.register("slots_out_of_service", "Slots that take no job for a while", new.out_of_service.clone());

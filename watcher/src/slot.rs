@@ -1,4 +1,4 @@
-//! One slot as the watcher sees it: its volumes, its numbers, what its glue says, and its chime.
+//! One slot as the watcher sees it: its volumes, its numbers, what its glue says, and its notification FIFO.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -28,8 +28,8 @@ pub type ClientDirs = BTreeMap<String, (u32, u32)>;
 /// What is written down in the private volume while a slot's volumes may have marks of a foreign root: from before an
 /// image that is not proven can run, until it is proven, or the placeholder is back and the volumes are reset.
 /// HTCondor's pilot waits for its end.
-pub fn unmended(number: u32) -> String {
-    format!("{number}-unmended")
+pub fn dirty_mark(number: u32) -> String {
+    format!("{number}-dirty")
 }
 
 /// An open slot.
@@ -46,7 +46,7 @@ pub struct Slot {
     pub gid: u32,
     /// Further volumes that the payload container has to itself, `/tmp` and `/dev/shm` say: emptied with each job.
     pub scratch: Vec<Dir>,
-    chime: OwnedFd,
+    notified: OwnedFd,
 }
 
 /// Where the pilot container has a slot's further volumes, in directories of any name: `/scratch/slot/<n>/<name>`.
@@ -75,8 +75,8 @@ impl Slot {
         if work.st_uid == 0 || work.st_uid == u32::MAX || work.st_gid == 0 {
             return Err(io::Error::other("data/work is root's: `glue install` has to run first, in an init container"));
         }
-        let chime = ctl.open_fifo(layout::CHIME)?;
-        Ok(Self { number, ctl, data, uid: work.st_uid, gid: work.st_gid, scratch: scratch(number)?, chime })
+        let notified = ctl.open_fifo(layout::WATCHER_NOTIFY)?;
+        Ok(Self { number, ctl, data, uid: work.st_uid, gid: work.st_gid, scratch: scratch(number)?, notified })
     }
 
     /// The directories in `data/` that are neither ours nor glue's, as they are now.
@@ -115,26 +115,26 @@ impl Slot {
         self.ctl.stat_of(layout::STARTUP).is_ok()
     }
 
-    /// Rings glue's bell.
-    pub fn ring(&self) -> io::Result<()> {
-        let bell = self.ctl.open_beneath(layout::BELL, OFlag::O_RDWR | OFlag::O_NONBLOCK, 0)?;
-        nix::unistd::write(&bell, b"\n").map(drop).or_else(|e| match e {
-            nix::errno::Errno::EAGAIN => Ok(()), // full: it has been rung
+    /// Notifies glue.
+    pub fn notify(&self) -> io::Result<()> {
+        let fifo = self.ctl.open_beneath(layout::GLUE_NOTIFY, OFlag::O_RDWR | OFlag::O_NONBLOCK, 0)?;
+        nix::unistd::write(&fifo, b"\n").map(drop).or_else(|e| match e {
+            nix::errno::Errno::EAGAIN => Ok(()), // full: glue has been notified
             e => Err(e.into()),
         })
     }
 
     /// The notification FIFO, to wait for.
-    pub fn chime(&self) -> BorrowedFd<'_> {
-        self.chime.as_fd()
+    pub fn notified(&self) -> BorrowedFd<'_> {
+        self.notified.as_fd()
     }
 
     /// Empties the notification FIFO, whose bytes carry no meaning. Reads at most what it can hold at once: until the
     /// mount proof has succeeded, an image's root may write faster than this reads.
-    pub fn silence_chime(&self) {
+    pub fn clear_notifications(&self) {
         let mut bytes = [0; 4096];
         for _ in 0..CHIME_MAX / bytes.len() {
-            if nix::unistd::read(&self.chime, &mut bytes) != Ok(bytes.len()) {
+            if nix::unistd::read(&self.notified, &mut bytes) != Ok(bytes.len()) {
                 return;
             }
         }
@@ -145,13 +145,13 @@ impl Slot {
     pub fn finish(&self, within: Duration) -> io::Result<()> {
         let give_up = Instant::now() + within;
         let glue = loop {
-            self.silence_chime();
+            self.clear_notifications();
             let left = give_up.saturating_duration_since(Instant::now());
             match self.pin_glue() {
                 Ok(found) => break found,
                 Err(e) if left.is_zero() => return Err(e),
                 // A glue that starts notifies us.
-                Err(_) => is_readable_within(self.chime(), left),
+                Err(_) => is_readable_within(self.notified(), left),
             };
         };
         self.ctl.replace(layout::FINISH, b"", 0o600)?;

@@ -67,8 +67,8 @@ fn report() -> Value {
         "class": "final", "reason": "LimitExceeded", "message": "m", "exit_code": 1, "signal": null, "verified": true,
         "refusal": null,
         "record": {
-            "version": 1, "job": "a.1", "nonce": key, "incarnation": "i", "startup_sha256": "s", "outcome": "exited",
-            "exit_code": 1, "core_dumped": false, "error": {"stage": "exec", "errno": "ENOENT", "message": "m"},
+            "version": 2, "job": "a.1", "nonce": key, "incarnation": "i", "startup_sha256": "s", "outcome": "exited",
+            "exit_code": 1, "core_dumped": false, "error": {"stage": "exec", "errno": 2, "message": "m", "path": "/bin"},
             "started_at": "2026-01-01T00:00:00Z", "ended_at": "2026-01-01T00:00:01Z", "wall_s": 1.0,
             "usage": {"main": used, "tree": used}, "processes": {"reaped": 1, "left_over_killed": 0, "unkilled": 0},
             "warnings": ["w"], "glue": {"version": "1", "sha256": "s"}
@@ -96,7 +96,16 @@ fn no_field_of_a_report_reaches_a_terminal_but_as_text() {
     let value = report();
     let good: Report = parse(&value).unwrap();
     let changed = hostile::<Report>(&value);
-    for place in ["/job", "/image", "/message", "/outputs/0", "/missing_outputs/0", "/record/warnings/0", "/limit/at"] {
+    for place in [
+        "/job",
+        "/image",
+        "/message",
+        "/outputs/0",
+        "/missing_outputs/0",
+        "/record/warnings/0",
+        "/record/error/path",
+        "/limit/at",
+    ] {
         assert!(changed.iter().any(|(changed, _)| changed == place), "{place}");
     }
     for (place, bad) in &changed {

@@ -12,8 +12,8 @@ pub const GLUE_MODE: u32 = 0o511;
 /// Name of the glue binary within [`BIN`].
 pub const GLUE_NAME: &str = "glue";
 
-/// One job, from watcher to glue; unlinked by glue when claimed or refused.
-pub const STARTUP: &str = "startup.json";
+/// One job, from watcher to glue, in two lines of JSON; unlinked by glue when claimed or refused.
+pub const STARTUP: &str = "startup.jsonl";
 /// Glue's phase and identity, replaced atomically.
 pub const STATUS: &str = "status.json";
 /// Signed exit record of the last job.
@@ -21,10 +21,10 @@ pub const RECORD: &str = "record.jws";
 /// File within `ctl/`, the watcher's: the pod is over, and a glue that is told to stop now ends with 0 whatever its
 /// `--stop-code`.
 pub const FINISH: &str = "finish";
-/// FIFO that the watcher rings after each file that it put.
-pub const BELL: &str = "bell";
-/// FIFO that glue rings after each file that it put.
-pub const CHIME: &str = "chime";
+/// FIFO that the watcher writes to after each file that it put, to notify glue.
+pub const GLUE_NOTIFY: &str = "glue.notify";
+/// FIFO that glue writes to after each file that it put, to notify the watcher.
+pub const WATCHER_NOTIFY: &str = "watcher.notify";
 /// Names that a FIFO for relayed standard streams may have within `ctl/`.
 pub const STREAMS: [&str; 3] = ["in", "out", "err"];
 /// Every environment file's name starts with this.

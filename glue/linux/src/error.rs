@@ -1,4 +1,4 @@
-//! Errors that say what, where and how to mend, as `io::Error`: a text, and the errno that caused it.
+//! Errors that say what, where and how to repair it, as `io::Error`: a text, and the errno that caused it.
 //!
 //! Texts come as `format_args!`, so that each of the many places that can fail costs little more than its text.
 #![forbid(unsafe_code)]

@@ -65,8 +65,8 @@ fn the_pilots_secrets_are_out_of_reach() {
         &pilot,
         "what glue and watcher say to each other",
         &[],
-        "cd /shared/slot/0; ls ctl && echo list; cat ctl/status.json ctl/record.jws ctl/startup.json && echo read; \
-         echo x >ctl/startup.json && echo startup; echo >ctl/bell && echo bell; mv ctl ctl2 && echo moved; \
+        "cd /shared/slot/0; ls ctl && echo list; cat ctl/status.json ctl/record.jws ctl/startup.jsonl && echo read; \
+         echo x >ctl/startup.jsonl && echo startup; echo >ctl/glue.notify && echo notify; mv ctl ctl2 && echo moved; \
          chmod 777 ctl && echo chmod; echo x >data/x && echo data; mv data/work data/w && echo work; \
          ln -s /etc/passwd data/io/x && echo io; mkdir data/own && echo mkdir; mv /shared/bin/glue /x && echo glue; echo x >>/shared/bin/glue && echo glue",
     );

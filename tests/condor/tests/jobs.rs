@@ -140,7 +140,7 @@ fn what_no_run_can_mend_is_held_with_the_reason() {
     let missing = pool.submit(&format!("{BUSYBOX}executable = /no/such/program\ntransfer_executable = False"), &[]);
     let ad = missing.is_held("CommandNotFound");
     assert_eq!(ad["HoldReasonCode"], 21);
-    // Mended and released, it runs.
+    // Repaired and released, it runs.
     pool.ask("pool", "alice", &["condor_qedit", &missing.id, "Cmd", "\"/bin/true\""]);
     missing.tool(&["condor_release"]);
     missing.ends_with(0);

@@ -4,8 +4,9 @@ use std::sync::LazyLock;
 
 use latebind_contract::encoding::{Bytes32, Key, base64url, from_base64url, sha256_hex};
 use latebind_contract::record::{
-    CgroupUse, Expected, Failure, GlueIdentity, Outcome, Processes, Record, Refusal, Stage, Usage, Used, sign, verify,
+    CgroupUse, Failure, GlueIdentity, Outcome, Processes, Record, Stage, Usage, Used, sign,
 };
+use latebind_contract::verify::{Expected, Refusal, verify};
 
 use crate::input::Input;
 
@@ -48,7 +49,7 @@ pub fn run(data: &[u8]) {
 /// Verifies, and checks what has to be true of a record that passed.
 fn verified(text: &[u8]) -> Result<Record, Refusal> {
     let record = verify(Some(text), &expected())?;
-    assert_eq!((record.version, record.job.as_str(), &record.nonce), (1, JOB, &NONCE));
+    assert_eq!((record.version, record.job.as_str(), &record.nonce), (latebind_contract::VERSION, JOB, &NONCE));
     assert_eq!((record.incarnation.as_str(), record.startup_sha256.as_str()), ("i", "s"));
     let text = str::from_utf8(text).unwrap();
     let (signed, signature) = text.rsplit_once('.').unwrap();
@@ -113,7 +114,7 @@ fn record_of(input: &mut Input<'_>) -> Record {
     let stages = [Stage::Startup, Stage::Environment, Stage::Privileges, Stage::Stdio, Stage::Exec];
     let given = input.byte();
     Record {
-        version: 1,
+        version: latebind_contract::VERSION,
         job: JOB.into(),
         nonce: NONCE,
         incarnation: "i".into(),
@@ -124,8 +125,10 @@ fn record_of(input: &mut Input<'_>) -> Record {
         core_dumped: given & 4 != 0,
         error: (given & 8 != 0).then(|| Failure {
             stage: stages[input.below(5)],
-            errno: text(input),
+            errno: number(input) as i32,
             message: text(input),
+            path: input.byte().is_multiple_of(2).then(|| text(input)),
+            reported: input.byte().is_multiple_of(2).then(|| (input.byte(), [0; 5].map(|_: u32| number(input) as u32))),
         }),
         started_at: (given & 16 != 0).then(|| text(input)),
         ended_at: text(input),

@@ -1,16 +1,17 @@
 //! Target `startup`: the startup file.
 
+use latebind_contract::command::{self, Amount, Command, FIELDS, rlimit_number};
 use latebind_contract::encoding::Bytes32;
 use latebind_contract::layout::{ENV_FILES_MAX, Ids};
-use latebind_contract::startup::{self, Amount, GRACE_MAX, Invalid, KILL_MAX, Startup, TIMEOUT_MAX};
+use latebind_contract::order::{self, GRACE_MAX, Invalid, KILL_MAX, Order, TIMEOUT_MAX};
 
 /// Longest message of a refusal. It goes into the log and into `status.json`.
 const MESSAGE_MAX: usize = 2048;
 
 /// The input is a startup file.
 pub fn run(data: &[u8]) {
-    match startup::parse(data) {
-        Ok(startup) => accepted(data, &startup),
+    match order::parse(data) {
+        Ok((order, rest)) => accepted(data, &order, rest),
         Err(refused) => {
             is_message(&refused);
             keeps_the_key(data);
@@ -18,22 +19,45 @@ pub fn run(data: &[u8]) {
     }
 }
 
-fn accepted(data: &[u8], startup: &Startup) {
-    let written = serde_json::to_vec(startup).unwrap();
-    let again = startup::parse(&written).unwrap();
-    assert_eq!(&again, startup, "what is written is not what is read back");
-    assert_eq!(serde_json::to_vec(&again).unwrap(), written, "there are two ways to write the same file");
-    has_the_fields_of(data, &written);
+fn accepted(data: &[u8], order: &Order, rest: &[u8]) {
+    let first = data.strip_suffix(rest).and_then(|first| first.strip_suffix(b"\n")).expect("two lines");
+    assert!(!first.contains(&b'\n'), "the order has more than one line");
+    let written = serde_json::to_vec(order).unwrap();
+    let file = [&written[..], b"\n", rest].concat();
+    let (again, same) = order::parse(&file).unwrap();
+    assert_eq!((&again, same), (order, rest), "what is written is not what is read back");
+    has_the_fields_of(first, &written);
 
-    let ids = Ids { uid: startup.uid, gid: startup.gid, kill_uid: 65_100 };
-    match startup.check(ids, &startup.incarnation) {
-        Ok(()) => checked(startup, ids),
+    let ids = Ids { uid: order.uid, gid: order.gid, kill_uid: 65_100 };
+    match order.check(ids, &order.incarnation) {
+        Ok(()) => checked(order, ids),
         Err(refused) => is_message(&refused),
     }
-    let other = format!("{}x", startup.incarnation);
-    assert!(startup.check(ids, &other).is_err(), "a startup file of another incarnation passed");
+    let other = format!("{}x", order.incarnation);
+    assert!(order.check(ids, &other).is_err(), "a startup file of another incarnation passed");
     for ids in [Ids { uid: ids.uid ^ 1, ..ids }, Ids { gid: ids.gid ^ 1, ..ids }, Ids { kill_uid: ids.uid, ..ids }] {
-        assert!(startup.check(ids, &startup.incarnation).is_err(), "a startup file of another slot passed");
+        assert!(order.check(ids, &order.incarnation).is_err(), "a startup file of another slot passed");
+    }
+    commanded(order, rest);
+}
+
+/// What stage two makes of the second line.
+fn commanded(order: &Order, rest: &[u8]) {
+    let command = match command::parse(rest) {
+        Ok(command) => command,
+        Err(refused) => return is_message(&refused),
+    };
+    let written = serde_json::to_vec(&command).unwrap();
+    assert_eq!(command::parse(&written).unwrap(), command, "what is written is not what is read back");
+    if rest.trim_ascii_start().starts_with(b"{") {
+        has_the_fields_of(rest, &written);
+    }
+    match command.check(order.fifos) {
+        Ok(()) => checked_command(&command, order.fifos),
+        Err(refused) => {
+            assert!(FIELDS.contains(&refused.field), "{} cannot be reported", refused.field);
+            is_message(&refused);
+        }
     }
 }
 
@@ -54,6 +78,8 @@ fn means(file: &serde_json::Value, ours: &serde_json::Value) -> bool {
         (Number(a), Number(b)) => a.as_f64() == b.as_f64(),
         (Number(a), String(b)) => b == "unlimited" && a.as_u64() == Some(u64::MAX),
         (Array(a), Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| means(a, b)),
+        // serde also takes a limit or a stream as a list of its fields' values.
+        (Array(a), Object(b)) => a.len() <= b.len().max(3) && a.iter().all(|a| !matches!(a, Object(_) | Array(_))),
         (Object(a), Object(b)) => a.iter().all(|(name, a)| match b.get(name) {
             Some(b) => means(a, b),
             // `"append": false` and `"file": null` are what a stream has without them.
@@ -63,32 +89,40 @@ fn means(file: &serde_json::Value, ours: &serde_json::Value) -> bool {
     }
 }
 
-/// What a file that passed all checks promises to the code that acts on it as root.
-fn checked(startup: &Startup, ids: Ids) {
+/// What an order that passed all checks promises to the code that acts on it as root.
+fn checked(order: &Order, ids: Ids) {
     let printable = |text: &str| text.bytes().all(|b| (b' '..=b'~').contains(&b));
-    assert!((1..=128).contains(&startup.job.len()) && printable(&startup.job));
-    for id in [startup.uid, startup.gid].iter().chain(&startup.groups) {
+    assert!((1..=128).contains(&order.job.len()) && printable(&order.job));
+    for id in [order.uid, order.gid].iter().chain(&order.groups) {
         assert!(![0, u32::MAX, ids.kill_uid].contains(id), "the payload would have the ID {id}");
     }
-    assert!(startup.groups.len() <= 64);
-    assert!(startup.argv.first().is_some_and(|program| !program.is_empty()));
-    assert!(startup.argv.iter().all(|argument| !argument.contains('\0')));
-    assert!(startup.cwd.as_deref().is_none_or(|cwd| cwd.starts_with('/') && !cwd.contains('\0') && cwd.len() < 4096));
-    assert!(startup.env_files.len() <= ENV_FILES_MAX);
-    for file in &startup.env_files {
-        assert!(file.name.starts_with("env.") && !file.name.contains(['/', '\0']) && !file.name.ends_with(".tmp"));
+    assert!(order.groups.len() <= 64);
+    assert!(order.env_files.len() <= ENV_FILES_MAX);
+    for name in &order.env_files {
+        assert!(name.starts_with("env.") && !name.contains(['/', '\0']) && !name.ends_with(".tmp"));
     }
-    for (name, value) in &startup.env.0 {
-        assert!(!name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0'));
-    }
-    for (path, target) in &startup.links.0 {
+    for (path, target) in &order.links.0 {
         assert!(path.starts_with('/') && !path.contains('\0'));
         let parts: Vec<&str> = path.split('/').skip(1).collect();
         assert!(parts.iter().all(|part| !matches!(*part, "" | "." | "..")), "{path:?} is not in its plain form");
         assert_ne!(parts.first(), Some(&"shared"), "{path:?} is within the shared volumes");
         assert!(!target.is_empty() && !target.contains('\0') && target.len() < 4096);
     }
-    for (stream, fifo) in [(&startup.stdin, "in"), (&startup.stdout, "out"), (&startup.stderr, "err")] {
+    for (value, most) in [(order.timeout_s, TIMEOUT_MAX), (order.grace_s, GRACE_MAX), (order.kill_s, KILL_MAX)] {
+        assert!((0.0..=most).contains(&value));
+    }
+}
+
+/// What a command that passed all checks promises to stage two.
+fn checked_command(command: &Command, fifos: [bool; 3]) {
+    assert!(command.argv.first().is_some_and(|program| !program.is_empty()));
+    assert!(command.argv.iter().all(|argument| !argument.contains('\0')));
+    assert!(command.cwd.as_deref().is_none_or(|cwd| cwd.starts_with('/') && !cwd.contains('\0') && cwd.len() < 4096));
+    for (name, value) in &command.env.0 {
+        assert!(!name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0'));
+    }
+    for ((stream, fifo), is_fifo) in command.streams().into_iter().zip(["in", "out", "err"]).zip(fifos) {
+        assert_eq!(stream.as_ref().is_some_and(|stream| stream.fifo.is_some()), is_fifo);
         let Some(stream) = stream else { continue };
         assert_ne!(stream.file.is_some(), stream.fifo.is_some());
         assert!(!stream.append || (stream.file.is_some() && fifo != "in"));
@@ -98,14 +132,11 @@ fn checked(startup: &Startup, ids: Ids) {
             assert!(stays && !file.contains('\0'), "{file:?} leads out of data/");
         }
     }
-    assert!(startup.umask_bits().is_some_and(|bits| bits <= 0o777));
-    for (name, limit) in &startup.rlimits.0 {
-        assert!(startup::rlimit_number(name).is_some());
+    assert!(command.umask_bits().is_some_and(|bits| bits <= 0o777));
+    for (name, limit) in &command.rlimits.0 {
+        assert!(rlimit_number(name).is_some());
         let amount = |amount| if let Amount::Of(n) = amount { n } else { u64::MAX };
         assert!(amount(limit.soft) <= amount(limit.hard));
-    }
-    for (value, most) in [(startup.timeout_s, TIMEOUT_MAX), (startup.grace_s, GRACE_MAX), (startup.kill_s, KILL_MAX)] {
-        assert!((0.0..=most).contains(&value));
     }
 }
 
@@ -122,9 +153,9 @@ fn keeps_the_key(data: &[u8]) {
     if data.windows(8).any(|part| key.as_bytes().starts_with(part)) {
         return;
     }
-    for (before, after) in [("{\"version\":1,\"key\":\"", "\""), ("{\"key\":\"", "\\u0041\""), ("{\"key\":\"A", "\"")] {
-        let text = [before.as_bytes(), key.as_bytes(), after.as_bytes(), data].concat();
-        let Err(refused) = startup::parse(&text) else { continue };
+    for (before, after) in [("{\"version\":2,\"key\":\"", "\""), ("{\"key\":\"", "\\u0041\""), ("{\"key\":\"A", "\"")] {
+        let text = [before.as_bytes(), key.as_bytes(), after.as_bytes(), data, b"\n{}"].concat();
+        let Err(refused) = order::parse(&text) else { continue };
         is_message(&refused);
         let text = refused.to_string();
         assert!(!text.contains(&key[..8]), "the key is in the message: {text}");

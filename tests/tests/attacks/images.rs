@@ -45,7 +45,7 @@ fn the_mount_proof_refuses_an_image_that_shadows_glue() {
     let watched = std::thread::spawn(move || {
         let (mut startup, mut pwned) = (false, false);
         while flag.load(std::sync::atomic::Ordering::Relaxed) {
-            startup |= ["startup.json", "startup.json.tmp"].iter().any(|name| ctl.join(name).exists());
+            startup |= ["startup.jsonl", "startup.jsonl.tmp"].iter().any(|name| ctl.join(name).exists());
             pwned |= ctl.join("pwned").exists();
             std::thread::sleep(Duration::from_micros(100));
         }

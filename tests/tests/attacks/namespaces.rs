@@ -29,7 +29,7 @@ fn mounts_of_a_payload_over_the_volumes_are_its_own() {
     // the slot's.
     let script = "echo real >out; echo real >covered; exec unshare -U -r -m sh -c '\
          mount -t tmpfs t /shared && mkdir -p /shared/bin /shared/slot/0/ctl /shared/slot/0/data/work || exit 9; \
-         cd /shared/slot/0; echo forged >ctl/record.jws; echo {} >ctl/status.json; echo {} >ctl/startup.json; echo x >ctl/finish; \
+         cd /shared/slot/0; echo forged >ctl/record.jws; echo {} >ctl/status.json; echo {} >ctl/startup.jsonl; echo x >ctl/finish; \
          cp /bin/busybox /shared/bin/glue; echo forged >data/work/out; ln -s /etc/passwd data/work/covered; echo seen; exit 7'";
     let outcome = pod.job("mounter", &with(shell(script), "outputs", json!(["out", "covered"])));
     outcome.is("final", "Error");

@@ -43,7 +43,7 @@ fn control_files_and_sockets_are_out_of_reach() {
     nothing_works(
         "reacher",
         "exec 2>/dev/null; cd /shared/slot/0; ls ctl && echo list; cat ctl/status.json && echo status; cat ctl/record.jws && echo record; \
-         echo x >ctl/startup.json && echo startup; echo >ctl/bell && echo bell; rm -rf ctl/* && [ -e ctl/x ] && echo removed; \
+         echo x >ctl/startup.jsonl && echo startup; echo >ctl/glue.notify && echo notify; rm -rf ctl/* && [ -e ctl/x ] && echo removed; \
          mv ctl ctl2 && echo moved; rmdir ctl && echo rmdir; chmod 777 ctl && echo chmod; ln -s /tmp ctl/x && echo link; \
          echo x >data/x && echo data; mv data/work data/w && echo work; mkdir data/io2 && echo mkdir; ls -A data/io/x; \
          rm -f data/io/stdout && echo stdout; ln -sf /etc/passwd data/io/stdout && echo io; \

@@ -1,4 +1,4 @@
-//! What went wrong, told to the person who called: what, where, how to mend.
+//! What went wrong, told to the person who called: what, where, how to repair it.
 
 use std::fmt;
 

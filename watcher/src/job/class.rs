@@ -12,16 +12,17 @@ use crate::bind::{Class, ContainerState, Failure, Reason};
 /// SIGKILL, the signal with which the kernel ends a process for memory.
 const SIGKILL: i32 = 9;
 
-/// Class, reason and message of a verified record. `cancelled` is why the watcher itself ended the job, if it did,
+/// Class, reason and message of a verified record. `failed` is what its error says in words, `cancelled` why the watcher itself ended the job, if it did,
 /// `limit` the limit for which it did, `asked` the limits that job and pilot have named.
 pub fn of_record(
     record: &Record,
+    failed: Option<&str>,
     cancelled: Option<&str>,
     limit: Option<&Crossed>,
     asked: &Limits,
 ) -> (Class, Reason, String) {
     let code = record.exit_code;
-    let cut_off = record.error.as_ref().is_some_and(|e| e.stage == Stage::Startup && e.errno == "EINTR");
+    let cut_off = record.error.as_ref().is_some_and(|e| e.stage == Stage::Startup && e.errno_name() == "EINTR");
     let ended_by_it = match record.outcome {
         Outcome::Signaled | Outcome::Exited | Outcome::TimedOut => true,
         Outcome::NotStarted => cut_off,
@@ -42,7 +43,7 @@ pub fn of_record(
         Outcome::Signaled | Outcome::Exited | Outcome::NotStarted if ended_by_it && cancelled.is_some() => {
             (Class::Retry, Reason::Cancelled, cancelled.unwrap_or_default().to_owned())
         }
-        Outcome::NotStarted => of_failure(record.error.as_ref()),
+        Outcome::NotStarted => of_failure(record.error.as_ref(), failed.unwrap_or_default()),
         Outcome::Signaled => {
             let signal = record.signal.unwrap_or(0);
             if signal == SIGKILL && record.cgroup.and_then(|c| c.oom_kills).unwrap_or(0) > 0 {
@@ -71,13 +72,14 @@ fn out_of_memory() -> String {
 }
 
 /// A job that was not started: some of it is the user's, some of it the node's.
-fn of_failure(failure: Option<&NotStarted>) -> (Class, Reason, String) {
+fn of_failure(failure: Option<&NotStarted>, words: &str) -> (Class, Reason, String) {
     let Some(failure) = failure else {
         return (Class::Retry, Reason::NotStarted, "the job was not started".into());
     };
     // What the machine lacks at the moment is nobody's fault and may be there elsewhere.
     let passing = ["EAGAIN", "ENOMEM", "EIO", "EMFILE", "ENFILE", "ENOSPC", "ESTALE", "ETIMEDOUT"];
-    let reason = match (failure.stage, failure.errno.as_str()) {
+    let errno = failure.errno_name();
+    let reason = match (failure.stage, errno.as_str()) {
         // Of a program that is cut short the kernel says what it says of a broken disk: never the slot's fault alone.
         (Stage::Exec, "EIO") => Reason::CommandNotExecutable,
         (_, errno) if passing.contains(&errno) => Reason::ResourceShortage,
@@ -91,12 +93,12 @@ fn of_failure(failure: Option<&NotStarted>) -> (Class, Reason, String) {
     let class = match reason {
         Reason::ResourceShortage | Reason::PrivilegeError => Class::Retry,
         // A start that was interrupted has no field to blame; a refused field has.
-        Reason::StartupError if matches!(failure.errno.as_str(), "EINTR" | "ECANCELED") => Class::Retry,
-        Reason::CommandNotExecutable if failure.errno == "EIO" => Class::Retry,
+        Reason::StartupError if matches!(errno.as_str(), "EINTR" | "ECANCELED") => Class::Retry,
+        Reason::CommandNotExecutable if errno == "EIO" => Class::Retry,
         _ => Class::Hold,
     };
     // It may name what the image holds.
-    (class, reason, one_line(&failure.message))
+    (class, reason, one_line(words))
 }
 
 fn no_room() -> Failure {
@@ -191,26 +193,28 @@ pub fn exit_code(report: &Report) -> i32 {
 
 #[cfg(test)]
 mod tests {
+    use nix::libc;
+
     use super::super::limits::Bytes;
     use super::*;
 
     #[test]
     fn a_start_that_was_interrupted_is_tried_again_whatever_its_message_says() {
-        let of = |stage, errno: &str, message: &str| {
-            let failure = NotStarted { stage, errno: errno.into(), message: message.into() };
-            let (class, reason, message) = of_failure(Some(&failure));
+        let of = |stage, errno: i32, message: &str| {
+            let failure = NotStarted { stage, errno, message: String::new(), path: None, reported: None };
+            let (class, reason, message) = of_failure(Some(&failure), message);
             assert!(!message.contains('\x1b'));
             (class, reason)
         };
         let said = "links: \x1b[2J the start was cut off";
-        assert_eq!(of(Stage::Startup, "EINTR", said), (Class::Retry, Reason::StartupError));
-        assert_eq!(of(Stage::Startup, "ECANCELED", ""), (Class::Retry, Reason::StartupError));
-        assert_eq!(of(Stage::Startup, "", said), (Class::Hold, Reason::StartupError));
-        assert_eq!(of(Stage::Startup, "EEXIST", said), (Class::Hold, Reason::StartupError));
-        assert_eq!(of(Stage::Exec, "ENOENT", "no space left on device"), (Class::Hold, Reason::CommandNotFound));
-        assert_eq!(of(Stage::Environment, "ENOSPC", ""), (Class::Retry, Reason::ResourceShortage));
-        assert_eq!(of(Stage::Exec, "ENOMEM", ""), (Class::Retry, Reason::ResourceShortage));
-        assert_eq!(of(Stage::Exec, "EIO", ""), (Class::Retry, Reason::CommandNotExecutable));
+        assert_eq!(of(Stage::Startup, libc::EINTR, said), (Class::Retry, Reason::StartupError));
+        assert_eq!(of(Stage::Startup, libc::ECANCELED, ""), (Class::Retry, Reason::StartupError));
+        assert_eq!(of(Stage::Startup, 0, said), (Class::Hold, Reason::StartupError));
+        assert_eq!(of(Stage::Startup, libc::EEXIST, said), (Class::Hold, Reason::StartupError));
+        assert_eq!(of(Stage::Exec, libc::ENOENT, "no space left on device"), (Class::Hold, Reason::CommandNotFound));
+        assert_eq!(of(Stage::Environment, libc::ENOSPC, ""), (Class::Retry, Reason::ResourceShortage));
+        assert_eq!(of(Stage::Exec, libc::ENOMEM, ""), (Class::Retry, Reason::ResourceShortage));
+        assert_eq!(of(Stage::Exec, libc::EIO, ""), (Class::Retry, Reason::CommandNotExecutable));
     }
 
     #[test]

@@ -22,7 +22,8 @@ pub use self::clock::{now, rfc3339, seconds_of, uptime};
 pub use self::request::{EnvSource, Request, is_id};
 
 use latebind_contract::encoding::{Bytes32, Key};
-use latebind_contract::record::{Record, Refusal};
+use latebind_contract::record::Record;
+use latebind_contract::verify::Refusal;
 use serde::{Deserialize, Serialize};
 
 use crate::bind::{Class, Container, Reason};
@@ -111,9 +112,9 @@ pub struct Durations {
     /// Of that, waiting for the image to be fetched.
     #[serde(default)]
     pub pull: f64,
-    /// Handing the job over, up to the ring.
+    /// Handing the job over, up to the notification.
     pub start: f64,
-    /// From the ring to the record.
+    /// From the notification to the record.
     pub run: f64,
     /// Verifying and fetching.
     pub collect: f64,
@@ -170,7 +171,7 @@ pub struct Report {
     pub record: Option<Record>,
     /// How long each phase took.
     pub durations: Durations,
-    /// From the bell to the job's exec, milliseconds.
+    /// From the notification to the job's exec, milliseconds.
     pub start_latency_ms: Option<f64>,
     /// Whether the container of an earlier job was used again.
     pub reused_container: bool,
@@ -265,8 +266,8 @@ pub struct State {
     pub bound: Option<Bound>,
     /// What proves its record.
     pub secrets: Option<Secrets>,
-    /// When the bell was rung, seconds since the epoch.
-    pub rung_at: Option<f64>,
+    /// When glue was notified, seconds since the epoch.
+    pub notified_at: Option<f64>,
     /// The memory limit of its container, which a restarted watcher cannot read any more.
     #[serde(default)]
     pub memory_size: Option<u64>,
@@ -291,7 +292,7 @@ impl State {
             binds: 0,
             bound: None,
             secrets: None,
-            rung_at: None,
+            notified_at: None,
             memory_size: None,
             record_jws: None,
             cancelled: None,

@@ -4,7 +4,8 @@ use std::io::{self, Read};
 
 use latebind_contract::encoding::{Bytes32, Key, sha256_hex};
 use latebind_contract::layout::{ENV_FILE_MAX, ENV_FILES_BYTES_MAX, ENV_PREFIX, STARTUP, STARTUP_MAX, STREAMS};
-use latebind_contract::startup::{EnvFile, Object, Startup, Stream};
+use latebind_contract::startup::{EnvFile, EnvMode, Object, Startup, Stream};
+use latebind_contract::words::{self, About};
 
 use nix::sys::stat::fstat;
 
@@ -90,7 +91,8 @@ pub fn prepare(slot: &Slot, bound: &Bound, request: &Request, routes: Option<&Ro
     startup
         .check(slot.ids(bound.kill_uid), &bound.incarnation)
         .map_err(|invalid| Failure::hold(Reason::InvalidJob, invalid.to_string()))?;
-    let file = serde_json::to_vec(&startup).map_err(|e| Failure::hold(Reason::InvalidJob, e.to_string()))?;
+    let unwritable = || Failure::hold(Reason::InvalidJob, "the startup file cannot be written as JSON");
+    let file = startup.file().ok_or_else(unwritable)?;
     if file.len() as u64 > STARTUP_MAX {
         let message = format!("the startup file would have {} bytes, more than {STARTUP_MAX}", file.len());
         return Err(Failure::hold(Reason::InvalidJob, message));
@@ -101,7 +103,24 @@ pub fn prepare(slot: &Slot, bound: &Bound, request: &Request, routes: Option<&Ro
     Ok(Prepared { file, secrets })
 }
 
-/// Puts environment files and startup file, then rings.
+/// What a failed start says, with the job's own names in it.
+pub fn message(failure: &latebind_contract::record::Failure, request: &Request) -> String {
+    let names: Vec<String> = (0..request.env_files.len()).map(|n| format!("{ENV_PREFIX}{n}")).collect();
+    let env_files: Vec<&str> = names.iter().map(String::as_str).collect();
+    let limits: Vec<&str> = request.rlimits.0.iter().map(|(name, _)| name.as_str()).collect();
+    let about = About {
+        program: request.argv.first().map(String::as_str).unwrap_or_default(),
+        path: request.env.get("PATH").map(String::as_str),
+        inherits: request.env_mode == EnvMode::Inherit,
+        cwd: request.cwd.as_deref().unwrap_or("work/"),
+        env_files: &env_files,
+        limits: &limits,
+        streams: [Some("io/stdin"), Some("io/stdout"), Some("io/stderr")],
+    };
+    words::message(failure, &about)
+}
+
+/// Puts environment files and startup file, then notifies glue.
 pub fn hand_over(slot: &Slot, request: &Request, file: &[u8]) -> Result<(), Failure> {
     let mut all = 0;
     for (n, source) in request.env_files.iter().enumerate() {
@@ -125,7 +144,7 @@ pub fn hand_over(slot: &Slot, request: &Request, file: &[u8]) -> Result<(), Fail
         slot.ctl.replace(&format!("{ENV_PREFIX}{n}"), &text, 0o600).map_err(put_failed)?;
     }
     slot.ctl.replace(STARTUP, file, 0o600).map_err(put_failed)?;
-    slot.ring().map_err(put_failed)
+    slot.notify().map_err(put_failed)
 }
 
 fn put_failed(e: io::Error) -> Failure {

@@ -10,7 +10,7 @@ use crate::clean;
 use crate::job::control::Control;
 use crate::job::life::{self, After, Around, Held};
 use crate::job::{Phase, State};
-use crate::slot::{ClientDirs, Slot, unmended};
+use crate::slot::{ClientDirs, Slot, dirty_mark};
 use crate::store::Store;
 use crate::tree::Deadline;
 
@@ -33,7 +33,7 @@ pub(super) fn open_slot(
     if known && kept.is_none() {
         // What was written down is unreadable: an image may have run here, so the volumes are reset before the slot is
         // used.
-        owners.put(&unmended(number), &true)?;
+        owners.put(&dirty_mark(number), &true)?;
     }
     if let Some(owner) = given.filter(|owner| kept != Some(*owner)) {
         owners.put(&name, &owner)?; // the private volume is new, or had another pod before
@@ -148,7 +148,7 @@ impl Core {
             held = after.held;
             if after.needs_placeholder {
                 match self.restore(slot.number, (slot.uid, slot.gid), None) {
-                    Some(mended) => slot = mended,
+                    Some(reset) => slot = reset,
                     None => return,
                 }
                 placeholder = true;
@@ -179,7 +179,7 @@ impl Core {
         if !changed.is_empty() {
             tracing::warn!(slot = slot.number, "directories of its clients are not as they were: {changed:?}");
         }
-        changed.is_empty() && !self.slots_kept.contains(&unmended(slot.number))
+        changed.is_empty() && !self.slots_kept.contains(&dirty_mark(slot.number))
     }
 
     /// Brings the placeholder back and resets the volumes, however long it takes: no job is given a slot in which a
@@ -188,7 +188,7 @@ impl Core {
     fn restore(&self, number: u32, (uid, gid): (u32, u32), job: Option<&str>) -> Option<Slot> {
         let end = UntilTheEnd { core: self, job: job.and_then(|name| self.control(name)) };
         self.restoring.fetch_add(1, Ordering::Relaxed);
-        let mut mended = None;
+        let mut restored = None;
         let dirs = self.dirs.get(&number).cloned().unwrap_or_default();
         while end.stop_wanted().is_none() {
             let bound = self.binder.bind(number, "", &end);
@@ -203,11 +203,11 @@ impl Core {
             });
             match tried {
                 Ok(slot) => {
-                    if let Err(e) = self.slots_kept.remove(&unmended(number)) {
-                        tracing::warn!(slot = number, "it will be mended again after a restart: {e}");
+                    if let Err(e) = self.slots_kept.remove(&dirty_mark(number)) {
+                        tracing::warn!(slot = number, "it will be reset again after a restart: {e}");
                     }
                     tracing::info!(slot = number, "the placeholder is back, and the slot's volumes are reset");
-                    mended = Some(slot);
+                    restored = Some(slot);
                     break;
                 }
                 Err(e) => tracing::warn!(slot = number, "no job yet, {e}"),
@@ -215,7 +215,7 @@ impl Core {
             std::thread::sleep(RESTORE_AGAIN_AFTER);
         }
         self.restoring.fetch_sub(1, Ordering::Relaxed);
-        mended
+        restored
     }
 
     /// The next job's name; `None` when the core ends. While there is none, the slot goes back to the placeholder after

@@ -46,7 +46,7 @@ impl Core {
             let state = job.map(|job| &job.state);
             let running = state.filter(|s| s.phase == Phase::Running);
             let left = |s: &&crate::job::State| {
-                Some(s.rung_at? + s.request.timeout_s - at).filter(|_| s.request.timeout_s > 0.0)
+                Some(s.notified_at? + s.request.timeout_s - at).filter(|_| s.request.timeout_s > 0.0)
             };
             let service = shared.services.get(&slot).cloned().unwrap_or_default();
             SlotLine {

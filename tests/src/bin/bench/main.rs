@@ -30,7 +30,7 @@ use slot::Slot;
 /// Why something could not be measured.
 pub type Failed = String;
 
-const TO_EXEC: &str = "startup file rung (or asked) -> job's exec";
+const TO_EXEC: &str = "glue notified (or asked) -> job's exec";
 const TO_KNOWN: &str = "job's end -> verified record (or end) known to the other side";
 const TERM_IDLE: &str = "SIGTERM -> gone, idle";
 const TERM_BUSY: &str = "SIGTERM -> gone, with a job that ends on it";
@@ -265,13 +265,13 @@ fn jobs(pod: &Pod, slot: &mut Slot, incarnation: &str, tries: usize) -> Result<T
         let started = slot.start(incarnation, &["/shared/bin/stamp", "/shared/slot/0/data/stamps/glue"])?;
         let (_, known) = slot.await_record(&started)?;
         if n >= 5 {
-            measured.add(started.rung, stamps.of_ended()?, known);
+            measured.add(started.notified, stamps.of_ended()?, known);
         }
     }
     Ok(measured)
 }
 
-/// Counts the calls of glue, both stages and the job's process before its exec, from the bell to the record.
+/// Counts the calls of glue, both stages and the job's process before its exec, from the notification to the record.
 fn glue_calls(pod: &Pod, slot: &mut Slot, incarnation: &str, main: i32) -> Result<BTreeMap<String, u64>, Failed> {
     let _stamps = StampFile::make(&pod.stamps().join("glue"))?;
     let tracer = calls::Tracer::attach(main, &pod.top.join("strace"))?;

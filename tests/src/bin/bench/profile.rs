@@ -44,7 +44,7 @@ impl Timeline {
         Ok(Self { child, tool })
     }
 
-    /// Ends the tracer; what glue, its stages, the job and this program did from the bell on.
+    /// Ends the tracer; what glue, its stages, the job and this program did from the notification on.
     pub fn lines(mut self, log: &Path) -> Result<Vec<String>, Failed> {
         std::thread::sleep(Duration::from_millis(300));
         let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap_or(0));
@@ -57,13 +57,13 @@ impl Timeline {
             who == own || (pid.parse::<u32>().is_ok() && ["glue", "stamp"].contains(&comm))
         };
         let calls = text.lines().filter_map(|line| if self.tool == "perf" { of_perf(line) } else { of_strace(line) });
-        // What came before the bell is this program's own preparation.
-        let mut rung = self.tool != "perf";
+        // What came before the notification is this program's own preparation.
+        let mut notified = self.tool != "perf";
         let mut groups: Vec<Calls> = Vec::new();
         for (call, line) in calls.filter(|(call, _)| ours(&call.who)) {
-            rung = rung || (call.who == own && call.name == "write" && line.contains("count: 1)"));
+            notified = notified || (call.who == own && call.name == "write" && line.contains("count: 1)"));
             match groups.last_mut().filter(|last| last.who == call.who && last.name == call.name) {
-                _ if !rung => {}
+                _ if !notified => {}
                 Some(last) => {
                     last.took += call.took;
                     last.count += 1;

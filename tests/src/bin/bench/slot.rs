@@ -1,13 +1,14 @@
-//! One slot from the watcher's side, with the same calls as the watcher: put, ring, wait for the chime, verify.
+//! One slot from the watcher's side, with the same calls as the watcher: put, notify, wait for a notification, verify.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use latebind_contract::encoding::{Bytes32, Key, sha256_hex};
 use latebind_contract::layout;
-use latebind_contract::record::{Expected, Record, verify};
+use latebind_contract::record::Record;
 use latebind_contract::startup::{EnvMode, Object, Startup, Stream};
 use latebind_contract::status::{Phase, Status};
+use latebind_contract::verify::{Expected, verify};
 use latebind_linux::volume::Dir;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -21,7 +22,7 @@ const PATIENCE_MS: u16 = 10_000;
 /// The slot of the benchmark's pod.
 pub struct Slot {
     ctl: Dir,
-    chime: OwnedFd,
+    notified: OwnedFd,
     count: u32,
 }
 
@@ -29,8 +30,8 @@ pub struct Slot {
 pub struct Started {
     startup: Startup,
     digest: String,
-    /// When the bell was about to be rung.
-    pub rung: u64,
+    /// When glue was about to be notified.
+    pub notified: u64,
 }
 
 fn said(what: &str) -> impl Fn(std::io::Error) -> Failed + '_ {
@@ -48,8 +49,8 @@ impl Slot {
     pub fn open(top: &Path) -> Result<Self, Failed> {
         let path = top.join("slot/0/ctl");
         let ctl = Dir::open(&path.to_string_lossy()).map_err(said("ctl/"))?;
-        let chime = ctl.open_fifo(layout::CHIME).map_err(said("the chime"))?;
-        Ok(Self { ctl, chime, count: 0 })
+        let notified = ctl.open_fifo(layout::WATCHER_NOTIFY).map_err(said("watcher.notify"))?;
+        Ok(Self { ctl, notified, count: 0 })
     }
 
     /// What glue says, if it says anything.
@@ -64,7 +65,7 @@ impl Slot {
             if let Some(status) = self.status().filter(&wanted) {
                 return Ok(status);
             }
-            // The chime tells at once; the bound is for a chime that somebody else took.
+            // A notification comes at once; the bound is for one that somebody else took.
             self.hear(100);
         }
         Err(format!("glue is not {what} after {PATIENCE_MS} ms"))
@@ -76,15 +77,15 @@ impl Slot {
         Ok(status.incarnation)
     }
 
-    /// Waits for the chime and silences it.
+    /// Waits for a notification and empties the FIFO.
     fn hear(&self, milliseconds: u16) {
-        let _ = poll(&mut [PollFd::new(self.chime.as_fd(), PollFlags::POLLIN)], PollTimeout::from(milliseconds));
+        let _ = poll(&mut [PollFd::new(self.notified.as_fd(), PollFlags::POLLIN)], PollTimeout::from(milliseconds));
         self.silence();
     }
 
     fn silence(&self) {
         let mut bytes = [0; 256];
-        while nix::unistd::read(&self.chime, &mut bytes).is_ok_and(|n| n == bytes.len()) {}
+        while nix::unistd::read(&self.notified, &mut bytes).is_ok_and(|n| n == bytes.len()) {}
     }
 
     /// Hands a job over, as the watcher does it for a job with files for its output.
@@ -116,20 +117,20 @@ impl Slot {
             grace_s: 5.0,
             kill_s: 10.0,
         };
-        let file = serde_json::to_vec(&startup).map_err(|e| e.to_string())?;
+        let file = startup.file().ok_or("the startup file cannot be written")?;
         let digest = sha256_hex(&file);
         self.ctl.remove(layout::RECORD).map_err(said("the last record"))?;
         self.silence();
         self.ctl.replace(layout::STARTUP, &file, 0o600).map_err(said("the startup file"))?;
-        let rung = now();
-        self.ring()?;
-        Ok(Started { startup, digest, rung })
+        let notified = now();
+        self.notify()?;
+        Ok(Started { startup, digest, notified })
     }
 
-    fn ring(&self) -> Result<(), Failed> {
+    fn notify(&self) -> Result<(), Failed> {
         let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK;
-        let bell = self.ctl.open_beneath(layout::BELL, flags, 0).map_err(said("the bell"))?;
-        nix::unistd::write(&bell, b"\n").map(drop).map_err(|e| format!("the bell: {e}"))
+        let fifo = self.ctl.open_beneath(layout::GLUE_NOTIFY, flags, 0).map_err(said("glue.notify"))?;
+        nix::unistd::write(&fifo, b"\n").map(drop).map_err(|e| format!("glue.notify: {e}"))
     }
 
     /// Waits for the job's record and verifies it. Returns it with the time at which that was done.
@@ -144,8 +145,8 @@ impl Slot {
                     return Err(format!("no record after {PATIENCE_MS} ms; glue says {said:?}"));
                 }
                 None => {
-                    let chime = PollFd::new(self.chime.as_fd(), PollFlags::POLLIN);
-                    let _ = poll(&mut [chime], PollTimeout::from(PATIENCE_MS));
+                    let notified = PollFd::new(self.notified.as_fd(), PollFlags::POLLIN);
+                    let _ = poll(&mut [notified], PollTimeout::from(PATIENCE_MS));
                 }
             }
         }

@@ -20,7 +20,7 @@ const IMAGE: &str = "localhost/latebind/busybox:1";
 const COMMAND: &str = "one command from the host, a whole pod";
 const BIND: &str = "spool: job asked for -> container bound, glue ready, mounts proven";
 const LATE: &str = "spool: job asked for -> job's exec (late-bind time)";
-const OURS: &str = "spool: bell -> job's exec, as the record says";
+const OURS: &str = "spool: notification -> job's exec, as the record says";
 
 const WATCH_SHARE: &str = "watching 1000 processes for 30 s, part of a processor";
 const WATCH_EACH: &str = "watching 1000 processes, CPU time of a look";

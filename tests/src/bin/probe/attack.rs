@@ -6,8 +6,8 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::time::{Duration, UNIX_EPOCH};
 
 use latebind_contract::encoding::{Bytes32, Key, sha256_hex};
+use latebind_contract::order::{self, Order};
 use latebind_contract::record::{GlueIdentity, Outcome, Processes, Record, Usage, Used, sign};
-use latebind_contract::startup::{self, Startup};
 use latebind_contract::status::{Phase, Status};
 use latebind_contract::{layout, time};
 use serde_json::json;
@@ -53,9 +53,9 @@ pub fn forge() -> Result<i32, String> {
             attempt(&format!("unlink {ctl}/{name}"), fs::remove_file(format!("{ctl}/{name}")));
             attempt(&format!("link {ctl}/{name}"), symlink("/proc/self/environ", format!("{ctl}/{name}")));
         }
-        for bell in [layout::BELL, layout::CHIME] {
-            let opened = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(format!("{ctl}/{bell}"));
-            attempt(&format!("ring {ctl}/{bell}"), opened.and_then(|mut fifo| fifo.write_all(b"\n")));
+        for fifo in [layout::GLUE_NOTIFY, layout::WATCHER_NOTIFY] {
+            let opened = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(format!("{ctl}/{fifo}"));
+            attempt(&format!("notify {ctl}/{fifo}"), opened.and_then(|mut fifo| fifo.write_all(b"\n")));
         }
         attempt(&format!("chmod {ctl}"), fs::set_permissions(&ctl, fs::Permissions::from_mode(0o777)));
         attempt(&format!("rename {ctl}"), fs::rename(&ctl, format!("{top}/away")));
@@ -121,7 +121,7 @@ pub fn false_glue(words: &[String]) -> Result<i32, String> {
     for place in [ctl.clone(), layout::data(slot), layout::SHARED.into(), "/".into()] {
         let _ = fs::write(format!("{place}/pwned"), "pwned\n");
     }
-    for fifo in [layout::BELL, layout::CHIME] {
+    for fifo in [layout::GLUE_NOTIFY, layout::WATCHER_NOTIFY] {
         let _ = sys::make_fifo(&format!("{ctl}/{fifo}"));
     }
     let owner = fs::metadata(layout::work(slot)).map(|work| (work.uid(), work.gid())).unwrap_or((20_000, 20_000));
@@ -146,7 +146,7 @@ pub fn false_glue(words: &[String]) -> Result<i32, String> {
     loop {
         std::thread::sleep(Duration::from_millis(5));
         let Ok(bytes) = fs::read(format!("{ctl}/{}", layout::STARTUP)) else { continue };
-        let Ok(taken) = startup::parse(&bytes) else { continue };
+        let Ok(taken) = order::parse(&bytes).map(|(order, _)| order) else { continue };
         say(&json!({"stolen_key_of": taken.job}));
         let _ = fs::remove_file(format!("{ctl}/{}", layout::STARTUP));
         let record = forged_record(&taken.key, Some((&taken, &bytes))).unwrap_or_default();
@@ -161,18 +161,18 @@ fn tell(ctl: &str, name: &str, text: &str) {
     let temporary = format!("{ctl}/{name}{}", layout::TEMPORARY_SUFFIX);
     let _ = fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, format!("{ctl}/{name}")));
     // Without blocking, where nobody has the other end open.
-    let fifo = format!("{ctl}/{}", layout::CHIME);
+    let fifo = format!("{ctl}/{}", layout::WATCHER_NOTIFY);
     let opened = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(fifo);
-    let _ = opened.and_then(|mut chime| chime.write_all(b"\n"));
+    let _ = opened.and_then(|mut notified| notified.write_all(b"\n"));
 }
 
 /// A record of success: of the job in `taken`, or of one made up.
-fn forged_record(key: &Key, taken: Option<(&Startup, &[u8])>) -> Option<String> {
+fn forged_record(key: &Key, taken: Option<(&Order, &[u8])>) -> Option<String> {
     let now = latebind_contract::time::wall().duration_since(UNIX_EPOCH).unwrap_or_default();
     let moment = time::rfc3339(i64::try_from(now.as_secs()).unwrap_or(0), now.subsec_nanos());
     let nothing = Used { user_s: 0.1, system_s: 0.1, ..Used::default() };
     let record = Record {
-        version: 1,
+        version: latebind_contract::VERSION,
         job: taken.map_or("forged".into(), |(startup, _)| startup.job.clone()),
         nonce: taken.map_or(Bytes32::new([0; 32]), |(startup, _)| startup.nonce.clone()),
         incarnation: taken.map_or("0".repeat(32), |(startup, _)| startup.incarnation.clone()),

@@ -14,7 +14,7 @@ use crate::job::cgroup::Group;
 use crate::job::relay::Relay;
 use crate::job::{Began, Bound, Phase, State, class, now, stage, start};
 use crate::keys;
-use crate::slot::unmended;
+use crate::slot::dirty_mark;
 use crate::store::Store;
 use crate::tree::Deadline;
 
@@ -57,7 +57,7 @@ fn wait_for_glue(
     let slot = around.slot;
     let give_up = Instant::now() + around.settings.ready_within;
     loop {
-        slot.silence_chime();
+        slot.clear_notifications();
         around.control.settle();
         // Wrong mounts show with whatever runs there; waiting for a glue that an image keeps away would be in vain.
         proof::look_at_any(slot.number, &container.id)?;
@@ -91,8 +91,8 @@ fn wait_for_glue(
             let message = format!("the new container's glue said nothing within {:?}", around.settings.ready_within);
             return Err(Failure::retry(Reason::GlueSilent, message));
         }
-        // The chime wakes at once; the short wait is for an image that keeps glue from ringing it.
-        wait([slot.chime(), around.control.woken(), slot.chime()], Some(Duration::from_millis(50)));
+        // A notification wakes at once; the short wait is for an image that keeps glue from sending any.
+        wait([slot.notified(), around.control.woken(), slot.notified()], Some(Duration::from_millis(50)));
     }
 }
 
@@ -187,10 +187,10 @@ impl Life<'_> {
             return Ok(Phase::Starting);
         }
         let before = slot.status().ok().flatten().map(|status| status.incarnation);
-        slot.silence_chime();
+        slot.clear_notifications();
         self.state.binds += 1;
         self.save()?;
-        let (request, mark) = (&self.state.request, unmended(slot.number));
+        let (request, mark) = (&self.state.request, dirty_mark(slot.number));
         self.around.slots.put(&mark, &true).map_err(|e| not_kept("the slot's state", &e))?;
         self.needs_placeholder = true; // until the mount proof, root in the new container may be the image's
         let following = Following { around: self.around, state: self.state, pulling_since: Cell::new(None) };
@@ -253,7 +253,7 @@ impl Life<'_> {
         if self.resumed && self.state.secrets.is_some() {
             self.pin_glue()?;
             if slot.has_startup() {
-                slot.ring().map_err(|e| Failure::retry(Reason::VolumeFull, e.to_string()))?;
+                slot.notify().map_err(|e| Failure::retry(Reason::VolumeFull, e.to_string()))?;
                 return Ok(Phase::Running);
             }
             if self.was_claimed() {
@@ -282,7 +282,7 @@ impl Life<'_> {
             let relay = Relay::start(slot, routes, owner);
             self.relay = Some(relay.map_err(|e| Failure::retry(Reason::RelayFailed, format!("streams: {e}")))?);
         }
-        self.state.rung_at = Some(now());
+        self.state.notified_at = Some(now());
         start::hand_over(slot, &self.state.request, &prepared.file)?;
         Ok(Phase::Running)
     }

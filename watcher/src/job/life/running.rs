@@ -3,9 +3,10 @@
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use latebind_contract::record::{Outcome, Refusal};
+use latebind_contract::record::Outcome;
 use latebind_contract::startup::START_WITHIN;
 use latebind_contract::status::Status;
+use latebind_contract::verify::Refusal;
 use latebind_linux::processes::{Pinned, Proc};
 use nix::sys::signal::Signal;
 
@@ -14,7 +15,7 @@ use crate::job::control::ends;
 use crate::job::limits::{Crossed, Which};
 use crate::job::monitor::{self, Watched};
 use crate::job::relay::Relay;
-use crate::job::{Phase, class, seconds_of, steer};
+use crate::job::{Phase, class, seconds_of, start, steer};
 use crate::keys;
 
 use super::ending::end_processes;
@@ -48,7 +49,7 @@ impl Life<'_> {
         let (mut started, mut killed, mut wanted_since) = (false, false, None);
         let _watching = self.watch();
         loop {
-            slot.silence_chime();
+            slot.clear_notifications();
             if self.take_record()? {
                 return Ok(Phase::Collecting);
             }
@@ -106,7 +107,7 @@ impl Life<'_> {
             let next = [hard_kill, give_up, started_by, waits_until].into_iter().flatten().min();
             let timeout = next.map(|at| at.saturating_duration_since(Instant::now()));
             wait(
-                [slot.chime(), self.around.control.woken(), self.glue.as_ref().map_or(slot.chime(), AsFd::as_fd)],
+                [slot.notified(), self.around.control.woken(), self.glue.as_ref().map_or(slot.notified(), AsFd::as_fd)],
                 timeout,
             );
         }
@@ -253,6 +254,7 @@ impl Life<'_> {
         let report = &mut self.state.report;
         match keys::check(Some(&bytes), secrets) {
             Ok(record) => {
+                let failed = record.error.as_ref().map(|failure| start::message(failure, &self.state.request));
                 report.verified = true;
                 (report.exit_code, report.signal) = (record.exit_code, record.signal);
                 // The wall may pass while a job that has crossed another limit is in its grace.
@@ -262,11 +264,13 @@ impl Life<'_> {
                     report.limit = Some(Crossed { which: Which::Wall, limit, value: record.wall_s, at });
                 }
                 let asked = self.state.request.limits.within(&self.around.settings.limits);
+                let cancelled = self.state.cancelled.as_deref();
                 let (class, reason, message) =
-                    class::of_record(&record, self.state.cancelled.as_deref(), report.limit.as_ref(), &asked);
+                    class::of_record(&record, failed.as_deref(), cancelled, report.limit.as_ref(), &asked);
                 (report.class, report.reason, report.message) = (class, reason, message);
                 let started = record.started_at.as_deref().and_then(seconds_of);
-                report.start_latency_ms = started.zip(self.state.rung_at).map(|(at, rung)| (at - rung) * 1e3);
+                report.start_latency_ms =
+                    started.zip(self.state.notified_at).map(|(at, notified)| (at - notified) * 1e3);
                 report.record = Some(record);
                 self.state.record_jws = String::from_utf8(bytes).ok();
                 self.take_usage();

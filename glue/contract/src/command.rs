@@ -1,0 +1,255 @@
+//! The job's part of a startup file, its second line: what runs, and around what. Read by stage two, as the payload.
+
+use serde::de::{Error, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::layout;
+use super::object::Object;
+use super::order::{Invalid, invalid};
+use super::text::printable;
+
+/// What runs. Unknown and repeated fields are refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Command {
+    /// Program and arguments; no shell in between.
+    pub argv: Vec<String>,
+    /// Absolute path, entered after the drop; `null` for `work/`.
+    #[serde(default)]
+    pub cwd: Option<String>,
+    /// Where the environment starts from.
+    #[serde(default)]
+    pub env_mode: EnvMode,
+    /// How the environment files of the order are written, in its order.
+    #[serde(default)]
+    pub env_formats: Vec<EnvFormat>,
+    /// Variables that are applied last.
+    #[serde(default)]
+    pub env: Object<String>,
+    /// File mode creation mask as octal text, such as `022`.
+    #[serde(default = "umask_default")]
+    pub umask: String,
+    /// Standard input; `null` for `/dev/null`.
+    #[serde(default)]
+    pub stdin: Option<Stream>,
+    /// Standard output; `null` for `/dev/null`.
+    #[serde(default)]
+    pub stdout: Option<Stream>,
+    /// Standard error; `null` for `/dev/null`.
+    #[serde(default)]
+    pub stderr: Option<Stream>,
+    /// Resource limits by their Linux names in lower case (`nofile`, `core`, ...).
+    #[serde(default)]
+    pub rlimits: Object<Rlimit>,
+}
+
+fn umask_default() -> String {
+    String::from("022")
+}
+
+/// Where the job's environment starts from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EnvMode {
+    /// The container's environment, without the variables that describe root ([`super::environment::OF_ROOT`]).
+    #[default]
+    Inherit,
+    /// Nothing.
+    Clear,
+}
+
+/// How an environment file is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EnvFormat {
+    /// The assignments-only subset of the POSIX shell.
+    Sh,
+    /// `NAME=value`, separated by NUL bytes.
+    Nul,
+}
+
+/// One standard stream of the job: either a file or a FIFO.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stream {
+    /// Path beneath `data/`, opened after the drop.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// Whether an output file is appended to rather than truncated.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub append: bool,
+    /// Name of a FIFO in `ctl/`: `in`, `out` or `err`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fifo: Option<String>,
+}
+
+/// One resource limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rlimit {
+    /// Soft limit.
+    pub soft: Amount,
+    /// Hard limit.
+    pub hard: Amount,
+}
+
+/// A number, or `"unlimited"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Amount {
+    /// This many.
+    Of(u64),
+    /// RLIM_INFINITY.
+    Unlimited,
+}
+
+impl Serialize for Amount {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Of(n) => to.serialize_u64(*n),
+            Self::Unlimited => to.serialize_str("unlimited"),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Amount {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Either;
+        impl Visitor<'_> for Either {
+            type Value = Amount;
+            fn expecting(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+                f.write_str("a whole number or \"unlimited\"")
+            }
+            fn visit_u64<E: Error>(self, n: u64) -> Result<Amount, E> {
+                // RLIM_INFINITY itself, given as a number, means the same.
+                Ok(if n == u64::MAX { Amount::Unlimited } else { Amount::Of(n) })
+            }
+            fn visit_str<E: Error>(self, text: &str) -> Result<Amount, E> {
+                if text == "unlimited" { Ok(Amount::Unlimited) } else { Err(E::custom("not \"unlimited\"")) }
+            }
+        }
+        from.deserialize_any(Either)
+    }
+}
+
+/// The fields, in the order in which [`Command::check`] looks at them.
+pub const FIELDS: [&str; 10] =
+    ["command", "argv", "cwd", "env", "env_formats", "stdin", "stdout", "stderr", "umask", "rlimits"];
+
+/// Reads the job's part. The message names line and column; of a value of another type it has the beginning.
+pub fn parse(text: &[u8]) -> Result<Command, Invalid> {
+    serde_json::from_slice(text).map_err(|e| Invalid {
+        field: "command",
+        message: format!("not a job's part of version {}: {}", super::VERSION, printable(&e.to_string())),
+    })
+}
+
+impl Command {
+    /// The standard streams.
+    pub fn streams(&self) -> [&Option<Stream>; 3] {
+        [&self.stdin, &self.stdout, &self.stderr]
+    }
+
+    /// Checks everything that needs only the command, and which streams the order has as FIFOs.
+    pub fn check(&self, fifos: [bool; 3]) -> Result<(), Invalid> {
+        self.check_command()?;
+        self.check_streams(fifos)?;
+        self.check_limits()
+    }
+
+    fn check_command(&self) -> Result<(), Invalid> {
+        match self.argv.first() {
+            None => return invalid("argv", "is empty: it needs at least the program"),
+            Some(program) if program.is_empty() => return invalid("argv", "the program's name is empty"),
+            Some(_) => {}
+        }
+        if self.argv.iter().any(|a| a.contains('\0')) {
+            return invalid("argv", "has a NUL byte, which no argument can carry");
+        }
+        if let Some(cwd) = &self.cwd
+            && (!cwd.starts_with('/') || cwd.contains('\0') || cwd.len() >= 4096)
+        {
+            return invalid("cwd", "must be an absolute path below 4096 bytes, or null for work/");
+        }
+        for (name, value) in &self.env.0 {
+            if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
+                return invalid("env", "a name is empty or has '=' or NUL, or a value has NUL");
+            }
+        }
+        Ok(())
+    }
+
+    fn check_streams(&self, fifos: [bool; 3]) -> Result<(), Invalid> {
+        let streams = [("stdin", &self.stdin, 0), ("stdout", &self.stdout, 1), ("stderr", &self.stderr, 2)];
+        for (field, stream, n) in streams {
+            let fifo = stream.as_ref().is_some_and(|stream| stream.fifo.is_some());
+            if fifos.get(n) != Some(&fifo) {
+                return invalid(field, "is a FIFO in one part of the startup file and not in the other");
+            }
+            let Some(stream) = stream else { continue };
+            match (&stream.file, &stream.fifo) {
+                (Some(file), None) if !layout::is_beneath(file) => {
+                    return invalid(field, "\"file\" must be a relative path beneath data/, without . or ..");
+                }
+                (Some(_), None) if stream.append && n == 0 => {
+                    return invalid(field, "\"append\" has no meaning for an input");
+                }
+                (Some(_), None) => {}
+                (None, Some(_)) if stream.append => return invalid(field, "\"append\" goes with \"file\" alone"),
+                (None, Some(fifo)) if layout::STREAMS.get(n) != Some(&fifo.as_str()) => {
+                    let name = layout::STREAMS.get(n).copied().unwrap_or_default();
+                    return invalid(field, &format!("\"fifo\" must be \"{name}\""));
+                }
+                (None, Some(_)) => {}
+                _ => return invalid(field, "needs exactly one of \"file\" and \"fifo\""),
+            }
+        }
+        Ok(())
+    }
+
+    fn check_limits(&self) -> Result<(), Invalid> {
+        if self.umask_bits().is_none() {
+            return invalid("umask", "must be 1 to 4 octal digits of at most 0777, such as \"022\"");
+        }
+        for (name, limit) in &self.rlimits.0 {
+            if rlimit_number(name).is_none() {
+                return invalid("rlimits", &format!("\"{}\" is not a limit of Linux", printable(name)));
+            }
+            if limit.soft > limit.hard {
+                return invalid("rlimits", &format!("{name}: the soft limit is above the hard limit"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The umask as a number; `None` where its text is not 1 to 4 octal digits of at most 0777.
+    pub fn umask_bits(&self) -> Option<u32> {
+        let text = self.umask.as_str();
+        if text.is_empty() || text.len() > 4 || !text.bytes().all(|b| (b'0'..=b'7').contains(&b)) {
+            return None;
+        }
+        u32::from_str_radix(text, 8).ok().filter(|bits| *bits <= 0o777)
+    }
+}
+
+/// Linux's number of a resource limit (`asm-generic/resource.h`), by its name in lower case.
+pub fn rlimit_number(name: &str) -> Option<u32> {
+    const NAMES: [&str; 16] = [
+        "cpu",
+        "fsize",
+        "data",
+        "stack",
+        "core",
+        "rss",
+        "nproc",
+        "nofile",
+        "memlock",
+        "as",
+        "locks",
+        "sigpending",
+        "msgqueue",
+        "nice",
+        "rtprio",
+        "rttime",
+    ];
+    NAMES.iter().position(|n| *n == name).and_then(|n| u32::try_from(n).ok())
+}
