@@ -1,4 +1,5 @@
-//! All unsafe code of glue: thin wrappers around system calls, each with the reason why it is sound.
+//! All unsafe code of glue as root: thin wrappers around system calls, each with the reason why it is sound. [`payload`]
+//! has those of stage two, and `watcher` those that only the watcher makes.
 //!
 //! A wrapper turns -1 into `io::Error` and adds nothing else. What `nix` offers safely is used from there instead.
 #![allow(unsafe_code)]
@@ -8,6 +9,14 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::libc;
+
+mod payload;
+#[cfg(feature = "watcher")]
+mod watcher;
+
+pub use payload::{close_range, exec, is_dumpable, new_session, set_rlimit};
+#[cfg(feature = "watcher")]
+pub use watcher::*;
 
 /// `PROC_SUPER_MAGIC` of statfs(2).
 pub const PROC_MAGIC: i64 = 0x9fa0;
@@ -29,55 +38,6 @@ pub fn inherited(fd: RawFd) -> BorrowedFd<'static> {
     // SAFETY: the callers name descriptors that the process was started with and never closes while borrowed; a closed
     // one would only make the next call fail with EBADF.
     unsafe { BorrowedFd::borrow_raw(fd) }
-}
-
-/// A part of what came through a stream socket.
-pub struct Received {
-    /// How many bytes; 0 at the end.
-    pub bytes: usize,
-    /// The descriptors that came along, close-on-exec.
-    pub descriptors: Vec<OwnedFd>,
-    /// Whether more descriptors were sent than there was room for; the kernel has closed those.
-    pub truncated: bool,
-}
-
-/// Room for a header and four descriptors, aligned as a cmsghdr has to be.
-const CONTROL: usize = 4;
-
-/// `recvmsg(2)` with the descriptors of SCM_RIGHTS, see unix(7); for the watcher. Whatever the kernel has installed has
-/// an owner here, also where the message was cut off: nix hands out none of it then.
-#[allow(clippy::unnecessary_cast, reason = "the lengths' type differs between C libraries")]
-pub fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<Received> {
-    let mut control = [0u64; CONTROL];
-    let mut part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
-    // SAFETY: msghdr is plain numbers and pointers, for which all zeroes is a value.
-    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-    message.msg_iov = &raw mut part;
-    message.msg_iovlen = 1;
-    message.msg_control = control.as_mut_ptr().cast();
-    message.msg_controllen = std::mem::size_of_val(&control) as _;
-    // SAFETY: the message points to buffers that live through the call, with their exact sizes.
-    let n = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) };
-    let bytes = checked(n as libc::c_long)? as usize;
-    let mut descriptors = Vec::new();
-    // SAFETY: the kernel has filled the control buffer and set its length; these macros stay within that length.
-    let mut header = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
-    // SAFETY: a header that is not null is a whole one within the buffer.
-    while let Some(found) = unsafe { header.as_ref() } {
-        if (found.cmsg_level, found.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
-            // SAFETY: takes a pointer within the buffer and a number.
-            let (data, overhead) = unsafe { (libc::CMSG_DATA(header), libc::CMSG_LEN(0) as usize) };
-            for n in 0..(found.cmsg_len as usize).saturating_sub(overhead) / std::mem::size_of::<RawFd>() {
-                // SAFETY: the header says that there are so many numbers, for which the buffer may not be aligned; the
-                // kernel has made
-                // each descriptor for this call, so nothing else owns it.
-                descriptors.push(unsafe { OwnedFd::from_raw_fd(data.cast::<RawFd>().add(n).read_unaligned()) });
-            }
-        }
-        // SAFETY: as for the first one.
-        header = unsafe { libc::CMSG_NXTHDR(&raw const message, header) };
-    }
-    Ok(Received { bytes, descriptors, truncated: message.msg_flags & libc::MSG_CTRUNC != 0 })
 }
 
 /// `openat2(2)`.
@@ -194,13 +154,6 @@ pub fn exec_fd(file: BorrowedFd<'_>, argv: &CStrings, env: &CStrings) -> io::Err
             libc::AT_EMPTY_PATH,
         )
     };
-    io::Error::last_os_error()
-}
-
-/// `execve(2)`. Returns only with an error.
-pub fn exec(path: &CStr, argv: &CStrings, env: &CStrings) -> io::Error {
-    // SAFETY: path is NUL-terminated, both arrays are NULL-terminated, and their strings live as long as they do.
-    unsafe { libc::execve(path.as_ptr(), argv.pointers.as_ptr(), env.pointers.as_ptr()) };
     io::Error::last_os_error()
 }
 
@@ -340,11 +293,6 @@ pub fn become_subreaper() -> io::Result<()> {
 /// Whether others with the same IDs may trace this process, read its memory and its /proc entries (PR_SET_DUMPABLE).
 pub fn set_dumpable(dumpable: bool) -> io::Result<()> {
     prctl(libc::PR_SET_DUMPABLE, libc::c_ulong::from(dumpable), 0).map(drop)
-}
-
-/// Whether others with the same IDs may trace this process, read its memory and its /proc entries (PR_GET_DUMPABLE).
-pub fn is_dumpable() -> io::Result<bool> {
-    Ok(prctl(libc::PR_GET_DUMPABLE, 0, 0)? == 1)
 }
 
 /// No execve from here on can gain privileges (PR_SET_NO_NEW_PRIVS).
@@ -559,84 +507,6 @@ pub fn set_blocking(fd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// Closes every descriptor from `first` to `last`, or only marks them close-on-exec. Allocates nothing.
-///
-/// Only for processes that are about to exec or exit: it closes what others may think they own.
-pub fn close_range(first: RawFd, last: RawFd, only_mark: bool) -> io::Result<()> {
-    let flags = if only_mark { libc::CLOSE_RANGE_CLOEXEC } else { 0 };
-    // SAFETY: the call takes numbers only; the caller runs nothing afterwards that relies on one of these descriptors.
-    if unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) } == 0 {
-        return Ok(());
-    }
-    // Before Linux 5.9 (5.11 for marking), or under a filter that does not know the call.
-    close_listed(first, last, only_mark)
-}
-
-/// The fallback of [`close_range`]: what `/proc/self/fd` lists. A limit on descriptors says nothing of those above it
-/// that were open before it was lowered.
-fn close_listed(first: RawFd, last: RawFd, only_mark: bool) -> io::Result<()> {
-    let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
-    let list = openat(nix::fcntl::AT_FDCWD, c"/proc/self/fd", flags, 0)?;
-    if file_system_type(list.as_fd())? != PROC_MAGIC {
-        return Err(io::Error::from_raw_os_error(libc::ENOTDIR));
-    }
-    loop {
-        // SAFETY: the call takes numbers only.
-        checked(unsafe { libc::syscall(libc::SYS_lseek, list.as_raw_fd(), 0, libc::SEEK_SET) })?;
-        let mut found = false;
-        let mut entries = [0u64; 128];
-        loop {
-            let (to, size) = (entries.as_mut_ptr(), std::mem::size_of_val(&entries));
-            // SAFETY: pointer and size are of one local array, which is aligned for struct linux_dirent64.
-            let n = checked(unsafe { libc::syscall(libc::SYS_getdents64, list.as_raw_fd(), to, size) })? as usize;
-            // SAFETY: any bytes are u8; the slice is within the array, which the kernel has filled that far.
-            let mut rest = unsafe { std::slice::from_raw_parts(entries.as_ptr().cast::<u8>(), n.min(size)) };
-            if rest.is_empty() {
-                break;
-            }
-            // struct linux_dirent64: its own length at 16, the name from 19.
-            while let Some([low, high]) = rest.get(16..18) {
-                let length = usize::from(u16::from_le_bytes([*low, *high])).max(19).min(rest.len());
-                let (entry, more) = rest.split_at(length);
-                rest = more;
-                let name = entry.get(19..).and_then(|name| name.split(|b| *b == 0).next()).unwrap_or_default();
-                let number = std::str::from_utf8(name).ok().and_then(|name| name.parse::<RawFd>().ok());
-                let Some(fd) = number.filter(|n| (first..=last).contains(n) && *n != list.as_raw_fd()) else {
-                    continue;
-                };
-                found = true;
-                // SAFETY: as for `close_range`; the list itself, which is in use, is left out.
-                unsafe {
-                    if only_mark {
-                        libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC);
-                    } else {
-                        libc::close(fd);
-                    }
-                }
-            }
-        }
-        // What is closed may move what has not been listed yet.
-        if only_mark || !found {
-            return Ok(());
-        }
-    }
-}
-
-/// `setrlimit(2)` by the kernel's number, with `u64::MAX` for unlimited.
-pub fn set_rlimit(number: u32, soft: u64, hard: u64) -> io::Result<()> {
-    let limit = [soft, hard];
-    // SAFETY: struct rlimit64 is two 64-bit numbers; the array lives through the call, and no old limit is asked for.
-    checked(unsafe { libc::syscall(libc::SYS_prlimit64, 0, number, limit.as_ptr(), 0usize) })?;
-    Ok(())
-}
-
-/// `setsid(2)`.
-pub fn new_session() -> io::Result<()> {
-    // SAFETY: the call takes nothing.
-    checked(libc::c_long::from(unsafe { libc::setsid() }))?;
-    Ok(())
-}
-
 /// Fills `bytes` from the kernel's random source (getrandom(2)), not from a file that an image could have put there.
 pub fn random(bytes: &mut [u8]) -> io::Result<()> {
     let mut filled = 0;
@@ -669,37 +539,6 @@ pub fn write_raw(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
     checked(n as libc::c_long).map(|n| n as usize)
 }
 
-/// The three kinds of System V objects (sysvipc(7)).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SystemV {
-    /// Shared memory.
-    Memory,
-    /// Semaphores.
-    Semaphores,
-    /// Message queues.
-    Messages,
-}
-
-/// Removes a System V object by its ID (IPC_RMID); its owner, its maker, or CAP_SYS_ADMIN may.
-pub fn remove_system_v(kind: SystemV, id: i32) -> io::Result<()> {
-    // SAFETY: IPC_RMID takes no argument beyond the ID.
-    let result = unsafe {
-        match kind {
-            SystemV::Memory => libc::shmctl(id, libc::IPC_RMID, std::ptr::null_mut()),
-            SystemV::Semaphores => libc::semctl(id, 0, libc::IPC_RMID),
-            SystemV::Messages => libc::msgctl(id, libc::IPC_RMID, std::ptr::null_mut()),
-        }
-    };
-    checked(libc::c_long::from(result)).map(drop)
-}
-
-/// `getdents64(2)`: the next entries of an open directory, as many as fit; 0 at its end. For the watcher.
-pub fn read_directory(dir: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
-    // SAFETY: pointer and length are of one slice, which nothing else uses meanwhile.
-    let n = unsafe { libc::syscall(libc::SYS_getdents64, dir.as_raw_fd(), buffer.as_mut_ptr(), buffer.len()) };
-    checked(n).map(|n| n as usize)
-}
-
 /// `renameat2(2)` with RENAME_EXCHANGE: two entries of one directory change places in one step. For the watcher.
 pub fn exchange(dir: BorrowedFd<'_>, one: &CStr, other: &CStr) -> io::Result<()> {
     let fd = dir.as_raw_fd();
@@ -707,35 +546,6 @@ pub fn exchange(dir: BorrowedFd<'_>, one: &CStr, other: &CStr) -> io::Result<()>
     let result =
         unsafe { libc::syscall(libc::SYS_renameat2, fd, one.as_ptr(), fd, other.as_ptr(), libc::RENAME_EXCHANGE) };
     checked(result).map(drop)
-}
-
-/// `flistxattr(2)`: the names of a file's extended attributes, each with a NUL behind it. For the watcher.
-pub fn attribute_names(file: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
-    // SAFETY: pointer and length are of one slice, which nothing else uses meanwhile.
-    let n = unsafe { libc::flistxattr(file.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) };
-    checked(n as libc::c_long).map(|n| n as usize)
-}
-
-/// `fremovexattr(2)`. For the watcher.
-pub fn remove_attribute(file: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
-    // SAFETY: the name is NUL-terminated and lives through the call.
-    checked(libc::c_long::from(unsafe { libc::fremovexattr(file.as_raw_fd(), name.as_ptr()) })).map(drop)
-}
-
-/// The inode's flags (FS_IOC_GETFLAGS of ioctl_iflags(2)). For the watcher.
-pub fn inode_flags(file: BorrowedFd<'_>) -> io::Result<u32> {
-    let mut flags: libc::c_long = 0;
-    // SAFETY: the kernel writes at most a long, into a local that lives through the call.
-    checked(libc::c_long::from(unsafe { libc::ioctl(file.as_raw_fd(), libc::FS_IOC_GETFLAGS as _, &raw mut flags) }))?;
-    Ok(flags as u32)
-}
-
-/// Sets the inode's flags (FS_IOC_SETFLAGS of ioctl_iflags(2)). For the watcher.
-pub fn set_inode_flags(file: BorrowedFd<'_>, flags: u32) -> io::Result<()> {
-    let flags = libc::c_long::from(flags);
-    // SAFETY: the kernel reads at most a long, from a local that lives through the call.
-    checked(libc::c_long::from(unsafe { libc::ioctl(file.as_raw_fd(), libc::FS_IOC_SETFLAGS as _, &raw const flags) }))
-        .map(drop)
 }
 
 /// Makes the relocated constants of this program read-only, as a dynamic loader would (PT_GNU_RELRO of elf(5)): the

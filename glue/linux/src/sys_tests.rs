@@ -1,3 +1,4 @@
+use super::payload::close_listed;
 use super::*;
 
 /// What the child of a test ends with, once it has lowered its limit on descriptors below one that it has open, closed
