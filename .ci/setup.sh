@@ -27,7 +27,7 @@ for purpose; do
     images) add 30 podman runc crun netavark busybox-static debootstrap gcc libc6-dev ;;
     demo) add 5 openssl procps ;;
     test)
-        add 20 gcc libc6-dev bash dash util-linux procps openssl shellcheck
+        add 20 gcc libc6-dev bash dash util-linux procps openssl shellcheck strace
         # rustup's toolchain has its own components; a step that lacks one names it.
         case $(dev_cargo) in
         '' | /usr/bin/cargo) add 30 rustc-web cargo-web rustfmt-web rust-web-clippy ;;

@@ -1,0 +1,127 @@
+//! The system calls that glue makes as root are those that `docs/audit.md` lists, as strace sees them.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "a test ends by panicking")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use latebind_contract::record::Outcome;
+use latebind_contract::startup::{Amount, EnvFile, EnvFormat, Rlimit, Startup};
+use latebind_tests::job::one;
+use latebind_tests::scratch::Scratch;
+use latebind_tests::slot::Slot;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// strace, attached to `pid` and to all that it makes from now on.
+struct Tracer {
+    child: Child,
+    /// It says something of each new process, and would end of a closed pipe.
+    said: BufReader<std::process::ChildStderr>,
+}
+
+impl Tracer {
+    fn attach(pid: i32, log: &Path) -> Self {
+        let mut child = Command::new("strace")
+            // Process IDs as they are here, not as the container has them.
+            .args(["-f", "--decode-pids=pidns", "-s", "80", "-o"])
+            .arg(log)
+            .args(["-p", &pid.to_string()])
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("strace");
+        let mut said = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        said.read_line(&mut line).unwrap();
+        assert!(line.contains("attached"), "strace could not attach to {pid}: {line}");
+        Self { child, said }
+    }
+
+    fn detach(mut self) {
+        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGINT).unwrap();
+        std::io::copy(&mut self.said, &mut std::io::sink()).unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+/// The calls of glue and of its own forks until they execute something, each with a line that has it.
+fn calls_of_glue(glue: i32, log: &str) -> BTreeMap<String, String> {
+    let mut ours = BTreeSet::from([glue.to_string()]);
+    let mut calls = BTreeMap::new();
+    for line in log.lines() {
+        let (pid, rest) = line.split_once(' ').unwrap_or_default();
+        let rest = rest.trim_start();
+        // The wait in which strace found it goes on by a call of the kernel's own.
+        if !ours.contains(pid) || rest.starts_with(['+', '-']) || rest.starts_with("restart_syscall") {
+            continue;
+        }
+        let resumed = rest.strip_prefix("<... ").and_then(|rest| rest.split(' ').next());
+        let name = resumed.unwrap_or_else(|| rest.split('(').next().unwrap_or(rest));
+        calls.entry(name.to_owned()).or_insert_with(|| line.to_owned());
+        let result = rest.rsplit_once("= ").map_or("", |(_, result)| result);
+        let made = result.split_once("/* ").map_or(result, |(_, here)| here).split(' ').next().unwrap_or_default();
+        match name {
+            // Glue's own forks are glue until they execute stage two; what others fork is not.
+            "fork" | "vfork" | "clone" | "clone3" if pid == glue.to_string() => drop(ours.insert(made.to_owned())),
+            "execve" | "execveat" if result == "0" => drop(ours.remove(pid)),
+            _ => {}
+        }
+    }
+    calls
+}
+
+/// The calls that the document names in its section on root's.
+fn documented() -> BTreeSet<String> {
+    let text = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/audit.md")).unwrap();
+    let section = text.split("\n## ").find(|section| section.starts_with("System calls made as root")).unwrap();
+    let quoted = section.split('`').skip(1).step_by(2);
+    let name = |text: &str| {
+        text.split(|c: char| !c.is_ascii_lowercase() && !c.is_ascii_digit() && c != '_').next().map(str::to_owned)
+    };
+    quoted.filter_map(name).filter(|name| !name.is_empty()).collect()
+}
+
+#[test]
+fn each_system_call_of_root_is_in_the_audit_document() {
+    let slot = Slot::new("busybox");
+    let scratch = Scratch::new();
+    let log = scratch.path().join("strace");
+    let tracer = Tracer::attach(slot.glue(), &log);
+    let shell = |script: &str| slot.job(&["/bin/sh", "-c", script]);
+    let outcome =
+        |startup: Startup| slot.finish_at_most(Duration::from_secs(60), &slot.submit(&startup)).record.outcome;
+
+    assert_eq!(outcome(shell("exit 3")), Outcome::Exited);
+    let mut full = shell("exec true");
+    slot.put("env.a", b"A=1\n");
+    full.env_files = vec![EnvFile { name: "env.a".into(), format: EnvFormat::Sh }];
+    full.groups = vec![30_000, 30_001];
+    full.rlimits = one("core", Rlimit { soft: Amount::Of(0), hard: Amount::Of(0) });
+    full.links = one("/link", "/tmp".to_owned());
+    full.passwd = true;
+    assert_eq!(outcome(full), Outcome::Exited);
+    let mut obeys = shell("exec sleep 1000");
+    (obeys.timeout_s, obeys.grace_s) = (0.5, 30.0);
+    assert_eq!(outcome(obeys), Outcome::TimedOut);
+    let mut ignores = shell("trap '' TERM; while :; do sleep 1000; done");
+    (ignores.timeout_s, ignores.grace_s) = (0.5, 0.5);
+    assert_eq!(outcome(ignores), Outcome::TimedOut);
+    assert_eq!(outcome(shell("setsid sleep 1000 & setsid sleep 1001 & exit 0")), Outcome::Exited);
+    assert_eq!(outcome(slot.job(&["/no/such/program"])), Outcome::NotStarted);
+    slot.put("startup.jsonl", b"{}");
+    slot.notify();
+    slot.wait_for("a refusal", |status| status.refused.is_some());
+    tracer.detach();
+
+    let calls = calls_of_glue(slot.glue(), &fs::read_to_string(&log).unwrap());
+    for part in ["setresuid", "execveat", "kill", "pidfd_open", "memfd_create", "seccomp", "symlinkat", "renameat"] {
+        assert!(calls.contains_key(part), "{part} was not seen: {:?}", calls.keys());
+    }
+    let documented = documented();
+    let missing: Vec<&String> =
+        calls.iter().filter(|(name, _)| !documented.contains(*name)).map(|(_, line)| line).collect();
+    assert!(missing.is_empty(), "docs/audit.md does not have these calls of root: {missing:#?}");
+}
