@@ -12,7 +12,8 @@ use nix::libc;
 use nix::sys::stat::{SFlag, lstat, stat};
 
 use latebind_contract::exec_reason::{OWN_MACHINE, Reason};
-use latebind_contract::report::{NUMBERS, Report, What};
+use latebind_contract::record::NUMBERS;
+use latebind_contract::report::{Report, What};
 use latebind_linux::sys;
 
 /// How much of a file is looked at.

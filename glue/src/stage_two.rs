@@ -18,7 +18,8 @@ use latebind_contract::environment::{Environment, OF_ROOT, SyntaxError, apply_nu
 use latebind_contract::exec_reason::{DEFAULT_PATH, candidates};
 use latebind_contract::layout;
 use latebind_contract::order::Invalid;
-use latebind_contract::report::{NUMBERS, Report, What, number};
+use latebind_contract::record::NUMBERS;
+use latebind_contract::report::{Report, What, number};
 use latebind_linux::sys::{self, CStrings, Fork};
 use latebind_linux::volume::{open_beneath, read_whole};
 

@@ -7,12 +7,14 @@ use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 
 use super::encoding::{Bytes32, Key, base64url};
-use super::report::NUMBERS;
 
 /// The `typ` of a record's header.
 pub const TYPE: &str = "latebind-record+jws";
 /// The only algorithm that is accepted.
 pub const ALGORITHM: &str = "HS256";
+
+/// How many numbers the report of a failed start has; what they mean depends on what is reported ([`super::report`]).
+pub const NUMBERS: usize = 5;
 
 /// Protected header.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

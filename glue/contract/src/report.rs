@@ -6,13 +6,10 @@
 use std::io;
 
 use super::numbered;
-use super::record::{Failure, Stage};
+use super::record::{Failure, NUMBERS, Stage};
 
 /// Bytes of one report: what, errno, and the numbers, little-endian. Below PIPE_BUF, so that it arrives whole.
 pub const SIZE: usize = 1 + 4 + 4 * NUMBERS;
-
-/// How many numbers a report has; what they mean depends on what is reported.
-pub const NUMBERS: usize = 5;
 
 /// Largest error number that the kernel gives (MAX_ERRNO of `linux/err.h`).
 const ERRNO_MAX: i32 = 4095;

@@ -7,7 +7,8 @@ use super::command::FIELDS;
 use super::environment::{Problem, SyntaxError};
 use super::exec_reason::{DEFAULT_PATH, OWN_MACHINE, Reason, candidates};
 use super::record::Failure;
-use super::report::{NUMBERS, What};
+use super::record::NUMBERS;
+use super::report::What;
 use super::startup::{EnvMode, Startup};
 use super::text::shown;
 
