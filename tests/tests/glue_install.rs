@@ -226,7 +226,7 @@ fn everything_stale_is_gone_before_glue_says_ready() {
 }
 
 #[test]
-fn a_bell_that_is_not_roots_fifo_is_made_anew() {
+fn a_notification_fifo_that_is_not_roots_is_made_again() {
     let mut slot = Slot::installed();
     slot.put("glue.notify", b"a file");
     symlink("not-ours", slot.ctl().join("watcher.notify")).unwrap();

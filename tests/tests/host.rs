@@ -118,7 +118,7 @@ fn a_pilot_that_is_killed_is_started_again() {
 
 /// Hit before it runs the pilot's program, a container can neither be started nor does it end: another one is made.
 #[test]
-fn a_pilot_that_is_killed_while_it_is_being_started_is_made_anew() {
+fn a_pilot_that_is_killed_while_it_is_being_started_is_made_again() {
     let pod = Options::new().host(&["--restarts", "30"]).start();
     pod.serves();
     let pidfile = pod.place().join("pid/pilot");

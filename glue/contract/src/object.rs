@@ -40,7 +40,7 @@ impl<'de, V: Deserialize<'de>> Deserialize<'de> for Object<V> {
                     entries.push(entry);
                 }
                 match repeated(entries.iter().map(|(name, _)| name.as_str()).collect()) {
-                    Some(name) => Err(M::Error::custom(format_args!("\"{}\" stands twice", printable(name)))),
+                    Some(name) => Err(M::Error::custom(format_args!("\"{}\" appears twice", printable(name)))),
                     None => Ok(Object(entries)),
                 }
             }

@@ -110,7 +110,7 @@ fn each_field_that_is_unknown_repeated_or_missing_is_refused_by_its_name() {
         (of_order(&with(first, r#""argv":["a"]"#)), "unknown field `argv`"),
         (of_order(&with(first, r#""uid":1"#)), "duplicate field `uid`"),
         (of_order(&with(first, r#""passwd":true"#)), "duplicate field `passwd`"),
-        (of_order(&first.replace(r#"{"/d":"e"}"#, r#"{"/d":"e","/d":"f"}"#)), "\"/d\" stands twice"),
+        (of_order(&first.replace(r#"{"/d":"e"}"#, r#"{"/d":"e","/d":"f"}"#)), "\"/d\" appears twice"),
         (of_order("[2]"), "its first line is not a JSON object"),
         (of_order(&first.replace(r#""version":2"#, r#""version":1"#)), "is 1; this glue understands 2"),
         (of_command(&with(second, r#""key":"x""#)), "unknown field `key`"),

@@ -6,7 +6,7 @@
 use core::fmt;
 use std::io;
 
-struct Told {
+struct ContextError {
     text: String,
     errno: i32,
 }
@@ -15,35 +15,35 @@ struct Told {
 #[cold]
 #[inline(never)]
 pub fn refused(text: fmt::Arguments<'_>) -> io::Error {
-    io::Error::other(Told { text: text.to_string(), errno: 0 })
+    io::Error::other(ContextError { text: text.to_string(), errno: 0 })
 }
 
 /// `what`, and the error that caused it.
 #[cold]
 #[inline(never)]
 pub fn error(what: fmt::Arguments<'_>, cause: &io::Error) -> io::Error {
-    io::Error::new(cause.kind(), Told { text: format!("{what}: {cause}"), errno: errno_of(cause) })
+    io::Error::new(cause.kind(), ContextError { text: format!("{what}: {cause}"), errno: errno_of(cause) })
 }
 
 /// The errno of an error, also of one that [`error`] made; 0 where there is none.
 pub fn errno_of(e: &io::Error) -> i32 {
-    let told = || e.get_ref().and_then(|inner| inner.downcast_ref::<Told>()).map(|told| told.errno);
+    let told = || e.get_ref().and_then(|inner| inner.downcast_ref::<ContextError>()).map(|told| told.errno);
     e.raw_os_error().or_else(told).unwrap_or(0)
 }
 
-impl fmt::Display for Told {
+impl fmt::Display for ContextError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
     }
 }
 
-impl fmt::Debug for Told {
+impl fmt::Debug for ContextError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
     }
 }
 
-impl std::error::Error for Told {}
+impl std::error::Error for ContextError {}
 
 #[cfg(test)]
 mod tests {

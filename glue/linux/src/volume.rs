@@ -188,7 +188,7 @@ fn demand_root_only(stat: &FileStat, path: &str, forbidden: u32) -> io::Result<(
     )))
 }
 
-/// `openat2(2)` beneath `dir` without links and other mounts; where that call is not to be had (an old kernel, a
+/// `openat2(2)` beneath `dir` without links and other mounts; where openat2 is unavailable (an old kernel, a
 /// seccomp filter), component by component with the same checks.
 pub fn open_beneath(dir: BorrowedFd<'_>, path: &str, flags: OFlag, mode: u32) -> io::Result<OwnedFd> {
     let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;

@@ -92,7 +92,7 @@ fn pause_of(pilot: &Pilot) -> i32 {
 
 /// All containers of the pod end at once, and others are made over the same volumes, install among them.
 #[test]
-fn a_sandbox_is_made_anew_over_the_old_volumes() {
+fn a_sandbox_is_made_again_over_the_old_volumes() {
     let pilot = Options::new().spool(&[]).start();
     let inside = pilot.inside();
     pilot.put("under-way", &shell("echo begun; sleep 6; echo ended"));

@@ -81,7 +81,7 @@ fn gpus_are_looked_for_in_the_payload_container() {
         "{found}"
     );
     assert!(!found.contains("no attribute"), "{found}");
-    // Nobody but who asks for it, and who meets the operator's further condition, is taken.
+    // Only a job that asks for it, and that meets the operator's further condition, is taken.
     let unwelcome = pool.shell("echo never", "request_gpus = 1\n");
     let script = "echo \"$CUDA_VISIBLE_DEVICES|$_CONDOR_AssignedGPUs\"";
     let job = pool.shell(script, "request_gpus = 2\nrequire_gpus = Capability >= 8.0\n+IsWelcome = True\n");

@@ -64,14 +64,14 @@ pub struct Engine {
 #[derive(Debug)]
 pub enum CallError {
     /// Podman said no.
-    Said {
+    Failed {
         /// Its exit code, none if a signal ended it.
         code: Option<i32>,
         /// What it wrote to its standard error.
         text: String,
     },
     /// Its answer is larger than what is read.
-    SaidTooMuch,
+    TooMuchOutput,
     /// It took longer than the limit, and was killed.
     TookTooLong(Duration),
     /// Everything is being ended.
@@ -83,10 +83,10 @@ pub enum CallError {
 impl fmt::Display for CallError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Said { code: Some(_), text } if !text.is_empty() => f.write_str(text),
-            Self::Said { code: Some(code), .. } => write!(f, "podman ended with code {code} and said nothing"),
-            Self::Said { code: None, text } => write!(f, "podman was killed by a signal; it had said: {text}"),
-            Self::SaidTooMuch => write!(f, "podman's answer is larger than {SAID_MAX} bytes"),
+            Self::Failed { code: Some(_), text } if !text.is_empty() => f.write_str(text),
+            Self::Failed { code: Some(code), .. } => write!(f, "podman ended with code {code} and said nothing"),
+            Self::Failed { code: None, text } => write!(f, "podman was killed by a signal; it had said: {text}"),
+            Self::TooMuchOutput => write!(f, "podman's answer is larger than {SAID_MAX} bytes"),
             Self::TookTooLong(limit) => write!(f, "podman did not answer within {} s and was ended", limit.as_secs()),
             Self::Closing => f.write_str("the pod is being ended"),
             Self::Broken(e) => write!(f, "podman cannot be run: {e}"),
@@ -212,10 +212,10 @@ impl Engine {
         match ended.map_err(CallError::Broken)? {
             Wait::TookTooLong => Err(CallError::TookTooLong(limit)),
             Wait::Closing => Err(CallError::Closing),
-            Wait::Ended if status.success() && stdout.len() > SAID_MAX => Err(CallError::SaidTooMuch),
+            Wait::Ended if status.success() && stdout.len() > SAID_MAX => Err(CallError::TooMuchOutput),
             Wait::Ended if status.success() => Ok(String::from_utf8_lossy(&stdout).into_owned()),
             Wait::Ended => {
-                Err(CallError::Said { code: status.code(), text: essence(&String::from_utf8_lossy(&stderr)) })
+                Err(CallError::Failed { code: status.code(), text: essence(&String::from_utf8_lossy(&stderr)) })
             }
         }
     }
@@ -229,7 +229,7 @@ impl Engine {
         for image in images {
             match self.call(&["image", "exists", image], CALL_LIMIT) {
                 Ok(_) => {}
-                Err(CallError::Said { code: Some(1), .. }) => {
+                Err(CallError::Failed { code: Some(1), .. }) => {
                     return Err(failure(format!(
                         "the image {image} is not in {}: run `make images`, which builds it",
                         self.place.root().display()

@@ -118,11 +118,11 @@ fn inspect(engine: &Engine, name: &str) -> Result<Option<Inspected>, Refusal> {
             Ok(all.pop())
         }
         // Its exit code says whether there is such an image; an error's text holds the name.
-        Err(e @ CallError::Said { code: Some(_), .. }) => match engine.call(&["image", "exists", name], CALL_LIMIT) {
-            Err(CallError::Said { code: Some(1), .. }) => Ok(None),
+        Err(e @ CallError::Failed { code: Some(_), .. }) => match engine.call(&["image", "exists", name], CALL_LIMIT) {
+            Err(CallError::Failed { code: Some(1), .. }) => Ok(None),
             _ => Err(failed(&e)),
         },
-        Err(CallError::SaidTooMuch) => Err(Refusal::hold(
+        Err(CallError::TooMuchOutput) => Err(Refusal::hold(
             Reason::CreateContainerError,
             format!("what {name} says of itself (labels, environment, history) takes more than a megabyte"),
         )),
@@ -155,7 +155,7 @@ fn mismatch(image: &Inspected) -> Option<String> {
 fn pull_refusal(name: &str, e: &CallError) -> Refusal {
     let message = format!("cannot pull {name}: {e}");
     let reason = match e {
-        CallError::Said { code: Some(_), text } => {
+        CallError::Failed { code: Some(_), text } => {
             Message::read(text, name).of_pull().unwrap_or(Reason::RegistryUnavailable)
         }
         CallError::TookTooLong(_) => Reason::PullTimeout,
@@ -185,7 +185,7 @@ mod tests {
     #[test]
     fn what_a_failed_pull_means() {
         let refused = |name: &str, said: &str| {
-            let refusal = pull_refusal(name, &CallError::Said { code: Some(125), text: said.into() });
+            let refusal = pull_refusal(name, &CallError::Failed { code: Some(125), text: said.into() });
             (refusal.class, refusal.reason)
         };
         let unknown =

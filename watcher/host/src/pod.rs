@@ -440,7 +440,7 @@ impl Life {
             let text = match said {
                 Ok(text) => text,
                 Err(CallError::Closing) => return Err(failure("the pod is being ended")),
-                Err(CallError::Said { text, .. }) if text.contains("no such container") => {
+                Err(CallError::Failed { text, .. }) if text.contains("no such container") => {
                     tracing::warn!("somebody has removed the pilot container: another one is made");
                     self.create_pilot_again()?;
                     return Ok(NOT_STARTED);

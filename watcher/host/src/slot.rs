@@ -91,7 +91,7 @@ struct NotStarted {
 impl NotStarted {
     /// Whether the image can be what was wrong: podman or the runtime gave up by itself, or hung.
     fn may_be_the_images(&self) -> bool {
-        matches!(self.error, CallError::Said { code: Some(_), .. } | CallError::TookTooLong(_))
+        matches!(self.error, CallError::Failed { code: Some(_), .. } | CallError::TookTooLong(_))
     }
 }
 
@@ -324,7 +324,7 @@ impl Slot {
                         oom_killed: oom_killed || payload.oom_killed(),
                     });
                 }
-                Err(CallError::Said { code: Some(_), text }) if text.contains("no such container") => {
+                Err(CallError::Failed { code: Some(_), text }) if text.contains("no such container") => {
                     return Ok(State { image, status: "missing", ..State::default() });
                 }
                 Err(e) => return Err(Refusal::engine("cannot inspect the container", &e)),

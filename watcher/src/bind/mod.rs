@@ -39,7 +39,7 @@ pub struct ContainerState {
     pub exit_code: Option<i64>,
     /// Whether the kernel ended its main process for memory.
     pub oom_killed: bool,
-    /// The engine's own words on its end, where it has any.
+    /// The engine's error message, where it has one.
     pub said: String,
     /// What ends the whole pod, and this container with it: a reason and the engine's message.
     pub pod_ends: Option<(Reason, String)>,

@@ -28,13 +28,13 @@ const STEERS_MAX: usize = 16;
 pub struct Control {
     /// What the job's monitor has found.
     pub board: Board,
-    wishes: Mutex<Wishes>,
+    wanted: Mutex<Wanted>,
     wake: OwnedFd,
     woken: OwnedFd,
 }
 
 #[derive(Default)]
-struct Wishes {
+struct Wanted {
     signals: VecDeque<i32>,
     steer: VecDeque<Steer>,
     cancel: Option<String>,
@@ -56,11 +56,11 @@ impl Control {
     /// Nothing is wanted yet.
     pub fn new() -> io::Result<Self> {
         let (woken, wake) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC | nix::fcntl::OFlag::O_NONBLOCK)?;
-        Ok(Self { board: Board::default(), wishes: Mutex::default(), wake, woken })
+        Ok(Self { board: Board::default(), wanted: Mutex::default(), wake, woken })
     }
 
-    fn change(&self, change: impl FnOnce(&mut Wishes)) {
-        change(&mut self.wishes.lock().unwrap_or_else(PoisonError::into_inner));
+    fn change(&self, change: impl FnOnce(&mut Wanted)) {
+        change(&mut self.wanted.lock().unwrap_or_else(PoisonError::into_inner));
         self.wake();
     }
 
@@ -84,7 +84,7 @@ impl Control {
 
     /// The next signal for all processes.
     pub fn next_steer(&self) -> Option<Steer> {
-        self.wishes.lock().unwrap_or_else(PoisonError::into_inner).steer.pop_front()
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner).steer.pop_front()
     }
 
     /// Wants this signal sent to the job's main process. As with the kernel, one that waits already is not sent twice.
@@ -107,7 +107,7 @@ impl Control {
 
     /// How often the job's end was asked for.
     pub fn cancels(&self) -> u64 {
-        self.wishes.lock().unwrap_or_else(PoisonError::into_inner).cancels
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner).cancels
     }
 
     /// Wants the job ended without any grace: nobody is left whom it could do good.
@@ -121,38 +121,38 @@ impl Control {
 
     /// Whether the job is to be ended without grace.
     pub fn at_once(&self) -> bool {
-        self.wishes.lock().unwrap_or_else(PoisonError::into_inner).at_once
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner).at_once
     }
 
     /// The next signal that is wanted.
     pub fn next_signal(&self) -> Option<i32> {
-        self.wishes.lock().unwrap_or_else(PoisonError::into_inner).signals.pop_front()
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner).signals.pop_front()
     }
 
     /// Why the job is to be ended, if it is.
     pub fn cancelled(&self) -> Option<String> {
-        self.wishes.lock().unwrap_or_else(PoisonError::into_inner).cancel.clone()
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner).cancel.clone()
     }
 
     /// Why what is still done for the job's sake has to end, if it has to: it was cancelled, and its grace is over.
     pub fn given_up(&self, grace: Duration) -> Option<String> {
-        let wishes = self.wishes.lock().unwrap_or_else(PoisonError::into_inner);
-        let over = wishes.at_once || wishes.cancelled_at.is_some_and(|at| at.elapsed() >= grace);
-        wishes.cancel.clone().filter(|_| over)
+        let wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        let over = wanted.at_once || wanted.cancelled_at.is_some_and(|at| at.elapsed() >= grace);
+        wanted.cancel.clone().filter(|_| over)
     }
 
     /// Why a job that has not started yet is not to start: it was cancelled, or a signal that ends programs waits for
     /// it.
     pub fn stop_wanted(&self) -> Option<String> {
-        let wishes = self.wishes.lock().unwrap_or_else(PoisonError::into_inner);
-        let ending = wishes.signals.iter().find(|s| ends(**s));
-        wishes.cancel.clone().or_else(|| ending.map(|s| format!("told to end by signal {s}")))
+        let wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        let ending = wanted.signals.iter().find(|s| ends(**s));
+        wanted.cancel.clone().or_else(|| ending.map(|s| format!("told to end by signal {s}")))
     }
 
     /// Whether anything waits to be done to the job's processes.
     pub fn is_wanted(&self) -> bool {
-        let wishes = self.wishes.lock().unwrap_or_else(PoisonError::into_inner);
-        wishes.cancel.is_some() || !wishes.signals.is_empty() || !wishes.steer.is_empty()
+        let wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        wanted.cancel.is_some() || !wanted.signals.is_empty() || !wanted.steer.is_empty()
     }
 
     /// Becomes readable when something is wanted.

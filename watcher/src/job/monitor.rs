@@ -85,14 +85,14 @@ pub fn start(watched: Watched, control: &Arc<Control>) -> std::io::Result<Watchi
         inner.summary.get_or_insert_with(Summary::new);
         inner.epoch
     };
-    let looker = Looker::new(watched.ids, watched.cgroup, watched.glue, watched.group, disk)?;
+    let looker = Sampler::new(watched.ids, watched.cgroup, watched.glue, watched.group, disk)?;
     let told = control.clone();
     let thread = std::thread::Builder::new().name(format!("monitor-{}", watched.slot));
     thread.spawn(move || follow(looker, limits, &told, epoch))?;
     Ok(Watching { control: control.clone() })
 }
 
-fn follow(mut looker: Looker, limits: Limits, control: &Control, epoch: u64) {
+fn follow(mut looker: Sampler, limits: Limits, control: &Control, epoch: u64) {
     let began = Instant::now();
     let (mut pause, mut next) = (FIRST, Instant::now() + FIRST);
     loop {
@@ -166,7 +166,7 @@ struct Known {
 }
 
 /// Looks at the processes of one payload.
-pub struct Looker {
+pub struct Sampler {
     proc: Proc,
     ids: Ids,
     cgroup: String,
@@ -189,7 +189,7 @@ pub struct Looker {
     all_stopped: bool,
 }
 
-impl Looker {
+impl Sampler {
     /// Nothing is looked at yet.
     pub fn new(ids: Ids, cgroup: String, glue: i32, group: Option<Group>, disk: Disk) -> std::io::Result<Self> {
         let reaped_before = stat_of(glue).map(|s| reaped(&s));

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::bind::{Failure, Progress, Reason, proof};
 use crate::clean;
 use crate::job::control::Control;
-use crate::job::life::{self, After, Around, Held};
+use crate::job::life::{self, After, JobContext, SlotReservation};
 use crate::job::{Phase, State};
 use crate::slot::{ClientDirs, Slot, dirty_mark};
 use crate::store::Store;
@@ -131,7 +131,7 @@ impl Core {
     }
 
     pub(super) fn serve_slot(&self, mut slot: Slot, mut first: Vec<String>) {
-        let mut held: Option<Held> = None;
+        let mut held: Option<SlotReservation> = None;
         // A glue that has run no job stands in a container that was bound for none.
         let mut placeholder =
             !self.settings.placeholder_when_idle || slot.status().is_ok_and(|s| s.is_some_and(|s| s.job.is_none()));
@@ -252,12 +252,12 @@ impl Core {
         }
     }
 
-    fn serve_job(&self, slot: &Slot, name: &str, held: Option<Held>) -> After {
+    fn serve_job(&self, slot: &Slot, name: &str, held: Option<SlotReservation>) -> After {
         let taken =
             self.lock().jobs.get_mut(name).map(|job| (job.state.clone(), job.control.clone(), job.streams.take()));
         let Some((mut state, control, streams)) = taken else { return After { held, ..After::default() } };
         let on_phase = |state: &State| self.note(name, state);
-        let around = Around {
+        let context = JobContext {
             slot,
             binder: self.binder.as_ref(),
             states: &self.states,
@@ -269,6 +269,6 @@ impl Core {
         };
         // Whatever is said while the job has the slot says whose it is.
         let _named = tracing::error_span!("job", job = name, slot = slot.number).entered();
-        life::live(&around, &mut state, streams, held)
+        life::live(&context, &mut state, streams, held)
     }
 }

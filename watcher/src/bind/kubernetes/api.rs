@@ -304,7 +304,7 @@ impl Follow {
                 // Most often 410: what happened since is not known any more, so the whole pod is read again.
                 tracing::debug!("watch: {}", said(&status));
                 self.ended().await?;
-                self.read_anew().await
+                self.read_again().await
             }
             Ok(Some(Err(e))) => {
                 tracing::debug!("watch: {}", text(&e));
@@ -323,7 +323,7 @@ impl Follow {
         Ok(None)
     }
 
-    async fn read_anew(&mut self) -> Result<Option<Pod>, Failure> {
+    async fn read_again(&mut self) -> Result<Option<Pod>, Failure> {
         self.stream = None;
         let pod = self.own.get().await?;
         self.version = pod.metadata.resource_version.clone().unwrap_or_default();
@@ -337,7 +337,7 @@ impl Follow {
                 self.own.reachable.store(true, Ordering::Relaxed);
                 return Ok(None);
             }
-            Ok(Err(kube::Error::Api(status))) if status.code == 410 => return self.read_anew().await,
+            Ok(Err(kube::Error::Api(status))) if status.code == 410 => return self.read_again().await,
             Ok(Err(e)) => e,
             Err(_) => kube::Error::Service(format!("no answer within {ANSWER_WITHIN:?}").into()),
         };

@@ -19,7 +19,7 @@ use crate::store::Store;
 use crate::tree::Deadline;
 
 use super::ending::end_in;
-use super::{Around, ENGINE_NOTICES_WITHIN, Held, Life, Reuse, not_kept, span, wait};
+use super::{ENGINE_NOTICES_WITHIN, JobContext, Life, Reuse, SlotReservation, not_kept, span, wait};
 
 /// How often a job's image is bound for one attempt. An image's root can kill the pilot before the mount proof: a
 /// restarted one must not do the same over and over again.
@@ -27,7 +27,7 @@ const BINDS_MAX: u32 = 2;
 
 /// A bind as it goes on: tells its listeners, and is given up when the job is not wanted any more.
 struct Following<'a> {
-    around: &'a Around<'a>,
+    context: &'a JobContext<'a>,
     state: &'a State,
     pulling_since: Cell<Option<Instant>>,
 }
@@ -35,7 +35,7 @@ struct Following<'a> {
 impl Progress for Following<'_> {
     fn pulling(&self) {
         self.pulling_since.set(Some(Instant::now()));
-        (self.around.on_phase)(&State { phase: Phase::Pulling, ..self.state.clone() });
+        (self.context.on_phase)(&State { phase: Phase::Pulling, ..self.state.clone() });
     }
 
     fn note(&self, text: &str) {
@@ -43,22 +43,22 @@ impl Progress for Following<'_> {
     }
 
     fn stop_wanted(&self) -> Option<String> {
-        self.around.control.settle();
-        self.around.control.stop_wanted()
+        self.context.control.settle();
+        self.context.control.stop_wanted()
     }
 }
 
 /// Waits until the container's glue says `ready` under a new incarnation and has passed the mount proof.
 fn wait_for_glue(
-    around: &Around<'_>,
+    context: &JobContext<'_>,
     container: &crate::bind::Container,
     before: Option<&str>,
 ) -> Result<(Bound, OwnedFd), Failure> {
-    let slot = around.slot;
-    let give_up = Instant::now() + around.settings.ready_within;
+    let slot = context.slot;
+    let give_up = Instant::now() + context.settings.ready_within;
     loop {
         slot.clear_notifications();
-        around.control.settle();
+        context.control.settle();
         // Wrong mounts show with whatever runs there; waiting for a glue that an image keeps away would be in vain.
         proof::look_at_any(slot.number, &container.id)?;
         // Until the mount proof an image's root may have written this: it only says which process to look at.
@@ -73,32 +73,32 @@ fn wait_for_glue(
             let status =
                 slot.status().ok().flatten().filter(|s| s.pid == pid && Some(s.incarnation.as_str()) != before);
             if let Some(status) = status {
-                let (incarnation, kill_uid) = (status.incarnation.clone(), proven_kill_uid(around, &status)?);
+                let (incarnation, kill_uid) = (status.incarnation.clone(), proven_kill_uid(context, &status)?);
                 return Ok((Bound { container: container.clone(), incarnation, pid, kill_uid, cgroup }, glue));
             }
         }
-        if let Some(why) = around.control.stop_wanted() {
+        if let Some(why) = context.control.stop_wanted() {
             return Err(Failure::not_started(&why));
         }
         // The engine said that it runs: so either it is to be seen, or it has ended since.
         if !proof::has_process(&container.id)
-            && let Ok(state) = around.binder.end_of(slot.number, &container.id, ENGINE_NOTICES_WITHIN)
+            && let Ok(state) = context.binder.end_of(slot.number, &container.id, ENGINE_NOTICES_WITHIN)
             && !(state.running && state.id == container.id)
         {
             return Err(class::of_end_before_ready(&state));
         }
         if Instant::now() >= give_up {
-            let message = format!("the new container's glue said nothing within {:?}", around.settings.ready_within);
+            let message = format!("the new container's glue said nothing within {:?}", context.settings.ready_within);
             return Err(Failure::retry(Reason::GlueSilent, message));
         }
         // A notification wakes at once; the short wait is for an image that keeps glue from sending any.
-        wait([slot.notified(), around.control.woken(), slot.notified()], Some(Duration::from_millis(50)));
+        wait([slot.notified(), context.control.woken(), slot.notified()], Some(Duration::from_millis(50)));
     }
 }
 
 /// The kill UID that a proven glue names, once everything that watcher and glue have to agree on has been compared.
-fn proven_kill_uid(around: &Around<'_>, status: &Status) -> Result<u32, Failure> {
-    let (slot, mismatch) = (around.slot, |message: String| Failure::retry(Reason::VersionMismatch, message));
+fn proven_kill_uid(context: &JobContext<'_>, status: &Status) -> Result<u32, Failure> {
+    let (slot, mismatch) = (context.slot, |message: String| Failure::retry(Reason::VersionMismatch, message));
     if !status.contract.contains(&latebind_contract::VERSION) {
         return Err(mismatch(format!("glue {} speaks contract {:?}", status.glue, status.contract)));
     }
@@ -106,13 +106,13 @@ fn proven_kill_uid(around: &Around<'_>, status: &Status) -> Result<u32, Failure>
         return Err(mismatch("glue and watcher see different owners of work/".into()));
     }
     slot.ids(status.kill_uid).check().map_err(mismatch)?;
-    if let Some(other) = around.payload_uids.get(&status.kill_uid) {
+    if let Some(other) = context.payload_uids.get(&status.kill_uid) {
         let message =
             format!("the kill UID {} is the payload UID of slot {other}: choose another one", status.kill_uid);
         return Err(mismatch(message));
     }
-    if kill_uid(around.binder, around.slots, slot.number) != status.kill_uid {
-        let kept = around.slots.put(&kill_uid_entry(slot.number), &status.kill_uid);
+    if kill_uid(context.binder, context.slots, slot.number) != status.kill_uid {
+        let kept = context.slots.put(&kill_uid_entry(slot.number), &status.kill_uid);
         kept.map_err(|e| not_kept("the slot's kill UID", &e))?;
     }
     Ok(status.kill_uid)
@@ -135,7 +135,7 @@ impl Life<'_> {
     /// Processes of the payload UID that an earlier, lost job may have left, wherever but in the pilot's own container:
     /// while one of them lives, it could exchange what is put into `work/`.
     pub(super) fn end_leftovers(&self) -> Result<(), Failure> {
-        let slot = self.around.slot;
+        let slot = self.context.slot;
         let unreadable = |e: std::io::Error| Failure::retry(Reason::EngineError, format!("/proc: {e}"));
         let proc = Proc::open().map_err(unreadable)?;
         let own = proc.cgroup(std::process::id() as i32).map_err(unreadable)?;
@@ -144,7 +144,7 @@ impl Life<'_> {
             if cgroup != own {
                 tracing::warn!(slot = slot.number, pid = process.pid, "left over from an earlier job");
                 // Only now: the engine is asked, and nothing waits for it where nothing was left.
-                let kill_uid = kill_uid(self.around.binder, self.around.slots, slot.number);
+                let kill_uid = kill_uid(self.context.binder, self.context.slots, slot.number);
                 end_in(slot, kill_uid, &cgroup, span(self.state.request.kill_s))?;
             }
         }
@@ -162,14 +162,14 @@ impl Life<'_> {
             );
             return Err(Failure::retry(Reason::PilotLost, message));
         }
-        let slot = self.around.slot;
+        let slot = self.context.slot;
         let request = &self.state.request;
         let held = self.held.take().filter(|held| {
-            self.around.settings.reuse == Reuse::SameOwner
+            self.context.settings.reuse == Reuse::SameOwner
                 && request.identity().is_some_and(|owner| held.owner.as_ref() == Some(&owner))
                 && held.bound.container.image == request.image
                 // Resolved again each time: a name may mean another image by now.
-                && self.around.binder.image_id(&request.image).is_ok_and(|id| id == held.bound.container.image_id)
+                && self.context.binder.image_id(&request.image).is_ok_and(|id| id == held.bound.container.image_id)
         });
         if self.resumed {
             self.empty()?; // an earlier watcher may have filled it in part
@@ -179,9 +179,9 @@ impl Life<'_> {
             && let Ok(glue) = proof::prove(held.bound.pid, slot.number, &held.bound.container.id)
             && slot.status().is_ok_and(|s| s.is_some_and(|s| s.incarnation == held.bound.incarnation))
         {
-            let control = self.around.control;
+            let control = self.context.control;
             let stop = || control.stop_wanted();
-            stage::fill(slot, request, &Deadline::within(self.around.settings.copy_within).unless(&stop))?;
+            stage::fill(slot, request, &Deadline::within(self.context.settings.copy_within).unless(&stop))?;
             self.state.report.reused_container = true;
             self.take_bound(held.bound, glue);
             return Ok(Phase::Starting);
@@ -191,17 +191,17 @@ impl Life<'_> {
         self.state.binds += 1;
         self.save()?;
         let (request, mark) = (&self.state.request, dirty_mark(slot.number));
-        self.around.slots.put(&mark, &true).map_err(|e| not_kept("the slot's state", &e))?;
+        self.context.slots.put(&mark, &true).map_err(|e| not_kept("the slot's state", &e))?;
         self.needs_placeholder = true; // until the mount proof, root in the new container may be the image's
-        let following = Following { around: self.around, state: self.state, pulling_since: Cell::new(None) };
+        let following = Following { context: self.context, state: self.state, pulling_since: Cell::new(None) };
         let mut bound_to = None;
         // Nobody waits for inputs whose image cannot be bound.
-        let (control, is_wanted) = (self.around.control, AtomicBool::new(true));
+        let (control, is_wanted) = (self.context.control, AtomicBool::new(true));
         let stop = || {
             let lost = (!is_wanted.load(Ordering::Relaxed)).then(|| "its image was not bound".to_owned());
             lost.or_else(|| control.stop_wanted())
         };
-        let deadline = Deadline::within(self.around.settings.copy_within).unless(&stop);
+        let deadline = Deadline::within(self.context.settings.copy_within).unless(&stop);
         let (bound, staged) = std::thread::scope(|scope| {
             // Not `scope.spawn`, which ends the watcher where no thread can be made.
             let stage = std::thread::Builder::new().name("stage".into()).spawn_scoped(scope, || {
@@ -215,8 +215,8 @@ impl Life<'_> {
                     return (Err(failure.clone()), Err(failure));
                 }
             };
-            let bound = self.around.binder.bind(slot.number, &request.image, &following).and_then(|container| {
-                let proven = wait_for_glue(self.around, &container, before.as_deref());
+            let bound = self.context.binder.bind(slot.number, &request.image, &following).and_then(|container| {
+                let proven = wait_for_glue(self.context, &container, before.as_deref());
                 bound_to = Some(container);
                 proven
             });
@@ -232,7 +232,7 @@ impl Life<'_> {
         }
         self.state.report.container = bound_to;
         let (bound, glue) = bound?;
-        self.around.slots.remove(&mark).map_err(|e| not_kept("the slot's state", &e))?;
+        self.context.slots.remove(&mark).map_err(|e| not_kept("the slot's state", &e))?;
         self.needs_placeholder = false;
         self.take_bound(bound, glue);
         self.state.report.durations.stage += staged?.as_secs_f64();
@@ -241,7 +241,7 @@ impl Life<'_> {
 
     fn take_bound(&mut self, bound: Bound, glue: OwnedFd) {
         self.state.report.container = Some(bound.container.clone());
-        self.held = Some(Held { bound: bound.clone(), owner: self.state.request.identity() });
+        self.held = Some(SlotReservation { bound: bound.clone(), owner: self.state.request.identity() });
         self.state.bound = Some(bound);
         self.glue = Some(glue);
     }
@@ -249,7 +249,7 @@ impl Life<'_> {
     /// Hands the job over exactly once. When an earlier watcher was interrupted here, either the startup file is still
     /// there, or glue's status names its nonce, or it was never put.
     pub(super) fn start(&mut self) -> Result<Phase, Failure> {
-        let slot = self.around.slot;
+        let slot = self.context.slot;
         if self.resumed && self.state.secrets.is_some() {
             self.pin_glue()?;
             if slot.has_startup() {
@@ -269,7 +269,7 @@ impl Life<'_> {
         let routes = streams.map(|s| s.routes(slot, self.state.request.sandbox.is_some()));
         let bound = self.bound()?;
         let prepared = start::prepare(slot, bound, &self.state.request, routes.as_ref())?;
-        if let Some(dir) = &self.around.settings.keep_keys {
+        if let Some(dir) = &self.context.settings.keep_keys {
             keys::keep(dir, &prepared.secrets)
                 .map_err(|e| Failure::retry(Reason::VolumeFull, format!("{}: {e}", dir.display())))?;
         }
@@ -289,7 +289,7 @@ impl Life<'_> {
 
     fn was_claimed(&self) -> bool {
         let nonce = self.state.secrets.as_ref().map(|s| &s.nonce);
-        self.around.slot.status().is_ok_and(|status| status.is_some_and(|s| s.nonce.as_ref() == nonce))
+        self.context.slot.status().is_ok_and(|status| status.is_some_and(|s| s.nonce.as_ref() == nonce))
     }
 
     /// A handle on the glue that the state names, or the certainty that it is gone.

@@ -11,11 +11,11 @@ use crate::job::{Bound, Phase, Request, collect};
 use crate::slot::Slot;
 use crate::tree::{Deadline, Over};
 
-use super::{Around, Life, Reuse, span};
+use super::{JobContext, Life, Reuse, span};
 
 /// Why the job's results need not be fetched any more, nor its slot be cleaned before it is over.
-pub(super) fn given_up(around: &Around<'_>, request: &Request) -> impl Fn() -> Option<String> + Sync + use<> {
-    let (control, grace) = (around.control.clone(), span(request.grace_s));
+pub(super) fn given_up(context: &JobContext<'_>, request: &Request) -> impl Fn() -> Option<String> + Sync + use<> {
+    let (control, grace) = (context.control.clone(), span(request.grace_s));
     move || control.given_up(grace)
 }
 
@@ -52,12 +52,12 @@ impl Life<'_> {
         if !self.state.report.verified || self.state.report.record.as_ref().is_some_and(|r| r.processes.unkilled > 0) {
             self.end_job_processes();
         }
-        let lost = self.relay.take().map(|relay| relay.finish(self.around.control)).unwrap_or_default();
-        let (around, record) = (self.around, self.state.record_jws.clone());
-        let stop = given_up(around, &self.state.request);
-        let deadline = Deadline::within(around.settings.copy_within).unless(&stop);
+        let lost = self.relay.take().map(|relay| relay.finish(self.context.control)).unwrap_or_default();
+        let (context, record) = (self.context, self.state.record_jws.clone());
+        let stop = given_up(context, &self.state.request);
+        let deadline = Deadline::within(context.settings.copy_within).unless(&stop);
         let report = &mut self.state.report;
-        if let Err(e) = collect::collect(around.slot, &self.state.request, record.as_deref(), report, &deadline) {
+        if let Err(e) = collect::collect(context.slot, &self.state.request, record.as_deref(), report, &deadline) {
             report.add_missing("results", &e);
         }
         match deadline.over() {
@@ -80,12 +80,12 @@ impl Life<'_> {
         }
         self.end_job_processes();
         if let Some(relay) = self.relay.take() {
-            let lost = relay.finish(self.around.control);
+            let lost = relay.finish(self.context.control);
             self.state.report.missing_outputs.extend(lost);
         }
-        let slot = self.around.slot;
-        let stop = given_up(self.around, &self.state.request);
-        let deadline = Deadline::within(self.around.settings.clean_within).unless(&stop);
+        let slot = self.context.slot;
+        let stop = given_up(self.context, &self.state.request);
+        let deadline = Deadline::within(self.context.settings.clean_within).unless(&stop);
         if let Err(e) = clean::empty(slot, &deadline) {
             // What is left is removed before the next job has the slot; this one's result does not wait for that.
             self.needs_placeholder = true;
@@ -96,8 +96,8 @@ impl Life<'_> {
             self.held = None; // whatever was short there, the next attempt does not find it again
         }
         if let Some(bound) = &self.state.bound {
-            let reused = self.held.is_some() && self.around.settings.reuse == Reuse::SameOwner;
-            let cleaned = self.around.binder.clean_ipc(slot.number, slot.ids(bound.kill_uid), reused);
+            let reused = self.held.is_some() && self.context.settings.reuse == Reuse::SameOwner;
+            let cleaned = self.context.binder.clean_ipc(slot.number, slot.ids(bound.kill_uid), reused);
             // As above: tried again until it is done.
             self.needs_placeholder |= cleaned.is_err();
             self.note(cleaned);
@@ -111,12 +111,12 @@ impl Life<'_> {
 
     /// Ends what is left of the job; what cannot be ended loses its container, and so the engine has to end it.
     fn end_job_processes(&mut self) {
-        let slot = self.around.slot;
+        let slot = self.context.slot;
         let Some(bound) = self.state.bound.clone() else { return };
         let within = span(self.state.request.kill_s);
         if let Err(e) = end_processes(slot, &bound, within) {
             self.note(Err(e));
-            self.note(self.around.binder.bind(slot.number, "", &Unattended).map(drop));
+            self.note(self.context.binder.bind(slot.number, "", &Unattended).map(drop));
             self.note(end_processes(slot, &bound, within));
         }
     }
@@ -125,7 +125,7 @@ impl Life<'_> {
     pub(super) fn note(&mut self, result: Result<(), Failure>) {
         if let Err(failure) = result {
             self.held = None;
-            tracing::warn!(job = %self.state.request.id, slot = self.around.slot.number, "cleaning: {failure}");
+            tracing::warn!(job = %self.state.request.id, slot = self.context.slot.number, "cleaning: {failure}");
         }
     }
 }

@@ -67,8 +67,8 @@ pub struct Settings {
     pub disk_size: Option<Bytes>,
 }
 
-/// Everything that one job's life needs from around it.
-pub struct Around<'a> {
+/// What one job needs from its surroundings.
+pub struct JobContext<'a> {
     /// The slot.
     pub slot: &'a Slot,
     /// How images are bound.
@@ -89,7 +89,7 @@ pub struct Around<'a> {
 
 /// What a slot still holds from its last job.
 #[derive(Clone, Debug)]
-pub struct Held {
+pub struct SlotReservation {
     /// The container.
     pub bound: Bound,
     /// Whose jobs may use it again: see [`crate::job::Request::identity`].
@@ -100,7 +100,7 @@ pub struct Held {
 #[derive(Debug, Default)]
 pub struct After {
     /// The container, where a next job of the same owner may use it.
-    pub held: Option<Held>,
+    pub held: Option<SlotReservation>,
     /// Whether something unproven may run there: the placeholder has to come first.
     pub needs_placeholder: bool,
     /// What the job says of the slot.
@@ -108,9 +108,14 @@ pub struct After {
 }
 
 /// Takes a job to its end, from whatever phase its state is in.
-pub fn live(around: &Around<'_>, state: &mut State, streams: Option<Streams>, held: Option<Held>) -> After {
+pub fn live(
+    context: &JobContext<'_>,
+    state: &mut State,
+    streams: Option<Streams>,
+    held: Option<SlotReservation>,
+) -> After {
     let mut life = Life {
-        around,
+        context,
         state,
         relay: None,
         streams,
@@ -122,9 +127,9 @@ pub fn live(around: &Around<'_>, state: &mut State, streams: Option<Streams>, he
     };
     life.resumed = !matches!(life.state.phase, Phase::Queued | Phase::Staging);
     let request = &mut life.state.request;
-    request.grace_s = request.grace_s.min(around.settings.max_grace_s);
-    request.kill_s = request.kill_s.min(around.settings.max_kill_s);
-    life.state.slot = Some(around.slot.number);
+    request.grace_s = request.grace_s.min(context.settings.max_grace_s);
+    request.kill_s = request.kill_s.min(context.settings.max_kill_s);
+    life.state.slot = Some(context.slot.number);
     life.state.report.slot = life.state.slot;
     while life.state.phase != Phase::Done {
         let step = match life.state.phase {
@@ -140,13 +145,13 @@ pub fn live(around: &Around<'_>, state: &mut State, streams: Option<Streams>, he
         let next = step.unwrap_or_else(|failure| life.failed(failure));
         life.enter(next);
     }
-    while around.control.next_steer().is_some() {} // who still waits for an answer learns that it is over
+    while context.control.next_steer().is_some() {} // who still waits for an answer learns that it is over
     let start = class::start_of(&life.state.report);
     After { held: life.held, needs_placeholder: life.needs_placeholder, start }
 }
 
 struct Life<'a> {
-    around: &'a Around<'a>,
+    context: &'a JobContext<'a>,
     state: &'a mut State,
     relay: Option<Relay>,
     streams: Option<Streams>,
@@ -154,7 +159,7 @@ struct Life<'a> {
     glue: Option<OwnedFd>,
     /// Whether an earlier watcher may have done a part of this phase.
     resumed: bool,
-    held: Option<Held>,
+    held: Option<SlotReservation>,
     /// Whether something may run in the container that was not proven: until the placeholder is back, nothing of the
     /// slot is touched.
     needs_placeholder: bool,
@@ -195,18 +200,18 @@ impl Life<'_> {
             Phase::Done => self.say_if_lost(self.save()),
             _ => self.save_or_say(),
         }
-        (self.around.on_phase)(self.state);
+        (self.context.on_phase)(self.state);
     }
 
     /// Writes the state down. What must not be done twice waits for that.
     fn save(&self) -> Result<(), Failure> {
-        self.around.states.put(&self.state.request.id, self.state).map_err(|e| not_kept("the job's state", &e))
+        self.context.states.put(&self.state.request.id, self.state).map_err(|e| not_kept("the job's state", &e))
     }
 
     /// For what can be done again: the job goes on; what is lost is the way back after a restart. Does not wait for the
     /// disk, which a payload can keep busy.
     fn save_or_say(&self) {
-        let saved = self.around.states.put_unsynced(&self.state.request.id, self.state);
+        let saved = self.context.states.put_unsynced(&self.state.request.id, self.state);
         self.say_if_lost(saved.map_err(|e| not_kept("the job's state", &e)));
     }
 
@@ -235,12 +240,12 @@ impl Life<'_> {
     fn stage(&mut self) -> Result<Phase, Failure> {
         self.refuse_cancelled()?;
         self.state.request.check().map_err(|e| Failure::hold(Reason::InvalidJob, e))?;
-        let most = &self.around.settings.limits;
+        let most = &self.context.settings.limits;
         self.state.report.limits = self.state.request.limits.within(most);
         self.state.request.timeout_s = self.state.report.limits.wall(self.state.request.timeout_s);
         self.end_leftovers()?;
         if let Some(sandbox) = &self.state.request.sandbox {
-            stage::demand_sandbox(self.around.slot, sandbox)?;
+            stage::demand_sandbox(self.context.slot, sandbox)?;
         }
         self.empty()?;
         Ok(Phase::Binding)
@@ -248,10 +253,10 @@ impl Life<'_> {
 
     /// Empties the slot for this job.
     fn empty(&mut self) -> Result<(), Failure> {
-        let control = self.around.control;
+        let control = self.context.control;
         let stop = || control.stop_wanted();
-        let deadline = Deadline::within(self.around.settings.clean_within).unless(&stop);
-        let emptied = clean::empty(self.around.slot, &deadline);
+        let deadline = Deadline::within(self.context.settings.clean_within).unless(&stop);
+        let emptied = clean::empty(self.context.slot, &deadline);
         // What is left is no job's: it is removed before the next one has the slot.
         self.needs_placeholder |= emptied.is_err();
         match (emptied, deadline.over()) {
@@ -261,7 +266,7 @@ impl Life<'_> {
     }
 
     fn refuse_cancelled(&self) -> Result<(), Failure> {
-        match self.around.control.stop_wanted() {
+        match self.context.control.stop_wanted() {
             Some(why) => Err(Failure::not_started(&why)),
             None => Ok(()),
         }

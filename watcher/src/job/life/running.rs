@@ -40,7 +40,7 @@ impl Life<'_> {
             // Glue may have ended after it had written the record.
             return if self.take_record()? { Ok(Phase::Collecting) } else { Err(lost) };
         }
-        let slot = self.around.slot;
+        let slot = self.context.slot;
         // An earlier watcher may have begun to end it.
         let ending = self.state.cancelled.is_some() || self.state.report.limit.is_some();
         let mut hard_kill = ending.then(|| Instant::now() + span(self.state.request.grace_s));
@@ -65,10 +65,10 @@ impl Life<'_> {
                 started_by = None;
                 self.relay.iter_mut().for_each(Relay::job_has_started);
             }
-            self.around.control.settle();
+            self.context.control.settle();
             let patience =
-                if main.is_some() || self.around.control.at_once() { Duration::ZERO } else { START_PATIENCE };
-            let obeys_at = match self.around.control.is_wanted() {
+                if main.is_some() || self.context.control.at_once() { Duration::ZERO } else { START_PATIENCE };
+            let obeys_at = match self.context.control.is_wanted() {
                 true => Some(*wanted_since.get_or_insert_with(Instant::now) + patience),
                 false => None,
             };
@@ -107,7 +107,11 @@ impl Life<'_> {
             let next = [hard_kill, give_up, started_by, waits_until].into_iter().flatten().min();
             let timeout = next.map(|at| at.saturating_duration_since(Instant::now()));
             wait(
-                [slot.notified(), self.around.control.woken(), self.glue.as_ref().map_or(slot.notified(), AsFd::as_fd)],
+                [
+                    slot.notified(),
+                    self.context.control.woken(),
+                    self.glue.as_ref().map_or(slot.notified(), AsFd::as_fd),
+                ],
                 timeout,
             );
         }
@@ -131,29 +135,29 @@ impl Life<'_> {
     fn watch(&mut self) -> Option<monitor::Watching> {
         let bound = self.state.bound.as_ref()?;
         let watched = Watched {
-            slot: self.around.slot.number,
-            ids: self.around.slot.ids(bound.kill_uid),
+            slot: self.context.slot.number,
+            ids: self.context.slot.ids(bound.kill_uid),
             cgroup: bound.cgroup.clone(),
             glue: bound.pid,
             group: self.group.take(),
             memory_size: self.state.memory_size,
-            disk_size: self.around.settings.disk_size.map(|b| b.0),
-            limits: self.state.request.limits.within(&self.around.settings.limits),
+            disk_size: self.context.settings.disk_size.map(|b| b.0),
+            limits: self.state.request.limits.within(&self.context.settings.limits),
         };
-        let started = monitor::start(watched, self.around.control);
+        let started = monitor::start(watched, self.context.control);
         if let Err(e) = &started {
-            tracing::error!(job = %self.state.request.id, slot = self.around.slot.number, "is not watched, its limits do not hold: {e}");
+            tracing::error!(job = %self.state.request.id, slot = self.context.slot.number, "is not watched, its limits do not hold: {e}");
         }
-        self.state.report.limits = self.around.control.board.limits();
+        self.state.report.limits = self.context.control.board.limits();
         started.ok()
     }
 
     /// A job that has crossed a limit gets TERM, and what is left after the grace gets KILL; at once, where the kernel
     /// would soon end something of its own choice.
     fn keep_within_limits(&mut self, main: Option<i32>, hard_kill: Option<Instant>) -> Option<Instant> {
-        let Some((crossed, at_once)) = self.around.control.board.crossed() else { return hard_kill };
+        let Some((crossed, at_once)) = self.context.control.board.crossed() else { return hard_kill };
         if self.state.report.limit.is_none() && self.state.cancelled.is_none() {
-            tracing::warn!(job = %self.state.request.id, slot = self.around.slot.number, "{crossed}");
+            tracing::warn!(job = %self.state.request.id, slot = self.context.slot.number, "{crossed}");
             self.state.report.limit = Some(crossed);
             self.save_or_say();
             self.end_softly(main);
@@ -168,13 +172,13 @@ impl Life<'_> {
     fn end_softly(&self, main: Option<i32>) {
         self.signal_main(main, Signal::SIGTERM as i32);
         if let Some(bound) = &self.state.bound {
-            let _ = steer::all(self.around.slot.ids(bound.kill_uid), &bound.cgroup, Signal::SIGCONT as i32);
+            let _ = steer::all(self.context.slot.ids(bound.kill_uid), &bound.cgroup, Signal::SIGCONT as i32);
         }
     }
 
     /// What the report says of usage, from the monitor and from the record.
     fn take_usage(&mut self) {
-        let Some(mut summary) = self.around.control.board.summary() else { return };
+        let Some(mut summary) = self.context.control.board.summary() else { return };
         if let Some(record) = &self.state.report.record {
             summary.add_record(record);
         }
@@ -201,13 +205,13 @@ impl Life<'_> {
     /// KILL. A start that hangs has no main process: what would end a program ends the start, without grace, and other
     /// signals wait.
     fn obey(&mut self, main: Option<i32>, hard_kill: Option<Instant>) -> Result<Option<Instant>, Failure> {
-        let control = self.around.control;
+        let control = self.context.control;
         while let Some(signal) = main.and_then(|_| control.next_signal()) {
             self.signal_main(main, signal);
         }
         while let Some(wish) = control.next_steer() {
             let bound = self.bound()?;
-            let sent = steer::all(self.around.slot.ids(bound.kill_uid), &bound.cgroup, wish.signal);
+            let sent = steer::all(self.context.slot.ids(bound.kill_uid), &bound.cgroup, wish.signal);
             let _ = wish.done.send(sent.map_err(|e| e.to_string()));
             if main.is_none() && ends(wish.signal) {
                 control.cancel(&format!("told to end by signal {}", wish.signal));
@@ -233,7 +237,7 @@ impl Life<'_> {
         let Some(main) = main else { return };
         let (Ok(pinned), Ok(proc)) = (Pinned::new(main), Proc::open()) else { return };
         // Pinned first, then looked at: the number cannot have passed to a stranger in between.
-        let is_payload = proc.process(main).is_some_and(|p| p.uid == self.around.slot.uid)
+        let is_payload = proc.process(main).is_some_and(|p| p.uid == self.context.slot.uid)
             && self.state.bound.as_ref().is_some_and(|b| proc.cgroup(main).is_ok_and(|c| c == b.cgroup));
         if let Ok(signal) = Signal::try_from(signal)
             && is_payload
@@ -246,7 +250,7 @@ impl Life<'_> {
     fn take_record(&mut self) -> Result<bool, Failure> {
         let refused = |refusal: Refusal| Failure::retry(Reason::RecordRefused, refusal.to_string());
         let Some(bytes) =
-            self.around.slot.record().map_err(|e| Failure::retry(Reason::RecordRefused, e.to_string()))?
+            self.context.slot.record().map_err(|e| Failure::retry(Reason::RecordRefused, e.to_string()))?
         else {
             return Ok(false);
         };
@@ -263,7 +267,7 @@ impl Life<'_> {
                     let limit = self.state.request.timeout_s;
                     report.limit = Some(Crossed { which: Which::Wall, limit, value: record.wall_s, at });
                 }
-                let asked = self.state.request.limits.within(&self.around.settings.limits);
+                let asked = self.state.request.limits.within(&self.context.settings.limits);
                 let cancelled = self.state.cancelled.as_deref();
                 let (class, reason, message) =
                     class::of_record(&record, failed.as_deref(), cancelled, report.limit.as_ref(), &asked);
@@ -290,7 +294,7 @@ impl Life<'_> {
         self.held = None;
         // The engine may take a moment to notice what the kernel has already said.
         let container = self.state.bound.as_ref().map_or("", |b| b.container.id.as_str());
-        let state = self.around.binder.end_of(self.around.slot.number, container, ENGINE_NOTICES_WITHIN).ok();
+        let state = self.context.binder.end_of(self.context.slot.number, container, ENGINE_NOTICES_WITHIN).ok();
         class::of_loss(state.as_ref())
     }
 }
