@@ -25,6 +25,7 @@ step "format" with_tool fmt rustfmt "$cargo" fmt --all --check
 step "format of the fuzzer" with_tool fmt rustfmt \
     "$cargo" fmt --all --check --manifest-path tests/fuzz/engine/Cargo.toml
 step "shell scripts" .ci/lint-shell.sh
+step "words" .ci/words.sh
 step "lints" with_tool clippy clippy "$cargo" clippy --quiet --locked --workspace --all-targets -- -D warnings
 step "documentation" env RUSTDOCFLAGS="-D warnings" \
     "$cargo" doc --quiet --locked --no-deps --workspace --document-private-items

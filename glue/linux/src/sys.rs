@@ -1,4 +1,4 @@
-//! All unsafe code of glue as root: thin wrappers around system calls, each with the reason why it is sound. [`payload`]
+//! All unsafe code of glue as root: thin wrappers around system calls, each with the reason why it is sound. `payload`
 //! has those of stage two, and `watcher` those that only the watcher makes.
 //!
 //! A wrapper turns -1 into `io::Error` and adds nothing else. What `nix` offers safely is used from there instead.
