@@ -416,7 +416,13 @@ fn fields_that_glue_would_refuse_are_held_before_they_reach_it() {
 fn run_at_once(pod: &Pod, script: &str) -> [Outcome; 2] {
     let names = ["left", "right"];
     names.iter().for_each(|name| pod.put(name, &shell(script)));
-    names.iter().for_each(|name| pod.reaches(&format!("{name}.1"), "running"));
+    // A job is running from its handing over on; glue names its main process once the program runs.
+    for slot in [0, 1] {
+        eventually(&format!("slot {slot} has a main process"), Duration::from_secs(60), || {
+            let status: Value = serde_json::from_slice(&fs::read(pod.ctl(slot).join("status.json")).ok()?).ok()?;
+            status["main_pid"].as_i64()
+        });
+    }
     [0, 1].into_iter().for_each(|slot| pod.go(slot));
     names.map(|name| pod.result(name))
 }
