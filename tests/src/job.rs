@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read;
 
 use latebind_contract::encoding::{Bytes32, Key, sha256_hex};
-use latebind_contract::record::Record;
+use latebind_contract::record::{Failure, Record};
 use latebind_contract::startup::{EnvMode, Object, Startup, Stream};
 use latebind_contract::verify::{Expected, Refusal, verify};
 use latebind_contract::words::{self, About};
@@ -62,6 +62,14 @@ pub fn fifo(name: &str) -> Option<Stream> {
 /// A JSON object with one entry.
 pub fn one<V>(name: &str, value: V) -> Object<V> {
     Object(vec![(name.into(), value)])
+}
+
+/// Symbolic name of a failure's error number, such as `ENOENT`; empty where none applies.
+pub fn errno_name(failure: &Failure) -> String {
+    match failure.errno {
+        0 => String::new(),
+        n => format!("{:?}", nix::errno::Errno::from_raw(n)),
+    }
 }
 
 /// A job that was handed to glue.

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends by panicking")]
 
 use latebind_contract::record::{Outcome, Stage};
+use latebind_tests::job::errno_name;
 use latebind_tests::slot::{Shape, Slot};
 
 #[test]
@@ -32,7 +33,7 @@ fn each_reason_why_a_program_can_not_run_has_its_own_message() {
         let record = slot.run_args(&[program]).record;
         assert_eq!(record.outcome, Outcome::NotStarted, "{program}");
         let error = record.error.unwrap();
-        assert_eq!((error.stage, error.errno_name().as_str()), (Stage::Exec, errno), "{program}: {}", error.message);
+        assert_eq!((error.stage, errno_name(&error).as_str()), (Stage::Exec, errno), "{program}: {}", error.message);
         assert!(error.message.contains(reason) && error.message.contains(program), "{program}: {}", error.message);
         assert!(slot.processes_of_the_payload().is_empty(), "{program}");
     }
@@ -50,7 +51,7 @@ fn a_program_in_the_path_that_may_not_run_does_not_hide_a_later_one() {
 fn a_program_in_the_path_that_may_not_run_is_named_where_there_is_no_other() {
     let slot = Slot::with(&Shape::of("bad-formats").option("--env=PATH=/nowhere:/bad/first"));
     let error = slot.run_args(&["program"]).record.error.unwrap();
-    assert_eq!((error.stage, error.errno_name().as_str()), (Stage::Exec, "EACCES"));
+    assert_eq!((error.stage, errno_name(&error).as_str()), (Stage::Exec, "EACCES"));
     assert!(error.message.contains("/bad/first/program: has no execute bit"), "{}", error.message);
 }
 
@@ -58,6 +59,6 @@ fn a_program_in_the_path_that_may_not_run_is_named_where_there_is_no_other() {
 fn an_image_without_a_shell_has_none() {
     let slot = Slot::new("noshell");
     let error = slot.run_args(&["sh", "-c", "echo hello"]).record.error.unwrap();
-    assert_eq!(error.errno_name(), "ENOENT");
+    assert_eq!(errno_name(&error), "ENOENT");
     assert!(error.message.contains("sh: not found in PATH"), "{}", error.message);
 }

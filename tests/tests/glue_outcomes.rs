@@ -8,7 +8,7 @@ use latebind_contract::encoding::sha256_hex;
 use latebind_contract::record::{Outcome, Stage};
 use latebind_contract::startup::{Amount, Rlimit};
 use latebind_contract::status::Phase;
-use latebind_tests::job::one;
+use latebind_tests::job::{errno_name, one};
 use latebind_tests::slot::{Slot, WAIT_FOR_GO};
 use nix::sys::signal::Signal;
 
@@ -139,7 +139,7 @@ fn a_job_that_never_ran_has_no_start_and_no_end_of_a_process() {
     assert_eq!(record.outcome, Outcome::NotStarted);
     assert_eq!((record.exit_code, record.signal, record.started_at, record.wall_s), (None, None, None, 0.0));
     let error = record.error.unwrap();
-    assert_eq!((error.stage, error.errno_name().as_str()), (Stage::Exec, "ENOENT"));
+    assert_eq!((error.stage, errno_name(&error).as_str()), (Stage::Exec, "ENOENT"));
 }
 
 #[test]

@@ -11,8 +11,6 @@ pub mod environment;
 pub mod exec_reason;
 pub mod layout;
 pub mod mounts;
-#[cfg(feature = "watcher")]
-pub mod names;
 mod numbered;
 pub mod object;
 pub mod order;

@@ -78,17 +78,6 @@ pub struct Failure {
     pub reported: Option<(u8, [u32; NUMBERS])>,
 }
 
-#[cfg(feature = "watcher")]
-impl Failure {
-    /// Symbolic name of the error number, such as `ENOENT`; the number where it has none, empty where none applies.
-    pub fn errno_name(&self) -> String {
-        match self.errno {
-            0 => String::new(),
-            n => super::names::errno(n).map_or_else(|| n.to_string(), str::to_owned),
-        }
-    }
-}
-
 /// Resources that processes used, as wait4(2) reports them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Used {

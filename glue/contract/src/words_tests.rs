@@ -144,7 +144,6 @@ fn a_message_of_glues_own_is_kept_and_a_long_one_is_cut() {
     assert_eq!(message("told to stop".into()), "told to stop");
     let long = message("ä".repeat(2 * MESSAGE_MAX));
     assert!(long.chars().count() <= MESSAGE_MAX + 3, "{}", long.chars().count());
-    assert_eq!(failure(String::new()).errno_name(), "4000");
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::fs;
 use latebind_contract::record::{Outcome, Record, Stage};
 use latebind_contract::startup::START_WITHIN;
 use latebind_tests::engine::call;
+use latebind_tests::job::errno_name;
 use latebind_tests::slot::{Slot, said};
 use latebind_tests::waiting::{LIMIT, within};
 use nix::sys::signal::{Signal, kill};
@@ -114,7 +115,7 @@ fn is_glues_own(record: &Record) -> bool {
         "the start was cut off before the program ran (out of memory, or killed)",
         "the wall limit passed before the program ran",
     ];
-    let hung = error.errno_name() == "ETIMEDOUT" && error.message.starts_with("the program did not run within 60 s: ");
+    let hung = errno_name(error) == "ETIMEDOUT" && error.message.starts_with("the program did not run within 60 s: ");
     (error.stage == Stage::Startup && known.contains(&error.message.as_str())) || hung
 }
 
@@ -201,7 +202,7 @@ fn a_start_that_somebody_holds_ends_by_its_own_deadline() {
     // It does not always come in time to hold one.
     let held = (0..50).map(|_| start_beside(&slot, 0.0, true)).find(|record| record.outcome != Outcome::Exited);
     let record = held.expect("a start that is held");
-    assert_eq!((record.outcome, record.error.map(|e| e.errno_name())), (Outcome::NotStarted, Some("ETIMEDOUT".into())));
+    assert_eq!((record.outcome, record.error.map(|e| errno_name(&e))), (Outcome::NotStarted, Some("ETIMEDOUT".into())));
     assert_eq!(record.processes.unkilled, 0);
     let mut tally = Tally { starts: 1, ..Tally::default() };
     tally.add(&catcher.stop());

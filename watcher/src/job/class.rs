@@ -4,6 +4,7 @@
 use latebind_contract::layout::FULL_CODE;
 use latebind_contract::record::{Failure as NotStarted, Outcome, Record, Stage};
 use latebind_contract::text::one_line;
+use nix::libc::{EAGAIN, ECANCELED, EINTR, EIO, EMFILE, ENFILE, ENOENT, ENOMEM, ENOSPC, ENOTDIR, ESTALE, ETIMEDOUT};
 
 use super::Report;
 use super::limits::{Crossed, Limits, Which};
@@ -22,7 +23,7 @@ pub fn of_record(
     asked: &Limits,
 ) -> (Class, Reason, String) {
     let code = record.exit_code;
-    let cut_off = record.error.as_ref().is_some_and(|e| e.stage == Stage::Startup && e.errno_name() == "EINTR");
+    let cut_off = record.error.as_ref().is_some_and(|e| e.stage == Stage::Startup && e.errno == EINTR);
     let ended_by_it = match record.outcome {
         Outcome::Signaled | Outcome::Exited | Outcome::TimedOut => true,
         Outcome::NotStarted => cut_off,
@@ -77,13 +78,13 @@ fn of_failure(failure: Option<&NotStarted>, words: &str) -> (Class, Reason, Stri
         return (Class::Retry, Reason::NotStarted, "the job was not started".into());
     };
     // What the machine lacks at the moment is nobody's fault and may be there elsewhere.
-    let passing = ["EAGAIN", "ENOMEM", "EIO", "EMFILE", "ENFILE", "ENOSPC", "ESTALE", "ETIMEDOUT"];
-    let errno = failure.errno_name();
-    let reason = match (failure.stage, errno.as_str()) {
+    let passing = [EAGAIN, ENOMEM, EIO, EMFILE, ENFILE, ENOSPC, ESTALE, ETIMEDOUT];
+    let errno = failure.errno;
+    let reason = match (failure.stage, errno) {
         // Of a program that is cut short the kernel says what it says of a broken disk: never the slot's fault alone.
-        (Stage::Exec, "EIO") => Reason::CommandNotExecutable,
+        (Stage::Exec, EIO) => Reason::CommandNotExecutable,
         (_, errno) if passing.contains(&errno) => Reason::ResourceShortage,
-        (Stage::Exec, "ENOENT" | "ENOTDIR") => Reason::CommandNotFound,
+        (Stage::Exec, ENOENT | ENOTDIR) => Reason::CommandNotFound,
         (Stage::Exec, _) => Reason::CommandNotExecutable,
         (Stage::Environment, _) => Reason::EnvironmentError,
         (Stage::Stdio, _) => Reason::StdioError,
@@ -93,8 +94,8 @@ fn of_failure(failure: Option<&NotStarted>, words: &str) -> (Class, Reason, Stri
     let class = match reason {
         Reason::ResourceShortage | Reason::PrivilegeError => Class::Retry,
         // A start that was interrupted has no field to blame; a refused field has.
-        Reason::StartupError if matches!(errno.as_str(), "EINTR" | "ECANCELED") => Class::Retry,
-        Reason::CommandNotExecutable if errno == "EIO" => Class::Retry,
+        Reason::StartupError if matches!(errno, EINTR | ECANCELED) => Class::Retry,
+        Reason::CommandNotExecutable if errno == EIO => Class::Retry,
         _ => Class::Hold,
     };
     // It may name what the image holds.
