@@ -53,7 +53,10 @@ fn dispatch(words: &[&str]) -> i32 {
             ),
         },
         ["pause"] => ended(pause::pause()),
-        ["stage-two", slot, fifos] => slot.parse().map_or(BAD_USAGE, |slot| stage_two::run(slot, fifos)),
+        ["stage-two", slot, fifos, env_files] => match (slot.parse(), env_files.parse()) {
+            (Ok(slot), Ok(env_files)) => stage_two::run(slot, fifos, env_files),
+            _ => BAD_USAGE,
+        },
         ["version" | "--version" | "-V"] => say(1, &format!("glue {}\n", env!("CARGO_PKG_VERSION"))),
         ["help" | "--help" | "-h"] => say(1, USAGE),
         _ => usage("missing subcommand"),

@@ -18,7 +18,6 @@ use latebind_contract::environment::{Environment, OF_ROOT, SyntaxError, apply_nu
 use latebind_contract::exec_reason::{DEFAULT_PATH, candidates};
 use latebind_contract::layout;
 use latebind_contract::order::Invalid;
-use latebind_contract::record::NUMBERS;
 use latebind_contract::report::{Report, What, number};
 use latebind_linux::sys::{self, CStrings, Fork};
 use latebind_linux::volume::{open_beneath, read_whole};
@@ -39,9 +38,7 @@ fn syntax(index: usize, e: &SyntaxError) -> Report {
 /// The job's part is refused; what is said of it is the field's number.
 fn refused(invalid: &Invalid) -> Report {
     let index = FIELDS.iter().position(|field| *field == invalid.field).unwrap_or(0);
-    let mut numbers = [0; NUMBERS];
-    numbers.iter_mut().zip([number(index)]).for_each(|(to, from)| *to = from);
-    Report { what: What::Command, errno: 0, numbers }
+    Report { what: What::Command, errno: 0, numbers: [number(index), 0, 0, 0, 0] }
 }
 
 /// Which standard streams are FIFOs, as stage one says it: `1` for one that is.
@@ -52,8 +49,8 @@ fn fifos(text: &str) -> [bool; 3] {
 }
 
 /// Runs stage two for `slot`. Returns its exit code: 0 where the child is made.
-pub fn run(slot: u32, fifos: &str) -> i32 {
-    match start(slot, self::fifos(fifos)) {
+pub fn run(slot: u32, fifos: &str, env_files: usize) -> i32 {
+    match start(slot, self::fifos(fifos), env_files) {
         Ok(()) => 0,
         Err(report) => {
             send(&report, REPORT_FD);
@@ -62,7 +59,7 @@ pub fn run(slot: u32, fifos: &str) -> i32 {
     }
 }
 
-fn start(slot: u32, fifos: [bool; 3]) -> Result<(), Report> {
+fn start(slot: u32, fifos: [bool; 3], env_files: usize) -> Result<(), Report> {
     // Since its exec: glue's binary can be read by root alone, so the kernel lets nobody else of this UID look in here.
     if sys::is_dumpable().map_err(at(What::Dumpable))? {
         return Err(Report::of(What::Dumpable, &io::Error::from_raw_os_error(nix::libc::EPERM)));
@@ -70,7 +67,7 @@ fn start(slot: u32, fifos: [bool; 3]) -> Result<(), Report> {
     sys::close_range(EXEC_FD, RawFd::MAX, true).map_err(at(What::Descriptors))?;
     let text = read_whole(sys::inherited(JOB_FD), usize::MAX).map_err(at(What::Job))?;
     let job = command::parse(&text).map_err(|invalid| refused(&invalid))?;
-    job.check(fifos).map_err(|invalid| refused(&invalid))?;
+    job.check(fifos, env_files).map_err(|invalid| refused(&invalid))?;
     drop(text);
 
     let work = layout::work(slot);

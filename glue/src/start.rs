@@ -69,9 +69,10 @@ pub fn begin(
     descriptors.push((read, GO_FD));
     let moved = descriptors.iter().map(|(fd, n)| Ok((high(fd)?, *n))).collect::<io::Result<Vec<_>>>();
     drop(descriptors);
-    let slot = slot.to_string();
+    let (slot, env_files) = (slot.to_string(), order.env_files.len().to_string());
     let fifos = order.fifos.map(|fifo| if fifo { b'1' } else { b'0' });
-    let argv = c_strings(&[b"glue", b"stage-two", slot.as_bytes(), &fifos]).map_err(at("slot", Stage::Startup))?;
+    let argv = c_strings(&[b"glue", b"stage-two", slot.as_bytes(), &fifos, env_files.as_bytes()])
+        .map_err(at("slot", Stage::Startup))?;
     let env = c_strings(&sys::environment()).map_err(at("environment", Stage::Startup))?;
     let prepared = Prepared {
         uid: order.uid,

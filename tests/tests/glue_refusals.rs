@@ -153,6 +153,11 @@ fn a_command_that_cannot_be_read_is_a_record_of_stage_startup() {
     slot.put("env.a", b"A=1\n");
     let (startup, bytes) = changed(&slot, "env_files", json!([{"name": "env.a", "format": "bash"}]));
     refused("an unknown format", &startup, &bytes);
+    slot.put("env.a", b"A=1\n");
+    let (startup, bytes) = changed(&slot, "env_files", json!([{"name": "env.a", "format": "sh"}]));
+    let without = String::from_utf8(bytes).unwrap().replace("\"env_formats\":[\"sh\"]", "\"env_formats\":[]");
+    let why = "env_formats of the job's part of the startup file is refused";
+    refused_in_record(&slot, "a file without a format", &startup, without.as_bytes(), Stage::Startup, why);
 }
 
 #[test]

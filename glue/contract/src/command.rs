@@ -149,9 +149,13 @@ impl Command {
         [&self.stdin, &self.stdout, &self.stderr]
     }
 
-    /// Checks everything that needs only the command, and which streams the order has as FIFOs.
-    pub fn check(&self, fifos: [bool; 3]) -> Result<(), Invalid> {
+    /// Checks everything that needs only the command, and of the order which streams are FIFOs and how many environment
+    /// files there are.
+    pub fn check(&self, fifos: [bool; 3], env_files: usize) -> Result<(), Invalid> {
         self.check_command()?;
+        if self.env_formats.len() != env_files {
+            return invalid("env_formats", "needs one format for each environment file of the order");
+        }
         self.check_streams(fifos)?;
         self.check_limits()
     }

@@ -117,7 +117,7 @@ impl Startup {
     pub fn check(&self, ids: Ids, incarnation: &str) -> Result<(), Invalid> {
         let (order, command) = self.parts();
         order.check(ids, incarnation)?;
-        command.check(order.fifos)
+        command.check(order.fifos, order.env_files.len())
     }
 }
 

@@ -186,9 +186,12 @@ fn each_side_refuses_what_it_must_not_do() {
 }
 
 #[test]
-fn the_two_parts_have_to_agree_about_fifos() {
+fn the_two_parts_have_to_agree_about_fifos_and_environment_files() {
     let (order, command) = full().parts();
-    assert_eq!(command.check(order.fifos), Ok(()));
-    assert_eq!(command.check([true, false, true]).unwrap_err().field, "stdin");
-    assert_eq!(command.check([false; 3]).unwrap_err().field, "stderr");
+    assert_eq!(command.check(order.fifos, 1), Ok(()));
+    assert_eq!(command.check([true, false, true], 1).unwrap_err().field, "stdin");
+    assert_eq!(command.check([false; 3], 1).unwrap_err().field, "stderr");
+    for files in [0, 2] {
+        assert_eq!(command.check(order.fifos, files).unwrap_err().field, "env_formats", "{files} files");
+    }
 }

@@ -52,8 +52,11 @@ fn commanded(order: &Order, rest: &[u8]) {
     if rest.trim_ascii_start().starts_with(b"{") {
         has_the_fields_of(rest, &written);
     }
-    match command.check(order.fifos) {
-        Ok(()) => checked_command(&command, order.fifos),
+    match command.check(order.fifos, order.env_files.len()) {
+        Ok(()) => {
+            assert_eq!(command.env_formats.len(), order.env_files.len());
+            checked_command(&command, order.fifos);
+        }
         Err(refused) => {
             assert!(FIELDS.contains(&refused.field), "{} cannot be reported", refused.field);
             is_message(&refused);
