@@ -3,10 +3,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 words='anew|mend|mends|mended|mending|unmended|chime|bell|can not'
-found=$(git grep -nwiE "$words" -- . ':!CONTRIBUTING.md' ':!.ci/words.sh' ':!tests/fuzz/corpus' ':!tests/fuzz/regressions') ||
-    [ $? = 1 ] # 1: none
+found=$(git grep -nwiE "$words" -- . ':!CONTRIBUTING.md' ':!.ci/words.sh' \
+    ':!tests/fuzz/corpus' ':!tests/fuzz/regressions') || [ $? = 1 ] # 1: none
 [ -z "$found" ] || {
-    echo "words.sh: see \"Words\" in CONTRIBUTING.md; instead of mend: reset or repair; bell, chime: notify; anew: again" >&2
+    echo "words.sh: replace these by the standard terms: see \"Words\" in CONTRIBUTING.md" >&2
     printf '%s\n' "$found" >&2
     exit 1
 }

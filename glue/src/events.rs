@@ -1,4 +1,5 @@
-//! What can happen to glue, and waiting for it: one poll(2) over a signalfd, the FIFO of the watcher, and stage two's pipe.
+//! What can happen to glue, and waiting for it: one poll(2) over a signalfd, the FIFO of the watcher, and stage two's
+//! pipe.
 //!
 //! All signals are blocked for good and read from a signalfd: no handler runs, so nothing can be interrupted.
 #![forbid(unsafe_code)]
@@ -46,7 +47,8 @@ impl Events {
 
     /// Waits for the next event. Signals come first: whoever says stop is heard before a new job is looked for.
     ///
-    /// `busy` says that a job runs: notifications then wait, and so does SIGCONT, which only continues a suspended glue.
+    /// `busy` says that a job runs: notifications then wait, and so does SIGCONT, which only continues a suspended
+    /// glue.
     pub fn next(&self, busy: bool, pipe: Option<BorrowedFd<'_>>, deadline: Option<Instant>) -> io::Result<Event> {
         loop {
             while let Some(signal) = sys::next_signal(self.signals.as_fd())? {

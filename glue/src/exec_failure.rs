@@ -1,6 +1,5 @@
 //! Why a program could not be executed, found out from the file itself. Runs in the child, as the payload, after its
-//! last exec has
-//! failed; allocates nothing, and tells numbers; `latebind_contract::words` has the words.
+//! last exec has failed; allocates nothing, and tells numbers; `latebind_contract::words` has the words.
 #![forbid(unsafe_code)]
 
 use std::ffi::{CStr, CString};

@@ -1,8 +1,8 @@
 //! Glue, the first process of a late-bound payload container: waits, drops privileges, runs one job, signs its end.
 //!
-//! Here: arguments and dispatch. Read on at [`run`]; what a security review looks for is in [`stage_one`] (the privilege
-//! drop), [`claim`] (the key), and in the crate `latebind_linux`: the kill routine, every privileged open, all unsafe
-//! code.
+//! Here: arguments and dispatch. Read on at [`run`]; what a security review looks for is in [`stage_one`] (the
+//! privilege drop), [`claim`] (the key), and in the crate `latebind_linux`: the kill routine, every privileged open,
+//! all unsafe code.
 #![forbid(unsafe_code)]
 
 mod claim;

@@ -1,10 +1,9 @@
 //! Starting one job: what stage one needs is prepared here, and the start is followed until the job's program runs.
 //!
 //! In order: stage two makes the child that becomes the job, reports its process ID and ends. Glue reaps stage two,
-//! looks whether
-//! the child is what it has to be, and only then lets it execute. So when the job's first instruction runs, nothing
-//! else of its UID
-//! lives that glue listens to; and all that glue still hears of is the end of a pipe that the exec itself closes.
+//! looks whether the child is what it has to be, and only then lets it execute. So when the job's first instruction
+//! runs, nothing else of its UID lives that glue listens to; and all that glue still hears of is the end of a pipe that
+//! the exec itself closes.
 #![forbid(unsafe_code)]
 
 use std::fs::File;
@@ -256,8 +255,7 @@ impl Starting {
     }
 
     /// Whether `pid` is the child that stage two made: glue's own now, since glue is the subreaper of all below it,
-    /// with the
-    /// job's IDs and no others, and not older than this start.
+    /// with the job's IDs and no others, and not older than this start.
     fn is_waiting_child(&self, proc: &Proc, pid: i32, order: &Order) -> bool {
         let own = i32::try_from(std::process::id()).unwrap_or(0);
         let as_made = |stat: Stat| stat.parent == own && self.since.is_some_and(|since| stat.start >= since);

@@ -148,3 +148,10 @@ fn a_child_that_ends_before_its_exec_has_not_run() {
         assert_eq!(started, Started { child: Some(child), failure });
     }
 }
+
+#[test]
+fn a_message_is_cut_between_characters() {
+    let long = "ä".repeat(MESSAGE_MAX);
+    let failure = failure(Stage::Exec, nix::libc::ENOENT, format_args!("x{long}"));
+    assert_eq!((failure.errno, failure.message.len()), (nix::libc::ENOENT, MESSAGE_MAX - 1));
+}

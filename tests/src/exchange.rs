@@ -84,7 +84,8 @@ impl World {
         path
     }
 
-    /// Begins to exchange names, each in a directory that may be moved meanwhile, with things that are kept in `spares`.
+    /// Begins to exchange names, each in a directory that may be moved meanwhile, with things that are kept in
+    /// `spares`.
     pub fn swap(&self, spares: &str, rows: &[(&Path, &str, Kinds)]) -> Swapper {
         let spares = self.dir(spares);
         let kept = rows.iter().enumerate().map(|(n, (dir, name, kinds))| Row {

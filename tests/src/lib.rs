@@ -19,4 +19,5 @@ pub mod processes;
 pub mod scratch;
 pub mod shortage;
 pub mod slot;
+pub mod tracer;
 pub mod waiting;

@@ -3,9 +3,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::{BufRead, BufReader};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use latebind_contract::record::Outcome;
@@ -13,39 +10,7 @@ use latebind_contract::startup::{Amount, EnvFile, EnvFormat, Rlimit, Startup};
 use latebind_tests::job::one;
 use latebind_tests::scratch::Scratch;
 use latebind_tests::slot::Slot;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-
-/// strace, attached to `pid` and to all that it makes from now on.
-struct Tracer {
-    child: Child,
-    /// It says something of each new process, and would end of a closed pipe.
-    said: BufReader<std::process::ChildStderr>,
-}
-
-impl Tracer {
-    fn attach(pid: i32, log: &Path) -> Self {
-        let mut child = Command::new("strace")
-            // Process IDs as they are here, not as the container has them.
-            .args(["-f", "--decode-pids=pidns", "-s", "80", "-o"])
-            .arg(log)
-            .args(["-p", &pid.to_string()])
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("strace");
-        let mut said = BufReader::new(child.stderr.take().unwrap());
-        let mut line = String::new();
-        said.read_line(&mut line).unwrap();
-        assert!(line.contains("attached"), "strace could not attach to {pid}: {line}");
-        Self { child, said }
-    }
-
-    fn detach(mut self) {
-        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGINT).unwrap();
-        std::io::copy(&mut self.said, &mut std::io::sink()).unwrap();
-        self.child.wait().unwrap();
-    }
-}
+use latebind_tests::tracer::Tracer;
 
 /// The calls of glue and of its own forks until they execute something, each with a line that has it.
 fn calls_of_glue(glue: i32, log: &str) -> BTreeMap<String, String> {
@@ -89,7 +54,8 @@ fn each_system_call_of_root_is_in_the_audit_document() {
     let slot = Slot::new("busybox");
     let scratch = Scratch::new();
     let log = scratch.path().join("strace");
-    let tracer = Tracer::attach(slot.glue(), &log);
+    // Process IDs as they are here, not as the container has them.
+    let tracer = Tracer::attach(slot.glue(), &["--decode-pids=pidns"], &log).unwrap();
     let shell = |script: &str| slot.job(&["/bin/sh", "-c", script]);
     let outcome =
         |startup: Startup| slot.finish_at_most(Duration::from_secs(60), &slot.submit(&startup)).record.outcome;
@@ -114,7 +80,7 @@ fn each_system_call_of_root_is_in_the_audit_document() {
     slot.put("startup.jsonl", b"{}");
     slot.notify();
     slot.wait_for("a refusal", |status| status.refused.is_some());
-    tracer.detach();
+    tracer.detach().unwrap();
 
     let calls = calls_of_glue(slot.glue(), &fs::read_to_string(&log).unwrap());
     for part in ["setresuid", "execveat", "kill", "pidfd_open", "memfd_create", "seccomp", "symlinkat", "renameat"] {

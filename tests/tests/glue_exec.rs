@@ -25,7 +25,7 @@ fn each_reason_why_a_program_can_not_run_has_its_own_message() {
         ("/bad/truncated", "ENOEXEC", "/bad/truncated"),
         ("/bad/loop", "ELOOP", "/bad/loop"),
         ("/bad/dangling", "ENOENT", "/bad/dangling"),
-        ("/bad/none", "ENOENT", "there is no such file in the image"),
+        ("/bad/none", "ENOENT", "no such file in the image"),
         ("/bad/no-shebang/x", "ENOENT", "/bad/no-shebang/x"),
         ("no-such-program", "ENOENT", "not found in PATH (/usr/bin:/bin)"),
         ("/shared/slot/0/ctl/status.json", "EACCES", "/shared/slot/0/ctl/status.json"),

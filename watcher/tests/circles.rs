@@ -1,8 +1,8 @@
 //! No circle between modules: for each crate, which file names items of which other file, and whether a file can be
 //! reached from itself that way.
 //!
-//! Read as text, not compiled. A re-export (`pub use`) is followed to the file that defines the item, so a parent module
-//! may re-export what its children define. Test modules are left out.
+//! Read as text, not compiled. A re-export (`pub use`) is followed to the file that defines the item, so a parent
+//! module may re-export what its children define. Test modules are left out.
 
 #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
 

@@ -235,25 +235,27 @@ impl Command {
     }
 }
 
-/// Linux's number of a resource limit (`asm-generic/resource.h`), by its name in lower case.
+/// Names of the resource limits in lower case, in the order of Linux's numbers (`asm-generic/resource.h`).
+pub const RLIMITS: [&str; 16] = [
+    "cpu",
+    "fsize",
+    "data",
+    "stack",
+    "core",
+    "rss",
+    "nproc",
+    "nofile",
+    "memlock",
+    "as",
+    "locks",
+    "sigpending",
+    "msgqueue",
+    "nice",
+    "rtprio",
+    "rttime",
+];
+
+/// Linux's number of a resource limit, by its name in lower case.
 pub fn rlimit_number(name: &str) -> Option<u32> {
-    const NAMES: [&str; 16] = [
-        "cpu",
-        "fsize",
-        "data",
-        "stack",
-        "core",
-        "rss",
-        "nproc",
-        "nofile",
-        "memlock",
-        "as",
-        "locks",
-        "sigpending",
-        "msgqueue",
-        "nice",
-        "rtprio",
-        "rttime",
-    ];
-    NAMES.iter().position(|n| *n == name).and_then(|n| u32::try_from(n).ok())
+    RLIMITS.iter().position(|n| *n == name).and_then(|n| u32::try_from(n).ok())
 }

@@ -28,6 +28,11 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
     hex(&sha2::Sha256::digest(bytes))
 }
 
+/// Reads 43 characters of base64url into 32 bytes; whether they are that.
+fn decode_32(text: &str, bytes: &mut [u8; 32]) -> bool {
+    Base64UrlUnpadded::decode(text, bytes).is_ok_and(|read| read.len() == 32)
+}
+
 /// 32 bytes that are base64url in JSON, such as a nonce. `Debug` does not show the bytes.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Bytes32([u8; 32]);
@@ -45,11 +50,8 @@ impl Bytes32 {
 
     /// Reads 43 characters of base64url.
     pub fn parse(text: &str) -> Option<Self> {
-        let mut bytes = [0u8; 32];
-        match Base64UrlUnpadded::decode(text, &mut bytes) {
-            Ok(read) if read.len() == 32 => Some(Self(bytes)),
-            _ => None,
-        }
+        let mut bytes = [0; 32];
+        decode_32(text, &mut bytes).then_some(Self(bytes))
     }
 
     /// 43 characters of base64url.
@@ -67,8 +69,8 @@ impl core::fmt::Debug for Bytes32 {
 /// The secret key of one start: 32 bytes, base64url in JSON.
 ///
 /// The bytes are on the heap from the moment they are decoded and never leave it, so that moving the value copies a
-/// pointer only, and overwriting them leaves no copy. They are read straight from the buffer they arrived in (an escaped
-/// text is refused). Dropping the value overwrites them. `Debug` does not show them.
+/// pointer only, and overwriting them leaves no copy. They are read straight from the buffer they arrived in (an
+/// escaped text is refused). Dropping the value overwrites them. `Debug` does not show them.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Key(Box<[u8; 32]>);
 
@@ -96,10 +98,7 @@ impl Key {
     /// Reads 43 characters of base64url.
     pub fn parse(text: &str) -> Option<Self> {
         let mut key = Self::none();
-        match Base64UrlUnpadded::decode(text, key.0.as_mut()) {
-            Ok(read) if read.len() == 32 => Some(key),
-            _ => None,
-        }
+        decode_32(text, &mut key.0).then_some(key)
     }
 
     /// 43 characters of base64url.

@@ -49,7 +49,7 @@ impl<'de, V: Deserialize<'de>> Deserialize<'de> for Object<V> {
     }
 }
 
-/// The first name, in alphabetical order, that stands there more than once.
+/// The first name, in alphabetical order, that appears more than once.
 fn repeated(mut names: Vec<&str>) -> Option<&str> {
     names.sort_unstable();
     names.windows(2).find_map(|pair| match pair {

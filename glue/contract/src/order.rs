@@ -92,8 +92,8 @@ pub(crate) fn invalid(field: &'static str, message: &str) -> Result<(), Invalid>
     Err(Invalid { field, message: message.to_owned() })
 }
 
-/// Reads the first line of a startup file, and finds the second. The message names line and column, never the text around
-/// them: that could be the key. Of a value of another type it has the beginning.
+/// Reads the first line of a startup file, and finds the second. The message names line and column, never the text
+/// around them: that could be the key. Of a value of another type it has the beginning.
 pub fn parse(file: &[u8]) -> Result<(Order, &[u8]), Invalid> {
     let refused = |message| Err(Invalid { field: layout::STARTUP, message });
     let mut lines = file.splitn(2, |byte| *byte == b'\n');

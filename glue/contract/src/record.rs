@@ -72,8 +72,8 @@ pub struct Failure {
     /// PATH of the container, for a program that could not be executed. It is the image's text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
-    /// What one of the start's processes reported: the kind and its numbers ([`super::report`]). They have the payload's
-    /// UID, so nothing that they say is text; [`super::words`] has the words.
+    /// What one of the start's processes reported: the kind and its numbers ([`super::report`]). They have the
+    /// payload's UID, so nothing that they say is text; [`super::words`] has the words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reported: Option<(u8, [u32; NUMBERS])>,
 }

@@ -104,7 +104,8 @@ impl Startup {
         (order, command)
     }
 
-    /// The file: order and job's part, each in one line. `None` where it cannot be written as JSON (a time that is not finite).
+    /// The file: order and job's part, each in one line. `None` where it cannot be written as JSON (a time that is not
+    /// finite).
     pub fn file(&self) -> Option<Vec<u8>> {
         let (order, command) = self.parts();
         let mut file = serde_json::to_vec(&order).ok()?;

@@ -150,7 +150,7 @@ fn exec(program: &str, path: Option<&str>, numbers: &[u32; NUMBERS], errno: i32)
     let reason = Reason::of_number(reason)?;
     if reason == Reason::Missing {
         return Some(match path {
-            _ if program.contains('/') => format!("{program}: there is no such file in the image"),
+            _ if program.contains('/') => format!("{program}: no such file in the image"),
             Some(path) => format!("{program}: not found in PATH ({path})"),
             None => format!("{program}: not found in PATH, which the image or an environment file may have set"),
         });

@@ -35,7 +35,7 @@ fn a_program_is_named_as_far_as_glue_knows_where_it_is() {
     assert!(said(0, Reason::Missing, &unknown).starts_with("nope: not found in PATH, which"));
     assert_eq!(said(4, Reason::Empty, &unknown), "nope (entry 5 of PATH): is empty");
     let whole = job("/x/y", &[]);
-    assert_eq!(said(0, Reason::Missing, &whole), "/x/y: there is no such file in the image");
+    assert_eq!(said(0, Reason::Missing, &whole), "/x/y: no such file in the image");
     assert_eq!(
         described(&whole, 0, Reason::NoExecuteBit as u32).unwrap(),
         "/x/y: has no execute bit (mode 644): chmod +x it in the image"

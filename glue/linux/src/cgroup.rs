@@ -55,8 +55,8 @@ impl Whereabouts {
     }
 
     /// Whether a file of a cgroup file system lies in the process's own cgroup: every mount of that file system below
-    /// `/sys/fs/cgroup` shows that cgroup and not one above it, such as the machine's. `controller` is the one of version
-    /// 1 that the file belongs to, empty for version 2.
+    /// `/sys/fs/cgroup` shows that cgroup and not one above it, such as the machine's. `controller` is the one of
+    /// version 1 that the file belongs to, empty for version 2.
     pub fn owns(&self, device: u64, controller: &str) -> bool {
         let device = format!("{}:{}", nix::sys::stat::major(device), nix::sys::stat::minor(device));
         let own = self.cgroups.lines().find_map(|line| {

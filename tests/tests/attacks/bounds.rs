@@ -121,7 +121,8 @@ fn a_jobs_grace_is_no_longer_than_the_pilots_maximum() {
     let outcome = pod.job("limit", &with(patient(shell(stubborn)), "limits", json!({"processes": 0})));
     outcome.is("final", "LimitExceeded");
     assert_eq!(outcome.report.signal, Some(9), "{:#?}", outcome.report);
-    // An operator who sets no maximum for it has one: a program that would end by itself 30 s later does not come so far.
+    // An operator who sets no maximum for it has one: a program that would end by itself 30 s later does not come so
+    // far.
     let pod = Options::new().pilot(&["--max-wall", "1"]).start();
     let outcome = pod.job("default", &patient(shell("trap '' TERM; for i in $(seq 30); do sleep 1; done")));
     outcome.is("final", "TimedOut");

@@ -44,8 +44,8 @@ fn bounded(test: fn()) {
     }
 }
 
-/// Runs `attempt` at least `tries` times, until it has met names that were exchanged as often, and has had both a good and
-/// a bad outcome many times.
+/// Runs `attempt` at least `tries` times, until it has met names that were exchanged as often, and has had both a good
+/// and a bad outcome many times.
 fn raced(what: &str, swapper: &Swapper, tries: u64, mut attempt: impl FnMut() -> bool) {
     let (first, deadline) = (swapper.swaps(), Deadline::within(HANGS));
     let (mut good, mut bad) = (0, 0);

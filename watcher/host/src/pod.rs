@@ -36,7 +36,8 @@ const GOOD_LIFE: Duration = Duration::from_secs(60);
 const START_TIME: Duration = Duration::from_secs(3);
 /// How often it is tried to hand a signal to a pilot that is just being started.
 const SIGNAL_TICK: Duration = Duration::from_millis(50);
-/// How often a pilot that is being started is looked for: one that takes all of its memory at once lives for some 30 ms.
+/// How often a pilot that is being started is looked for: one that takes all of its memory at once lives for some 30
+/// ms.
 const START_TICK: Duration = Duration::from_millis(2);
 /// Signals that are handed to the pilot; those for which the second value is true also end the pod.
 const SIGNALS: [(Signal, bool); 6] = [

@@ -13,8 +13,9 @@ use crate::bind::{Class, ContainerState, Failure, Reason};
 /// SIGKILL, the signal with which the kernel ends a process for memory.
 const SIGKILL: i32 = 9;
 
-/// Class, reason and message of a verified record. `failed` is what its error says in words, `cancelled` why the watcher itself ended the job, if it did,
-/// `limit` the limit for which it did, `asked` the limits that job and pilot have named.
+/// Class, reason and message of a verified record. `failed` is what its error says in words, `cancelled` why the
+/// watcher itself ended the job, if it did, `limit` the limit for which it did, `asked` the limits that job and pilot
+/// have named.
 pub fn of_record(
     record: &Record,
     failed: Option<&str>,

@@ -108,6 +108,7 @@ pub fn message(failure: &latebind_contract::record::Failure, request: &Request) 
     let names: Vec<String> = (0..request.env_files.len()).map(|n| format!("{ENV_PREFIX}{n}")).collect();
     let env_files: Vec<&str> = names.iter().map(String::as_str).collect();
     let limits: Vec<&str> = request.rlimits.0.iter().map(|(name, _)| name.as_str()).collect();
+    let files = ["stdin", "stdout", "stderr"].map(|name| format!("{IO}/{name}"));
     let about = About {
         program: request.argv.first().map(String::as_str).unwrap_or_default(),
         path: request.env.get("PATH").map(String::as_str),
@@ -115,7 +116,7 @@ pub fn message(failure: &latebind_contract::record::Failure, request: &Request) 
         cwd: request.cwd.as_deref().unwrap_or("work/"),
         env_files: &env_files,
         limits: &limits,
-        streams: [Some("io/stdin"), Some("io/stdout"), Some("io/stderr")],
+        streams: files.each_ref().map(|file| Some(file.as_str())),
     };
     words::message(failure, &about)
 }

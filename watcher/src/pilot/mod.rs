@@ -217,8 +217,8 @@ impl Pilot<'_> {
         Ok(())
     }
 
-    /// A postponed job whose time has come. One that the core has begun comes first, and needs no free slot: it has one,
-    /// or only its result is to be delivered, which must not wait for the end of another job.
+    /// A postponed job whose time has come. One that the core has begun comes first, and needs no free slot: it has
+    /// one, or only its result is to be delivered, which must not wait for the end of another job.
     fn due(&mut self, is_full: bool) -> Option<Postponed> {
         let (core, now) = (&self.settings.core, Instant::now());
         let due = |p: &Postponed| p.due <= now;

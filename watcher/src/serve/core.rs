@@ -103,8 +103,8 @@ impl Core {
         }
         // Nobody else waits meanwhile: a disk may take its time.
         let state = State::new(request);
-        // A job of a spool is on disk as a claim: after a power loss it is submitted again. Before it can run, its state
-        // is on disk in any case.
+        // A job of a spool is on disk as a claim: after a power loss it is submitted again. Before it can run, its
+        // state is on disk in any case.
         let put = if state.request.token.is_empty() { Store::put } else { Store::put_unsynced };
         let kept = put(&self.states, &id, &state).map_err(|e| format!("the job cannot be kept: {e}"));
         let control = kept.and_then(|()| Control::new().map(Arc::new).map_err(|e| e.to_string()));

@@ -1,6 +1,6 @@
 //! What can be wrong with an environment file: a number for each, and its text.
 //!
-//! Stage two, which has the payload's UID, says the number; glue, which has the key, says the text.
+//! Stage two, which has the payload's UID, reports the number; the watcher has the text.
 
 use crate::numbered;
 

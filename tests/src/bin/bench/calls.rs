@@ -1,48 +1,30 @@
 //! System calls of one run, as strace sees them: how many, and which.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufRead, BufReader, Lines};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, Command, Stdio};
+use std::process::Command;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use latebind_tests::tracer;
 
 use crate::Failed;
 use crate::sample::{StampFile, wall};
 
 /// strace, attached to a process and all that it makes.
 pub struct Tracer {
-    child: Child,
-    /// Kept open: it says something of each new process, and would end of a closed pipe.
-    _said: Option<Lines<BufReader<ChildStderr>>>,
+    tracer: tracer::Tracer,
     log: PathBuf,
 }
 
 impl Tracer {
     /// Attaches to `pid`.
     pub fn attach(pid: i32, log: &Path) -> Result<Self, Failed> {
-        let mut child = Command::new("strace")
-            .args(["-f", "-ttt", "-s", "80", "-o"])
-            .arg(log)
-            .args(["-p", &pid.to_string()])
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(|e| format!("strace cannot be run: {e}"))?;
-        // It says `Process N attached` when it is.
-        let mut lines = child.stderr.take().map(|err| BufReader::new(err).lines());
-        let said = lines.as_mut().and_then(Iterator::next).and_then(Result::ok);
-        match said {
-            Some(line) if line.contains("attached") => Ok(Self { child, _said: lines, log: log.to_owned() }),
-            other => Err(format!("strace could not attach to {pid}: {other:?}")),
-        }
+        let tracer = tracer::Tracer::attach(pid, &["-ttt"], log).map_err(|e| e.to_string())?;
+        Ok(Self { tracer, log: log.to_owned() })
     }
 
     /// Detaches; the calls between two moments of the wall clock, by name, those of the job left out.
-    pub fn calls(mut self, from: u64, to: u64) -> Result<BTreeMap<String, u64>, Failed> {
-        let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap_or(0));
-        let _ = kill(pid, Signal::SIGINT);
-        let _ = self.child.wait();
+    pub fn calls(self, from: u64, to: u64) -> Result<BTreeMap<String, u64>, Failed> {
+        self.tracer.detach().map_err(|e| e.to_string())?;
         let text = std::fs::read_to_string(&self.log).map_err(|e| e.to_string())?;
         Ok(count(&text, from, to))
     }

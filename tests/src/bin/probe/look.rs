@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::Write;
 
+use latebind_contract::command::RLIMITS;
 use serde_json::{Map, Value, json};
 
 use crate::{say, sys};
@@ -108,26 +109,8 @@ pub fn cwd() -> Result<i32, String> {
 
 /// By the names and numbers of the kernel (asm-generic/resource.h); null is no limit.
 pub fn limits() -> Result<i32, String> {
-    const NAMES: [&str; 16] = [
-        "cpu",
-        "fsize",
-        "data",
-        "stack",
-        "core",
-        "rss",
-        "nproc",
-        "nofile",
-        "memlock",
-        "as",
-        "locks",
-        "sigpending",
-        "msgqueue",
-        "nice",
-        "rtprio",
-        "rttime",
-    ];
     let mut answer = Map::new();
-    for (number, name) in (0..).zip(NAMES) {
+    for (number, name) in (0..).zip(RLIMITS) {
         let (soft, hard) = sys::limit(number).map_err(|e| format!("getrlimit {name}: {e}"))?;
         let shown = |n: u64| if n == u64::MAX { Value::Null } else { json!(n) };
         answer.insert(name.into(), json!({"soft": shown(soft), "hard": shown(hard)}));
