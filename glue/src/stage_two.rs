@@ -13,6 +13,7 @@ use nix::sys::stat::{SFlag, fstat, makedev};
 
 use crate::exec_failure;
 use crate::stage_one::{DATA_FD, EXEC_FD, FIRST_ENV_FD, GO_FD, JOB_FD, REPORT_FD, send};
+use latebind_contract::bytes::ByteString;
 use latebind_contract::command::{self, Amount, Command, EnvFormat, EnvMode, FIELDS, Stream, rlimit_number};
 use latebind_contract::environment::{Environment, OF_ROOT, SyntaxError, apply_nul, apply_sh};
 use latebind_contract::exec_reason::{DEFAULT_PATH, candidates};
@@ -71,17 +72,17 @@ fn start(slot: u32, fifos: [bool; 3], env_files: usize) -> Result<(), Report> {
     drop(text);
 
     let work = layout::work(slot);
-    let cwd = job.cwd.as_ref().unwrap_or(&work);
-    let env = environment(&job, &work, cwd)?;
+    let cwd = job.cwd.as_ref().map_or(work.as_bytes(), ByteString::as_bytes);
+    let env = environment(&job, work.as_bytes(), cwd)?;
     open_streams(&job)?;
     let mask = nix::sys::stat::Mode::from_bits_truncate(job.umask_bits().unwrap_or(0o022));
     nix::sys::stat::umask(mask);
-    nix::unistd::chdir(cwd.as_str()).map_err(|e| at(What::Directory)(e.into()))?;
+    nix::unistd::chdir(cwd).map_err(|e| at(What::Directory)(e.into()))?;
     launch(&job, &env)
 }
 
 /// The job's environment: the container's or nothing, defaults for what that leaves unset, then the files, then `env`.
-fn environment(job: &Command, work: &str, cwd: &str) -> Result<Environment, Report> {
+fn environment(job: &Command, work: &[u8], cwd: &[u8]) -> Result<Environment, Report> {
     let mut env = Environment::new();
     if job.env_mode == EnvMode::Inherit {
         for variable in sys::environment() {
@@ -95,9 +96,10 @@ fn environment(job: &Command, work: &str, cwd: &str) -> Result<Environment, Repo
         }
     }
     // Before the files, so that they can say $HOME.
-    for (name, value) in [("HOME", work), ("USER", ACCOUNT), ("LOGNAME", ACCOUNT), ("TMPDIR", work), ("PWD", cwd)] {
+    let account = ACCOUNT.as_bytes();
+    for (name, value) in [("HOME", work), ("USER", account), ("LOGNAME", account), ("TMPDIR", work), ("PWD", cwd)] {
         if env.get(name.as_bytes()).is_none() {
-            env.set(name.as_bytes(), value.as_bytes());
+            env.set(name.as_bytes(), value);
         }
     }
     for ((fd, format), index) in (FIRST_ENV_FD..).zip(&job.env_formats).zip(0..) {
@@ -170,7 +172,7 @@ struct Ready {
 }
 
 fn prepare(job: &Command, env: &Environment) -> io::Result<Ready> {
-    let program = job.argv.first().map(String::as_str).unwrap_or_default();
+    let program = job.argv.first().map(ByteString::as_bytes).unwrap_or_default();
     let path = env.get(b"PATH").filter(|path| !path.is_empty()).unwrap_or(DEFAULT_PATH.as_bytes());
     let mut ready =
         Ready { candidates: CStrings::new(), argv: CStrings::new(), env: CStrings::new(), limits: Vec::new() };

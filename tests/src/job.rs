@@ -28,7 +28,7 @@ pub fn new(argv: &[&str], uid: u32, gid: u32, incarnation: &str) -> Startup {
         nonce: Bytes32::new(random()),
         key: Key::new(Box::new(random())),
         incarnation: incarnation.into(),
-        argv: argv.iter().map(|word| (*word).to_owned()).collect(),
+        argv: argv.iter().map(|word| (*word).into()).collect(),
         cwd: None,
         env_mode: EnvMode::Inherit,
         env_files: Vec::new(),

@@ -2,13 +2,16 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends by panicking")]
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::time::Duration;
 
+use latebind_contract::bytes::ByteString;
 use latebind_contract::layout;
 use latebind_contract::record::{Failure, Outcome, Record, Stage};
 use latebind_contract::startup::{Amount, EnvFile, EnvFormat, EnvMode, Object, Rlimit, Stream};
@@ -67,6 +70,27 @@ fn argv_reaches_the_program_word_for_word() {
 }
 
 #[test]
+fn arguments_variables_and_paths_that_are_not_text_reach_the_program_byte_for_byte() {
+    let slot = Slot::new("busybox");
+    let latin = b"caf\xe9";
+    fs::create_dir(slot.work().join(OsStr::from_bytes(latin))).unwrap();
+    let script = r#"printf %s "$1" >../argument; printf %s "$LATIN" >../variable; pwd >../directory"#;
+    let mut startup = slot.job(&["/bin/sh", "-c", script, "sh"]);
+    startup.argv.push(latin.into());
+    startup.env = one("LATIN", latin.into());
+    startup.cwd = Some([WORK.as_bytes(), b"/", latin].concat().into());
+    let ran = slot.run(&startup);
+    assert_eq!(ran.record.exit_code, Some(0), "{}", ran.err);
+    let said = |name: &str| fs::read(slot.work().join(name)).unwrap();
+    assert_eq!((said("argument"), said("variable")), (latin.to_vec(), latin.to_vec()));
+    assert!(said("directory").ends_with(b"/caf\xe9\n"));
+    startup = slot.job(&["x"]);
+    startup.argv = vec![b"/bin/\xe9".into()];
+    let record = slot.run(&startup).record;
+    assert_eq!((not_started(&record).stage, errno_name(not_started(&record))), (Stage::Exec, "ENOENT".into()));
+}
+
+#[test]
 fn a_program_without_a_slash_is_looked_for_in_the_jobs_path() {
     let slot = Slot::new("busybox");
     let bare = slot.run_args(&["true"]);
@@ -87,7 +111,7 @@ fn cwd_is_work_unless_it_is_given() {
     let slot = Slot::new("busybox");
     let cwd = |cwd: Option<&str>| {
         let mut startup = slot.job(&["/probe", "cwd"]);
-        startup.cwd = cwd.map(str::to_owned);
+        startup.cwd = cwd.map(ByteString::from);
         slot.run(&startup)
     };
     assert_eq!(json(&cwd(None).out)["cwd"], WORK);

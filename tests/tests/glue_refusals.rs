@@ -6,6 +6,7 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 
+use latebind_contract::bytes::ByteString;
 use latebind_contract::encoding::{base64url, sha256_hex};
 use latebind_contract::layout;
 use latebind_contract::record::{Failure, Outcome, Stage};
@@ -319,7 +320,7 @@ fn a_directory_in_the_startup_files_place_is_refused_in_the_status() {
 fn a_startup_file_has_at_most_one_mebibyte() {
     let slot = Slot::new("noshell");
     let mut startup = slot.job(&["/probe", "exit", "0"]);
-    startup.argv.push(String::new());
+    startup.argv.push(ByteString::default());
     let empty = startup.file().unwrap().len();
     // One argument may have 128 KiB, so it is the environment file's name that fills the file: a blank is not refused
     // before.
@@ -398,7 +399,7 @@ fn an_environment_file_is_read_without_roots_rights() {
     // Names of the shell that would run something, if a shell read them.
     slot.put("env.x", b"ENV=/evil\nBASH_ENV=/evil\nLD_PRELOAD=/evil.so\nPATH=/bin\n");
     let (mut startup, _) = with_env(&slot, "env.x", EnvFormat::Sh);
-    startup.argv = ["/bin/sh", "-c", "id -u; echo $LD_PRELOAD"].map(str::to_owned).to_vec();
+    startup.argv = ["/bin/sh", "-c", "id -u; echo $LD_PRELOAD"].map(ByteString::from).to_vec();
     let finished = slot.run(&startup);
     assert_eq!(finished.out, "20000\n/evil.so\n");
 }

@@ -3,6 +3,7 @@
 use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::bytes::ByteString;
 use super::layout;
 use super::object::Object;
 use super::order::{Invalid, invalid};
@@ -13,10 +14,10 @@ use super::text::printable;
 #[serde(deny_unknown_fields)]
 pub struct Command {
     /// Program and arguments; no shell in between.
-    pub argv: Vec<String>,
+    pub argv: Vec<ByteString>,
     /// Absolute path, entered after the drop; `null` for `work/`.
     #[serde(default)]
-    pub cwd: Option<String>,
+    pub cwd: Option<ByteString>,
     /// Where the environment starts from.
     #[serde(default)]
     pub env_mode: EnvMode,
@@ -25,7 +26,7 @@ pub struct Command {
     pub env_formats: Vec<EnvFormat>,
     /// Variables that are applied last.
     #[serde(default)]
-    pub env: Object<String>,
+    pub env: Object<ByteString>,
     /// File mode creation mask as octal text, such as `022`.
     #[serde(default = "umask_default")]
     pub umask: String,
@@ -163,19 +164,19 @@ impl Command {
     fn check_command(&self) -> Result<(), Invalid> {
         match self.argv.first() {
             None => return invalid("argv", "is empty: it needs at least the program"),
-            Some(program) if program.is_empty() => return invalid("argv", "the program's name is empty"),
+            Some(program) if program.as_bytes().is_empty() => return invalid("argv", "the program's name is empty"),
             Some(_) => {}
         }
-        if self.argv.iter().any(|a| a.contains('\0')) {
+        if self.argv.iter().any(ByteString::has_nul) {
             return invalid("argv", "has a NUL byte, which no argument can carry");
         }
         if let Some(cwd) = &self.cwd
-            && (!cwd.starts_with('/') || cwd.contains('\0') || cwd.len() >= 4096)
+            && (!cwd.as_bytes().starts_with(b"/") || cwd.has_nul() || cwd.as_bytes().len() >= 4096)
         {
             return invalid("cwd", "must be an absolute path below 4096 bytes, or null for work/");
         }
         for (name, value) in &self.env.0 {
-            if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
+            if name.is_empty() || name.contains(['=', '\0']) || value.has_nul() {
                 return invalid("env", "a name is empty or has '=' or NUL, or a value has NUL");
             }
         }

@@ -48,11 +48,11 @@ numbered! {
 }
 
 /// The paths to try for `program`: itself where it has a slash, else one in each entry of `path`, as execvp(3) does.
-pub fn candidates<'a>(program: &'a str, path: &'a [u8]) -> impl Iterator<Item = [&'a [u8]; 3]> {
-    let bare = !program.contains('/');
-    let itself = (!bare).then_some([&b""[..], b"", program.as_bytes()]);
+pub fn candidates<'a>(program: &'a [u8], path: &'a [u8]) -> impl Iterator<Item = [&'a [u8]; 3]> {
+    let bare = !program.contains(&b'/');
+    let itself = (!bare).then_some([&b""[..], b"", program]);
     // An empty entry is the working directory.
     let entries = bare.then(|| path.split(|b| *b == b':')).into_iter().flatten();
-    let inside = entries.map(|dir| [if dir.is_empty() { b"." } else { dir }, b"/", program.as_bytes()]);
+    let inside = entries.map(|dir| [if dir.is_empty() { b"." } else { dir }, b"/", program]);
     itself.into_iter().chain(inside)
 }

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::bytes::ByteString;
 pub use super::command::{Amount, Command, EnvFormat, EnvMode, Rlimit, Stream, rlimit_number};
 use super::encoding::{Bytes32, Key};
 use super::layout::Ids;
@@ -31,15 +32,15 @@ pub struct Startup {
     /// The glue instance this is meant for.
     pub incarnation: String,
     /// Program and arguments; no shell in between.
-    pub argv: Vec<String>,
+    pub argv: Vec<ByteString>,
     /// Absolute path, entered after the drop; `null` for `work/`.
-    pub cwd: Option<String>,
+    pub cwd: Option<ByteString>,
     /// Where the environment starts from.
     pub env_mode: EnvMode,
     /// Environment files in `ctl/`, applied in order.
     pub env_files: Vec<EnvFile>,
     /// Variables that are applied last.
-    pub env: Object<String>,
+    pub env: Object<ByteString>,
     /// Payload UID; must equal the owner of `work/`.
     pub uid: u32,
     /// Payload GID; must equal the group of `work/`.

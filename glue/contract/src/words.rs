@@ -3,6 +3,7 @@
 //!
 //! The numbers come from the payload's UID: nobody believes that they are true, and those that cannot be are refused.
 
+use super::bytes::ByteString;
 use super::command::FIELDS;
 use super::environment::{Problem, SyntaxError};
 use super::exec_reason::{DEFAULT_PATH, OWN_MACHINE, Reason, candidates};
@@ -39,11 +40,12 @@ impl About<'_> {
     pub fn of<T>(job: &Startup, with: impl FnOnce(&About<'_>) -> T) -> T {
         let env_files: Vec<&str> = job.env_files.iter().map(|file| file.name.as_str()).collect();
         let limits: Vec<&str> = job.rlimits.0.iter().map(|(name, _)| name.as_str()).collect();
+        let path = job.env.0.iter().rfind(|(name, _)| name == "PATH").map(|(_, path)| path.lossy());
         with(&About {
-            program: job.argv.first().map(String::as_str).unwrap_or_default(),
-            path: job.env.0.iter().rfind(|(name, _)| name == "PATH").map(|(_, path)| path.as_str()),
+            program: &job.argv.first().map(ByteString::lossy).unwrap_or_default(),
+            path: path.as_deref(),
             inherits: job.env_mode == EnvMode::Inherit,
-            cwd: job.cwd.as_deref().unwrap_or("work/"),
+            cwd: &job.cwd.as_ref().map_or("work/".into(), ByteString::lossy),
             env_files: &env_files,
             limits: &limits,
             streams: [&job.stdin, &job.stdout, &job.stderr].map(|stream| stream.as_ref()?.file.as_deref()),
@@ -158,7 +160,8 @@ fn exec(program: &str, path: Option<&str>, numbers: &[u32; NUMBERS], errno: i32)
     let file = match path {
         _ if program.contains('/') => program.to_owned(),
         Some(path) => {
-            String::from_utf8_lossy(&candidates(program, path.as_bytes()).nth(at as usize)?.concat()).into_owned()
+            String::from_utf8_lossy(&candidates(program.as_bytes(), path.as_bytes()).nth(at as usize)?.concat())
+                .into_owned()
         }
         None => format!("{program} (entry {} of PATH)", at.saturating_add(1)),
     };

@@ -70,7 +70,7 @@ fn the_table_is_in_the_order_of_the_numbers() {
 #[test]
 fn candidates_are_those_of_execvp() {
     let of = |program: &str, path: &str| -> Vec<String> {
-        let parts: Vec<_> = candidates(program, path.as_bytes()).map(|parts| parts.concat()).collect();
+        let parts: Vec<_> = candidates(program.as_bytes(), path.as_bytes()).map(|parts| parts.concat()).collect();
         parts.into_iter().map(|path| String::from_utf8(path).unwrap()).collect()
     };
     assert_eq!(of("a/b", "/x:/y"), ["a/b"]);

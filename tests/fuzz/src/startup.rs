@@ -118,11 +118,13 @@ fn checked(order: &Order, ids: Ids) {
 
 /// What a command that passed all checks promises to stage two.
 fn checked_command(command: &Command, fifos: [bool; 3]) {
-    assert!(command.argv.first().is_some_and(|program| !program.is_empty()));
-    assert!(command.argv.iter().all(|argument| !argument.contains('\0')));
-    assert!(command.cwd.as_deref().is_none_or(|cwd| cwd.starts_with('/') && !cwd.contains('\0') && cwd.len() < 4096));
+    assert!(command.argv.first().is_some_and(|program| !program.as_bytes().is_empty()));
+    assert!(command.argv.iter().all(|argument| !argument.has_nul()));
+    assert!(
+        command.cwd.iter().all(|cwd| cwd.as_bytes().starts_with(b"/") && !cwd.has_nul() && cwd.as_bytes().len() < 4096)
+    );
     for (name, value) in &command.env.0 {
-        assert!(!name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0'));
+        assert!(!name.is_empty() && !name.contains(['=', '\0']) && !value.has_nul());
     }
     for ((stream, fifo), is_fifo) in command.streams().into_iter().zip(["in", "out", "err"]).zip(fifos) {
         assert_eq!(stream.as_ref().is_some_and(|stream| stream.fifo.is_some()), is_fifo);

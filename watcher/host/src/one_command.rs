@@ -33,7 +33,10 @@ pub fn translate(run: &RunArguments) -> Result<OneCommand, Failure> {
     for assignment in &run.env {
         if assignment.contains('=') {
             option("--env", assignment.clone());
-        } else if let Ok(value) = env::var(assignment) {
+        } else if let Some(value) = env::var_os(assignment) {
+            // As docker does, one that is not set here is not set there.
+            let value = value.into_string();
+            let value = value.map_err(|_| failure(format!("-e {assignment}: its value here is not UTF-8")))?;
             option("--env", format!("{assignment}={value}"));
         }
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use latebind_contract::bytes::ByteString;
 use latebind_contract::layout;
 use latebind_contract::startup::{EnvFormat, EnvMode, Object, Rlimit, check_times};
 use serde::{Deserialize, Serialize};
@@ -32,7 +33,7 @@ pub struct Request {
     /// The image to run in.
     pub image: String,
     /// Program and arguments; no shell in between.
-    pub argv: Vec<String>,
+    pub argv: Vec<ByteString>,
     /// Whose job it is; for `--reuse same-owner`, see [`Request::identity`].
     #[serde(default)]
     pub owner: String,
@@ -51,7 +52,7 @@ pub struct Request {
     pub attempt: u32,
     /// Variables, applied last.
     #[serde(default)]
-    pub env: BTreeMap<String, String>,
+    pub env: BTreeMap<String, ByteString>,
     /// Where the environment starts from.
     #[serde(default)]
     pub env_mode: EnvMode,
@@ -60,7 +61,7 @@ pub struct Request {
     pub env_files: Vec<EnvSource>,
     /// Working directory; `work/` where none is given.
     #[serde(default)]
-    pub cwd: Option<String>,
+    pub cwd: Option<ByteString>,
     /// File mode creation mask, octal.
     #[serde(default)]
     pub umask: Option<String>,
@@ -189,7 +190,7 @@ impl Request {
                 "the image's name has control or invisible characters, or more than {IMAGE_MAX} bytes"
             ));
         }
-        if self.argv.first().is_none_or(String::is_empty) {
+        if self.argv.first().is_none_or(|program| program.as_bytes().is_empty()) {
             return Err("no program is given: an image's own ENTRYPOINT is not known here, so argv is required".into());
         }
         check_times(self.timeout_s, self.grace_s, self.kill_s).map_err(|e| e.to_string())?;

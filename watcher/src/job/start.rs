@@ -2,6 +2,7 @@
 
 use std::io::{self, Read};
 
+use latebind_contract::bytes::ByteString;
 use latebind_contract::encoding::{Bytes32, Key, sha256_hex};
 use latebind_contract::layout::{ENV_FILE_MAX, ENV_FILES_BYTES_MAX, ENV_PREFIX, STARTUP, STARTUP_MAX, STREAMS};
 use latebind_contract::startup::{EnvFile, EnvMode, Object, Startup, Stream};
@@ -58,7 +59,7 @@ pub fn prepare(slot: &Slot, bound: &Bound, request: &Request, routes: Option<&Ro
     let mut env = request.env.clone();
     if let Some(sandbox) = &sandbox {
         for name in ["HOME", "TMPDIR"] {
-            env.entry(name.to_owned()).or_insert_with(|| sandbox.clone());
+            env.entry(name.to_owned()).or_insert_with(|| sandbox.as_str().into());
         }
     }
     let env_files = request.env_files.iter().enumerate();
@@ -69,7 +70,7 @@ pub fn prepare(slot: &Slot, bound: &Bound, request: &Request, routes: Option<&Ro
         key: key.clone(),
         incarnation: bound.incarnation.clone(),
         argv: request.argv.clone(),
-        cwd: request.cwd.clone().or(sandbox),
+        cwd: request.cwd.clone().or(sandbox.map(ByteString::from)),
         env_mode: request.env_mode,
         env_files: env_files.map(|(n, f)| EnvFile { name: format!("{ENV_PREFIX}{n}"), format: f.format }).collect(),
         env: Object(env.into_iter().collect()),
@@ -109,11 +110,12 @@ pub fn message(failure: &latebind_contract::record::Failure, request: &Request) 
     let env_files: Vec<&str> = names.iter().map(String::as_str).collect();
     let limits: Vec<&str> = request.rlimits.0.iter().map(|(name, _)| name.as_str()).collect();
     let files = ["stdin", "stdout", "stderr"].map(|name| format!("{IO}/{name}"));
+    let path = request.env.get("PATH").map(ByteString::lossy);
     let about = About {
-        program: request.argv.first().map(String::as_str).unwrap_or_default(),
-        path: request.env.get("PATH").map(String::as_str),
+        program: &request.argv.first().map(ByteString::lossy).unwrap_or_default(),
+        path: path.as_deref(),
         inherits: request.env_mode == EnvMode::Inherit,
-        cwd: request.cwd.as_deref().unwrap_or("work/"),
+        cwd: &request.cwd.as_ref().map_or("work/".into(), ByteString::lossy),
         env_files: &env_files,
         limits: &limits,
         streams: files.each_ref().map(|file| Some(file.as_str())),

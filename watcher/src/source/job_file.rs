@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use latebind_contract::bytes::ByteString;
 use latebind_contract::layout::is_component;
 use latebind_contract::startup::{EnvFormat, EnvMode, Object, Rlimit};
 use serde::Deserialize;
@@ -15,18 +16,18 @@ use crate::job::{EnvSource, Request};
 #[serde(deny_unknown_fields)]
 pub struct JobFile {
     image: String,
-    argv: Vec<String>,
+    argv: Vec<ByteString>,
     #[serde(default)]
     owner: String,
     #[serde(default)]
-    env: BTreeMap<String, String>,
+    env: BTreeMap<String, ByteString>,
     #[serde(default)]
     env_mode: EnvMode,
     /// Names of files beside job.json.
     #[serde(default)]
     env_files: Vec<EnvName>,
     #[serde(default)]
-    cwd: Option<String>,
+    cwd: Option<ByteString>,
     #[serde(default)]
     umask: Option<String>,
     #[serde(default)]

@@ -98,7 +98,7 @@ impl Slot {
             nonce: Bytes32::new(fresh()?),
             key: Key::new(Box::new(fresh()?)),
             incarnation: incarnation.to_owned(),
-            argv: argv.iter().map(|a| (*a).to_owned()).collect(),
+            argv: argv.iter().map(|a| (*a).into()).collect(),
             cwd: None,
             env_mode: EnvMode::Inherit,
             env_files: Vec::new(),

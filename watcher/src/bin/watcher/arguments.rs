@@ -1,5 +1,6 @@
 //! What can be said on the command line.
 
+use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
 
@@ -276,7 +277,7 @@ pub struct RunArgs {
     pub interactive: bool,
     /// Set a variable.
     #[arg(short, long, value_name = "NAME=VALUE")]
-    pub env: Vec<String>,
+    pub env: Vec<OsString>,
     /// Read variables from a file of shell assignments (docs/environment-files.md).
     #[arg(long, value_name = "FILE")]
     pub env_file: Vec<PathBuf>,
@@ -285,7 +286,7 @@ pub struct RunArgs {
     pub clean_env: bool,
     /// Working directory in the image.
     #[arg(short, long, value_name = "DIR")]
-    pub workdir: Option<String>,
+    pub workdir: Option<OsString>,
     /// Copy this directory's content into the job's work directory.
     #[arg(long, value_name = "DIR")]
     pub inputs: Option<PathBuf>,
@@ -317,5 +318,5 @@ pub struct RunArgs {
     pub image: String,
     /// Program and arguments; required, since an image's ENTRYPOINT is not known here.
     #[arg(last = true, required = true)]
-    pub argv: Vec<String>,
+    pub argv: Vec<OsString>,
 }

@@ -3,13 +3,16 @@
 
 mod arguments;
 
+use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arguments::{BinderKind, Cli, CoreArgs, END_NEEDS, Idle, PilotArgs, Private, RunArgs, Verb};
+use latebind_contract::bytes::ByteString;
 use latebind_contract::encoding::hex;
 use latebind_contract::layout::Ids;
 use latebind_contract::startup::EnvFormat;
@@ -264,29 +267,35 @@ fn run_one(args: &RunArgs) -> io::Result<ExitCode> {
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(OUR_FAILURE)))
 }
 
+/// `NAME=VALUE`; as docker does, a bare name takes the caller's value.
+fn variable(given: &OsStr) -> io::Result<(String, ByteString)> {
+    let at = given.as_bytes().iter().position(|byte| *byte == b'=');
+    let (name, value) = given.as_bytes().split_at(at.unwrap_or(given.len()));
+    let said = |why: &str| io::Error::other(format!("--env {}: {why}", text::printable(&given.to_string_lossy())));
+    let name = std::str::from_utf8(name).map_err(|_| said("the name of a variable has to be UTF-8"))?;
+    let value = match value.split_first() {
+        Some((_, value)) => value.into(),
+        None => std::env::var_os(name).ok_or_else(|| said("no such variable is set here"))?.as_bytes().into(),
+    };
+    Ok((name.to_owned(), value))
+}
+
 fn request_of(args: &RunArgs) -> io::Result<Request> {
     let mut random = [0; 8];
     latebind_linux::sys::random(&mut random)?;
-    let env = args.env.iter().map(|pair| match pair.split_once('=') {
-        Some((name, value)) => Ok((name.to_owned(), value.to_owned())),
-        // As docker does: a bare name takes the caller's value.
-        None => {
-            std::env::var(pair).map(|value| (pair.clone(), value)).map_err(|e| io::Error::other(format!("{pair}: {e}")))
-        }
-    });
     let sh = |path: &PathBuf| EnvSource { path: path.clone(), format: EnvFormat::Sh };
     let mut request: Request = serde_json::from_value(serde_json::json!({
         "id": args.name.clone().unwrap_or_else(|| format!("run-{}", hex(&random))),
         "image": args.image,
-        "argv": args.argv,
+        "argv": args.argv.iter().map(|argument| argument.as_bytes().into()).collect::<Vec<ByteString>>(),
     }))
     .map_err(io::Error::other)?;
-    request.env = env.collect::<io::Result<_>>()?;
+    request.env = args.env.iter().map(|given| variable(given)).collect::<io::Result<_>>()?;
     request.env_files = args.env_file.iter().map(sh).collect();
     if args.clean_env {
         request.env_mode = latebind_contract::startup::EnvMode::Clear;
     }
-    request.cwd = args.workdir.clone();
+    request.cwd = args.workdir.as_ref().map(|dir| dir.as_bytes().into());
     request.inputs = args.inputs.clone();
     request.outputs = args.output.clone();
     request.results = args.results.clone();
