@@ -6,7 +6,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use latebind_tests::pod::{
-    BUSYBOX, NOSHELL, Ran, Running, Scratch, eventually, host, program, run, run_with_input, state, traces, unique,
+    BUSYBOX, DEBIAN, NOSHELL, Ran, Running, Scratch, eventually, host, program, run, run_with_input, state, traces,
+    unique,
 };
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -153,6 +154,33 @@ fn the_working_directory_can_be_chosen() {
     assert_eq!(ran.out(), "/usr/bin\n");
     let ran = run(&[BUSYBOX, "--", "pwd"]);
     assert_eq!(ran.out(), "/shared/slot/0/data/work\n");
+}
+
+#[test]
+fn names_of_the_machine_resolve_in_the_payload_and_nobody_there_can_change_them() {
+    let script = r#"perl -MSocket -e 'print inet_ntoa(inet_aton($_) // "\0\0\0\0"), "\n" for @ARGV' localhost "$(hostname)"
+        echo x 2>/dev/null >>/etc/hosts || echo read-only"#;
+    for network in ["none", "host"] {
+        let ran = run(&["--network", network, DEBIAN, "--", "/bin/bash", "-c", script]);
+        has_code(&ran, 0);
+        let text = ran.out();
+        let [own, name, read_only] = text.lines().collect::<Vec<_>>()[..] else { panic!("{text}") };
+        assert_eq!((own, read_only), ("127.0.0.1", "read-only"), "{network}: {text}");
+        assert_ne!(name, "0.0.0.0", "{network}: {text}");
+    }
+}
+
+#[test]
+fn shared_memory_is_as_large_as_was_asked_for_and_else_as_the_containers_memory() {
+    let size = |options: &[&str]| {
+        let mut all = options.to_vec();
+        all.extend([BUSYBOX, "--", "sh", "-c", "df -k /dev/shm | tail -n 1 | awk '{print $2}'"]);
+        let ran = run(&all);
+        has_code(&ran, 0);
+        ran.out()
+    };
+    assert_eq!(size(&["--shm-size", "96m"]), "98304\n");
+    assert_eq!(size(&["--memory", "512m"]), "524288\n");
 }
 
 #[test]

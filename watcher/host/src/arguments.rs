@@ -58,6 +58,10 @@ pub struct Common {
     /// Processes and threads of each payload container; 0: no limit.
     #[arg(long, default_value = "1024", value_parser = pids, value_name = "N")]
     pub pids: Amount<u64>,
+    /// Size of each payload container's /dev/shm, whose pages count as its memory [default: that of --memory, else half
+    /// of the machine's].
+    #[arg(long, value_parser = memory, value_name = "SIZE")]
+    pub shm_size: Option<Amount<u64>>,
     /// User IDs that the pod's are taken from, two for each slot: no other living pod of this host has the same
     /// [default: 20000-59999 without the host's accounts].
     #[arg(long, env = "LATEBIND_UIDS", value_parser = IdRange::parse, value_name = "FIRST-LAST")]
@@ -109,6 +113,16 @@ impl Common {
     /// Of each payload container.
     pub fn limits(&self) -> Limits {
         Limits { memory: self.memory.0, cpus: self.cpus.0, pids: self.pids.0 }
+    }
+
+    /// Of `/dev/shm`, in bytes. `None`: as the engine has it.
+    pub fn shm_size(&self) -> Option<u64> {
+        let half = || {
+            let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+            let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+            Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.saturating_mul(512))
+        };
+        self.shm_size.and_then(|size| size.0).or(self.memory.0).or_else(half)
     }
 
     /// Of the pilot container.

@@ -24,6 +24,8 @@ pub const BIND_IN_PILOT: &str = "/run/latebind-host";
 pub const PRIVATE_IN_PILOT: &str = "/var/lib/latebind";
 /// Where the spool is in the pilot container.
 pub const SPOOL_IN_PILOT: &str = "/spool";
+/// The list of names and addresses.
+const HOSTS: &str = "/etc/hosts";
 /// The watcher in the pilot image.
 pub const WATCHER: &str = "/usr/bin/watcher";
 
@@ -170,6 +172,8 @@ pub struct PodShape {
     pub slots: u32,
     /// Limits of each payload container.
     pub limits: Limits,
+    /// Bytes that each payload container's `/dev/shm` may have, where it is not the engine's default.
+    pub shm_size: Option<u64>,
     /// Bytes of each data volume, where it is to lie in memory.
     pub data_size: Option<u64>,
     /// Whether swap can be limited on this machine.
@@ -313,13 +317,14 @@ impl PodShape {
         arguments.extend(self.logged(role)?);
         arguments.extend(self.namespaces(role));
         arguments.extend(self.limits.options(self.swap_is_counted));
+        arguments.extend(self.shm_size.map(|bytes| format!("--shm-size={bytes}b")));
         if let Some(guard) = &self.guard {
             arguments.push(format!("--runtime={}", text(guard)?));
             arguments.push(format!("--annotation={}={}/{role}", CONTAINER_ANNOTATION, self.name));
         }
         // An option of `run` only. Without it podman would write root into the image's list of accounts.
         arguments.push("--passwd=false".into());
-        arguments.extend(mounts(&[Mount::read_only(self.place.bin(), layout::BIN)])?);
+        arguments.extend(mounts(&[Mount::read_only(self.place.bin(), layout::BIN), self.hosts()])?);
         arguments.extend(mounts(&self.slot_volumes(slot))?);
         let (slot, kill_uid) = (slot.to_string(), ids.kill_uid.to_string());
         let mut glue = vec![layout::GLUE, "run", "--slot", &slot, "--kill-uid", &kill_uid];
@@ -337,6 +342,7 @@ impl PodShape {
         arguments.extend(self.pilot_limits(pilot).options(self.swap_is_counted));
         arguments.extend(mounts(&[
             Mount::read_only(self.place.bin(), layout::BIN),
+            self.hosts(),
             Mount::writable(&pilot.private, PRIVATE_IN_PILOT),
             // A socket can be connected to on a read-only mount, and not be replaced there.
             Mount::read_only(self.place.bind(), BIND_IN_PILOT),
@@ -357,6 +363,11 @@ impl PodShape {
         arguments.push(self.pilot_image.clone());
         arguments.extend(pilot.arguments.iter().cloned());
         Ok(arguments)
+    }
+
+    /// The same for all, so that nothing is the image's: `localhost` and the pod's name resolve in every container.
+    fn hosts(&self) -> Mount {
+        Mount::read_only(self.place.hosts(), HOSTS)
     }
 
     fn slot_volumes(&self, slot: u32) -> [Mount; 2] {
@@ -402,6 +413,7 @@ mod tests {
             pilot_image: "localhost/p:1".into(),
             slots: 2,
             data_size: None,
+            shm_size: Some(1 << 28),
             limits: Limits { memory: Some(1 << 30), cpus: Some(0.5), pids: Some(64) },
             swap_is_counted: true,
             network: Network::None,
@@ -456,7 +468,8 @@ mod tests {
     #[test]
     fn a_payload_sees_its_own_slot_and_nothing_else() {
         let arguments = payload(&shape(), 1);
-        assert_eq!(targets(&arguments), ["/shared/bin", "/shared/slot/1/ctl", "/shared/slot/1/data"]);
+        assert_eq!(targets(&arguments), ["/shared/bin", "/etc/hosts", "/shared/slot/1/ctl", "/shared/slot/1/data"]);
+        assert!(has(&arguments, "--shm-size=268435456b"));
         let bin = arguments.iter().find(|a| a.contains("/shared/bin\"")).unwrap();
         assert!(bin.ends_with(",nosuid,nodev,readonly"), "{bin}");
         assert!(has(&arguments, "--memory=1073741824b") && has(&arguments, "--memory-swap=1073741824b"));

@@ -53,7 +53,7 @@ const ASKED: &str = "\
 ! mounts./dev/shm=bind {engine}/*/shm <*
   mounts./run/.containerenv=bind {run}/*/.containerenv <*
   mounts./etc/hostname=bind {run}/*/hostname <*
-  mounts./etc/hosts=bind {run}/*/hosts <*
+! mounts./etc/hosts=bind {pod}/hosts *<nodev>*<nosuid>*<ro>*
   mounts./etc/resolv.conf=bind {run}/*/resolv.conf <*
 ! mounts.{bin}=bind {pod}/bin *<nodev>*<nosuid>*<ro>*
 ! mounts.{ctl}=bind {pod}/slot-{slot}/ctl *<nodev>*<nosuid>*
@@ -235,6 +235,7 @@ mod tests {
         mounts.extend([
             bind("/dev/shm", "/state/containers/overlay-containers/a/userdata/shm".into(), &["bind"]),
             bind("/etc/hostname", "/state/run/containers/overlay-containers/a/userdata/hostname".into(), &["bind"]),
+            bind("/etc/hosts", format!("{POD}/hosts"), &["rprivate", "nosuid", "nodev", "ro", "rbind"]),
             bind("/shared/bin", format!("{POD}/bin"), &["rprivate", "nosuid", "nodev", "ro", "rbind"]),
             bind("/shared/slot/0/ctl", format!("{POD}/slot-0/ctl"), &volume),
             bind("/shared/slot/0/data", format!("{POD}/slot-0/data"), &volume),
@@ -327,7 +328,7 @@ mod tests {
             ("/annotations/latebind.container", json!("p/slot-0-2/../../x"), "asked for"),
             ("/annotations/latebind.container", json!("p/pilot"), "asked for"),
             ("/annotations/latebind.container", json!("../slot-0-2"), "asked for"),
-            ("/annotations/latebind.container", json!("q/slot-0-2"), "/shared/bin"),
+            ("/annotations/latebind.container", json!("q/slot-0-2"), "/etc/hosts"),
             ("/annotations/latebind.container", json!("p/slot-1-2"), "/shared/slot/0/ctl"),
             ("/process/args/1", json!("install"), "process.args.1"),
             ("/process/args", json!(["/shared/bin/glue", "run"]), "process.args.2"),
@@ -346,14 +347,15 @@ mod tests {
             ("/mounts/6/source", json!("/dev/shm"), "/dev/shm"),
             ("/mounts/6/source", json!("/state/containers/../../dev/shm"), "/dev/shm"),
             ("/mounts/7/destination", json!("/etc/shadow"), "/etc/shadow"),
-            ("/mounts/8/options", json!(["nosuid", "nodev", "rw"]), "/shared/bin"),
-            ("/mounts/8/source", json!("/state/pods/p/slot-0/data"), "/shared/bin"),
-            ("/mounts/9/source", json!("/state/pods/p/slot-1/ctl"), "/shared/slot/0/ctl"),
-            ("/mounts/9/source", json!("/state/pods/other/slot-0/ctl"), "/shared/slot/0/ctl"),
-            ("/mounts/9/source", json!("/state/pods/p/slot-0/../slot-0/ctl"), "/shared/slot/0/ctl"),
-            ("/mounts/10/destination", json!("/shared/slot/0/data/work"), "/shared/slot/0/data/work"),
-            ("/mounts/10/destination", json!("/shared/slot/0/ctl"), "/shared/slot/0/ctl"),
-            ("/mounts/10/options", json!(["rw"]), "/shared/slot/0/data"),
+            ("/mounts/8/source", json!("/etc/shadow"), "/etc/hosts"),
+            ("/mounts/9/options", json!(["nosuid", "nodev", "rw"]), "/shared/bin"),
+            ("/mounts/9/source", json!("/state/pods/p/slot-0/data"), "/shared/bin"),
+            ("/mounts/10/source", json!("/state/pods/p/slot-1/ctl"), "/shared/slot/0/ctl"),
+            ("/mounts/10/source", json!("/state/pods/other/slot-0/ctl"), "/shared/slot/0/ctl"),
+            ("/mounts/10/source", json!("/state/pods/p/slot-0/../slot-0/ctl"), "/shared/slot/0/ctl"),
+            ("/mounts/11/destination", json!("/shared/slot/0/data/work"), "/shared/slot/0/data/work"),
+            ("/mounts/11/destination", json!("/shared/slot/0/ctl"), "/shared/slot/0/ctl"),
+            ("/mounts/11/options", json!(["rw"]), "/shared/slot/0/data"),
             ("/mounts/0/type", json!("bind"), "/proc"),
             ("/mounts", json!([]), "/proc"),
         ];

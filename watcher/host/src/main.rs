@@ -11,6 +11,7 @@ mod engine;
 mod failure;
 mod given;
 mod guard;
+mod hosts;
 mod image_cache;
 mod images;
 mod ipc;
@@ -184,6 +185,7 @@ fn shape(engine: &Engine, common: &Common, kind: &str, slots: u32) -> Result<Pod
         pilot_image: common.pilot_image.clone(),
         slots,
         limits: common.limits(),
+        shm_size: common.shm_size(),
         data_size: common.data_size.and_then(|size| size.0),
         swap_is_counted: config::swap_is_counted(),
         network: common.network,

@@ -210,6 +210,10 @@ impl PodPlace {
     pub fn private(&self) -> PathBuf {
         self.0.join("private")
     }
+    /// What the containers have as `/etc/hosts`.
+    pub fn hosts(&self) -> PathBuf {
+        self.0.join("hosts")
+    }
     /// Directory of the bind socket, which only the pilot sees.
     pub fn bind(&self) -> PathBuf {
         self.0.join("bind")

@@ -4,6 +4,7 @@ use crate::bind_server::BindServer;
 use crate::container::{PilotShape, PodShape, Role};
 use crate::engine::{CALL_LIMIT, CallError, Engine, with_verb};
 use crate::failure::{Context, Failure, failure};
+use crate::hosts;
 use crate::image_cache::ImageCache;
 use crate::images::{AllowList, Pull};
 use crate::main_process::MainProcess;
@@ -278,6 +279,7 @@ impl Life {
         let began = Instant::now();
         let shape = self.shape();
         volumes::make(&shape.place, shape.slots, shape.data_size)?;
+        hosts::write(&shape.place.hosts(), &shape.name, shape.network)?;
         thread::scope(|scope| {
             let install = scope.spawn(|| self.install());
             self.start_pause()?;
