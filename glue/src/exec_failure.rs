@@ -10,17 +10,22 @@ use nix::fcntl::{AT_FDCWD, OFlag};
 use nix::libc;
 use nix::sys::stat::{SFlag, lstat, stat};
 
-use latebind_contract::exec_reason::{OWN_MACHINE, Reason};
+use latebind_contract::exec_reason::{OWN_MACHINE, Reason, SHEBANG_MAX, STRING_MAX};
 use latebind_contract::record::NUMBERS;
-use latebind_contract::report::{Report, What};
+use latebind_contract::report::{Report, What, number};
 use latebind_linux::sys;
 
 /// How much of a file is looked at.
 const LOOK_AT: usize = 4096;
 
-/// Why `candidates[at]` (or, for a bare name, none of them) could be executed. Allocates nothing.
-pub fn examine(candidates: &[CString], at: usize, error: &io::Error) -> Report {
+/// Why `candidates[at]` (or, for a bare name, none of them) could be executed, with these arguments and variables.
+/// Allocates nothing.
+pub fn examine(candidates: &[CString], at: usize, error: &io::Error, argv: &[CString], env: &[CString]) -> Report {
     let errno = error.raw_os_error().unwrap_or(0);
+    if errno == libc::E2BIG {
+        let [a, b, c] = too_long(argv, env);
+        return Report { what: What::Exec, errno, numbers: [number(at), Reason::TooLong as u32, a, b, c] };
+    }
     // A script whose interpreter is missing answers ENOENT just as a missing file does: so the first that exists
     // counts.
     let at = match errno {
@@ -38,6 +43,20 @@ pub fn examine(candidates: &[CString], at: usize, error: &io::Error) -> Report {
     let [a, b, c] = more;
     let numbers: [u32; NUMBERS] = [u32::try_from(at).unwrap_or(u32::MAX), reason as u32, a, b, c];
     Report { what: What::Exec, errno, numbers }
+}
+
+/// The argument or variable that is longer than the kernel takes, else the length of all.
+fn too_long(argv: &[CString], env: &[CString]) -> [u32; 3] {
+    let size = |string: &CString| string.as_bytes_with_nul().len();
+    let long = |strings: &[CString]| strings.iter().position(|string| size(string) > STRING_MAX);
+    if let Some((at, argument)) = long(argv).and_then(|at| Some((at, argv.get(at)?))) {
+        return [number(at.saturating_add(1)), 0, number(size(argument))];
+    }
+    if let Some(variable) = long(env).and_then(|at| env.get(at)) {
+        let name = variable.as_bytes().iter().position(|b| *b == b'=').unwrap_or(0);
+        return [0, number(name), number(size(variable))];
+    }
+    [0, 0, number(argv.iter().chain(env).map(size).sum())]
 }
 
 fn of_file(file: &CStr, errno: i32) -> (Reason, [u32; 3]) {
@@ -82,6 +101,10 @@ fn of_content(bytes: &[u8], errno: i32) -> (Reason, [u32; 3]) {
     let plain = |reason| (reason, [0; 3]);
     if let Some(rest) = bytes.strip_prefix(b"#!") {
         let line = rest.split(|b| *b == b'\n').next().unwrap_or_default();
+        // With the two bytes before it.
+        if errno == libc::ENOEXEC && line.len() > SHEBANG_MAX - 2 {
+            return plain(Reason::LongShebang);
+        }
         // As the kernel reads it: a CR is part of the name, and the usual reason why a shell that is there is not
         // found.
         let interpreter = line.split(|b| matches!(b, b' ' | b'\t')).find(|word| !word.is_empty()).unwrap_or_default();
@@ -97,12 +120,18 @@ fn of_content(bytes: &[u8], errno: i32) -> (Reason, [u32; 3]) {
     if errno != libc::ENOEXEC {
         return plain(Reason::Unknown);
     }
-    let text = bytes.iter().take(256).all(|b| b.is_ascii_graphic() || b.is_ascii_whitespace());
-    plain(match (bytes, text) {
+    plain(match (bytes, is_text(bytes.get(..256).unwrap_or(bytes))) {
         ([], _) => Reason::Empty,
+        ([0xef, 0xbb, 0xbf, ..], true) => Reason::ByteOrderMark,
         (_, true) => Reason::NoShebang,
         (_, false) => Reason::NotAProgram,
     })
+}
+
+/// Whether these first bytes of a file are UTF-8 without control characters; the last character may be cut.
+fn is_text(bytes: &[u8]) -> bool {
+    let utf8 = core::str::from_utf8(bytes).err().is_none_or(|e| e.error_len().is_none());
+    utf8 && !bytes.iter().any(|b| b.is_ascii_control() && !b.is_ascii_whitespace())
 }
 
 fn of_elf(bytes: &[u8], errno: i32) -> (Reason, [u32; 3]) {

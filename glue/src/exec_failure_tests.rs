@@ -10,7 +10,7 @@ fn of(name: &str, bytes: &[u8], mode: u32, errno: i32) -> String {
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
     let program = path.display().to_string();
     let candidates = [CString::new(program.as_str()).unwrap()];
-    let report = examine(&candidates, 0, &io::Error::from_raw_os_error(errno));
+    let report = examine(&candidates, 0, &io::Error::from_raw_os_error(errno), &[], &[]);
     assert_eq!((report.what, report.errno), (What::Exec, errno));
     let about = About { program: &program, ..About::default() };
     words::message(&report.failure().unwrap(), &about)
@@ -24,6 +24,29 @@ fn elf(machine: u16) -> Vec<u8> {
     bytes.splice(54..58, [56, 0, 1, 0]);
     bytes.splice(64..68, 3u32.to_le_bytes());
     bytes
+}
+
+/// A script whose first line has so many bytes.
+fn long_shebang(bytes: usize) -> Vec<u8> {
+    format!("#!/{}\necho\n", "x".repeat(bytes - 3)).into_bytes()
+}
+
+#[test]
+fn what_is_too_long_is_found() {
+    let strings = |texts: &[usize]| -> Vec<CString> {
+        texts.iter().map(|n| CString::new(format!("NAME={}", "x".repeat(n - 6))).unwrap()).collect()
+    };
+    let max = STRING_MAX;
+    let (short, long) = (strings(&[10, max]), strings(&[10, max + 1]));
+    let of = |argv: &[CString], env: &[CString]| {
+        let report = examine(&[], 0, &io::Error::from_raw_os_error(libc::E2BIG), argv, env);
+        assert_eq!((report.what, report.numbers[1]), (What::Exec, Reason::TooLong as u32));
+        [report.numbers[2], report.numbers[3], report.numbers[4]]
+    };
+    let bytes = number(max);
+    assert_eq!(of(&long, &long), [2, 0, bytes + 1]);
+    assert_eq!(of(&short, &long), [0, 4, bytes + 1]);
+    assert_eq!(of(&short, &short), [0, 0, 2 * (bytes + 10)]);
 }
 
 #[test]
@@ -43,6 +66,13 @@ fn each_failure_is_told_apart() {
         (of("arm", &elf(183), 0o755, libc::ENOEXEC), "built for aarch64, this node is x86_64"),
         (of("loader", &elf(62), 0o755, libc::ENOENT), "its loader does not exist"),
         (of("broken", &elf(62), 0o755, libc::EIO), "this ELF file cannot be executed"),
+        (of("umlaut", "echo Gr\u{fc}\u{df}e\n".as_bytes(), 0o755, libc::ENOEXEC), "no shebang line"),
+        (of("cut", "\u{20ac}".repeat(100).as_bytes(), 0o755, libc::ENOEXEC), "no shebang line"),
+        (of("mark", b"\xef\xbb\xbf#!/bin/sh\n", 0o755, libc::ENOEXEC), "begins with a byte order mark"),
+        (of("long", &long_shebang(256), 0o755, libc::ENOEXEC), "first line is longer than the 255 bytes"),
+        (of("as-long", &long_shebang(255), 0o755, libc::ENOEXEC), "cannot be executed"),
+        (of("capable", &elf(62), 0o755, libc::EPERM), "has file capabilities (setcap)"),
+        (of("by-capable", b"#!/bin/ping\n", 0o755, libc::EPERM), "first line names has file capabilities"),
     ];
     for (said, wanted) in cases {
         assert!(said.contains(wanted), "{wanted:?}: {said}");

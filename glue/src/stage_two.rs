@@ -234,7 +234,7 @@ fn become_job(ready: &Ready) -> Report {
         }
     }
     let (n, error) = last;
-    exec_failure::examine(ready.candidates.as_slice(), n, &error)
+    exec_failure::examine(ready.candidates.as_slice(), n, &error, ready.argv.as_slice(), ready.env.as_slice())
 }
 
 /// Returns once glue has said that nothing else of this UID is there. Where glue is gone or has given the start up, so

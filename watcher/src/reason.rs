@@ -83,6 +83,8 @@ reasons! {
     CommandNotFound: Hold;
     /// The program is there and cannot be executed; to be tried again where it cannot be read.
     CommandNotExecutable: Hold Retry;
+    /// An argument or a variable, or all of them, are longer than the kernel takes.
+    ArgumentTooLong: Hold;
     /// An environment file, the working directory or a resource limit cannot be used.
     EnvironmentError: Hold;
     /// A file for standard input, output or error cannot be used.

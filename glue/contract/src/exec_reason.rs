@@ -6,6 +6,13 @@ use super::numbered;
 /// Machine of this binary, so of this node (`e_machine` of elf(5)).
 pub const OWN_MACHINE: u16 = if cfg!(target_arch = "aarch64") { 183 } else { 62 };
 
+/// Most bytes of one argument, or of one variable with its name, with the NUL at its end: MAX_ARG_STRLEN, 32 pages of
+/// 4 KiB (execve(2)).
+pub const STRING_MAX: usize = 131_072;
+
+/// Most bytes of a script's first line that the kernel reads: BINPRM_BUF_SIZE, without the NUL at its end (execve(2)).
+pub const SHEBANG_MAX: usize = 255;
+
 /// Where programs are looked for when the job's environment has no PATH; what container engines use.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -44,6 +51,13 @@ numbered! {
         NoShebang,
         /// Other bytes.
         NotAProgram,
+        /// A text whose first bytes are a byte order mark, so that the kernel does not see what follows.
+        ByteOrderMark,
+        /// The first line is longer than the kernel reads.
+        LongShebang,
+        /// One string is longer than [`STRING_MAX`], or all are more than the kernel takes: the argument's number from
+        /// 1, or 0; the length of a variable's name, or 0; bytes with the NUL, of the one string or of all.
+        TooLong,
     }
 }
 

@@ -6,7 +6,7 @@
 use super::bytes::ByteString;
 use super::command::FIELDS;
 use super::environment::{Problem, SyntaxError};
-use super::exec_reason::{DEFAULT_PATH, OWN_MACHINE, Reason, candidates};
+use super::exec_reason::{DEFAULT_PATH, OWN_MACHINE, Reason, SHEBANG_MAX, STRING_MAX, candidates};
 use super::record::Failure;
 use super::record::NUMBERS;
 use super::report::What;
@@ -27,6 +27,8 @@ pub struct About<'a> {
     pub inherits: bool,
     /// The working directory.
     pub cwd: &'a str,
+    /// The job's own variables that are longer than the kernel takes.
+    pub long_variables: &'a [&'a str],
     /// Names of the environment files.
     pub env_files: &'a [&'a str],
     /// Names of the resource limits.
@@ -46,6 +48,9 @@ impl About<'_> {
             path: path.as_deref(),
             inherits: job.env_mode == EnvMode::Inherit,
             cwd: &job.cwd.as_ref().map_or("work/".into(), ByteString::lossy),
+            long_variables: &long_variables(
+                job.env.0.iter().map(|(name, value)| (name.as_str(), value.as_bytes().len())),
+            ),
             env_files: &env_files,
             limits: &limits,
             streams: [&job.stdin, &job.stdout, &job.stderr].map(|stream| stream.as_ref()?.file.as_deref()),
@@ -62,6 +67,12 @@ impl About<'_> {
         };
         Some(if path.is_empty() { DEFAULT_PATH } else { path })
     }
+}
+
+/// Of variables with the lengths of their values, those that are longer than the kernel takes.
+pub fn long_variables<'a>(variables: impl Iterator<Item = (&'a str, usize)>) -> Vec<&'a str> {
+    let size = |name: &str, value: usize| name.len().saturating_add(value).saturating_add("=\0".len());
+    variables.filter(|(name, value)| size(name, *value) > STRING_MAX).map(|(name, _)| name).collect()
 }
 
 /// What a failure says: glue's own message, or the words for what was reported.
@@ -81,7 +92,7 @@ fn reported(what: What, failure: &Failure, numbers: &[u32; NUMBERS], about: &Abo
     let subject = subject(what, index as usize, about)?;
     let more = match what {
         What::Child => return None,
-        What::Exec => exec(about.program, about.path(failure), numbers, errno)?,
+        What::Exec => exec(about, about.path(failure), numbers, errno)?,
         What::EnvSyntax => SyntaxError {
             line: line as usize,
             column: column as usize,
@@ -147,9 +158,13 @@ fn words(what: What) -> &'static str {
 }
 
 /// The sentence on what was found. `None` where the numbers cannot be true.
-fn exec(program: &str, path: Option<&str>, numbers: &[u32; NUMBERS], errno: i32) -> Option<String> {
+fn exec(about: &About<'_>, path: Option<&str>, numbers: &[u32; NUMBERS], errno: i32) -> Option<String> {
     let [at, reason, a, b, c] = *numbers;
     let reason = Reason::of_number(reason)?;
+    let program = about.program;
+    if reason == Reason::TooLong {
+        return Some(too_long(about, a, b as usize, c));
+    }
     if reason == Reason::Missing {
         return Some(match path {
             _ if program.contains('/') => format!("{program}: no such file in the image"),
@@ -171,7 +186,9 @@ fn exec(program: &str, path: Option<&str>, numbers: &[u32; NUMBERS], errno: i32)
         Reason::Missing | Reason::Unknown => format!("cannot be executed: {error}"),
         Reason::Directory => "is a directory, not a program".into(),
         Reason::NotRegular => "is not a regular file".into(),
-        Reason::NoExecuteBit => format!("has no execute bit (mode {mode:o}): chmod +x it in the image"),
+        Reason::NoExecuteBit => {
+            format!("has no execute bit (mode {mode:o}): chmod +x it {}", place(program, about.cwd))
+        }
         Reason::Denied => format!("may not be executed by this UID (mode {mode:o}, owner {b}:{c})"),
         Reason::DeniedReadable => format!(
             "may not be executed by this UID (mode {mode:o}, owner {b}:{c}), or its interpreter may not, or its file \
@@ -181,19 +198,69 @@ fn exec(program: &str, path: Option<&str>, numbers: &[u32; NUMBERS], errno: i32)
             "its lines end in CR LF, and so does its interpreter's name: save it with LF alone".into()
         }
         Reason::NoInterpreter => "the interpreter that its first line names does not exist in the image".into(),
+        Reason::BadInterpreter if errno == EPERM => {
+            format!("the interpreter that its first line names {}", CAPABILITIES)
+        }
         Reason::BadInterpreter => format!("the interpreter that its first line names cannot be executed: {error}"),
         Reason::OtherMachine => {
             format!("built for {}, this node is {}", machine_name(a), machine_name(u32::from(OWN_MACHINE)))
         }
         Reason::NoLoader => "its loader does not exist in the image: it was linked for another system".into(),
+        Reason::BadElf if errno == EPERM => CAPABILITIES.into(),
         Reason::BadElf => format!("this ELF file cannot be executed: {error}"),
         Reason::Empty => "is empty".into(),
         Reason::NoShebang => {
             "has no shebang line: no shell is assumed here, so put one such as #!/bin/sh at its top".into()
         }
         Reason::NotAProgram => "is not a program that this node knows".into(),
+        Reason::ByteOrderMark => {
+            "begins with a byte order mark (EF BB BF), so the kernel does not see its first line: save it as UTF-8 \
+             without one"
+                .into()
+        }
+        Reason::LongShebang => format!(
+            "its first line is longer than the {SHEBANG_MAX} bytes that the kernel reads of it: use a shorter path of \
+             the interpreter, such as a link, or #!/usr/bin/env"
+        ),
+        Reason::TooLong => String::new(),
     };
     Some(format!("{file}: {why}"))
+}
+
+/// execve(2): EPERM, where no set-user-ID program is traced.
+const EPERM: i32 = 1;
+const CAPABILITIES: &str = "has file capabilities (setcap), which no job can get, so the kernel does not execute it: \
+     take them from the file with setcap -r, or copy it, which does not copy them";
+
+/// Where the file of a program is that has no execute bit.
+fn place(program: &str, cwd: &str) -> &'static str {
+    let in_data = |path: &str| path.starts_with("/shared/slot/");
+    match program.contains('/') {
+        true if in_data(program) => "in the job's directory, or before the job: inputs keep theirs",
+        true if !program.starts_with('/') && (cwd == "work/" || in_data(cwd)) => {
+            "among the job's inputs, which keep it"
+        }
+        _ => "in the image",
+    }
+}
+
+/// What is longer than the kernel takes: the `argument`th argument, a variable whose name has so many bytes, or all.
+fn too_long(about: &About<'_>, argument: u32, name: usize, bytes: u32) -> String {
+    let most = format!("{bytes} bytes with its NUL, and the kernel takes {STRING_MAX} for one argument or variable");
+    let advice = "put it into a file";
+    if argument > 0 {
+        return format!("argument {} of argv has {most}: {advice}", argument.saturating_sub(1));
+    }
+    if name == 0 {
+        return format!(
+            "arguments and variables have {bytes} bytes in all, more than the kernel takes (a quarter of the stack's \
+             limit, execve(2)): {advice}"
+        );
+    }
+    match about.long_variables.iter().find(|long| long.len() == name) {
+        Some(own) => format!("the variable {own} has {most}: {advice}"),
+        None => format!("a variable of the image or of an environment file, with a name of {name} bytes, has {most}"),
+    }
 }
 
 fn machine_name(machine: u32) -> String {

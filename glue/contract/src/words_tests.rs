@@ -17,7 +17,7 @@ fn job(program: &str, env: &[(&str, &str)]) -> Startup {
 
 fn described(job: &Startup, at: u32, reason: u32) -> Option<String> {
     let failure = Failure { stage: Stage::Exec, errno: 2, message: String::new(), path: None, reported: None };
-    About::of(job, |about| exec(about.program, about.path(&failure), &[at, reason, 0o644, 1, 2], 2))
+    About::of(job, |about| exec(about, about.path(&failure), &[at, reason, 0o644, 1, 2], 2))
 }
 
 #[test]
@@ -41,6 +41,23 @@ fn a_program_is_named_as_far_as_glue_knows_where_it_is() {
         "/x/y: has no execute bit (mode 644): chmod +x it in the image"
     );
     assert_eq!(described(&whole, 0, Reason::ALL.len() as u32), None, "there is no such reason");
+    let input = described(&job("./run.sh", &[]), 0, Reason::NoExecuteBit as u32).unwrap();
+    assert_eq!(input, "./run.sh: has no execute bit (mode 644): chmod +x it among the job's inputs, which keep it");
+}
+
+#[test]
+fn what_is_too_long_is_named() {
+    let value = "x".repeat(STRING_MAX);
+    let said = |name: &str, numbers: [u32; 3]| {
+        let [a, b, c] = numbers;
+        let numbers = [0, Reason::TooLong as u32, a, b, c];
+        About::of(&job("/x", &[(name, &value)]), |about| exec(about, None, &numbers, 7)).unwrap()
+    };
+    let most = "131073 bytes with its NUL, and the kernel takes 131072 for one argument or variable";
+    assert_eq!(said("LONG", [3, 0, 131_073]), format!("argument 2 of argv has {most}: put it into a file"));
+    assert_eq!(said("LONG", [0, 4, 131_073]), format!("the variable LONG has {most}: put it into a file"));
+    assert!(said("OTHER", [0, 4, 131_073]).starts_with("a variable of the image or of an environment file, with a"));
+    assert!(said("LONG", [0, 0, 9_000_000]).starts_with("arguments and variables have 9000000 bytes in all"));
 }
 
 #[test]

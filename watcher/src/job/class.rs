@@ -4,7 +4,9 @@
 use latebind_contract::layout::FULL_CODE;
 use latebind_contract::record::{Failure as NotStarted, Outcome, Record, Stage};
 use latebind_contract::text::one_line;
-use nix::libc::{EAGAIN, ECANCELED, EINTR, EIO, EMFILE, ENFILE, ENOENT, ENOMEM, ENOSPC, ENOTDIR, ESTALE, ETIMEDOUT};
+use nix::libc::{
+    E2BIG, EAGAIN, ECANCELED, EINTR, EIO, EMFILE, ENFILE, ENOENT, ENOMEM, ENOSPC, ENOTDIR, ESTALE, ETIMEDOUT,
+};
 
 use super::Report;
 use super::limits::{Crossed, Limits, Which};
@@ -86,6 +88,7 @@ fn of_failure(failure: Option<&NotStarted>, words: &str) -> (Class, Reason, Stri
         (Stage::Exec, EIO) => Reason::CommandNotExecutable,
         (_, errno) if passing.contains(&errno) => Reason::ResourceShortage,
         (Stage::Exec, ENOENT | ENOTDIR) => Reason::CommandNotFound,
+        (Stage::Exec, E2BIG) => Reason::ArgumentTooLong,
         (Stage::Exec, _) => Reason::CommandNotExecutable,
         (Stage::Environment, _) => Reason::EnvironmentError,
         (Stage::Stdio, _) => Reason::StdioError,
@@ -185,7 +188,7 @@ pub fn exit_code(report: &Report) -> i32 {
         (Some(_), Reason::TimedOut | Reason::LimitExceeded) => 124,
         (Some(_), Reason::OutOfMemory) => 128 + SIGKILL,
         (Some(Outcome::NotStarted), Reason::CommandNotFound) => 127,
-        (Some(Outcome::NotStarted), Reason::CommandNotExecutable) => 126,
+        (Some(Outcome::NotStarted), Reason::CommandNotExecutable | Reason::ArgumentTooLong) => 126,
         (Some(Outcome::Exited | Outcome::Signaled), _) => {
             report.exit_code.or(report.signal.map(|s| 128 + s)).unwrap_or(125)
         }
@@ -216,6 +219,7 @@ mod tests {
         assert_eq!(of(Stage::Exec, libc::ENOENT, "no space left on device"), (Class::Hold, Reason::CommandNotFound));
         assert_eq!(of(Stage::Environment, libc::ENOSPC, ""), (Class::Retry, Reason::ResourceShortage));
         assert_eq!(of(Stage::Exec, libc::ENOMEM, ""), (Class::Retry, Reason::ResourceShortage));
+        assert_eq!(of(Stage::Exec, libc::E2BIG, ""), (Class::Hold, Reason::ArgumentTooLong));
         assert_eq!(of(Stage::Exec, libc::EIO, ""), (Class::Retry, Reason::CommandNotExecutable));
     }
 

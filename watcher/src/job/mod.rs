@@ -19,7 +19,7 @@ pub mod steer;
 pub mod usage;
 
 pub use self::clock::{now, rfc3339, seconds_of, uptime};
-pub use self::request::{EnvSource, Request, is_id};
+pub use self::request::{EnvSource, Request, is_id, plain_path};
 
 use latebind_contract::encoding::{Bytes32, Key};
 use latebind_contract::record::Record;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use latebind_contract::bytes::ByteString;
 use latebind_contract::layout;
+use latebind_contract::object;
 use latebind_contract::startup::{EnvFormat, EnvMode, Object, Rlimit, check_times};
 use serde::{Deserialize, Serialize};
 
@@ -51,7 +52,7 @@ pub struct Request {
     #[serde(default = "one")]
     pub attempt: u32,
     /// Variables, applied last.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "object::map")]
     pub env: BTreeMap<String, ByteString>,
     /// Where the environment starts from.
     #[serde(default)]
@@ -235,6 +236,18 @@ impl Request {
     }
 }
 
+/// A path as people write it, `./a//b/`, as [`layout::is_beneath`] takes it.
+pub fn plain_path(path: &str) -> String {
+    let mut plain = path;
+    while let Some(rest) = plain.strip_prefix("./") {
+        plain = rest.trim_start_matches('/');
+    }
+    let parts: Vec<&str> = plain.split('/').collect();
+    // An absolute path stays one, to be refused.
+    let kept = parts.iter().enumerate().filter(|(n, part)| *n == 0 || !matches!(**part, "" | "."));
+    kept.map(|(_, part)| *part).collect::<Vec<_>>().join("/")
+}
+
 /// Whether `id` can name a job, and a file.
 pub fn is_id(id: &str) -> bool {
     (1..=ID_MAX).contains(&id.len())
@@ -246,7 +259,7 @@ pub fn is_id(id: &str) -> bool {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
 
-    use super::{Request, is_id};
+    use super::{Request, is_id, plain_path};
 
     fn request(field: &str, value: serde_json::Value) -> Request {
         let mut job = serde_json::json!({"id": "a", "image": "i", "argv": ["x"], "relay": true});
@@ -300,6 +313,33 @@ mod tests {
         assert!(many(1_000, "a").is_ok() && many(1_001, "a").is_err());
         let long = ["a"; 1_000].join("/");
         assert!(many(32, &long).is_ok() && many(33, &long).is_err());
+    }
+
+    #[test]
+    fn paths_are_understood_as_people_write_them() {
+        for (given, plain) in [
+            ("r/", "r"),
+            ("./a", "a"),
+            (".//a", "a"),
+            ("a//b/./c/", "a/b/c"),
+            ("a", "a"),
+            ("/etc", "/etc"),
+            (".", "."),
+            ("./", ""),
+            ("a/../b", "a/../b"),
+            (".a/b.", ".a/b."),
+        ] {
+            assert_eq!(plain_path(given), plain, "{given}");
+        }
+    }
+
+    #[test]
+    fn a_variable_that_is_given_twice_is_refused() {
+        let twice = r#"{"id": "a", "image": "i", "argv": ["x"], "env": {"A": "1", "B": "", "A": "1"}}"#;
+        let error = serde_json::from_str::<Request>(twice).unwrap_err().to_string();
+        assert!(error.contains("\"A\" appears twice"), "{error}");
+        let once: Request = serde_json::from_str(&twice.replacen("\"A\"", "\"C\"", 1)).unwrap();
+        assert_eq!(once.env.len(), 3);
     }
 
     #[test]

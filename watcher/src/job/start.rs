@@ -106,7 +106,8 @@ pub fn prepare(slot: &Slot, bound: &Bound, request: &Request, routes: Option<&Ro
 
 /// What a failed start says, with the job's own names in it.
 pub fn message(failure: &latebind_contract::record::Failure, request: &Request) -> String {
-    let names: Vec<String> = (0..request.env_files.len()).map(|n| format!("{ENV_PREFIX}{n}")).collect();
+    let name = |file: &super::EnvSource| file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let names: Vec<String> = request.env_files.iter().map(name).collect();
     let env_files: Vec<&str> = names.iter().map(String::as_str).collect();
     let limits: Vec<&str> = request.rlimits.0.iter().map(|(name, _)| name.as_str()).collect();
     let files = ["stdin", "stdout", "stderr"].map(|name| format!("{IO}/{name}"));
@@ -116,6 +117,9 @@ pub fn message(failure: &latebind_contract::record::Failure, request: &Request) 
         path: path.as_deref(),
         inherits: request.env_mode == EnvMode::Inherit,
         cwd: &request.cwd.as_ref().map_or("work/".into(), ByteString::lossy),
+        long_variables: &words::long_variables(
+            request.env.iter().map(|(name, value)| (name.as_str(), value.as_bytes().len())),
+        ),
         env_files: &env_files,
         limits: &limits,
         streams: files.each_ref().map(|file| Some(file.as_str())),

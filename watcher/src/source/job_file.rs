@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 
 use latebind_contract::bytes::ByteString;
 use latebind_contract::layout::is_component;
+use latebind_contract::object;
 use latebind_contract::startup::{EnvFormat, EnvMode, Object, Rlimit};
 use serde::Deserialize;
 
 use crate::job::limits::Limits;
-use crate::job::{EnvSource, Request};
+use crate::job::{EnvSource, Request, plain_path};
 
 /// `job.json`. Unknown fields are refused.
 #[derive(Debug, Deserialize)]
@@ -19,7 +20,7 @@ pub struct JobFile {
     argv: Vec<ByteString>,
     #[serde(default)]
     owner: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "object::map")]
     env: BTreeMap<String, ByteString>,
     #[serde(default)]
     env_mode: EnvMode,
@@ -93,7 +94,7 @@ impl JobFile {
             kill_s: self.kill_s,
             inputs: inputs.symlink_metadata().is_ok().then_some(inputs),
             stdin: self.stdin.as_deref().map(beside).transpose()?,
-            outputs: self.outputs,
+            outputs: self.outputs.iter().map(|path| plain_path(path)).collect(),
             ..base
         })
     }

@@ -86,6 +86,8 @@ numbered! {
         SplitAfterExport,
         /// Values that are too large.
         TooLarge,
+        /// A byte order mark at the beginning.
+        ByteOrderMark,
     }
 }
 
@@ -95,7 +97,7 @@ const TEXTS: &[&str] = &[
     "more than {} assignments and expansions in one file",
     "the entry has no name before its '='",
     "the entry has no '='; entries are NAME=value, and each ends with one NUL byte",
-    "carriage return: the file has the line ends of DOS; convert it (dos2unix)",
+    "carriage return: the file has the line ends of DOS, CR LF; convert it (sed -i 's/\\r$//')",
     "NUL byte: is this a file of the format \"nul\"?",
     "control character {}; the format \"nul\" can carry it",
     "byte that is not UTF-8; the format \"nul\" can carry it",
@@ -128,6 +130,7 @@ const TEXTS: &[&str] = &[
     "this variable is not set, and some shells would give it a value; set it first",
     "after export some shells split this at blanks or take it for a file pattern; quote it",
     "the values of this file come to more than {} bytes",
+    "byte order mark (EF BB BF): save the file as UTF-8 without one (sed -i '1s/^\\xEF\\xBB\\xBF//')",
 ];
 
 impl Problem {

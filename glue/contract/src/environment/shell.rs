@@ -110,6 +110,9 @@ impl<'a> Reader<'a> {
     /// Refuses, in comments too, the bytes that are a sign of another kind of file, or that not every locale and not
     /// every shell takes as it is.
     fn check_bytes(&self) -> Result<(), Refusal> {
+        if self.text.starts_with(b"\xef\xbb\xbf") {
+            return refuse(0, Problem::ByteOrderMark);
+        }
         if let Some(at) = self.text.iter().position(|b| b.is_ascii_control() && !matches!(b, b'\t' | b'\n')) {
             return match self.text.get(at) {
                 Some(b'\r') => refuse(at, Problem::CarriageReturn),

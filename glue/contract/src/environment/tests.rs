@@ -122,7 +122,7 @@ fn refused() {
         ("A[0]=1", "1, column 2", "arrays"),
         ("A=(1 2)", "1, column 3", "'(' outside"),
         ("unset A", "1, column 1", "not an assignment"),
-        ("\u{feff}A=1", "1, column 1", "only NAME=value"),
+        ("\u{feff}A=1", "1, column 1", "byte order mark"),
         ("export", "1, column 1", "not an assignment"),
         ("A=1\n  export # x", "2, column 3", "export without"),
         ("export -p", "1, column 8", "only NAME=value"),

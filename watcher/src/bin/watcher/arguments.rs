@@ -52,7 +52,7 @@ pub enum Verb {
     },
     /// Print one report for people.
     Report {
-        /// report.json, or the directory that has it.
+        /// report.json, the directory that has it, or a job's directory in a spool.
         path: PathBuf,
         #[command(flatten)]
         keys: Keys,

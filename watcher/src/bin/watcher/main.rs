@@ -21,7 +21,7 @@ use watcher::bind::Binder;
 use watcher::bind::host::Host;
 use watcher::bind::kubernetes::{self, Kubernetes};
 use watcher::job::life::Settings;
-use watcher::job::{EnvSource, Request};
+use watcher::job::{EnvSource, Request, plain_path};
 use watcher::serve::{self, Core, Parts, Running, clients, protocol, server};
 use watcher::slot::Slot;
 use watcher::stop::Stop;
@@ -42,7 +42,8 @@ fn main() -> ExitCode {
         Err(code) => return code,
     };
     let level = match &cli.verb {
-        Verb::Run(args) if !args.verbose => "warn",
+        // What its job ends with is said once, at the end.
+        Verb::Run(args) if !args.verbose => "error",
         Verb::Signal { .. } | Verb::Stop(_) | Verb::Continue(_) | Verb::Top { .. } => "warn",
         Verb::Report { .. } | Verb::Timeline { .. } => "warn",
         Verb::Check(_) => "error",
@@ -88,7 +89,7 @@ fn start_log(level: &str) {
     let quiet =
         if wanted.contains("kube_client") { "" } else { ",kube_client=off,tower=off,hyper_util=off,rustls=off" };
     let filter = tracing_subscriber::EnvFilter::new(format!("{wanted}{quiet}"));
-    let for_people = text::is_error_seen() || level == "warn";
+    let for_people = text::is_error_seen() || ["warn", "error"].contains(&level);
     text::log(filter, if for_people { text::Form::Text } else { text::Form::Json });
 }
 
@@ -254,7 +255,8 @@ fn run_one(args: &RunArgs) -> io::Result<ExitCode> {
         std::fs::create_dir_all(dir)?;
         watcher::store::put_file(&dir.join("report.json"), text::json_for_people(&report)?.as_bytes(), 0o644)?;
     }
-    if report.class != watcher::bind::Class::Final || report.record.as_ref().is_some_and(|r| r.error.is_some()) {
+    let has_error = report.record.as_ref().is_some_and(|record| record.error.is_some());
+    if report.class != watcher::bind::Class::Final || has_error || report.limit.is_some() {
         text::complain(&format!("watcher: {} ({}): {}", report.reason, report.class.name(), report.message));
     }
     for missing in &report.missing_outputs {
@@ -297,7 +299,7 @@ fn request_of(args: &RunArgs) -> io::Result<Request> {
     }
     request.cwd = args.workdir.as_ref().map(|dir| dir.as_bytes().into());
     request.inputs = args.inputs.clone();
-    request.outputs = args.output.clone();
+    request.outputs = args.output.iter().map(|path| plain_path(path)).collect();
     request.results = args.results.clone();
     request.timeout_s = args.timeout;
     request.grace_s = args.grace;
@@ -335,7 +337,18 @@ fn table(dir: &Path, keys: &Path) -> io::Result<ExitCode> {
 }
 
 fn report(path: &Path, keys: &Path) -> io::Result<ExitCode> {
-    let file = if path.is_dir() { path.join("report.json") } else { path.to_owned() };
+    // A job's directory in a spool has its result in one of its own.
+    let inside = ["report.json", "result/report.json"].map(|name| path.join(name));
+    let file = match inside {
+        [file, in_result] if path.is_dir() => {
+            if file.exists() || !in_result.exists() {
+                file
+            } else {
+                in_result
+            }
+        }
+        _ => path.to_owned(),
+    };
     let report = results::read(&file)?;
     let dir = file.parent().unwrap_or(Path::new("."));
     say(&views::report::text(&report, &keys::check_report(dir, &report, keys)))
