@@ -358,7 +358,8 @@ fn remove_stale(ctl: &Dir) -> io::Result<()> {
 fn sha256_of(file: &File) -> io::Result<String> {
     let mut hash = Sha256::new();
     let mut file = file;
-    let mut bytes = [0; 8192];
+    // Small: what of the stack was ever touched stays resident while glue waits.
+    let mut bytes = [0; 1024];
     loop {
         match file.read(&mut bytes)? {
             0 => return Ok(hex(&hash.finalize())),

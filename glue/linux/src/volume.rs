@@ -163,7 +163,7 @@ impl Dir {
 /// What can be read from `fd`, as far as `most` bytes.
 pub fn read_whole(fd: BorrowedFd<'_>, most: usize) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    let mut part = [0; 4096];
+    let mut part = [0; 1024];
     while bytes.len() < most {
         match nix::unistd::read(fd, &mut part) {
             Ok(0) => break,
