@@ -5,7 +5,7 @@
 
 use crate::container::PodShape;
 use crate::engine::Engine;
-use crate::failure::{Context, Failure};
+use crate::failure::{Context, Failure, failure};
 use crate::image_cache::ImageCache;
 use crate::images::{self, AllowList, Pull};
 use crate::refusal::{Class, Reason, Refusal};
@@ -170,7 +170,27 @@ impl BindServer {
                 format!("{reference} is not on this pod's allow list; whoever runs the pod can add it with --allow"),
             ));
         }
-        self.images.get(&reference.to_string(), || images::prepare(&self.engine, &reference, self.pull, false))
+        let name = reference.to_string();
+        let ask = || images::prepare(&self.engine, &[(&name, self.pull)], false);
+        self.images.get(&[&name], ask)?.pop().ok_or_else(|| bad("the engine said nothing of the image"))
+    }
+
+    /// Makes sure that the images of glue, of the pilot and of `only` are here. Returns the ID of glue's. A pull shows
+    /// its progress to the user.
+    pub fn look_at_images(&self, only: Option<&Reference>) -> Result<String, Failure> {
+        let ours = [&self.shape.glue_image, &self.shape.pilot_image]
+            .map(|image| Reference::parse_full(image).map(|image| image.to_string()).map_err(failure));
+        let [glue, pilot] = ours;
+        let (glue, pilot, only) = (glue?, pilot?, only.map(Reference::to_string));
+        let mut images = vec![(glue.as_str(), Pull::Never), (&pilot, Pull::Never)];
+        images.extend(only.as_deref().map(|only| (only, self.pull)));
+        let names: Vec<&str> = images.iter().map(|(name, _)| *name).collect();
+        let ready = self.images.get(&names, || images::prepare(&self.engine, &images, true)).map_err(|refusal| {
+            let ours = refusal.reason == Reason::ImageNotFound
+                && only.as_ref().is_none_or(|o| !refusal.message.starts_with(o));
+            failure(if ours { format!("{}: run `make images`", refusal.message) } else { refusal.message })
+        })?;
+        Ok(ready.into_iter().next().map(|ready| ready.id).unwrap_or_default())
     }
 
     fn slot(&self, number: u32) -> Result<&Slot, Refusal> {

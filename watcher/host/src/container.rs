@@ -164,6 +164,9 @@ pub struct PodShape {
     pub name: String,
     /// The pod's files.
     pub place: PodPlace,
+    /// The container whose namespaces are the pod's: one that holds them and does nothing else, or the pilot, where it
+    /// is started only once.
+    pub base: Role,
     /// Image of glue, which is the placeholder too.
     pub glue_image: String,
     /// Image of the pilot.
@@ -261,19 +264,25 @@ impl PodShape {
         ])
     }
 
-    /// The namespaces of the pause container: what makes several containers one pod. A payload has IPC objects and
-    /// /dev/shm to itself, and where it has neighbours, a network too: by an abstract socket they could pass
-    /// descriptors on.
+    /// The namespaces of the base: what makes several containers one pod. A payload has IPC objects and /dev/shm to
+    /// itself, and where it has neighbours, a network too: by an abstract socket they could pass descriptors on.
     /// With one slot it shares the pilot's loopback, which HTCondor's chirp needs.
     fn namespaces(&self, role: Role) -> Vec<String> {
-        let pause = format!("container:{}", self.container(Role::Pause));
+        if role == self.base {
+            let network = match self.network {
+                Network::None => "none",
+                Network::Host => "host",
+            };
+            return vec!["--ipc=shareable".into(), format!("--network={network}"), format!("--hostname={}", self.name)];
+        }
+        let base = format!("container:{}", self.container(self.base));
         let payload = matches!(role, Role::Payload(..));
         let own_network = payload && self.slots > 1 && self.network == Network::None;
         [
-            format!("--pid={pause}"),
-            format!("--uts={pause}"),
-            format!("--ipc={}", if payload { "private" } else { &pause }),
-            format!("--network={}", if own_network { "none" } else { &pause }),
+            format!("--pid={base}"),
+            format!("--uts={base}"),
+            format!("--ipc={}", if payload { "private" } else { &base }),
+            format!("--network={}", if own_network { "none" } else { &base }),
         ]
         .to_vec()
     }
@@ -282,12 +291,8 @@ impl PodShape {
     pub fn pause(&self) -> Result<Vec<String>, Failure> {
         let mut arguments = self.common(Role::Pause, &[])?;
         arguments.extend(self.logged(Role::Pause)?);
-        arguments.extend(["--read-only", "--read-only-tmpfs=false", "--ipc=shareable"].map(str::to_owned));
-        arguments.push(match self.network {
-            Network::None => "--network=none".into(),
-            Network::Host => "--network=host".into(),
-        });
-        arguments.push(format!("--hostname={}", self.name));
+        arguments.extend(["--read-only", "--read-only-tmpfs=false"].map(str::to_owned));
+        arguments.extend(self.namespaces(Role::Pause));
         arguments.extend([self.glue_image.clone(), "pause".into()]);
         Ok(arguments)
     }
@@ -409,6 +414,7 @@ mod tests {
         PodShape {
             name: "p".into(),
             place: PodPlace::at("/state/pods/p"),
+            base: Role::Pause,
             glue_image: "localhost/g:1".into(),
             pilot_image: "localhost/p:1".into(),
             slots: 2,

@@ -93,22 +93,24 @@ impl ImageCache {
         Self { root, known: Mutex::default() }
     }
 
-    /// What `name` means: as remembered, else by `ask`. An error is not remembered.
-    pub fn get<E>(&self, name: &str, ask: impl FnOnce() -> Result<Ready, E>) -> Result<Ready, E> {
+    /// What `names` mean: as remembered, else by `ask`, in the same order. An error is not remembered.
+    pub fn get<E>(&self, names: &[&str], ask: impl FnOnce() -> Result<Vec<Ready>, E>) -> Result<Vec<Ready>, E> {
         // Before the engine is asked: an answer that is older than the index would outlive a change.
         let index = Index::read(&self.root);
-        if let Some(ready) = self.remembered(name, index.as_ref()) {
+        if let Some(ready) = names.iter().map(|name| self.remembered(name, index.as_ref())).collect() {
             return Ok(ready);
         }
-        let ready = ask()?;
-        if let Some(index) = index.filter(|index| !ready.pulled && index.says(name, &ready.id)) {
-            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-            if !known.0.as_ref().is_some_and(|old| old.is(&index)) || known.1.len() >= NAMES_MAX {
-                *known = (Some(index), HashMap::new());
-            }
-            known.1.insert(name.to_owned(), ready.clone());
+        let all = ask()?;
+        let Some(index) = index else { return Ok(all) };
+        let confirmed: Vec<_> =
+            names.iter().zip(&all).filter(|(name, ready)| !ready.pulled && index.says(name, &ready.id)).collect();
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if !known.0.as_ref().is_some_and(|old| old.is(&index)) || known.1.len() + confirmed.len() > NAMES_MAX {
+            *known = (Some(index), HashMap::new());
         }
-        Ok(ready)
+        known.1.extend(confirmed.into_iter().map(|(name, ready)| ((*name).to_owned(), ready.clone())));
+        drop(known);
+        Ok(all)
     }
 
     fn remembered(&self, name: &str, index: Option<&Index>) -> Option<Ready> {
@@ -157,9 +159,9 @@ mod tests {
         fn get(&self, cache: &ImageCache, name: &str, id: &str) -> (String, u32) {
             let answer = || {
                 self.asked.set(self.asked.get() + 1);
-                Ok::<_, ()>(Ready { id: format!("sha256:{id}"), pulled: false })
+                Ok::<_, ()>(vec![Ready { id: format!("sha256:{id}"), pulled: false }])
             };
-            (cache.get(name, answer).unwrap().id.replace("sha256:", ""), self.asked.get())
+            (cache.get(&[name], answer).unwrap()[0].id.replace("sha256:", ""), self.asked.get())
         }
     }
 
@@ -202,9 +204,9 @@ mod tests {
         let names: Vec<String> = (0..NAMES_MAX).map(|n| n.to_string()).collect();
         let all: Vec<&str> = names.iter().map(String::as_str).chain(["a"]).collect();
         engine.write(&[("1", &all)]);
-        assert!(cache.get("a", || Err("no such image")).is_err());
-        let pulled = cache.get("a", || Ok::<_, ()>(Ready { id: "sha256:1".into(), pulled: true }));
-        assert!(pulled.unwrap().pulled);
+        assert!(cache.get(&["a"], || Err("no such image")).is_err());
+        let pulled = cache.get(&["a"], || Ok::<_, ()>(vec![Ready { id: "sha256:1".into(), pulled: true }]));
+        assert!(pulled.unwrap()[0].pulled);
         assert_eq!([engine.get(&cache, "a", "1").1, engine.get(&cache, "a", "1").1], [1, 1]);
         for name in &names {
             engine.get(&cache, name, "1");

@@ -66,12 +66,30 @@ struct Inspected {
     metadata: Metadata,
 }
 
-/// Makes sure that `image` is here, is for this machine, and leaves to us how it is run. With `progress` the user sees
-/// what the engine says.
-pub fn prepare(engine: &Engine, image: &Reference, pull: Pull, progress: bool) -> Result<Ready, Refusal> {
-    let name = image.to_string();
+/// Makes sure that images are here, are for this machine, and leave to us how they are run. With `progress` the user
+/// sees what the engine says.
+pub fn prepare(engine: &Engine, images: &[(&str, Pull)], progress: bool) -> Result<Vec<Ready>, Refusal> {
+    // One call for all, where all are here; else each of them tells what it lacks.
+    let mut call = vec!["image", "inspect"];
+    call.extend(images.iter().map(|(name, _)| *name));
+    let known = if images.len() > 1 { engine.call(&call, CALL_LIMIT).ok() } else { None };
+    let known: Vec<Inspected> = known.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+    let mut known = Some(known).filter(|known| known.len() == images.len()).map(Vec::into_iter);
+    images
+        .iter()
+        .map(|(name, pull)| prepare_one(engine, name, *pull, progress, known.as_mut().and_then(Iterator::next)))
+        .collect()
+}
+
+fn prepare_one(
+    engine: &Engine,
+    name: &str,
+    pull: Pull,
+    progress: bool,
+    known: Option<Inspected>,
+) -> Result<Ready, Refusal> {
     let mut pulled = false;
-    let inspected = match inspect(engine, &name)? {
+    let inspected = match known.map_or_else(|| inspect(engine, name), |known| Ok(Some(known)))? {
         Some(inspected) => inspected,
         None if pull == Pull::Never => {
             return Err(Refusal::hold(
@@ -79,22 +97,22 @@ pub fn prepare(engine: &Engine, image: &Reference, pull: Pull, progress: bool) -
                 format!("{name} is not on this machine, and pulling is off"),
             ));
         }
-        None if image.is_local() => {
+        None if Reference::parse_full(name).is_ok_and(|image| image.is_local()) => {
             return Err(Refusal::hold(
                 Reason::ImageNotFound,
                 format!("{name} is not on this machine, where it would be built"),
             ));
         }
         None => {
-            let call = ["pull", "--quiet", &name];
-            let loud = ["pull", &name];
+            let call = ["pull", "--quiet", name];
+            let loud = ["pull", name];
             let done = match progress {
                 true => engine.call_with_progress(&loud, PULL_LIMIT),
                 false => engine.call(&call, PULL_LIMIT),
             };
-            done.map_err(|e| pull_refusal(&name, &e))?;
+            done.map_err(|e| pull_refusal(name, &e))?;
             pulled = true;
-            inspect(engine, &name)?.ok_or_else(|| {
+            inspect(engine, name)?.ok_or_else(|| {
                 Refusal::retry(
                     Reason::EngineError,
                     format!("{name} was pulled, and is not on this machine all the same"),
@@ -102,7 +120,7 @@ pub fn prepare(engine: &Engine, image: &Reference, pull: Pull, progress: bool) -
             })?
         }
     };
-    inspected.metadata.check(&name)?;
+    inspected.metadata.check(name)?;
     if let Some(what) = mismatch(&inspected) {
         return Err(Refusal::hold(Reason::WrongArchitecture, format!("{name} {what}")));
     }

@@ -3,6 +3,8 @@
 //! It stands outside of the pods that it makes. With what runs in them it shares the contract's names and numbers, and
 //! the removal of IPC objects.
 
+#![forbid(unsafe_code)]
+
 mod arguments;
 mod bind_server;
 mod config;
@@ -29,7 +31,7 @@ mod uids;
 mod volumes;
 
 use crate::arguments::{Arguments, Common, PodArguments, RunArguments, Verb};
-use crate::container::{ImageVolume, Mount, PilotShape, PodShape, SPOOL_IN_PILOT};
+use crate::container::{ImageVolume, Mount, PilotShape, PodShape, Role, SPOOL_IN_PILOT};
 use crate::engine::Engine;
 use crate::failure::{Context, Failure, failure};
 use crate::images::AllowList;
@@ -100,9 +102,10 @@ fn log_at(level: &str) {
 fn run_one(engine: Engine, run: RunArguments) -> Result<u8, Failure> {
     let image = Reference::parse_full(&run.image).map_err(failure)?;
     let one = one_command::translate(&run)?;
-    // Before there is a pod: this is where most goes wrong, and a pull shows its progress to the user.
-    images::prepare(&engine, &image, run.common.pull, true).map_err(|refusal| failure(refusal.message))?;
-    let shape = shape(&engine, &run.common, "run", 1)?;
+    // The pilot is started once and takes the pod with it, so it needs nobody to hold the namespaces for the next one;
+    // but who keeps a pod wants to look at its containers.
+    let base = if run.common.keep { Role::Pause } else { Role::Pilot };
+    let shape = PodShape { base, ..shape(&engine, &run.common, "run", 1)? };
     let mut mounts = one.mounts;
     mounts.extend(host_mounts(&run.common)?);
     let plan = Plan {
@@ -117,13 +120,13 @@ fn run_one(engine: Engine, run: RunArguments) -> Result<u8, Failure> {
         },
         shape,
         uids: run.common.uids,
-        allowed: AllowList::only(image),
+        allowed: AllowList::only(image.clone()),
+        only: Some(image),
         pull: run.common.pull,
         // A code that is not 0 is the command's.
         restarts: 0,
         stop_within: None,
         keep: run.common.keep,
-        one_command: true,
     };
     pod::run(&Arc::new(engine), plan)
 }
@@ -154,11 +157,11 @@ fn pod_plan(engine: &Engine, pod: PodArguments) -> Result<Plan, Failure> {
         shape,
         uids: common.uids,
         allowed: AllowList::new(&pod.allow),
+        only: None,
         pull: common.pull,
         restarts: pod.restarts,
         stop_within: Some(std::time::Duration::from_secs(u64::from(pod.stop_timeout))),
         keep: common.keep,
-        one_command: false,
     })
 }
 
@@ -181,6 +184,7 @@ fn shape(engine: &Engine, common: &Common, kind: &str, slots: u32) -> Result<Pod
     Ok(PodShape {
         place: engine.place().pod(&name),
         name,
+        base: Role::Pause,
         glue_image: common.glue_image.clone(),
         pilot_image: common.pilot_image.clone(),
         slots,

@@ -48,6 +48,13 @@ impl MainProcess {
         line.split(|b| *b == 0).any(|w| w == word.as_bytes())
     }
 
+    /// Whether it has a handler for `signal`.
+    pub fn handles(&self, signal: Signal) -> bool {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
+        let caught = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigCgt:")?.trim(), 16).ok());
+        caught.is_some_and(|caught| caught >> (signal as u32 - 1) & 1 == 1)
+    }
+
     /// Its number, which may be another process's once this one has ended.
     pub fn pid(&self) -> i32 {
         self.pid

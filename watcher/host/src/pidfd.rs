@@ -1,12 +1,11 @@
 //! A process held by descriptor, so that neither a signal nor a wait can ever meet another one that got its number.
-//! The only unsafe code of this program: three system calls that the libraries in use have no safe name for.
-#![allow(unsafe_code)]
 
-use nix::libc;
+use latebind_linux::sys::{pidfd_open, signal_pidfd};
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 /// A process, running or ended.
@@ -16,27 +15,14 @@ pub struct Process(OwnedFd);
 impl Process {
     /// Takes hold of the process that has the number `pid` now.
     pub fn open(pid: i32) -> io::Result<Self> {
-        // SAFETY: pidfd_open(2) takes two integers and touches no memory of ours.
-        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
-        // SAFETY: the kernel has just made this descriptor for us, and nothing else owns it.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+        pidfd_open(pid).map(Self)
     }
 
-    /// Sends `signal`; a process that has ended already is no error.
+    /// Sends `signal`; a process that has ended already is not an error.
     pub fn signal(&self, signal: Signal) -> io::Result<()> {
-        let no_info = std::ptr::null::<libc::siginfo_t>();
-        // SAFETY: the descriptor is open as long as `self`; a null siginfo makes the call as kill(2) is.
-        let r = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, self.0.as_raw_fd(), signal as i32, no_info, 0) };
-        match r {
-            0 => Ok(()),
-            _ => match io::Error::last_os_error() {
-                e if e.raw_os_error() == Some(libc::ESRCH) => Ok(()),
-                e => Err(e),
-            },
+        match signal_pidfd(self.0.as_fd(), signal as i32) {
+            Err(e) if e.raw_os_error() == Some(Errno::ESRCH as i32) => Ok(()),
+            sent => sent,
         }
     }
 
@@ -50,7 +36,7 @@ impl Process {
             let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
             match poll(&mut fds, PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX)) {
                 Ok(0) if left.is_zero() => return Ok(false),
-                Ok(0) | Err(nix::errno::Errno::EINTR) => {}
+                Ok(0) | Err(Errno::EINTR) => {}
                 Ok(_) => return Ok(true),
                 Err(e) => return Err(e.into()),
             }

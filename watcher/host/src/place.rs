@@ -38,6 +38,7 @@ impl Place {
         directory(&place.state, 0o755)?;
         directory(&place.run, 0o700)?;
         directory(&place.pods(), 0o700)?;
+        directory(&place.state.join("glue"), 0o700)?;
         directory(&place.networks(), 0o755)?;
         directory(&place.hooks(), 0o755)?;
         place.forget_earlier_boot()?;
@@ -106,6 +107,10 @@ impl Place {
     /// The engine's networks: none, but it warns about the files of others in its default directory.
     pub fn networks(&self) -> PathBuf {
         self.state.join("networks")
+    }
+    /// The glue binary of each glue image that was used here, by the image's ID.
+    pub fn glue(&self, image_id: &str) -> PathBuf {
+        self.state.join("glue").join(image_id.trim_start_matches("sha256:"))
     }
     /// One directory for each pod.
     pub fn pods(&self) -> PathBuf {

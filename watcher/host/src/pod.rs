@@ -24,6 +24,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
+use watcher::reference::Reference;
 
 /// Exit code for a pilot that was told to stop before it ran.
 const STOPPED: u8 = 128 + Signal::SIGTERM as u8;
@@ -69,8 +70,9 @@ pub struct Plan {
     pub stop_within: Option<Duration>,
     /// Whether the pod is left as it is at its end.
     pub keep: bool,
-    /// Whether the pilot is handed each signal as it is, since it is one command that they are meant for.
-    pub one_command: bool,
+    /// The image of the one command that the pod is for. Then the pilot is handed each signal as it is, since they are
+    /// meant for the command, and the slot is empty until the pilot binds the image.
+    pub only: Option<Reference>,
 }
 
 enum Event {
@@ -84,15 +86,15 @@ enum Event {
 pub fn run(engine: &Arc<Engine>, plan: Plan) -> Result<u8, Failure> {
     let (to, events) = mpsc::channel();
     // First of all: from here on no signal ends this process and leaves half a pod behind.
-    forward_signals(to.clone(), plan.one_command)?;
+    forward_signals(to.clone(), plan.only.is_some())?;
     let name = plan.shape.name.clone();
     let keep = plan.keep;
     let claim = claim(engine, &name)?;
-    thread::scope(|scope| {
-        let images = scope.spawn(|| engine.has_images(&[&plan.shape.glue_image, &plan.shape.pilot_image]));
+    // Its directory is made before the first container, and removed after the last.
+    if engine.place().pod(&name).top().exists() {
         remove_leftovers(engine, &name)?;
-        images.join().map_err(|_| failure("the look for the images was not followed"))?
-    })?;
+    }
+    let base = plan.shape.base;
     let taken = uids::take(&plan.shape.place, plan.shape.slots, plan.uids);
     let ids = taken.inspect_err(|_| {
         let _ = volumes::remove(&plan.shape.place);
@@ -111,6 +113,7 @@ pub fn run(engine: &Arc<Engine>, plan: Plan) -> Result<u8, Failure> {
         restarts: plan.restarts,
         stop_within: plan.stop_within,
         pilot_id: Mutex::default(),
+        only: plan.only,
         pause_id: OnceLock::new(),
         stopping: AtomicBool::new(false),
     });
@@ -132,7 +135,7 @@ pub fn run(engine: &Arc<Engine>, plan: Plan) -> Result<u8, Failure> {
     if keep {
         tracing::warn!("the pod {name} is kept as it is; to remove it: latebind-host rm {name}");
     } else {
-        remove(engine, &name)?;
+        remove(engine, &name, base)?;
     }
     drop(claim);
     result
@@ -145,11 +148,11 @@ pub fn remove_leftovers(engine: &Engine, name: &str) -> Result<(), Failure> {
         // loss, and claim a job that it has no time for.
         engine.kill(&format!("latebind-{name}-{}", Role::Pause));
     }
-    remove(engine, name)
+    remove(engine, name, Role::Pause)
 }
 
-fn remove(engine: &Engine, name: &str) -> Result<(), Failure> {
-    engine.remove_labelled(&format!("{}={name}", crate::container::POD_LABEL))?;
+fn remove(engine: &Engine, name: &str, base: Role) -> Result<(), Failure> {
+    engine.remove_pod(&format!("latebind-{name}-{base}"), &format!("{}={name}", crate::container::POD_LABEL))?;
     let place = engine.place().pod(name);
     volumes::remove(&place)?;
     uids::give_back(&place)
@@ -190,6 +193,7 @@ struct Life {
     restarts: u32,
     stop_within: Option<Duration>,
     pilot_id: Mutex<Option<String>>,
+    only: Option<Reference>,
     pause_id: OnceLock<String>,
     stopping: AtomicBool,
 }
@@ -264,13 +268,16 @@ impl Life {
         let long_since = || {
             fs::metadata(pidfile).and_then(|m| m.modified()).is_ok_and(|t| t.elapsed().is_ok_and(|a| a > START_TIME))
         };
-        let main = self.pilot_process();
-        main.is_some_and(|main| (main.is_running(&self.pilot.program) || long_since()) && main.signal(signal).is_ok())
+        // The first process of a PID namespace does not get a signal that it does not handle yet.
+        let hears = |main: &MainProcess| self.shape().base != Role::Pilot || main.handles(signal);
+        let runs = |main: &MainProcess| main.is_running(&self.pilot.program) && hears(main);
+        self.pilot_process().is_some_and(|main| (runs(&main) || long_since()) && main.signal(signal).is_ok())
     }
 
     /// Ends every process of the pod: the kernel does, once the first of its PID namespace is gone.
     fn kill_all(&self) {
-        if let Some(main) = self.pause_id.get().and_then(|id| self.main_process(Role::Pause, id)) {
+        let pause = self.pause_id.get().and_then(|id| self.main_process(Role::Pause, id));
+        if let Some(main) = pause.or_else(|| self.pilot_process()) {
             let _ = main.signal(Signal::SIGKILL);
         }
     }
@@ -278,22 +285,24 @@ impl Life {
     fn set_up(&self) -> Result<(), Failure> {
         let began = Instant::now();
         let shape = self.shape();
-        volumes::make(&shape.place, shape.slots, shape.data_size)?;
+        volumes::make(&shape.place, shape.slots, &self.ids, shape.data_size)?;
         hosts::write(&shape.place.hosts(), &shape.name, shape.network)?;
         thread::scope(|scope| {
-            let install = scope.spawn(|| self.install());
-            self.start_pause()?;
-            install.join().map_err(|_| failure("the install step was not followed"))?
+            let base = scope.spawn(|| if shape.base == Role::Pilot { self.create_pilot() } else { self.start_pause() });
+            let glue = self.server.look_at_images(self.only.as_ref())?;
+            self.install(&glue)?;
+            base.join().map_err(|_| failure("the pod's first container was not followed"))?
         })?;
         let based = began.elapsed();
         thread::scope(|scope| {
-            let pilot = scope.spawn(|| self.create_pilot());
-            let slots: Vec<_> = (0..shape.slots).map(|n| scope.spawn(move || self.server.bind(n, ""))).collect();
+            let pilot = (shape.base != Role::Pilot).then(|| scope.spawn(|| self.create_pilot()));
+            let idle = if self.only.is_some() { 0 } else { shape.slots };
+            let slots: Vec<_> = (0..idle).map(|n| scope.spawn(move || self.server.bind(n, ""))).collect();
             for slot in slots {
                 let bound = slot.join().map_err(|_| failure("a payload container was not followed"))?;
                 bound.map_err(|refusal| failure(format!("cannot start a payload container: {refusal}")))?;
             }
-            pilot.join().map_err(|_| failure("the pilot container was not followed"))?
+            pilot.map_or(Ok(Ok(())), |p| p.join()).map_err(|_| failure("the pilot container was not followed"))?
         })?;
         self.server.listen()?;
         tracing::info!(
@@ -335,8 +344,15 @@ impl Life {
         Ok(())
     }
 
-    fn install(&self) -> Result<(), Failure> {
-        self.podman(Role::Install, &["run"], self.shape().install(&self.ids)?).map(|_| ())
+    /// Puts glue into its volume: by the container of its image the first time, then as that has left it.
+    fn install(&self, image_id: &str) -> Result<(), Failure> {
+        let (place, known) = (&self.shape().place, self.engine().place().glue(image_id));
+        let said = || format!("cannot copy glue from or to {}", known.display());
+        if !volumes::install_known(place, &known).context(said)? {
+            self.podman(Role::Install, &["run"], self.shape().install(&self.ids)?)?;
+            volumes::remember_glue(place, &known).context(said)?;
+        }
+        Ok(())
     }
 
     /// Runs the pilot until it succeeds, is told to stop, or has failed too often.

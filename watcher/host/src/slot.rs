@@ -288,6 +288,11 @@ impl Slot {
         };
         let ended = |p: &MainProcess| p.ended_within(Duration::ZERO).unwrap_or(true);
         let gone = payload.main.as_ref().is_none_or(ended);
+        if !gone {
+            let (container, image) = (payload.id.clone(), payload.image.clone());
+            let oom_killed = payload.oom_killed();
+            return Ok(State { container, image, status: "running", exit_code: None, oom_killed });
+        }
         let since = Instant::now();
         loop {
             let image = payload.image.clone();
@@ -299,7 +304,7 @@ impl Slot {
                     })?;
                     let Inspected { running, exit_code, oom_killed } = inspected;
                     // The engine hears of an end a little later than the kernel tells us.
-                    if running && gone && since.elapsed() < NOTICE_LIMIT {
+                    if running && since.elapsed() < NOTICE_LIMIT {
                         thread::sleep(Duration::from_millis(20));
                         continue;
                     }

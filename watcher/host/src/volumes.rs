@@ -2,38 +2,46 @@
 
 use crate::failure::{Context, Failure, failure};
 use crate::place::{PodPlace, directory};
+use crate::uids::PodIds;
+use latebind_contract::layout::{self, Ids};
+use latebind_contract::mounts;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::Path;
 use std::time::Duration;
+use watcher::store::{put_file, put_file_of_several};
 use watcher::tree::{self, Deadline};
 
 /// Size of `ctl/`, as on Kubernetes. A payload cannot write there; what glue and watcher write is small.
-const CTL_OPTIONS: &str = "size=16m,mode=0755";
+const CTL_OPTIONS: &str = "size=16m,mode=0700";
 
 /// How long removing a pod's files may take.
 const REMOVED_WITHIN: Duration = Duration::from_secs(300);
 
-/// Makes all directories of a pod, and mounts what lies in memory. `glue install` sets owners and modes.
-pub fn make(place: &PodPlace, slots: u32, data_size: Option<u64>) -> Result<(), Failure> {
+/// Makes all directories of a pod, mounts what lies in memory, and gives each slot's volumes the owners and modes that
+/// `glue install` gives them.
+pub fn make(place: &PodPlace, slots: u32, ids: &PodIds, data_size: Option<u64>) -> Result<(), Failure> {
     directory(place.top(), 0o700)?;
-    directory(&place.bin(), 0o755)?;
+    volume(&place.bin(), 0o755)?;
     for path in [place.private(), place.bind(), place.logs(), place.pidfiles()] {
         directory(&path, 0o700)?;
     }
     for slot in 0..slots {
         let ctl = place.ctl(slot);
-        directory(&ctl, 0o755)?;
-        directory(&place.data(slot), 0o755)?;
+        directory(&ctl, 0o700)?;
         mount_memory(&ctl, MsFlags::MS_NOEXEC, CTL_OPTIONS)?;
+        volume(&place.data(slot), 0o755)?;
         if let Some(bytes) = data_size {
             // Jobs run programs from there.
             mount_memory(&place.data(slot), MsFlags::empty(), &format!("size={bytes},mode=0755"))?;
         }
+        let work = place.data(slot).join(layout::WORK);
+        directory(&work, 0o700)?;
+        let Ids { uid, gid, .. } = ids.of(slot);
+        chown(&work, Some(uid), Some(gid)).context(|| format!("cannot give {} to the payload", work.display()))?;
     }
     Ok(())
 }
@@ -41,6 +49,30 @@ pub fn make(place: &PodPlace, slots: u32, data_size: Option<u64>) -> Result<(), 
 fn mount_memory(at: &Path, flags: MsFlags, options: &str) -> Result<(), Failure> {
     mount(Some("latebind"), at, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV | flags, Some(options))
         .context(|| format!("cannot mount a file system in memory at {}", at.display()))
+}
+
+/// A directory with this mode, whatever the umask is.
+fn volume(path: &Path, mode: u32) -> Result<(), Failure> {
+    directory(path, mode)?;
+    fs::set_permissions(path, Permissions::from_mode(mode)).context(|| format!("cannot open {}", path.display()))
+}
+
+/// Puts the binary that another pod's `glue install` wrote into the volume, if there is one of this image.
+pub fn install_known(place: &PodPlace, known: &Path) -> io::Result<bool> {
+    match fs::read(known) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        program => {
+            put_file_of_several(&place.bin().join(layout::GLUE_NAME), &program?, layout::GLUE_MODE).map(|()| true)
+        }
+    }
+}
+
+/// Remembers the binary that `glue install` wrote.
+pub fn remember_glue(place: &PodPlace, known: &Path) -> io::Result<()> {
+    // Under a name of this pod's first: another pod may do the same just now.
+    let own = known.with_extension(place.top().file_name().unwrap_or_default());
+    put_file(&own, &fs::read(place.bin().join(layout::GLUE_NAME))?, 0o400)?;
+    fs::rename(own, known)
 }
 
 /// Makes a private volume that the user named what it has to be: root's alone.
@@ -57,10 +89,12 @@ pub fn own_private(path: &Path) -> Result<(), Failure> {
 /// Unmounts and removes all of it.
 pub fn remove(place: &PodPlace) -> Result<(), Failure> {
     let top = place.top();
-    let table = fs::read("/proc/self/mountinfo").context(|| "cannot read /proc/self/mountinfo".into())?;
+    let reading = || "cannot read /proc/self/mountinfo".to_owned();
+    let table = fs::read("/proc/self/mountinfo").context(reading)?;
+    let mounted = mounts::parse(&String::from_utf8_lossy(&table)).context(reading)?;
     // The last one mounted is the topmost.
-    for point in mount_points(&table).into_iter().rev().filter(|p| p.starts_with(top)) {
-        umount2(&point, MntFlags::MNT_DETACH).context(|| format!("cannot unmount {}", point.display()))?;
+    for point in mounted.iter().rev().map(|mount| mount.point.as_str()).filter(|p| Path::new(p).starts_with(top)) {
+        umount2(point, MntFlags::MNT_DETACH).context(|| format!("cannot unmount {point}"))?;
     }
     match remove_tree(top) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failure(format!("cannot remove {}: {e}", top.display()))),
@@ -73,35 +107,6 @@ fn remove_tree(top: &Path) -> io::Result<()> {
     let dir = tree::open_dir(top)?;
     tree::remove_content(dir.as_fd(), &Deadline::within(REMOVED_WITHIN))?;
     fs::remove_dir(top)
-}
-
-/// The fifth field of each line of a mountinfo, unescaped.
-fn mount_points(table: &[u8]) -> Vec<PathBuf> {
-    let field = |line: &[u8]| line.split(|b| *b == b' ').nth(4).map(unescaped);
-    table.split(|b| *b == b'\n').filter_map(field).collect()
-}
-
-/// Blank, tab, line end and backslash stand as three octal digits in mountinfo.
-fn unescaped(field: &[u8]) -> PathBuf {
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((first, after)) = rest.split_first() {
-        let octal = |digits: &[u8]| {
-            let text = std::str::from_utf8(digits).ok()?;
-            u8::from_str_radix(text, 8).ok()
-        };
-        match (first, after.get(..3).and_then(octal)) {
-            (b'\\', Some(byte)) => {
-                bytes.push(byte);
-                rest = after.get(3..).unwrap_or_default();
-            }
-            _ => {
-                bytes.push(*first);
-                rest = after;
-            }
-        }
-    }
-    PathBuf::from(std::ffi::OsString::from_vec(bytes))
 }
 
 #[cfg(test)]
@@ -124,11 +129,5 @@ mod tests {
         }
         remove_tree(&top).unwrap();
         assert!(!top.exists());
-    }
-
-    #[test]
-    fn mount_points_are_read() {
-        let table = b"22 1 0:20 / /proc rw - proc proc rw\n23 1 0:21 / /a\\040b\\134c rw - tmpfs x rw\n";
-        assert_eq!(mount_points(table), [PathBuf::from("/proc"), PathBuf::from("/a b\\c")]);
     }
 }
