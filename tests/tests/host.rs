@@ -205,6 +205,27 @@ fn a_pod_that_is_told_to_stop_gives_its_job_back() {
     assert_eq!(traces(&pod.name), Vec::<String>::new());
 }
 
+/// As systemd stops a service under its default KillMode: the engine's client that holds the pilot's streams ends at
+/// once, and not with the pilot's exit code.
+#[test]
+fn a_stop_signal_to_all_of_our_processes_is_a_drain() {
+    let mut pod = Pod::start();
+    pod.put("given-back", &with(probe(&["sleep", "60"]), "grace_s", json!(1)));
+    pod.runs("given-back.1", 0);
+    let host = pod.host_process();
+    let children = fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| {
+        let status = fs::read_to_string(entry.path().join("status")).ok()?;
+        status.contains(&format!("PPid:\t{host}\n")).then(|| entry.file_name().to_str()?.parse::<i32>().ok())?
+    });
+    let children: Vec<i32> = children.collect();
+    assert!(!children.is_empty(), "the client that holds the pilot's streams");
+    children.iter().for_each(|child| kill(*child, 15));
+    pod.signal(15);
+    assert_eq!(pod.end(Duration::from_secs(40)).code(), Some(0), "{}", pod.said());
+    assert_eq!(pod.attempt("given-back", 1).reason.as_str(), "Cancelled");
+    assert_eq!(traces(&pod.name), Vec::<String>::new());
+}
+
 #[test]
 fn a_second_signal_removes_the_pod_at_once() {
     let mut pod = Options::new().pilot(&["--max-grace", "50"]).start();
@@ -291,6 +312,23 @@ fn a_private_volume_of_the_users_outlives_the_pod() {
     pod.job("kept", &probe(&["hello"])).is_good();
     drop(pod);
     assert!(private.path().join("keys/kept.1.json").exists());
+}
+
+/// With another driver there would be other images.
+#[test]
+fn the_machines_own_storage_settings_do_not_count() {
+    let state = Scratch::new();
+    let set = "mount -t tmpfs none /etc/containers && cp -r /proc/$$/cwd/* /etc/containers/ && \
+               printf '[storage]\\ndriver = \"vfs\"\\nrunroot = \"/run/x\"\\ngraphroot = \"/run/y\"\\n' >/etc/containers/storage.conf && exec \"$@\"";
+    let ours = host(&["podman", "--", "info", "--format={{.Store.GraphDriverName}}"]);
+    let mut command = std::process::Command::new("unshare");
+    // Seen by nobody else; `$$/cwd` is the directory as it was before the mount.
+    command.args(["--mount", "--propagation=private", "sh", "-c", set, "sh"]).arg(ours.get_program());
+    command.args(ours.get_args()).current_dir("/etc/containers").env("LATEBIND_STATE", state.path());
+    for _ in 0..2 {
+        let ran = Running::start(&mut command, Vec::new()).finish(LIMIT);
+        assert_eq!((ran.code, ran.out().trim()), (Some(0), "overlay"), "{}", ran.err());
+    }
 }
 
 /// Payload and kill UIDs of a pod, from what runs in it.

@@ -5,10 +5,9 @@
 
 use crate::container::PodShape;
 use crate::engine::Engine;
-use crate::failure::{Context, Failure, failure};
+use crate::failure::{self, Context, failure};
 use crate::image_cache::ImageCache;
 use crate::images::{self, AllowList, Pull};
-use crate::refusal::{Class, Reason, Refusal};
 use crate::slot::{Slot, State};
 use nix::sys::socket::{getsockopt, sockopt};
 use serde::{Deserialize, Serialize};
@@ -21,6 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
+use watcher::bind::{Class, Failure, Reason};
 use watcher::reference::Reference;
 use watcher::text::printable;
 
@@ -40,8 +40,8 @@ const WRITE_LIMIT: Duration = Duration::from_secs(10);
 /// Answers bind requests for one pod.
 #[derive(Debug)]
 pub struct BindServer {
-    /// Podman.
-    pub engine: Arc<Engine>,
+    /// What makes containers.
+    pub engine: Arc<dyn Engine>,
     /// What the containers are like.
     pub shape: PodShape,
     /// What may be bound.
@@ -73,7 +73,7 @@ enum Asked {
     Info,
 }
 
-fn understand(line: &[u8]) -> Result<Asked, Refusal> {
+fn understand(line: &[u8]) -> Result<Asked, Failure> {
     let request: Request = serde_json::from_slice(line).map_err(|e| bad(format!("not understood: {e}")))?;
     if request.version != 1 {
         return Err(bad(format!("this is version 1 of the protocol, the request is of {}", request.version)));
@@ -137,19 +137,19 @@ enum Answer {
     },
 }
 
-impl From<Refusal> for Answer {
-    fn from(Refusal { class, reason, message }: Refusal) -> Self {
+impl From<Failure> for Answer {
+    fn from(Failure { class, reason, message }: Failure) -> Self {
         Self::Refused { ok: false, class, reason, message }
     }
 }
 
-fn bad(message: impl Into<String>) -> Refusal {
-    Refusal::retry(Reason::BadRequest, message)
+fn bad(message: impl Into<String>) -> Failure {
+    Failure::retry(Reason::BadRequest, message)
 }
 
 impl BindServer {
     /// Puts the image in place of what the slot has now; an empty name is the placeholder.
-    pub fn bind(&self, number: u32, image: &str) -> Result<(String, images::Ready), Refusal> {
+    pub fn bind(&self, number: u32, image: &str) -> Result<(String, images::Ready), Failure> {
         let slot = self.slot(number)?;
         let ticket = slot.ticket();
         let ready = self.prepare(image)?;
@@ -158,26 +158,26 @@ impl BindServer {
     }
 
     /// Makes sure that the image may be bound and is here; an empty name is the placeholder.
-    fn prepare(&self, image: &str) -> Result<images::Ready, Refusal> {
+    fn prepare(&self, image: &str) -> Result<images::Ready, Failure> {
         let reference = match image {
             "" => Reference::parse_full(&self.shape.glue_image),
             name => Reference::parse_full(name),
         }
-        .map_err(|why| Refusal::hold(Reason::InvalidImageName, why))?;
+        .map_err(|why| Failure::hold(Reason::InvalidImageName, why))?;
         if !image.is_empty() && !self.allowed.allows(&reference) {
-            return Err(Refusal::hold(
+            return Err(Failure::hold(
                 Reason::ImageNotAllowed,
                 format!("{reference} is not on this pod's allow list; whoever runs the pod can add it with --allow"),
             ));
         }
         let name = reference.to_string();
-        let ask = || images::prepare(&self.engine, &[(&name, self.pull)], false);
+        let ask = || images::prepare(&*self.engine, &[(&name, self.pull)], false);
         self.images.get(&[&name], ask)?.pop().ok_or_else(|| bad("the engine said nothing of the image"))
     }
 
     /// Makes sure that the images of glue, of the pilot and of `only` are here. Returns the ID of glue's. A pull shows
     /// its progress to the user.
-    pub fn look_at_images(&self, only: Option<&Reference>) -> Result<String, Failure> {
+    pub fn look_at_images(&self, only: Option<&Reference>) -> Result<String, failure::Failure> {
         let ours = [&self.shape.glue_image, &self.shape.pilot_image]
             .map(|image| Reference::parse_full(image).map(|image| image.to_string()).map_err(failure));
         let [glue, pilot] = ours;
@@ -185,7 +185,7 @@ impl BindServer {
         let mut images = vec![(glue.as_str(), Pull::Never), (&pilot, Pull::Never)];
         images.extend(only.as_deref().map(|only| (only, self.pull)));
         let names: Vec<&str> = images.iter().map(|(name, _)| *name).collect();
-        let ready = self.images.get(&names, || images::prepare(&self.engine, &images, true)).map_err(|refusal| {
+        let ready = self.images.get(&names, || images::prepare(&*self.engine, &images, true)).map_err(|refusal| {
             let ours = refusal.reason == Reason::ImageNotFound
                 && only.as_ref().is_none_or(|o| !refusal.message.starts_with(o));
             failure(if ours { format!("{}: run `make images`", refusal.message) } else { refusal.message })
@@ -193,7 +193,7 @@ impl BindServer {
         Ok(ready.into_iter().next().map(|ready| ready.id).unwrap_or_default())
     }
 
-    fn slot(&self, number: u32) -> Result<&Slot, Refusal> {
+    fn slot(&self, number: u32) -> Result<&Slot, Failure> {
         let known = usize::try_from(number).ok().and_then(|n| self.slots.get(n));
         known.ok_or_else(|| bad(format!("there is no slot {number}: this pod has {}", self.slots.len())))
     }
@@ -202,11 +202,11 @@ impl BindServer {
         self.answered(line).unwrap_or_else(Answer::from)
     }
 
-    fn answered(&self, line: &[u8]) -> Result<Answer, Refusal> {
+    fn answered(&self, line: &[u8]) -> Result<Answer, Failure> {
         match understand(line)? {
             Asked::Bind { slot, image } => {
                 let (container, ready) = self.bind(slot, &image).inspect_err(|refusal| {
-                    if !self.engine.is_closing() {
+                    if !self.engine.calls().is_closing() {
                         tracing::warn!(slot, image, class = ?refusal.class, "not bound: {refusal}");
                     }
                 })?;
@@ -218,7 +218,7 @@ impl BindServer {
             }
             Asked::State { slot } => {
                 let State { container, image, status, exit_code, oom_killed } =
-                    self.slot(slot)?.state(&self.engine, &self.shape)?;
+                    self.slot(slot)?.state(&*self.engine, &self.shape)?;
                 Ok(Answer::State { ok: true, container, image, status, exit_code, oom_killed })
             }
             Asked::Clean { slot } => {
@@ -241,7 +241,7 @@ impl BindServer {
     }
 
     /// Makes the socket and answers in threads of its own, until this process ends.
-    pub fn listen(self: &Arc<Self>) -> Result<(), Failure> {
+    pub fn listen(self: &Arc<Self>) -> Result<(), failure::Failure> {
         let dir = self.shape.place.bind();
         let said = || format!("cannot make the bind socket in {}", dir.display());
         let held = File::open(&dir).context(said)?;
@@ -410,7 +410,7 @@ mod tests {
     #[test]
     fn answers_are_what_the_protocol_says() {
         let line = |answer: &Answer| serde_json::to_string(answer).unwrap();
-        let refused = Answer::from(Refusal::hold(Reason::ImageNotFound, "no"));
+        let refused = Answer::from(Failure::hold(Reason::ImageNotFound, "no"));
         assert_eq!(line(&refused), r#"{"ok":false,"class":"hold","reason":"ImageNotFound","message":"no"}"#);
         let State { container, image, status, exit_code, oom_killed } = State { status: "missing", ..State::default() };
         assert_eq!(line(&Answer::Cleaned { ok: true }), r#"{"ok":true}"#);

@@ -82,21 +82,21 @@ impl Index {
 /// Answers of the engine about names, and the index that they are from.
 #[derive(Debug)]
 pub struct ImageCache {
-    /// The engine's storage.
-    root: PathBuf,
+    /// The directory of the engine's index; without one nothing is remembered.
+    root: Option<PathBuf>,
     known: Mutex<(Option<Index>, HashMap<String, Ready>)>,
 }
 
 impl ImageCache {
     /// Nothing is remembered yet.
-    pub fn new(root: PathBuf) -> Self {
+    pub fn new(root: Option<PathBuf>) -> Self {
         Self { root, known: Mutex::default() }
     }
 
     /// What `names` mean: as remembered, else by `ask`, in the same order. An error is not remembered.
     pub fn get<E>(&self, names: &[&str], ask: impl FnOnce() -> Result<Vec<Ready>, E>) -> Result<Vec<Ready>, E> {
         // Before the engine is asked: an answer that is older than the index would outlive a change.
-        let index = Index::read(&self.root);
+        let index = self.root.as_deref().and_then(Index::read);
         if let Some(ready) = names.iter().map(|name| self.remembered(name, index.as_ref())).collect() {
             return Ok(ready);
         }
@@ -138,7 +138,7 @@ mod tests {
         fn new() -> (Self, ImageCache) {
             let scratch = tempfile::tempdir().unwrap();
             fs::create_dir(scratch.path().join("overlay-images")).unwrap();
-            let cache = ImageCache::new(scratch.path().to_owned());
+            let cache = ImageCache::new(Some(scratch.path().to_owned()));
             (Self { scratch, asked: Cell::new(0) }, cache)
         }
 

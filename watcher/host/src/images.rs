@@ -1,12 +1,10 @@
 //! Which images a pilot may bind, whether they are here, and what it means when they are not.
 
-use crate::engine::{CALL_LIMIT, CallError, Engine, PULL_LIMIT};
-use crate::metadata::Metadata;
+use crate::calls::CallError;
+use crate::engine::{Engine, Image};
 use crate::pattern::matches;
-use crate::refusal::{Reason, Refusal};
-use serde::Deserialize;
-use std::fmt;
 use watcher::bind::message::Message;
+use watcher::bind::{Failure, Reason};
 use watcher::reference::Reference;
 
 /// Whether an image that is not here is fetched.
@@ -54,98 +52,54 @@ pub struct Ready {
     pub pulled: bool,
 }
 
-#[derive(Deserialize)]
-struct Inspected {
-    #[serde(rename = "Id")]
-    id: String,
-    #[serde(rename = "Architecture", default)]
-    architecture: String,
-    #[serde(rename = "Os", default)]
-    os: String,
-    #[serde(flatten)]
-    metadata: Metadata,
-}
-
 /// Makes sure that images are here, are for this machine, and leave to us how they are run. With `progress` the user
 /// sees what the engine says.
-pub fn prepare(engine: &Engine, images: &[(&str, Pull)], progress: bool) -> Result<Vec<Ready>, Refusal> {
-    // One call for all, where all are here; else each of them tells what it lacks.
-    let mut call = vec!["image", "inspect"];
-    call.extend(images.iter().map(|(name, _)| *name));
-    let known = if images.len() > 1 { engine.call(&call, CALL_LIMIT).ok() } else { None };
-    let known: Vec<Inspected> = known.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
-    let mut known = Some(known).filter(|known| known.len() == images.len()).map(Vec::into_iter);
-    images
-        .iter()
-        .map(|(name, pull)| prepare_one(engine, name, *pull, progress, known.as_mut().and_then(Iterator::next)))
-        .collect()
-}
-
-fn prepare_one(
-    engine: &Engine,
-    name: &str,
-    pull: Pull,
-    progress: bool,
-    known: Option<Inspected>,
-) -> Result<Ready, Refusal> {
-    let mut pulled = false;
-    let inspected = match known.map_or_else(|| inspect(engine, name), |known| Ok(Some(known)))? {
-        Some(inspected) => inspected,
-        None if pull == Pull::Never => {
-            return Err(Refusal::hold(
-                Reason::ImageNotFound,
-                format!("{name} is not on this machine, and pulling is off"),
-            ));
+pub fn prepare(engine: &dyn Engine, images: &[(&str, Pull)], progress: bool) -> Result<Vec<Ready>, Failure> {
+    // One call for all, where all are here; else each of them says what it lacks.
+    let names: Vec<&str> = images.iter().map(|(name, _)| *name).collect();
+    let known = if images.len() > 1 { engine.images(&names).ok() } else { None };
+    let mut known = known.filter(|known| known.len() == images.len()).map(Vec::into_iter);
+    let mut one = |(name, pull): &(&str, Pull)| {
+        let mut pulled = false;
+        let image = match known.as_mut().and_then(Iterator::next) {
+            Some(image) => image,
+            None => match inspect(engine, name)? {
+                Some(image) => image,
+                None => {
+                    (pulled, ()) = (true, fetch(engine, name, *pull, progress)?);
+                    let message = format!("{name} was pulled, and is not on this machine all the same");
+                    inspect(engine, name)?.ok_or_else(|| Failure::retry(Reason::EngineError, message))?
+                }
+            },
+        };
+        image.metadata.check(name)?;
+        if let Some(what) = mismatch(&image) {
+            return Err(Failure::hold(Reason::WrongArchitecture, format!("{name} {what}")));
         }
-        None if Reference::parse_full(name).is_ok_and(|image| image.is_local()) => {
-            return Err(Refusal::hold(
-                Reason::ImageNotFound,
-                format!("{name} is not on this machine, where it would be built"),
-            ));
-        }
-        None => {
-            let call = ["pull", "--quiet", name];
-            let loud = ["pull", name];
-            let done = match progress {
-                true => engine.call_with_progress(&loud, PULL_LIMIT),
-                false => engine.call(&call, PULL_LIMIT),
-            };
-            done.map_err(|e| pull_refusal(name, &e))?;
-            pulled = true;
-            inspect(engine, name)?.ok_or_else(|| {
-                Refusal::retry(
-                    Reason::EngineError,
-                    format!("{name} was pulled, and is not on this machine all the same"),
-                )
-            })?
-        }
+        Ok(Ready { id: format!("sha256:{}", image.id.trim_start_matches("sha256:")), pulled })
     };
-    inspected.metadata.check(name)?;
-    if let Some(what) = mismatch(&inspected) {
-        return Err(Refusal::hold(Reason::WrongArchitecture, format!("{name} {what}")));
-    }
-    Ok(Ready { id: format!("sha256:{}", inspected.id.trim_start_matches("sha256:")), pulled })
+    images.iter().map(&mut one).collect()
 }
 
-fn inspect(engine: &Engine, name: &str) -> Result<Option<Inspected>, Refusal> {
-    let failed =
-        |e: &dyn fmt::Display| Refusal::retry(Reason::EngineError, format!("cannot inspect the image {name}: {e}"));
-    match engine.call(&["image", "inspect", name], CALL_LIMIT) {
-        Ok(text) => {
-            let mut all: Vec<Inspected> = serde_json::from_str(&text).map_err(|e| failed(&e))?;
-            Ok(all.pop())
-        }
-        // Its exit code says whether there is such an image; an error's text holds the name.
-        Err(e @ CallError::Failed { code: Some(_), .. }) => match engine.call(&["image", "exists", name], CALL_LIMIT) {
-            Err(CallError::Failed { code: Some(1), .. }) => Ok(None),
-            _ => Err(failed(&e)),
-        },
-        Err(CallError::TooMuchOutput) => Err(Refusal::hold(
+fn fetch(engine: &dyn Engine, name: &str, pull: Pull, progress: bool) -> Result<(), Failure> {
+    let missing = |why: &str| Failure::hold(Reason::ImageNotFound, format!("{name} is not on this machine, {why}"));
+    if pull == Pull::Never {
+        return Err(missing("and pulling is off"));
+    }
+    if Reference::parse_full(name).is_ok_and(|image| image.is_local()) {
+        return Err(missing("where it would be built"));
+    }
+    engine.pull(name, progress).map_err(|e| pull_failure(name, &e))
+}
+
+fn inspect(engine: &dyn Engine, name: &str) -> Result<Option<Image>, Failure> {
+    engine.image(name).map_err(|e| match e {
+        CallError::TooMuchOutput => Failure::hold(
             Reason::CreateContainerError,
             format!("what {name} says of itself (labels, environment, history) takes more than a megabyte"),
-        )),
-        Err(e) => Err(failed(&e)),
-    }
+        ),
+        e => Failure::retry(Reason::EngineError, format!("cannot inspect the image {name}: {e}")),
+    })
 }
 
 /// This machine's architecture, as image configurations name it.
@@ -160,8 +114,8 @@ fn architecture() -> &'static str {
 }
 
 /// An image that names no architecture is believed: hand-made ones do not.
-fn mismatch(image: &Inspected) -> Option<String> {
-    let Inspected { architecture: theirs, os, .. } = image;
+fn mismatch(image: &Image) -> Option<String> {
+    let Image { architecture: theirs, os, .. } = image;
     if !os.is_empty() && os != "linux" {
         return Some(format!("is made for {os}, this machine runs linux"));
     }
@@ -170,7 +124,7 @@ fn mismatch(image: &Inspected) -> Option<String> {
     (!fits).then(|| format!("is made for {theirs}, this machine is {ours}: build or name one for {ours}"))
 }
 
-fn pull_refusal(name: &str, e: &CallError) -> Refusal {
+fn pull_failure(name: &str, e: &CallError) -> Failure {
     let message = format!("cannot pull {name}: {e}");
     let reason = match e {
         CallError::Failed { code: Some(_), text } => {
@@ -179,14 +133,15 @@ fn pull_refusal(name: &str, e: &CallError) -> Refusal {
         CallError::TookTooLong(_) => Reason::PullTimeout,
         _ => Reason::EngineError,
     };
-    Refusal { class: reason.class(), reason, message }
+    Failure::new(reason.class(), reason, message)
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
     use super::*;
-    use crate::refusal::Class;
+    use crate::calls::PULL_LIMIT;
+    use watcher::bind::Class;
 
     #[test]
     fn the_allow_list() {
@@ -203,7 +158,7 @@ mod tests {
     #[test]
     fn what_a_failed_pull_means() {
         let refused = |name: &str, said: &str| {
-            let refusal = pull_refusal(name, &CallError::Failed { code: Some(125), text: said.into() });
+            let refusal = pull_failure(name, &CallError::Failed { code: Some(125), text: said.into() });
             (refusal.class, refusal.reason)
         };
         let unknown =
@@ -213,17 +168,16 @@ mod tests {
         assert_eq!(refused("r.example/denied:401", away), (Class::Retry, Reason::RegistryUnavailable));
         let new = "initializing source docker://r.example/denied/unauthorized:1: something never heard of";
         assert_eq!(refused("r.example/denied/unauthorized:1", new), (Class::Retry, Reason::RegistryUnavailable));
-        let late = pull_refusal("r.example/a:1", &CallError::TookTooLong(PULL_LIMIT));
+        let late = pull_failure("r.example/a:1", &CallError::TookTooLong(PULL_LIMIT));
         assert_eq!((late.class, late.reason), (Class::Retry, Reason::PullTimeout));
     }
 
     #[test]
     fn architectures() {
-        let image = |architecture: &str, os: &str| Inspected {
-            id: String::new(),
+        let image = |architecture: &str, os: &str| Image {
             architecture: architecture.into(),
             os: os.into(),
-            metadata: Metadata::default(),
+            ..Image::default()
         };
         assert!(mismatch(&image("", "")).is_none());
         assert!(mismatch(&image(architecture(), "linux")).is_none());

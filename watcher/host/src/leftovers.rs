@@ -1,15 +1,14 @@
 //! Pods that are there: which, and the removal of those that nobody runs any more.
 
 use crate::arguments::RmArguments;
-use crate::container::{POD_LABEL, ROLE_LABEL};
-use crate::engine::{CALL_LIMIT, Engine};
+use crate::engine::Engine;
 use crate::failure::{Context, Failure, failure};
 use crate::place::is_pod_name;
 use crate::pod;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// `latebind-host rm`.
-pub fn remove(engine: &Engine, rm: &RmArguments) -> Result<(), Failure> {
+pub fn remove(engine: &dyn Engine, rm: &RmArguments) -> Result<(), Failure> {
     let known = known(engine)?;
     let chosen: Vec<&String> = if rm.all { known.iter().collect() } else { rm.names.iter().collect() };
     for name in chosen {
@@ -31,7 +30,7 @@ pub fn remove(engine: &Engine, rm: &RmArguments) -> Result<(), Failure> {
 }
 
 /// `latebind-host ps`.
-pub fn list(engine: &Engine) -> Result<(), Failure> {
+pub fn list(engine: &dyn Engine) -> Result<(), Failure> {
     let containers = containers(engine)?;
     let mut table = format!("{:<24} {:<9} CONTAINERS\n", "POD", "STATE");
     for name in known(engine)? {
@@ -43,29 +42,18 @@ pub fn list(engine: &Engine) -> Result<(), Failure> {
     say(&table)
 }
 
-fn known(engine: &Engine) -> Result<BTreeSet<String>, Failure> {
+fn known(engine: &dyn Engine) -> Result<BTreeSet<String>, Failure> {
     let mut names: BTreeSet<String> = engine.place().pod_names()?.into_iter().collect();
     names.extend(containers(engine)?.into_keys());
     Ok(names)
 }
 
 /// For each pod its containers with their states.
-fn containers(engine: &Engine) -> Result<BTreeMap<String, Vec<String>>, Failure> {
-    let filter = format!("--filter=label={POD_LABEL}");
-    let doing = || "cannot list containers".to_owned();
-    // No other label: an image may have as many of its own as it likes.
-    let of = |label: &str| format!("{{{{index .Labels \"{label}\"}}}}");
-    let format = format!("--format={} {} {{{{.ListContainer.State}}}}", of(POD_LABEL), of(ROLE_LABEL));
-    let text = engine.call(&["ps", "--all", &filter, &format], CALL_LIMIT).context(doing)?;
+fn containers(engine: &dyn Engine) -> Result<BTreeMap<String, Vec<String>>, Failure> {
     let mut pods = BTreeMap::<String, Vec<String>>::new();
-    for line in text.lines() {
-        if let Some((name, role)) = line.split_once(' ') {
-            pods.entry(name.to_owned()).or_default().push(role.to_owned());
-        }
-    }
-    for list in pods.values_mut() {
-        list.sort();
-    }
+    let mut all = engine.list()?;
+    all.sort();
+    all.into_iter().for_each(|(pod, role)| pods.entry(pod).or_default().push(role));
     Ok(pods)
 }
 

@@ -7,12 +7,10 @@
 
 mod arguments;
 mod bind_server;
-mod config;
+mod calls;
 mod container;
 mod engine;
 mod failure;
-mod given;
-mod guard;
 mod hosts;
 mod image_cache;
 mod images;
@@ -25,18 +23,19 @@ mod pattern;
 mod pidfd;
 mod place;
 mod pod;
-mod refusal;
+mod podman;
 mod slot;
 mod uids;
 mod volumes;
 
 use crate::arguments::{Arguments, Common, PodArguments, RunArguments, Verb};
-use crate::container::{ImageVolume, Mount, PilotShape, PodShape, Role, SPOOL_IN_PILOT};
+use crate::container::{Mount, PilotShape, PodShape, Role, SPOOL_IN_PILOT};
 use crate::engine::Engine;
 use crate::failure::{Context, Failure, failure};
 use crate::images::AllowList;
 use crate::place::Place;
 use crate::pod::Plan;
+use crate::podman::{Podman, guard};
 use latebind_contract::layout::SLOT_MAX;
 use std::fs;
 use std::io::Read;
@@ -77,18 +76,18 @@ fn obey(arguments: Arguments) -> Result<u8, Failure> {
     if !nix::unistd::geteuid().is_root() {
         return Err(failure("must be run as root: containers with several user IDs and limits of their own need it"));
     }
-    let engine = Engine::open(Place::open(&arguments.state)?)?;
+    let engine: Arc<dyn Engine> = Arc::new(Podman::open(Place::open(&arguments.state)?)?);
     match arguments.verb {
         Verb::Pod(pod) => {
-            let plan = pod_plan(&engine, pod)?;
-            pod::run(&Arc::new(engine), plan)
+            let plan = pod_plan(&*engine, pod)?;
+            pod::run(&engine, plan)
         }
-        Verb::Run(run) => run_one(engine, run),
-        Verb::Rm(rm) => leftovers::remove(&engine, &rm).map(|()| 0),
-        Verb::Ps => leftovers::list(&engine).map(|()| 0),
+        Verb::Run(run) => run_one(&engine, run),
+        Verb::Rm(rm) => leftovers::remove(&*engine, &rm).map(|()| 0),
+        Verb::Ps => leftovers::list(&*engine).map(|()| 0),
         Verb::CleanIpc(_) => Ok(0),
         Verb::Podman { arguments } => {
-            let error = engine.command().args(arguments).exec();
+            let error = engine.calls().command().args(arguments).exec();
             Err(failure(format!("cannot run podman: {error}")))
         }
     }
@@ -99,13 +98,13 @@ fn log_at(level: &str) {
     text::log(filter, text::Form::Text);
 }
 
-fn run_one(engine: Engine, run: RunArguments) -> Result<u8, Failure> {
+fn run_one(engine: &Arc<dyn Engine>, run: RunArguments) -> Result<u8, Failure> {
     let image = Reference::parse_full(&run.image).map_err(failure)?;
     let one = one_command::translate(&run)?;
     // The pilot is started once and takes the pod with it, so it needs nobody to hold the namespaces for the next one;
     // but who keeps a pod wants to look at its containers.
     let base = if run.common.keep { Role::Pause } else { Role::Pilot };
-    let shape = PodShape { base, ..shape(&engine, &run.common, "run", 1)? };
+    let shape = PodShape { base, ..shape(&**engine, &run.common, "run", 1)? };
     let mut mounts = one.mounts;
     mounts.extend(host_mounts(&run.common)?);
     let plan = Plan {
@@ -128,10 +127,10 @@ fn run_one(engine: Engine, run: RunArguments) -> Result<u8, Failure> {
         stop_within: None,
         keep: run.common.keep,
     };
-    pod::run(&Arc::new(engine), plan)
+    pod::run(engine, plan)
 }
 
-fn pod_plan(engine: &Engine, pod: PodArguments) -> Result<Plan, Failure> {
+fn pod_plan(engine: &dyn Engine, pod: PodArguments) -> Result<Plan, Failure> {
     let common = &pod.common;
     let shape = shape(engine, common, "pod", pod.slots)?;
     let mut mounts = host_mounts(common)?;
@@ -165,7 +164,7 @@ fn pod_plan(engine: &Engine, pod: PodArguments) -> Result<Plan, Failure> {
     })
 }
 
-fn shape(engine: &Engine, common: &Common, kind: &str, slots: u32) -> Result<PodShape, Failure> {
+fn shape(engine: &dyn Engine, common: &Common, kind: &str, slots: u32) -> Result<PodShape, Failure> {
     if !(1..=SLOT_MAX + 1).contains(&slots) {
         return Err(failure(format!("a pod has 1 to {} slots, not {slots}", SLOT_MAX + 1)));
     }
@@ -191,11 +190,9 @@ fn shape(engine: &Engine, common: &Common, kind: &str, slots: u32) -> Result<Pod
         limits: common.limits(),
         shm_size: common.shm_size(),
         data_size: common.data_size.and_then(|size| size.0),
-        swap_is_counted: config::swap_is_counted(),
         network: common.network,
         image_volume: common.image_volume,
         seccomp: !common.no_seccomp,
-        guard: (common.image_volume == ImageVolume::Ignore).then(|| engine.guard().to_owned()),
     })
 }
 

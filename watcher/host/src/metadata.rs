@@ -2,11 +2,11 @@
 //!
 //! An image decides nothing about how it is run. One that tries to is refused, and the message names what it carries.
 //! What ordinary images carry (`org.opencontainers.*`, `com.docker.*`, a maintainer's own) has no effect and is let
-//! through. Unknown annotations do not reach the runtime either: see [`crate::given`].
+//! through. Unknown annotations do not reach the runtime either: see [`crate::podman`].
 
-use crate::refusal::{Reason, Refusal};
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use watcher::bind::{Failure, Reason};
 use watcher::text;
 
 /// Annotations and labels that somebody acts upon, by the beginning of the key, or the whole key where it does not end
@@ -64,7 +64,7 @@ struct Config {
 
 impl Metadata {
     /// Refuses an image, `name`, that carries what somebody acts upon, or more than a program can be given.
-    pub fn check(&self, name: &str) -> Result<(), Refusal> {
+    pub fn check(&self, name: &str) -> Result<(), Failure> {
         let mut named = Vec::new();
         for (kind, all) in [("annotation", &self.annotations), ("label", &self.labels)] {
             for key in all.iter().flat_map(BTreeMap::keys) {
@@ -77,7 +77,7 @@ impl Metadata {
             let more = named.len().saturating_sub(NAMED.0);
             named.truncate(NAMED.0);
             let rest = if more > 0 { format!(", and {more} more") } else { String::new() };
-            return Err(Refusal::hold(
+            return Err(Failure::hold(
                 Reason::ImageControlsEngine,
                 format!(
                     "{name} carries {}{rest}; an image cannot decide how it is run: build it without",
@@ -88,10 +88,10 @@ impl Metadata {
         self.check_environment(name)
     }
 
-    fn check_environment(&self, name: &str) -> Result<(), Refusal> {
+    fn check_environment(&self, name: &str) -> Result<(), Failure> {
         let variables = self.config.env.as_deref().unwrap_or_default();
         let too_large = |what: String| {
-            Err(Refusal::hold(
+            Err(Failure::hold(
                 Reason::CreateContainerError,
                 format!("{name}: {what}, and no program could be started with that: build it with less ENV"),
             ))

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 pub const DEFAULT_STATE: &str = "/var/lib/latebind-host";
 /// What must not outlive a boot, where the state directory is the default one.
 const DEFAULT_RUN: &str = "/run/latebind-host";
-/// Directory of the guard's copies ([`crate::guard`]), one for each runtime, in the state directory.
+/// Directory of the guard's copies ([`crate::podman::guard`]), one for each runtime, in the state directory.
 const GUARDS: &str = "oci";
 
 /// The state directory, and the directory of what ends with the boot.
@@ -95,7 +95,7 @@ impl Place {
     pub fn engine_conf(&self) -> PathBuf {
         self.state.join("containers.conf")
     }
-    /// This program in place of the runtime: see [`crate::guard`].
+    /// This program in place of the runtime: see [`crate::podman::guard`].
     pub fn guard(&self, runtime: &str) -> PathBuf {
         self.state.join(GUARDS).join(runtime)
     }

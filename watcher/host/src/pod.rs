@@ -1,8 +1,9 @@
 //! The life of one pod, from its first directory to the removal of its last.
 
 use crate::bind_server::BindServer;
-use crate::container::{PilotShape, PodShape, Role};
-use crate::engine::{CALL_LIMIT, CallError, Engine, with_verb};
+use crate::calls::{CALL_LIMIT, CallError};
+use crate::container::{CONTAINER_PREFIX, PilotShape, PodShape, Role, Spec};
+use crate::engine::Engine;
 use crate::failure::{Context, Failure, failure};
 use crate::hosts;
 use crate::image_cache::ImageCache;
@@ -13,11 +14,9 @@ use crate::slot::{Slot, glue_said};
 use crate::uids::{self, IdRange, PodIds};
 use crate::volumes;
 use nix::sys::signal::Signal;
-use serde::Deserialize;
 use signal_hook::iterator::Signals;
 use std::fs;
 use std::io::{self, IsTerminal};
-use std::os::unix::process::CommandExt;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -83,16 +82,16 @@ enum Event {
 }
 
 /// Runs a pod to its end, and removes it; the exit code is the pilot's last.
-pub fn run(engine: &Arc<Engine>, plan: Plan) -> Result<u8, Failure> {
+pub fn run(engine: &Arc<dyn Engine>, plan: Plan) -> Result<u8, Failure> {
     let (to, events) = mpsc::channel();
     // First of all: from here on no signal ends this process and leaves half a pod behind.
     forward_signals(to.clone(), plan.only.is_some())?;
     let name = plan.shape.name.clone();
     let keep = plan.keep;
-    let claim = claim(engine, &name)?;
+    let claim = claim(&**engine, &name)?;
     // Its directory is made before the first container, and removed after the last.
     if engine.place().pod(&name).top().exists() {
-        remove_leftovers(engine, &name)?;
+        remove_leftovers(&**engine, &name)?;
     }
     let base = plan.shape.base;
     let taken = uids::take(&plan.shape.place, plan.shape.slots, plan.uids);
@@ -107,7 +106,7 @@ pub fn run(engine: &Arc<Engine>, plan: Plan) -> Result<u8, Failure> {
             shape: plan.shape,
             allowed: plan.allowed,
             pull: plan.pull,
-            images: ImageCache::new(engine.place().root()),
+            images: ImageCache::new(engine.images_root()),
         }),
         pilot: plan.pilot,
         restarts: plan.restarts,
@@ -126,40 +125,40 @@ pub fn run(engine: &Arc<Engine>, plan: Plan) -> Result<u8, Failure> {
         let _ = to.send(Event::Ended(up));
     });
     let result = life.attend(&events);
-    engine.close();
+    engine.calls().close();
     if !keep {
         // Before the calls under way are waited for: without their pod they end sooner.
         life.kill_all();
     }
-    engine.wait_for_calls();
+    engine.calls().wait_for_calls();
     if keep {
         tracing::warn!("the pod {name} is kept as it is; to remove it: latebind-host rm {name}");
     } else {
-        remove(engine, &name, base)?;
+        remove(&**engine, &name, base)?;
     }
     drop(claim);
     result
 }
 
 /// Removes what an earlier life of the pod left, and may still run.
-pub fn remove_leftovers(engine: &Engine, name: &str) -> Result<(), Failure> {
+pub fn remove_leftovers(engine: &dyn Engine, name: &str) -> Result<(), Failure> {
     if engine.place().pod(name).top().exists() {
         // All of it at once, as the kernel does it. One by one, a pilot whose payload goes first would take that for a
         // loss, and claim a job that it has no time for.
-        engine.kill(&format!("latebind-{name}-{}", Role::Pause));
+        engine.kill(&format!("{CONTAINER_PREFIX}{name}-{}", Role::Pause));
     }
     remove(engine, name, Role::Pause)
 }
 
-fn remove(engine: &Engine, name: &str, base: Role) -> Result<(), Failure> {
-    engine.remove_pod(&format!("latebind-{name}-{base}"), &format!("{}={name}", crate::container::POD_LABEL))?;
+fn remove(engine: &dyn Engine, name: &str, base: Role) -> Result<(), Failure> {
+    engine.remove_pod(name, &base.to_string())?;
     let place = engine.place().pod(name);
     volumes::remove(&place)?;
     uids::give_back(&place)
 }
 
 /// The right to the name `name`.
-pub fn claim(engine: &Engine, name: &str) -> Result<Claim, Failure> {
+pub fn claim(engine: &dyn Engine, name: &str) -> Result<Claim, Failure> {
     engine.place().claim(name)?.ok_or_else(|| {
         failure(format!(
             "the pod {name} is in the hands of another latebind-host that runs now: end that one first, or choose \
@@ -198,17 +197,9 @@ struct Life {
     stopping: AtomicBool,
 }
 
-#[derive(Deserialize)]
-struct PilotState {
-    #[serde(rename = "Status")]
-    status: String,
-    #[serde(rename = "ExitCode")]
-    exit_code: i32,
-}
-
 impl Life {
-    fn engine(&self) -> &Engine {
-        &self.server.engine
+    fn engine(&self) -> &dyn Engine {
+        &*self.server.engine
     }
 
     fn shape(&self) -> &PodShape {
@@ -316,30 +307,30 @@ impl Life {
         Ok(())
     }
 
-    fn podman(&self, role: Role, verb: &[&str], options: Vec<String>) -> Result<String, Failure> {
-        let said = self.engine().call(&with_verb(verb, options), CALL_LIMIT);
-        let said = said
-            .map_err(|e| failure(format!("cannot start the {role} container: {e}{}", glue_said(self.shape(), role))))?;
-        Ok(said.trim().to_owned())
+    /// What the engine made of a container, with what that has said where it failed.
+    fn made<T>(&self, role: Role, made: Result<T, CallError>) -> Result<T, Failure> {
+        made.map_err(|e| failure(format!("cannot start the {role} container: {e}{}", glue_said(self.shape(), role))))
+    }
+
+    fn pilot_spec(&self) -> Spec {
+        self.shape().pilot(&self.pilot, &self.ids)
     }
 
     fn create_pilot(&self) -> Result<(), Failure> {
-        let id = self.podman(Role::Pilot, &["create"], self.shape().pilot(&self.pilot, &self.ids)?)?;
+        let id = self.made(Role::Pilot, self.engine().create(&self.pilot_spec()))?;
         *self.pilot_id.lock().unwrap_or_else(PoisonError::into_inner) = Some(id);
         Ok(())
     }
 
     /// A container that was hit while the runtime was starting it can neither be started nor does it end.
     fn create_pilot_again(&self) -> Result<(), Failure> {
-        let name = self.shape().container(Role::Pilot);
-        self.engine()
-            .call(&["rm", "--force", "--time", "0", "--ignore", &name], CALL_LIMIT)
-            .context(|| format!("cannot remove the pilot container {name}"))?;
+        let name = self.pilot_spec().name();
+        self.engine().remove(&name).context(|| format!("cannot remove the pilot container {name}"))?;
         self.create_pilot()
     }
 
     fn start_pause(&self) -> Result<(), Failure> {
-        let id = self.podman(Role::Pause, &["run", "--detach"], self.shape().pause()?)?;
+        let id = self.made(Role::Pause, self.engine().start(&self.shape().pause(), CALL_LIMIT))?;
         let _ = self.pause_id.set(id);
         Ok(())
     }
@@ -349,7 +340,7 @@ impl Life {
         let (place, known) = (&self.shape().place, self.engine().place().glue(image_id));
         let said = || format!("cannot copy glue from or to {}", known.display());
         if !volumes::install_known(place, &known).context(said)? {
-            self.podman(Role::Install, &["run"], self.shape().install(&self.ids)?)?;
+            self.made(Role::Install, self.engine().run(&self.shape().install(&self.ids)))?;
             volumes::remember_glue(place, &known).context(said)?;
         }
         Ok(())
@@ -388,10 +379,10 @@ impl Life {
     }
 
     fn pilot_life(&self) -> Result<u8, Failure> {
-        if self.engine().is_closing() {
+        if self.engine().calls().is_closing() {
             return Err(failure("the pod is being ended"));
         }
-        let name = self.shape().container(Role::Pilot);
+        let name = self.pilot_spec().name();
         let pidfile = self.shape().place.pidfile(&Role::Pilot.to_string());
         match fs::remove_file(&pidfile) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
@@ -399,20 +390,15 @@ impl Life {
             }
             _ => {}
         }
-        let mut command = self.engine().command();
-        command.current_dir(self.engine().place().run()).args(["start", "--attach", "--sig-proxy=false"]);
-        // A group of its own, so that Ctrl-C comes to us alone; reading a terminal from there is not allowed, so we do.
-        command.process_group(0);
+        let mut command = self.engine().attach(&name, self.pilot.interactive);
+        // It has a process group of its own, from which reading a terminal is not allowed: so we do.
         let relay = self.pilot.interactive && io::stdin().is_terminal();
-        if self.pilot.interactive {
-            command.arg("--interactive");
-        }
         command.stdin(match (self.pilot.interactive, relay) {
             (false, _) => Stdio::null(),
             (true, true) => Stdio::piped(),
             (true, false) => Stdio::inherit(),
         });
-        let mut child = command.arg(&name).spawn().context(|| "cannot run podman".into())?;
+        let mut child = command.spawn().context(|| "cannot run the engine".into())?;
         if let Some(mut to) = child.stdin.take() {
             // It stays behind in its read when the pilot has ended, and ends with this process.
             thread::spawn(move || io::copy(&mut io::stdin(), &mut to));
@@ -424,9 +410,13 @@ impl Life {
             drop(ended);
             status
         });
-        match status.context(|| "cannot wait for podman".into())?.code() {
-            // Podman's own failures have these codes too.
+        // Whoever stops a service by a signal to all of its processes ends the engine's client, not the pilot.
+        let left_early = self.stopping.load(Ordering::SeqCst) || self.pilot_process().is_some();
+        match status.context(|| "cannot wait for the engine".into())?.code() {
+            Some(0) => Ok(0),
+            // The engine's own failures have these codes too.
             Some(125..=127) | None => self.pilot_code(&name),
+            Some(_) if left_early => self.pilot_code(&name),
             Some(code) => Ok(u8::try_from(code).unwrap_or(u8::MAX)),
         }
     }
@@ -455,18 +445,16 @@ impl Life {
     /// The pilot's exit code where podman's is not known to be that.
     fn pilot_code(&self, name: &str) -> Result<u8, Failure> {
         loop {
-            let said = self.engine().call(&["container", "inspect", "--format={{json .State}}", name], CALL_LIMIT);
-            let text = match said {
-                Ok(text) => text,
-                Err(CallError::Closing) => return Err(failure("the pod is being ended")),
-                Err(CallError::Failed { text, .. }) if text.contains("no such container") => {
+            let state = match self.engine().state(name) {
+                Ok(Some(state)) => state,
+                Ok(None) => {
                     tracing::warn!("somebody has removed the pilot container: another one is made");
                     self.create_pilot_again()?;
                     return Ok(NOT_STARTED);
                 }
+                Err(CallError::Closing) => return Err(failure("the pod is being ended")),
                 Err(e) => return Err(failure(format!("cannot ask for the pilot's exit code: {e}"))),
             };
-            let state: PilotState = serde_json::from_str(&text).context(|| "podman's answer makes no sense".into())?;
             match state.status.as_str() {
                 "exited" | "stopped" => return Ok(u8::try_from(state.exit_code).unwrap_or(u8::MAX)),
                 "running" => {

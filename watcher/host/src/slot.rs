@@ -1,18 +1,18 @@
 //! One slot's payload container: what it is now, and how it gets another image.
 
+use crate::calls::{CallError, START_LIMIT};
 use crate::container::{PodShape, Role};
-use crate::engine::{CALL_LIMIT, CallError, Engine, START_LIMIT, with_verb};
+use crate::engine::Engine;
 use crate::images::Ready;
 use crate::ipc;
 use crate::main_process::MainProcess;
-use crate::refusal::{Reason, Refusal};
 use latebind_contract::layout::Ids;
 use serde::Deserialize;
 use std::fs;
-use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
+use watcher::bind::{Failure, Reason};
 
 /// Any long time: the wait for the end of a main process starts again after it.
 const WATCH_TURN: Duration = Duration::from_secs(3600);
@@ -114,16 +114,6 @@ pub struct State {
     pub oom_killed: bool,
 }
 
-#[derive(Deserialize)]
-struct Inspected {
-    #[serde(rename = "Running")]
-    running: bool,
-    #[serde(rename = "ExitCode")]
-    exit_code: i32,
-    #[serde(rename = "OOMKilled")]
-    oom_killed: bool,
-}
-
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Nothing here is left half-changed by a panic, and panics abort the release build.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -151,40 +141,40 @@ impl Slot {
     /// without a container: there is no way back to the old one.
     pub fn bind(
         &self,
-        engine: &Arc<Engine>,
+        engine: &Arc<dyn Engine>,
         shape: &PodShape,
         ticket: Ticket,
         image: &str,
         ready: &Ready,
-    ) -> Result<String, Refusal> {
+    ) -> Result<String, Failure> {
         let mut lives = locked(&self.binding);
         if *locked(&self.newest) != ticket.0 {
-            return Err(Refusal::retry(
+            return Err(Failure::retry(
                 Reason::EngineError,
                 format!("a later request for slot {} came while this one waited: nothing was changed", self.number),
             ));
         }
         let began = Instant::now();
         let old = locked(&self.current).take();
-        if let Err(refusal) = old.as_ref().map_or(Ok(()), |old| end(engine, old)) {
+        if let Err(refusal) = old.as_ref().map_or(Ok(()), |old| end(&**engine, old)) {
             // Still there, perhaps still running: the next bind has to try again to end it.
             *locked(&self.current) = old;
             return Err(refusal);
         }
         let ended = began.elapsed();
-        let started = self.start(engine, shape, &mut lives, &ready.id);
+        let started = self.start(&**engine, shape, &mut lives, &ready.id);
         if let Some(old) = old {
             // Its processes are gone; what is left to do is not worth waiting for.
             let engine = Arc::clone(engine);
             let files = [shape.place.pidfile(&old.role.to_string()), shape.place.log(&old.role.to_string())];
             thread::spawn(move || {
-                remove(&engine, &old.name);
+                remove(&*engine, &old.name);
                 let _ = files.map(fs::remove_file);
             });
         }
         let started = match started {
             Err(first) if !image.is_empty() && first.may_be_the_images() => {
-                self.try_again(engine, shape, &mut lives, image, &ready.id, first)
+                self.try_again(&**engine, shape, &mut lives, image, &ready.id, first)
             }
             other => other.map_err(|failed| self.refusal(&failed, image)),
         }?;
@@ -203,7 +193,7 @@ impl Slot {
     /// One try to start a container of the image with this ID; where it fails, nothing of it is left.
     fn start(
         &self,
-        engine: &Engine,
+        engine: &dyn Engine,
         shape: &PodShape,
         lives: &mut Lives,
         image_id: &str,
@@ -211,14 +201,11 @@ impl Slot {
         lives.0 += 1;
         let began = Instant::now();
         let role = Role::Payload(self.number, lives.0);
-        let options = shape.payload(self.number, lives.0, &self.ids, image_id);
-        let id = options
-            .map_err(|e| CallError::Broken(io::Error::other(e.to_string())))
-            .and_then(|options| engine.call(&with_verb(&["run", "--detach"], options), START_LIMIT))
-            .and_then(|id| look_at_given(shape, role).map(|()| id.trim().to_owned()));
+        let spec = shape.payload(self.number, lives.0, &self.ids, image_id);
+        let id = engine.start(&spec, START_LIMIT);
         id.map(|id| Started { id, role, took: began.elapsed() }).map_err(|error| {
             let said = glue_said(shape, role);
-            remove(engine, &shape.container(role));
+            remove(engine, &spec.name());
             NotStarted { error, said }
         })
     }
@@ -227,13 +214,13 @@ impl Slot {
     /// the image is at fault, and no other try helps. The engine's message does not decide: it holds text of the image.
     fn try_again(
         &self,
-        engine: &Engine,
+        engine: &dyn Engine,
         shape: &PodShape,
         lives: &mut Lives,
         image: &str,
         image_id: &str,
         first: NotStarted,
-    ) -> Result<Started, Refusal> {
+    ) -> Result<Started, Failure> {
         let second = match self.start(engine, shape, lives, image_id) {
             Ok(started) => return Ok(started),
             Err(failed) => failed,
@@ -245,14 +232,14 @@ impl Slot {
         let proven = second.may_be_the_images() && (!took_too_long || placeholder.took < START_LIMIT / 3);
         self.take(shape, "", placeholder);
         let message = format!("{}; twice, while the placeholder starts: the fault is the image's", refusal.message);
-        Err(if proven { Refusal::hold(Reason::CreateContainerError, message) } else { refusal })
+        Err(if proven { Failure::hold(Reason::CreateContainerError, message) } else { refusal })
     }
 
-    fn refusal(&self, failed: &NotStarted, image: &str) -> Refusal {
+    fn refusal(&self, failed: &NotStarted, image: &str) -> Failure {
         let what = if image.is_empty() { "the placeholder" } else { image };
         let reason = if failed.may_be_the_images() { Reason::StartError } else { Reason::EngineError };
         let NotStarted { error, said } = failed;
-        Refusal::retry(reason, format!("cannot start a container of {what} in slot {}: {error}{said}", self.number))
+        Failure::retry(reason, format!("cannot start a container of {what} in slot {}: {error}{said}", self.number))
     }
 
     /// Takes the container for the slot's.
@@ -260,7 +247,7 @@ impl Slot {
         let Started { id, role, .. } = started;
         let main = MainProcess::find(&shape.place.pidfile(&role.to_string()), &id);
         let payload = Arc::new(Payload {
-            name: shape.container(role),
+            name: shape.spec(role, "", &[]).name(),
             id,
             image: image.to_owned(),
             role,
@@ -273,16 +260,16 @@ impl Slot {
     }
 
     /// Removes what the payload has left in the container's IPC namespace, `/dev/shm` and `/dev/mqueue`.
-    pub fn clean(&self) -> Result<(), Refusal> {
+    pub fn clean(&self) -> Result<(), Failure> {
         let failed =
-            |why: String| Refusal::retry(Reason::CleaningFailed, format!("IPC objects of slot {}: {why}", self.number));
+            |why: String| Failure::retry(Reason::CleaningFailed, format!("IPC objects of slot {}: {why}", self.number));
         let Some(payload) = locked(&self.current).clone() else { return Err(failed("it has no container".into())) };
         let Some(main) = &payload.main else { return Err(failed("its container has ended".into())) };
         ipc::clean(main, &payload.id, &self.ids).map_err(failed)
     }
 
     /// What the container is doing, as the engine knows it.
-    pub fn state(&self, engine: &Engine, shape: &PodShape) -> Result<State, Refusal> {
+    pub fn state(&self, engine: &dyn Engine, shape: &PodShape) -> Result<State, Failure> {
         let Some(payload) = locked(&self.current).clone() else {
             return Ok(State { status: "missing", ..State::default() });
         };
@@ -294,81 +281,46 @@ impl Slot {
             return Ok(State { container, image, status: "running", exit_code: None, oom_killed });
         }
         let since = Instant::now();
-        loop {
-            let image = payload.image.clone();
-            let container = payload.id.clone();
-            match engine.call(&["container", "inspect", "--format={{json .State}}", &payload.id], CALL_LIMIT) {
-                Ok(text) => {
-                    let inspected: Inspected = serde_json::from_str(&text).map_err(|e| {
-                        Refusal::retry(Reason::EngineError, format!("podman's answer makes no sense: {e}"))
-                    })?;
-                    let Inspected { running, exit_code, oom_killed } = inspected;
-                    // The engine hears of an end a little later than the kernel tells us.
-                    if running && since.elapsed() < NOTICE_LIMIT {
-                        thread::sleep(Duration::from_millis(20));
-                        continue;
-                    }
-                    let status = if running { "running" } else { "exited" };
-                    if !running {
-                        payload.noted.call_once(|| {
-                            let said = glue_said(shape, payload.role);
-                            tracing::warn!(
-                                slot = self.number,
-                                image = payload.image,
-                                exit_code,
-                                "the payload container ended{said}"
-                            );
-                        });
-                    }
-                    let exit_code = (!running).then_some(exit_code);
-                    return Ok(State {
-                        container,
-                        image,
-                        status,
-                        exit_code,
-                        oom_killed: oom_killed || payload.oom_killed(),
-                    });
-                }
-                Err(CallError::Failed { code: Some(_), text }) if text.contains("no such container") => {
-                    return Ok(State { image, status: "missing", ..State::default() });
-                }
-                Err(e) => return Err(Refusal::engine("cannot inspect the container", &e)),
+        let said = loop {
+            let said = engine.state(&payload.id);
+            let said = said.map_err(|e| Failure::retry(Reason::EngineError, format!("the container's state: {e}")))?;
+            // The engine hears of an end a little later than the kernel tells us.
+            if said.as_ref().is_none_or(|said| !said.running) || since.elapsed() >= NOTICE_LIMIT {
+                break said;
             }
+            thread::sleep(Duration::from_millis(20));
+        };
+        let image = payload.image.clone();
+        let Some(said) = said else { return Ok(State { image, status: "missing", ..State::default() }) };
+        let (exit_code, oom_killed) = (said.exit_code, said.oom_killed || payload.oom_killed());
+        if !said.running {
+            payload.noted.call_once(|| {
+                let said = glue_said(shape, payload.role);
+                tracing::warn!(slot = self.number, image, exit_code, "the payload container ended{said}");
+            });
         }
+        Ok(State {
+            container: payload.id.clone(),
+            image,
+            status: if said.running { "running" } else { "exited" },
+            exit_code: (!said.running).then_some(exit_code),
+            oom_killed,
+        })
     }
-}
-
-/// Reads what the guard wrote down of what the container was given. Without that it was not started by way of the
-/// guard.
-fn look_at_given(shape: &PodShape, role: Role) -> Result<(), CallError> {
-    if shape.guard.is_none() {
-        return Ok(());
-    }
-    let path = shape.place.given(&role.to_string());
-    let given = fs::read_to_string(&path);
-    let _ = fs::remove_file(&path);
-    let given = given.map_err(|e| {
-        let what = "podman started the container without latebind-host's guard, or the guard wrote nothing";
-        CallError::Broken(io::Error::other(format!("{what} ({}: {e})", path.display())))
-    })?;
-    tracing::debug!(container = %role, given, "what the runtime was given");
-    Ok(())
 }
 
 /// Ends a container's processes: quickly where glue does as it should, else by the engine.
-fn end(engine: &Engine, payload: &Payload) -> Result<(), Refusal> {
+fn end(engine: &dyn Engine, payload: &Payload) -> Result<(), Failure> {
     if payload.main.as_ref().is_some_and(|main| main.stop().unwrap_or(false)) {
         return Ok(());
     }
-    match engine.call(&["rm", "--force", "--time", "0", "--ignore", &payload.name], CALL_LIMIT) {
-        Ok(_) => Ok(()),
-        Err(e) => Err(Refusal::engine("cannot end the slot's earlier container", &e)),
-    }
+    let ended = engine.remove(&payload.name);
+    ended.map_err(|e| Failure::retry(Reason::EngineError, format!("cannot end the slot's earlier container: {e}")))
 }
 
-fn remove(engine: &Engine, name: &str) {
-    match engine.call(&["rm", "--force", "--time", "0", "--ignore", name], CALL_LIMIT) {
-        Err(e) if !engine.is_closing() => {
+fn remove(engine: &dyn Engine, name: &str) {
+    match engine.remove(name) {
+        Err(e) if !engine.calls().is_closing() => {
             tracing::warn!(container = name, error = %e, "not removed now, will be with the pod");
         }
         _ => {}

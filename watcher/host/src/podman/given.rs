@@ -6,7 +6,8 @@
 //! taken out. Any other difference is refused: it comes from an image in a way that nobody knew, or from the machine's
 //! configuration.
 
-use crate::container::{CONTAINER_ANNOTATION, Role};
+use super::CONTAINER_ANNOTATION;
+use crate::container::Role;
 use crate::pattern::matches;
 use crate::place::{Place, PodPlace, is_pod_name};
 use latebind_contract::layout;

@@ -2,10 +2,10 @@
 //! an image can have put there, and refuses what was not asked for.
 //!
 //! Podman starts this program under the runtime's name, `<state>/oci/runc`. For `create` it examines the bundle's
-//! `config.json` ([`crate::given`]); then, and for every other subcommand at once, it becomes the runtime.
+//! `config.json` ([`super::given`]); then, and for every other subcommand at once, it becomes the runtime.
 
-use crate::config;
-use crate::given::examine;
+use super::config;
+use super::given::examine;
 use crate::place::Place;
 use serde_json::{Value, json};
 use std::env;

@@ -13,6 +13,8 @@ const OPEN_FILES_MAX: u64 = 1 << 20;
 /// one is only set because podman's own default is above what a host without CAP_SYS_RESOURCE lets it set.
 const PROCESSES_MAX: u64 = 20_000;
 
+const HEADER: &str = "# Written by latebind-host at each start: changes are lost.\n";
+
 /// What of this machine decides how the engine is set up.
 #[derive(Debug)]
 struct Machine {
@@ -39,15 +41,36 @@ impl Machine {
 pub fn write(place: &Place) -> Result<&'static str, Failure> {
     let machine = Machine::look()?;
     let text = text(place, &machine)?;
-    let path = place.engine_conf();
-    if fs::read_to_string(&path).is_ok_and(|old| old == text) {
-        return Ok(machine.runtime);
-    }
     directory(&place.root(), 0o711)?;
-    let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
-    fs::write(&temporary, text).context(|| format!("cannot write {}", temporary.display()))?;
-    fs::rename(&temporary, &path).context(|| format!("cannot write {}", path.display()))?;
+    replace(&place.engine_conf(), &text)?;
     Ok(machine.runtime)
+}
+
+fn replace(path: &Path, text: &str) -> Result<(), Failure> {
+    if fs::read_to_string(path).is_ok_and(|old| old == text) {
+        return Ok(());
+    }
+    let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
+    let written = fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, path));
+    written.context(|| format!("cannot write {}", path.display()))
+}
+
+/// Whether podman is to be told the storage driver, instead of what /etc/containers/storage.conf says: with another one
+/// there are other images. A storage that was made without has no name of a driver in its database, and podman refuses
+/// any other then.
+pub fn names_driver(place: &Place) -> Result<bool, Failure> {
+    let mark = place.root().join("driver");
+    let has_database = ["libpod/bolt_state.db", "db.sql"].iter().any(|file| place.root().join(file).exists());
+    if !has_database {
+        replace(&mark, "overlay\n")?;
+    }
+    Ok(mark.exists())
+}
+
+fn quote(path: PathBuf) -> Result<String, Failure> {
+    let text = path.to_str().ok_or_else(|| failure(format!("the path {} is not UTF-8", path.display())))?;
+    // A JSON string is a TOML basic string.
+    serde_json::to_string(text).context(|| format!("cannot write the path {text}"))
 }
 
 /// Whether the unified hierarchy is the one that limits.
@@ -90,15 +113,10 @@ fn runtime(cgroup_v2: bool, have: impl Fn(&str) -> bool) -> Result<&'static str,
 }
 
 fn text(place: &Place, machine: &Machine) -> Result<String, Failure> {
-    let quote = |path: PathBuf| {
-        let text = path.to_str().ok_or_else(|| failure(format!("the path {} is not UTF-8", path.display())))?;
-        // A JSON string is a TOML basic string.
-        serde_json::to_string(text).context(|| format!("cannot write the path {text}"))
-    };
     let Machine { runtime, systemd, open_files, processes } = machine;
     let soft = 1024.min(*open_files);
     Ok(format!(
-        "# Written by latebind-host at each start: changes are lost.\n\
+        "{HEADER}\
          [containers]\n\
          default_ulimits = [\"nofile={soft}:{open_files}\", \"nproc={processes}:{processes}\"]\n\
          netns = \"none\"\n\
