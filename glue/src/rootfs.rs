@@ -4,17 +4,20 @@
 //! The image is hostile: every path is opened from `/` without following a link or entering another mount.
 #![forbid(unsafe_code)]
 
+use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, readlinkat};
-use nix::sys::stat::{Mode, SFlag, fchmod, fstat};
+use nix::fcntl::{AtFlags, OFlag, readlinkat};
+use nix::sys::stat::{Mode, SFlag, fchmod, fstat, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
 
-use crate::stage_two::ACCOUNT;
-use latebind_linux::error::{error, refused};
+use crate::log;
+use latebind_contract::layout;
+use latebind_contract::order::Order;
+use latebind_linux::error::{errno_of, error, refused};
 use latebind_linux::sys;
 use latebind_linux::volume::{open_beneath, read_whole};
 
@@ -55,51 +58,130 @@ fn writing(parent: &OwnedFd, act: impl Fn() -> nix::Result<()>) -> io::Result<()
     Ok(second?)
 }
 
-/// Symbolic links that were made for one job, removed when it is over.
+/// What was changed in an image's root for one job's links, in its order; undone backwards when the job is over.
 #[derive(Default)]
-pub struct Links(Vec<(String, String)>);
+pub struct Links(Vec<(String, Change)>);
+
+/// What was done at a path.
+enum Change {
+    /// A directory was made.
+    Directory,
+    /// What was there has this name beside it.
+    Aside(CString),
+    /// An empty directory of root's with this mode was removed.
+    Removed(u32),
+    /// A link with this target was made.
+    Link(String),
+}
 
 impl Links {
-    /// Makes each link where nothing exists. The first that fails ends it; those made before are removed.
+    /// Makes each link, with its missing parents, in place of what is there. The first that fails ends it, and what was
+    /// done before is undone.
     pub fn make(wanted: &[(String, String)]) -> io::Result<Self> {
         let mut made = Self::default();
-        for (path, target) in wanted {
-            let result = parent_of(path)
-                .and_then(|(parent, name)| writing(&parent, || symlinkat(target.as_str(), &parent, name)));
-            if let Err(e) = result {
+        for (n, (path, target)) in wanted.iter().enumerate() {
+            if let Err(e) = made.link(path, target, n) {
                 made.remove();
-                return Err(error(format_args!("the link {path} cannot be made (nothing may exist there)"), &e));
+                let why = match Errno::from_raw(e.raw_os_error().unwrap_or(0)) {
+                    Errno::EBUSY | Errno::EXDEV => " (a mount point, or beneath one: name another path)",
+                    Errno::ENOTEMPTY => " (a directory with files of the image stays there: name another path)",
+                    Errno::ELOOP | Errno::ENOTDIR => {
+                        " (a link or a file of the image is on the way: name another path)"
+                    }
+                    _ => "",
+                };
+                return Err(error(format_args!("the link {path} cannot be made{why}"), &e));
             }
-            made.0.push((path.clone(), target.clone()));
         }
         Ok(made)
     }
 
-    /// Removes what still is the link that was made.
-    pub fn remove(&mut self) {
-        for (path, target) in self.0.drain(..) {
-            let Ok((parent, name)) = parent_of(&path) else { continue };
-            if readlinkat(&parent, name).is_ok_and(|is| is == target.as_str()) {
-                let _ = writing(&parent, || unlinkat(&parent, name, UnlinkatFlags::NoRemoveDir));
+    fn link(&mut self, path: &str, target: &str, n: usize) -> io::Result<()> {
+        for (at, _) in path.match_indices('/').skip(1) {
+            let directory = path.get(..at).unwrap_or_default();
+            let (parent, name) = parent_of(directory)?;
+            match make_directory(&parent, name, 0o755) {
+                Err(e) if e.raw_os_error() == Some(Errno::EEXIST as i32) => {}
+                made => made.map(|()| self.0.push((directory.to_owned(), Change::Directory)))?,
             }
         }
+        let (parent, name) = parent_of(path)?;
+        let (from, aside) = (CString::new(name)?, CString::new(format!(".latebind.{n}"))?);
+        match rename(&parent, &from, &aside) {
+            Ok(()) => self.0.push((path.to_owned(), Change::Aside(aside))),
+            Err(e) if e.raw_os_error() == Some(Errno::ENOENT as i32) => {}
+            // Layers of a file system: a directory of a lower one cannot be renamed, but made again where it is empty.
+            Err(e) if e.raw_os_error() == Some(Errno::EXDEV as i32) => {
+                let stat = fstatat(&parent, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+                if (stat.st_uid, stat.st_gid) != (0, 0) {
+                    return Err(Errno::ENOTEMPTY.into()); // it could not be given back to its owner
+                }
+                writing(&parent, || unlinkat(&parent, name, UnlinkatFlags::RemoveDir))?;
+                self.0.push((path.to_owned(), Change::Removed(stat.st_mode)));
+            }
+            Err(e) => return Err(e),
+        }
+        writing(&parent, || symlinkat(target, &parent, name))?;
+        self.0.push((path.to_owned(), Change::Link(target.to_owned())));
+        Ok(())
+    }
+
+    /// Undoes all of it. Whether everything is as it was.
+    pub fn remove(&mut self) -> bool {
+        let mut undone = true;
+        while let Some((path, change)) = self.0.pop() {
+            if let Err(e) = undo(&path, &change) {
+                log::error(format_args!("{path} is not as the image has it: {e}"));
+                undone = false;
+            }
+        }
+        undone
     }
 }
 
+fn undo(path: &str, change: &Change) -> io::Result<()> {
+    let (parent, name) = parent_of(path)?;
+    match change {
+        Change::Directory => writing(&parent, || unlinkat(&parent, name, UnlinkatFlags::RemoveDir)),
+        Change::Link(target) if readlinkat(&parent, name)? != target.as_str() => Err(Errno::EEXIST.into()),
+        Change::Link(_) => writing(&parent, || unlinkat(&parent, name, UnlinkatFlags::NoRemoveDir)),
+        Change::Aside(aside) => rename(&parent, aside, &CString::new(name)?),
+        Change::Removed(mode) => make_directory(&parent, name, *mode),
+    }
+}
+
+/// Makes a directory of root's with this mode, whatever the umask.
+fn make_directory(parent: &OwnedFd, name: &str, mode: u32) -> io::Result<()> {
+    writing(parent, || mkdirat(parent, name, Mode::S_IRUSR))?;
+    let made = open_beneath(parent.as_fd(), name, OFlag::O_RDONLY | OFlag::O_DIRECTORY, 0)?;
+    Ok(fchmod(&made, Mode::from_bits_truncate(mode))?)
+}
+
+/// Gives an entry another name, which nothing may have.
+fn rename(parent: &OwnedFd, from: &CStr, to: &CStr) -> io::Result<()> {
+    writing(parent, || {
+        let renamed = sys::rename(parent.as_fd(), from, to, nix::libc::RENAME_NOREPLACE);
+        renamed.map_err(|e| Errno::from_raw(errno_of(&e)))
+    })
+}
+
 /// Adds a passwd and a group line for the payload's numbers where there is none. Returns what could not be done.
-pub fn add_account(uid: u32, gid: u32, home: &str) -> Vec<String> {
-    let passwd = format!("{ACCOUNT}:x:{uid}:{gid}:{ACCOUNT}:{home}:/bin/sh\n");
-    let group = format!("{ACCOUNT}:x:{gid}:\n");
+pub fn add_account(order: &Order, slot: u32) -> Vec<String> {
+    let Order { account, uid, gid, .. } = order;
+    let work = layout::work(slot);
+    let home = order.home.as_ref().unwrap_or(&work);
+    let passwd = format!("{account}:x:{uid}:{gid}:{account}:{home}:/bin/sh\n");
+    let group = format!("{account}:x:{gid}:\n");
     let mut failed = Vec::new();
-    for (path, id, line) in [("/etc/passwd", uid, &passwd), ("/etc/group", gid, &group)] {
-        if let Err(e) = append_line(path, id, line) {
+    for (path, id, line) in [("/etc/passwd", *uid, &passwd), ("/etc/group", *gid, &group)] {
+        if let Err(e) = append_line(path, account, id, line) {
             failed.push(e.to_string());
         }
     }
     failed
 }
 
-fn append_line(path: &str, id: u32, line: &str) -> io::Result<()> {
+fn append_line(path: &str, account: &str, id: u32, line: &str) -> io::Result<()> {
     let add = || -> io::Result<()> {
         let root = root()?;
         let flags = OFlag::O_RDWR | OFlag::O_APPEND | OFlag::O_NONBLOCK;
@@ -120,7 +202,7 @@ fn append_line(path: &str, id: u32, line: &str) -> io::Result<()> {
         let text = read_whole(file.as_fd(), ACCOUNTS_MAX)?;
         let known = text.split(|b| *b == b'\n').any(|l| {
             let mut fields = l.split(|b| *b == b':');
-            let has_name = fields.next() == Some(ACCOUNT.as_bytes());
+            let has_name = fields.next() == Some(account.as_bytes());
             has_name || fields.nth(1) == Some(id.to_string().as_bytes())
         });
         if known {

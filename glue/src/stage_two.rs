@@ -23,9 +23,6 @@ use latebind_contract::report::{Report, What, number};
 use latebind_linux::sys::{self, CStrings, Fork};
 use latebind_linux::volume::{open_beneath, read_whole};
 
-/// Name of the payload's account where the image has none.
-pub const ACCOUNT: &str = "payload";
-
 fn at(what: What) -> impl FnOnce(io::Error) -> Report {
     move |error| Report::of(what, &error)
 }
@@ -96,7 +93,7 @@ fn environment(job: &Command, work: &[u8], cwd: &[u8]) -> Result<Environment, Re
         }
     }
     // Before the files, so that they can say $HOME.
-    let account = ACCOUNT.as_bytes();
+    let account = layout::ACCOUNT.as_bytes();
     for (name, value) in [("HOME", work), ("USER", account), ("LOGNAME", account), ("TMPDIR", work), ("PWD", cwd)] {
         if env.get(name.as_bytes()).is_none() {
             env.set(name.as_bytes(), value);

@@ -13,8 +13,7 @@ use crate::events::{Event, Events, signal_name};
 use crate::log;
 use crate::rootfs::{self, Links};
 use crate::start::{self, Started, Starting, failure};
-use latebind_contract::layout;
-use latebind_contract::order::START_WITHIN;
+use latebind_contract::order::{START_WITHIN, Stop};
 use latebind_contract::record::{Failure, Processes, Stage, Usage, Used};
 use latebind_contract::time::wall as wall_clock;
 use latebind_linux::cgroup::{self, Whereabouts};
@@ -75,7 +74,7 @@ pub struct End {
     pub processes: Processes,
     /// What could not be done though the job ran.
     pub warnings: Vec<String>,
-    /// Whether glue was told to stop at any time.
+    /// Whether glue is to end after this: it was told to stop, or the image's root is not as it was.
     pub stop: bool,
 }
 
@@ -115,7 +114,8 @@ pub fn run(slot: &Slot<'_>, claimed: &mut Claimed, on_start: &mut dyn FnMut(i32)
         s.end.over = now();
     }
     s.end_all_processes()?;
-    links.remove();
+    // No later job may find the root file system changed.
+    s.end.stop |= !links.remove();
     s.end.cgroup = cgroup::read(slot.whereabouts).since(&before);
     Ok(s.end)
 }
@@ -151,7 +151,7 @@ impl Supervision<'_> {
         *links = Links::make(&order.links.0)
             .map_err(|e| failure(Stage::Startup, errno_of(&e), format_args!("links: {e}")))?;
         if order.passwd {
-            self.end.warnings = rootfs::add_account(order.uid, order.gid, &layout::work(self.slot.number));
+            self.end.warnings = rootfs::add_account(order, self.slot.number);
         }
         let slot = self.slot;
         start::begin(self.claimed, slot.number, slot.program, slot.filtered, slot.ctl, slot.data)
@@ -221,7 +221,7 @@ impl Supervision<'_> {
     fn await_end(&mut self, wall: Option<Instant>) -> io::Result<()> {
         let failed = self.end.failure.is_some();
         let over = failed.then(|| Instant::now() + ENDS_WITHIN);
-        while let (Some(_), None) = (self.main, &self.end.main) {
+        while self.main.is_some() && (self.end.main.is_none() || self.others_have_grace()) {
             let hard = self.soft_kill.map(|at| at + Duration::from_secs_f64(self.claimed.order.grace_s));
             match self.slot.events.next(true, None, over.or(hard).or(wall))? {
                 Event::Child => self.reap(),
@@ -240,7 +240,24 @@ impl Supervision<'_> {
         Ok(())
     }
 
-    /// TERM to the main process; then grace.
+    /// Whether what was sent TERM beside a main process that has ended may still end by itself.
+    fn others_have_grace(&mut self) -> bool {
+        if self.claimed.order.stop == Stop::Main || self.end.failure.is_some() || !has_children() {
+            return false;
+        }
+        // As long as any of a group lives, no other has its number.
+        let group = self.main.filter(|_| self.claimed.order.stop == Stop::Group);
+        if self.slot.routine.members(group).is_ok_and(|members| members.is_empty()) {
+            return false;
+        }
+        // It may be the watcher that has sent it.
+        if self.end.main.as_ref().is_some_and(|main| main.signal == Some(Signal::SIGTERM as i32)) {
+            self.soft_kill.get_or_insert_with(Instant::now);
+        }
+        self.soft_kill.is_some()
+    }
+
+    /// TERM to the main process, or to more as the order says; then grace.
     fn soft_kill(&mut self, why: Ended) {
         if self.soft_kill.is_some() {
             return;
@@ -248,7 +265,11 @@ impl Supervision<'_> {
         self.soft_kill = Some(Instant::now());
         self.end.ended = Some(why);
         if let Some(pid) = self.main {
-            let _ = sys::signal_process(pid, Signal::SIGTERM as i32);
+            let _ = match self.claimed.order.stop {
+                Stop::Main => sys::signal_process(pid, Signal::SIGTERM as i32),
+                Stop::Group => self.slot.routine.signal(Some(pid), Signal::SIGTERM),
+                Stop::All => self.slot.routine.signal(None, Signal::SIGTERM),
+            };
         }
     }
 

@@ -205,7 +205,9 @@ impl Swapper {
                 for row in &rows {
                     let other: &CStr = &row.others[turn % row.others.len()];
                     // It may have been removed meanwhile.
-                    if latebind_linux::sys::exchange(row.dir.as_fd(), &row.name, other).is_ok() {
+                    if latebind_linux::sys::rename(row.dir.as_fd(), &row.name, other, nix::libc::RENAME_EXCHANGE)
+                        .is_ok()
+                    {
                         counted.fetch_add(1, Ordering::Relaxed);
                     }
                 }

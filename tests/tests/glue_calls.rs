@@ -6,7 +6,7 @@ use std::fs;
 use std::time::Duration;
 
 use latebind_contract::record::Outcome;
-use latebind_contract::startup::{Amount, EnvFile, EnvFormat, Rlimit, Startup};
+use latebind_contract::startup::{Amount, EnvFile, EnvFormat, Object, Rlimit, Startup, Stop};
 use latebind_tests::job::one;
 use latebind_tests::scratch::Scratch;
 use latebind_tests::slot::Slot;
@@ -66,11 +66,12 @@ fn each_system_call_of_root_is_in_the_audit_document() {
     full.env_files = vec![EnvFile { name: "env.a".into(), format: EnvFormat::Sh }];
     full.groups = vec![30_000, 30_001];
     full.rlimits = one("core", Rlimit { soft: Amount::Of(0), hard: Amount::Of(0) });
-    full.links = one("/link", "/tmp".to_owned());
+    let links = ["/link", "/etc/profile", "/tmp", "/new/link"].map(|path| (path.into(), "/dev".into()));
+    full.links = Object(links.to_vec());
     full.passwd = true;
     assert_eq!(outcome(full), Outcome::Exited);
     let mut obeys = shell("exec sleep 1000");
-    (obeys.timeout_s, obeys.grace_s) = (0.5, 30.0);
+    (obeys.timeout_s, obeys.grace_s, obeys.stop) = (0.5, 30.0, Stop::Group);
     assert_eq!(outcome(obeys), Outcome::TimedOut);
     let mut ignores = shell("trap '' TERM; while :; do sleep 1000; done");
     (ignores.timeout_s, ignores.grace_s) = (0.5, 0.5);

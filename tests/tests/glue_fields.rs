@@ -450,18 +450,57 @@ fn a_link_is_made_at_the_top_of_a_container_too() {
 }
 
 #[test]
-fn a_link_is_made_only_where_nothing_is() {
+fn a_link_takes_the_place_of_what_is_there_until_the_job_is_over() {
     let slot = Slot::new("busybox");
-    for (path, errno) in
-        [("/etc/passwd", "EEXIST"), ("/tmp", "EEXIST"), ("/nowhere/x", "ENOENT"), ("/bin/ls/x", "ENOTDIR")]
-    {
+    let entries = || {
+        let listed = |path: &str| {
+            let entries = fs::read_dir(in_root(&slot, path)).unwrap().map(|entry| entry.unwrap());
+            let mut all: Vec<_> = entries
+                .map(|entry| (entry.file_name(), entry.metadata().unwrap()))
+                .map(|(name, about)| (name, about.mode(), about.uid()))
+                .collect();
+            all.sort();
+            all
+        };
+        (listed("/"), listed("/etc"), fs::read(in_root(&slot, "/etc/passwd")).unwrap())
+    };
+    let before = entries();
+    assert!(in_root(&slot, "/tmp").metadata().unwrap().is_dir());
+    // A file, an empty directory of the image, and what has missing parents, one of which the other needs too.
+    let paths = ["/etc/passwd", "/tmp", "/nowhere/a/b", "/nowhere/c"];
+    for _ in 0..2 {
+        let script = "for f; do readlink $f; done; echo x >/tmp/made; touch /nowhere/x || echo closed";
+        let mut startup = slot.job(&["/bin/sh", "-c", script, "sh"]);
+        startup.argv.extend(paths.map(ByteString::from));
+        startup.links = Object(paths.map(|path| (path.into(), WORK.into())).to_vec());
+        let finished = slot.run(&startup);
+        assert_eq!(finished.out, format!("{}closed\n", format!("{WORK}\n").repeat(4)), "{:?}", finished.record.error);
+        assert_eq!(fs::read_to_string(slot.work().join("made")).unwrap(), "x\n");
+        assert_eq!(entries(), before);
+    }
+}
+
+#[test]
+fn a_link_that_cannot_be_made_says_why_and_changes_nothing() {
+    let slot = Slot::new("busybox");
+    for (path, errno, why) in [
+        ("/bin", "ENOTEMPTY", "name another path"),
+        ("/proc", "EBUSY", "mount point"),
+        ("/dev/shm", "EXDEV", "mount point"),
+        ("/sys/x", "EXDEV", "mount point"),
+        ("/bin/ls/x", "ENOTDIR", "a link or a file"),
+        ("/etc/first/x", "ENOTDIR", "a link or a file"),
+    ] {
         let mut startup = slot.job(&["/probe", "hello"]);
-        startup.links = Object(vec![("/etc/first".into(), "/tmp".into()), (path.into(), "/tmp".into())]);
+        let first = [("/etc/first", "/tmp"), ("/etc/group", "/tmp"), ("/new/dir/x", "/tmp"), (path, "/tmp")];
+        startup.links = Object(first.map(|(path, target)| (path.into(), target.into())).to_vec());
         let record = slot.run(&startup).record;
         let error = not_started(&record);
         assert_eq!((error.stage, errno_name(error).as_str()), (Stage::Startup, errno), "{path}: {}", error.message);
-        assert!(error.message.contains(path), "{}", error.message);
-        assert!(in_root(&slot, "/etc/first").symlink_metadata().is_err(), "the link that was made before is gone");
+        assert!(error.message.contains(path) && error.message.contains(why), "{}", error.message);
+        let is_there = |path: &str| in_root(&slot, path).symlink_metadata().is_ok();
+        assert!(!is_there("/etc/first") && !is_there("/new"), "what was made before is gone");
+        assert!(in_root(&slot, "/etc/group").symlink_metadata().unwrap().is_file(), "and what was moved is back");
     }
 }
 
@@ -479,6 +518,14 @@ fn passwd_gives_the_payload_an_account() {
     let passwd = fs::read_to_string(in_root(&slot, "/etc/passwd")).unwrap();
     assert!(passwd.starts_with("root:x:0:0:"), "{passwd}");
     assert!(passwd.contains(&format!("\npayload:x:20000:20000:payload:{WORK}:/bin/sh\n")), "{passwd}");
+}
+
+#[test]
+fn the_account_has_the_name_and_the_home_that_were_asked_for() {
+    let slot = Slot::new("busybox");
+    let mut startup = slot.job(&["/bin/sh", "-c", "id -un; id -gn; echo ~slot1_2"]);
+    (startup.passwd, startup.account, startup.home) = (true, "slot1_2".into(), Some("/some/where else".into()));
+    assert_eq!(slot.run(&startup).out, "slot1_2\nslot1_2\n/some/where else\n");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 use latebind_contract::layout;
 use latebind_contract::record::Outcome;
+use latebind_contract::startup::Stop;
 use latebind_contract::verify::Refusal;
 use latebind_tests::processes::{Process, in_cgroup};
 use latebind_tests::slot::{Shape, Slot, WAIT_FOR_GO};
@@ -91,6 +92,71 @@ fn a_stop_ends_what_the_job_left_in_the_background() {
     assert_eq!((record.processes.left_over_killed, record.processes.unkilled), (1, 0));
     assert_eq!(slot.exit_code(), 0);
     assert!(in_cgroup(&cgroup).is_empty());
+}
+
+/// What of a job's processes is told to end by TERM, where its shell is, with a child in its group, one in a session of
+/// its own, and none that ends by itself.
+fn told_to_end(stop: Stop) -> String {
+    let slot = Slot::new("busybox");
+    let tells = |name: &str| {
+        format!("sh -c \"trap 'echo {name} >>told; exit 0' TERM; echo >{name}; while :; do sleep 0.05; done\"")
+    };
+    let script = format!(
+        "trap 'echo main >>told' TERM; {} & setsid {} & while ! [ -e group -a -e session ]; do sleep 0.05; done; \
+         echo >ready; while ! [ -e seen ]; do sleep 0.05; done",
+        tells("group"),
+        tells("session")
+    );
+    let mut startup = slot.job(&["/bin/sh", "-c", &script]);
+    (startup.stop, startup.grace_s) = (stop, 30.0);
+    let submitted = slot.submit(&startup);
+    slot.await_start(&submitted);
+    within(LIMIT, "the job's processes", || slot.work().join("ready").exists().then_some(()));
+    slot.signal(Signal::SIGTERM);
+    let lines = || std::fs::read_to_string(slot.work().join("told")).unwrap_or_default().lines().count();
+    let wanted = match stop {
+        Stop::Main => 1,
+        Stop::Group => 2,
+        Stop::All => 3,
+    };
+    within(LIMIT, "those that are told", || (lines() >= wanted).then_some(()));
+    // Whoever else is told by mistake has been told at the same time, before the main process may end.
+    std::fs::write(slot.work().join("seen"), "").unwrap();
+    let record = slot.finish(&submitted).record;
+    assert_eq!(record.outcome, Outcome::Stopped);
+    let mut told: Vec<_> =
+        std::fs::read_to_string(slot.work().join("told")).unwrap().lines().map(str::to_owned).collect();
+    told.sort();
+    told.join(" ")
+}
+
+#[test]
+fn term_goes_to_the_main_process_or_to_its_group_or_to_all_as_the_job_says() {
+    assert_eq!(told_to_end(Stop::Main), "main");
+    assert_eq!(told_to_end(Stop::Group), "group main");
+    assert_eq!(told_to_end(Stop::All), "group main session");
+}
+
+#[test]
+fn what_a_wrapper_runs_has_its_grace_though_the_wrapper_ends_at_once() {
+    // As shells do: the wrapper has no trap, and dies while its program saves its work.
+    let program = "trap 'while ! [ -e seen ]; do sleep 0.05; done; echo work >saved; exit 0' TERM; echo >ready; \
+                   while :; do sleep 0.05; done";
+    for stop in [Stop::Group, Stop::All] {
+        let slot = Slot::new("busybox");
+        let mut startup = slot.job(&["/bin/sh", "-c", "sh -c \"$1\"; echo never", "sh", program]);
+        (startup.stop, startup.grace_s) = (stop, 60.0);
+        let submitted = slot.submit(&startup);
+        let main = slot.await_start(&submitted);
+        within(LIMIT, "the program", || slot.work().join("ready").exists().then_some(()));
+        slot.signal(Signal::SIGTERM);
+        within(LIMIT, "the wrapper's end", || Process::look(main.pid).is_none().then_some(()));
+        std::fs::write(slot.work().join("seen"), "").unwrap();
+        let record = slot.finish(&submitted).record;
+        assert_eq!((record.outcome, record.signal), (Outcome::Stopped, Some(15)));
+        assert_eq!(record.processes.left_over_killed, 0);
+        assert_eq!(std::fs::read_to_string(slot.work().join("saved")).unwrap(), "work\n");
+    }
 }
 
 #[test]

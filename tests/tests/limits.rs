@@ -52,6 +52,19 @@ fn each_limit_ends_the_job_and_the_slot_serves_the_next() {
 }
 
 #[test]
+fn the_program_of_a_wrapper_saves_its_work_where_all_of_the_job_is_to_be_told() {
+    let pod = Pod::start();
+    let script =
+        "sh -c \"trap 'echo work >saved; exit 0' TERM; sleep 60 & sleep 60 & while :; do sleep 0.05; done\"; echo on";
+    for stop in ["group", "all"] {
+        let job = with(with(shell(script), "outputs", json!(["saved"])), "stop", json!(stop));
+        let outcome = pod.job(stop, &with(job, "limits", json!({"processes": 3})));
+        has_crossed(&outcome, Which::Processes);
+        assert_eq!(outcome.text("outputs/saved"), "work\n", "{stop}");
+    }
+}
+
+#[test]
 fn what_ignores_term_is_killed_after_its_grace() {
     let pod = Pod::start();
     let script =

@@ -113,7 +113,7 @@ fn renew_work(data: BorrowedFd<'_>, owner: (u32, u32), trash: BorrowedFd<'_>) ->
     let made = make(data, &next)?;
     // It may have been given something by `data/`, too.
     marks::take_over(made.as_fd(), owner, 0o700)?;
-    match latebind_linux::sys::exchange(data, &work, &next) {
+    match latebind_linux::sys::rename(data, &work, &next, nix::libc::RENAME_EXCHANGE) {
         Ok(()) => discard(data, &next, trash),
         // There is none, or the file system cannot exchange: then a watcher that is killed here leaves none behind, and
         // the next one has the volumes made again.

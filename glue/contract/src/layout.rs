@@ -1,5 +1,8 @@
 //! Where the shared volumes are, what lies in them, and which numbers a slot may use.
 
+/// Name of the payload's account where no other is given.
+pub const ACCOUNT: &str = "payload";
+
 /// Top of everything that the containers of a pod share.
 pub const SHARED: &str = "/shared";
 /// Read-only volume with the glue binary.

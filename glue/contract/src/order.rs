@@ -50,12 +50,22 @@ pub struct Order {
     /// Which of the standard streams are FIFOs in `ctl/`, named [`layout::STREAMS`].
     #[serde(default)]
     pub fifos: [bool; 3],
-    /// Symbolic links that glue makes before the start: absolute path to target.
+    /// Symbolic links that glue makes before the start: absolute path to target. What has such a path is moved aside
+    /// until the job is over.
     #[serde(default)]
     pub links: Object<String>,
     /// Whether glue adds a passwd and a group line for the payload UID.
     #[serde(default)]
     pub passwd: bool,
+    /// The payload's name in those lines.
+    #[serde(default = "account_default")]
+    pub account: String,
+    /// Its home directory there; `work/` where none is given.
+    #[serde(default)]
+    pub home: Option<String>,
+    /// Who gets TERM when the job is to end.
+    #[serde(default)]
+    pub stop: Stop,
     /// Wall limit in seconds; 0 for none, as with timeout(1).
     #[serde(default)]
     pub timeout_s: f64,
@@ -65,6 +75,23 @@ pub struct Order {
     /// Bound on the final clean-up, in seconds.
     #[serde(default = "kill_default")]
     pub kill_s: f64,
+}
+
+/// Which of a job's processes get TERM, before all that is left is killed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stop {
+    /// The main process.
+    #[default]
+    Main,
+    /// The main process's group: what a shell without job control started is in it too.
+    Group,
+    /// All processes.
+    All,
+}
+
+fn account_default() -> String {
+    String::from(layout::ACCOUNT)
 }
 
 fn kill_default() -> f64 {
@@ -175,6 +202,16 @@ impl Order {
                 return invalid("env_files", "a name must start with \"env.\", have no slash and not end in \".tmp\"");
             }
         }
+        // Fields of passwd(5).
+        if !is_account(&self.account) {
+            return invalid(
+                "account",
+                "must be 1 to 32 letters, digits, '.', '_' or '-', not beginning with '-' or '.'",
+            );
+        }
+        if self.home.as_ref().is_some_and(|home| !is_home(home)) {
+            return invalid("home", "must be an absolute path below 4096 bytes, without ':' and control characters");
+        }
         for (path, target) in &self.links.0 {
             let beneath = path.strip_prefix('/').is_some_and(layout::is_beneath);
             if !beneath || path == layout::SHARED || path.starts_with("/shared/") {
@@ -186,6 +223,17 @@ impl Order {
         }
         Ok(())
     }
+}
+
+/// Whether `name` can be the payload's in passwd and group.
+pub fn is_account(name: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    (1..=32).contains(&name.len()) && name.bytes().all(plain) && !name.starts_with(['-', '.'])
+}
+
+/// Whether `path` can be the home directory in a passwd line.
+pub fn is_home(path: &str) -> bool {
+    path.starts_with('/') && path.len() < 4096 && !path.contains(|c: char| c == ':' || c.is_control())
 }
 
 /// Whether the fields of these names are lengths of time within their bounds, in seconds.

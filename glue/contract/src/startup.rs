@@ -7,7 +7,7 @@ pub use super::command::{Amount, Command, EnvFormat, EnvMode, Rlimit, Stream, rl
 use super::encoding::{Bytes32, Key};
 use super::layout::Ids;
 pub use super::object::Object;
-pub use super::order::{Invalid, Order, START_WITHIN, check_times, is_job_name};
+pub use super::order::{Invalid, Order, START_WITHIN, Stop, check_times, is_home, is_job_name};
 
 /// One environment file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -61,6 +61,12 @@ pub struct Startup {
     pub links: Object<String>,
     /// Whether glue adds a passwd and a group line for the payload UID.
     pub passwd: bool,
+    /// The payload's name in those lines.
+    pub account: String,
+    /// Its home directory there; `work/` where none is given.
+    pub home: Option<String>,
+    /// Who gets TERM when the job is to end.
+    pub stop: Stop,
     /// Wall limit in seconds; 0 for none, as with timeout(1).
     pub timeout_s: f64,
     /// Seconds between the soft and the hard kill.
@@ -86,6 +92,9 @@ impl Startup {
             fifos: streams.map(|stream| stream.as_ref().is_some_and(|stream| stream.fifo.is_some())),
             links: self.links.clone(),
             passwd: self.passwd,
+            account: self.account.clone(),
+            home: self.home.clone(),
+            stop: self.stop,
             timeout_s: self.timeout_s,
             grace_s: self.grace_s,
             kill_s: self.kill_s,

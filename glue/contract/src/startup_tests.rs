@@ -27,6 +27,9 @@ pub(crate) fn least() -> Startup {
         rlimits: Object::default(),
         links: Object::default(),
         passwd: false,
+        account: "payload".into(),
+        home: None,
+        stop: Stop::Main,
         timeout_s: 0.0,
         grace_s: 0.0,
         kill_s: 10.0,
@@ -148,7 +151,7 @@ fn what_a_refusal_says_never_has_the_key() {
 #[test]
 fn each_side_refuses_what_it_must_not_do() {
     type Change = fn(&mut Startup);
-    let cases: [(&str, Change); 24] = [
+    let cases: [(&str, Change); 32] = [
         ("job", |s| s.job.clear()),
         ("job", |s| s.job = "a\nb".into()),
         ("incarnation", |s| s.incarnation = "other".into()),
@@ -163,6 +166,14 @@ fn each_side_refuses_what_it_must_not_do() {
         ("timeout_s", |s| s.timeout_s = TIMEOUT_MAX * 2.0),
         ("grace_s", |s| s.grace_s = f64::NAN),
         ("kill_s", |s| s.kill_s = -1.0),
+        ("account", |s| s.account = "a:b".into()),
+        ("account", |s| s.account = "a\nroot::0:0".into()),
+        ("account", |s| s.account = "-a".into()),
+        ("account", |s| s.account = "a".repeat(33)),
+        ("account", |s| s.account.clear()),
+        ("home", |s| s.home = Some("relative".into())),
+        ("home", |s| s.home = Some("/a:/b".into())),
+        ("home", |s| s.home = Some("/a\n".into())),
         ("argv", |s| s.argv.clear()),
         ("argv", |s| s.argv.push("a\0b".into())),
         ("cwd", |s| s.cwd = Some("relative".into())),

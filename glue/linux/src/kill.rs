@@ -102,16 +102,30 @@ impl Routine<'_> {
         Ok((inside, outside))
     }
 
-    /// One round of SIGKILL to what is in the container; each process is looked at again once it is pinned.
+    /// One round of SIGKILL to what is in the container.
     fn sweep(&self) -> io::Result<()> {
-        for found in self.inside()? {
+        self.signal(None, Signal::SIGKILL)
+    }
+
+    /// Sends `signal` to what is in the container, or in `group` there, one by one; each process is looked at again
+    /// once it is pinned.
+    pub fn signal(&self, group: Option<i32>, signal: Signal) -> io::Result<()> {
+        for found in self.members(group)? {
             let Ok(pinned) = Pinned::new(found.pid) else { continue };
             let Some(now) = self.proc.process(found.pid).filter(|p| p.uid == self.ids.uid) else { continue };
             if self.proc.cgroup_of(&now).is_ok_and(|c| c == self.cgroup) {
-                let _ = pinned.signal(Signal::SIGKILL);
+                let _ = pinned.signal(signal);
             }
         }
         Ok(())
+    }
+
+    /// Living processes of the payload in the container, or in `group` there.
+    pub fn members(&self, group: Option<i32>) -> io::Result<Vec<Process>> {
+        let mut members = self.inside()?;
+        let in_group = |p: &Process, group| self.proc.stat(p.pid).is_ok_and(|stat| stat.group == group);
+        members.retain(|process| group.is_none_or(|group| in_group(process, group)));
+        Ok(members)
     }
 
     fn run_child(&self, deadline: Instant) -> io::Result<Ending> {

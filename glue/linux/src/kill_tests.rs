@@ -50,6 +50,10 @@ fn ends_what_has_the_uid_and_nothing_else() {
     assert!(mine.try_wait().is_ok_and(|ended| ended.is_none()));
     assert!(proc.process(mine.id() as i32).is_some_and(|p| p.lives() && !p.is_stopped()));
     let routine = Routine { proc: &proc, ids, cgroup: &cgroup };
+    // Not to another group, not to what seems to be in another container.
+    let term = Signal::SIGTERM;
+    assert!(routine.signal(Some(i32::MAX), term).is_ok() && elsewhere.signal(None, term).is_ok());
+    assert!(mine.try_wait().is_ok_and(|ended| ended.is_none()));
     assert_eq!(routine.run(Instant::now() + Duration::from_secs(5)).ok(), Some(0));
     use std::os::unix::process::ExitStatusExt;
     assert_eq!(mine.wait().ok().and_then(|s| s.signal()), Some(9));

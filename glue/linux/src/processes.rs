@@ -53,6 +53,8 @@ impl Process {
 pub struct Stat {
     /// Its parent.
     pub parent: i32,
+    /// Its process group.
+    pub group: i32,
     /// Whether it has executed no program since it was forked (PF_FORKNOEXEC of the kernel's `linux/sched.h`).
     pub no_exec_yet: bool,
     /// When it started, in ticks since the machine did.
@@ -174,15 +176,16 @@ pub fn parse_status(pid: i32, status: &str) -> Option<Process> {
     })
 }
 
-/// Reads parent (4), flags (9) and start (22) of proc_pid_stat(5). The name, which may hold anything, ends at the last
+/// Reads parent (4), group (5), flags (9) and start (22) of proc_pid_stat(5). The name, which may hold anything, ends at the last
 /// parenthesis.
 fn parse_stat(text: &str) -> Option<Stat> {
     const FORK_NO_EXEC: u32 = 0x40;
     let mut fields = text.rsplit_once(')')?.1.split_ascii_whitespace().skip(1);
     let parent = fields.next()?.parse().ok()?;
-    let flags: u32 = fields.nth(4)?.parse().ok()?;
+    let group = fields.next()?.parse().ok()?;
+    let flags: u32 = fields.nth(3)?.parse().ok()?;
     let start = fields.nth(12)?.parse().ok()?;
-    Some(Stat { parent, no_exec_yet: flags & FORK_NO_EXEC != 0, start })
+    Some(Stat { parent, group, no_exec_yet: flags & FORK_NO_EXEC != 0, start })
 }
 
 /// A process that was pinned by a pidfd before it was looked at, so that a signal cannot reach a successor of its
@@ -225,7 +228,7 @@ mod tests {
     #[test]
     fn stat_is_read_whatever_the_name_is() {
         let rest = "S 4 5 6 7 8 4194368 10 11 12 13 14 15 16 17 18 19 20 21 2222 23 24";
-        let stat = Some(Stat { parent: 4, no_exec_yet: true, start: 2222 });
+        let stat = Some(Stat { parent: 4, group: 5, no_exec_yet: true, start: 2222 });
         assert_eq!(parse_stat(&format!("9 (a) {rest}")), stat);
         assert_eq!(parse_stat(&format!("9 (a b) R 1 (c)) {rest}")), stat);
         assert_eq!(parse_stat("9 (a) S 4 5"), None);

@@ -539,12 +539,11 @@ pub fn write_raw(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
     checked(n as libc::c_long).map(|n| n as usize)
 }
 
-/// `renameat2(2)` with RENAME_EXCHANGE: two entries of one directory change places in one step. For the watcher.
-pub fn exchange(dir: BorrowedFd<'_>, one: &CStr, other: &CStr) -> io::Result<()> {
+/// `renameat2(2)` within one directory: `flags` is RENAME_EXCHANGE (the two change places) or RENAME_NOREPLACE.
+pub fn rename(dir: BorrowedFd<'_>, from: &CStr, to: &CStr, flags: u32) -> io::Result<()> {
     let fd = dir.as_raw_fd();
     // SAFETY: both names are NUL-terminated and live through the call.
-    let result =
-        unsafe { libc::syscall(libc::SYS_renameat2, fd, one.as_ptr(), fd, other.as_ptr(), libc::RENAME_EXCHANGE) };
+    let result = unsafe { libc::syscall(libc::SYS_renameat2, fd, from.as_ptr(), fd, to.as_ptr(), flags) };
     checked(result).map(drop)
 }
 

@@ -349,16 +349,61 @@ fn links_are_made_neither_through_nor_over_what_an_earlier_job_has_put_there() {
     let first = pod.job("first", &job(script, json!({})));
     let container = |outcome: &Outcome| outcome.report.container.as_ref().map(|container| container.id.clone());
     assert!(container(first.is_good()).is_some());
-    for (n, link) in
-        ["/tmp/etc/x", "/tmp/ctl/x", "/tmp/fifo", "/tmp/fifo/x", "/tmp/link", "/tmp/link/x"].iter().enumerate()
-    {
+    for (n, link) in ["/tmp/etc/x", "/tmp/ctl/x", "/tmp/fifo/x", "/tmp/link/x"].iter().enumerate() {
         let outcome = pod.job(&format!("link-{n}"), &job("true", json!({*link: "/etc/passwd"})));
         outcome.is("hold", "StartupError");
         assert!(outcome.report.message.contains(link), "{}", outcome.report.message);
         assert_eq!(container(&outcome), container(&first), "another container has nothing in the way");
     }
     assert!(pod.ctl(0).join("x").symlink_metadata().is_err());
+    // What lies at the name itself is put aside as it is, and put back.
+    let over = json!({"/tmp/fifo": "/etc/passwd", "/tmp/link": "/etc/passwd", "/made": "/etc"});
     let next =
-        pod.job("next", &job("ls /etc/x 2>/dev/null; readlink /tmp/link; ls -l /made", json!({"/made": "/etc"})));
-    assert!(next.is_good().text("stdout").starts_with("/nowhere\n"), "{}", next.text("stdout"));
+        pod.job("next", &job("ls /etc/x 2>/dev/null; for f in /tmp/fifo /tmp/link /made; do readlink $f; done", over));
+    assert_eq!(next.is_good().text("stdout"), "/etc/passwd\n/etc/passwd\n/etc\n");
+    let last =
+        pod.job("last", &job("[ -p /tmp/fifo ]; echo $?; readlink /tmp/link; ls -d /made; ls -A /tmp", json!({})));
+    assert_eq!(last.is_good().text("stdout"), "0\n/nowhere\nctl\netc\nfifo\nlink\n");
+    assert_eq!(container(&last), container(&first));
+}
+
+#[test]
+fn what_a_job_makes_of_the_places_of_its_links_leads_nowhere_and_reaches_no_other_job() {
+    // In a directory of its own an earlier job has everything in its hands: the link, and what was put aside for it.
+    let pod = Options::new().pilot(&["--reuse", "same-owner"]).start();
+    let job = |script: &str, links: Value| json!({"image": BUSYBOX, "owner": "o", "links": links, "argv": ["/bin/sh", "-c", script]});
+    let container = |outcome: &Outcome| outcome.report.container.as_ref().map(|container| container.id.clone());
+    let make = "mkdir -m 777 /tmp/mine /tmp/mine/x && echo own >/tmp/mine/x/file && cat /etc/group /etc/passwd";
+    let accounts = pod.job("first", &job(make, json!({}))).is_good().text("stdout").to_owned();
+    let links = json!({"/tmp/mine/x": "/shared/slot/0/data/work"});
+    for (n, script) in [
+        // Another link at the link's place, and at that of what was put aside.
+        "cd /tmp/mine && rm x && ln -s /etc x && mv .latebind.* ../kept && ln -s /etc/passwd .latebind.0",
+        // The directory itself is another one, or a link to the image's.
+        "mv /tmp/mine /tmp/other && ln -s /etc /tmp/mine",
+        "mv /tmp/mine /tmp/another && mkdir -m 777 /tmp/mine && ln -s /etc/passwd /tmp/mine/.latebind.0",
+        // Something that cannot be renamed over, and a directory that is not empty in a link's place.
+        "cd /tmp/mine && rm x && mkdir -p x/deep && rm -rf .latebind.*",
+    ]
+    .iter()
+    .enumerate()
+    {
+        // It may have been given a new container, in which these are to be made again.
+        pod.job(
+            &format!("before-{n}"),
+            &job("mkdir -pm 777 /tmp/mine; [ -e /tmp/mine/x ] || mkdir /tmp/mine/x", json!({})),
+        )
+        .is_good();
+        pod.job(&format!("hostile-{n}"), &job(script, links.clone())).is_good();
+    }
+    let after =
+        pod.job("after", &job("cat /etc/group /etc/passwd; ls /etc/x /etc/.latebind* 2>/dev/null; true", json!({})));
+    assert_eq!(after.is_good().text("stdout"), accounts, "what is the image's is as it was");
+    // Whose root file system could not be put back, that container is nobody's any more.
+    let seen = pod.job("seen", &job("ls -A /tmp", json!({})));
+    assert!(
+        container(&seen).is_some() && !seen.is_good().text("stdout").contains("latebind"),
+        "{}",
+        seen.text("stdout")
+    );
 }

@@ -1,5 +1,6 @@
 //! One job: what is asked for, how far it is, and what came of it.
 
+mod binds;
 pub mod board;
 pub mod bounds;
 pub mod cgroup;
@@ -18,6 +19,7 @@ pub mod start;
 pub mod steer;
 pub mod usage;
 
+pub use self::binds::{Bind, PayloadHas};
 pub use self::clock::{now, rfc3339, seconds_of, uptime};
 pub use self::request::{EnvSource, Request, is_id, plain_path};
 

@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use latebind_contract::bytes::ByteString;
 use latebind_contract::layout;
 use latebind_contract::object;
-use latebind_contract::startup::{EnvFormat, EnvMode, Object, Rlimit, check_times};
+use latebind_contract::startup::{EnvFormat, EnvMode, Object, Rlimit, Stop, check_times};
 use serde::{Deserialize, Serialize};
 
+use super::binds::Bind;
 use super::limits::Limits;
 use crate::layout::OURS;
 use crate::text::{is_harmless, printable};
@@ -72,9 +73,18 @@ pub struct Request {
     /// Symbolic links to make in the image's root: path to target.
     #[serde(default)]
     pub links: Object<String>,
-    /// Whether to add an account line for the payload's UID to the image's passwd and group.
+    /// What is to be seen at which path; becomes links once the job has a slot.
     #[serde(default)]
+    pub binds: Vec<Bind>,
+    /// Whether to add an account line for the payload's UID to the image's passwd and group.
+    #[serde(default = "yes")]
     pub passwd: bool,
+    /// The payload's name in those lines; `payload` where none is given. It is USER and LOGNAME in a client's sandbox.
+    #[serde(default)]
+    pub account: Option<String>,
+    /// Who gets TERM when the job is to end.
+    #[serde(default)]
+    pub stop: Stop,
     /// Wall limit in seconds; 0 for none.
     #[serde(default)]
     pub timeout_s: f64,
@@ -124,6 +134,10 @@ pub struct EnvSource {
     pub format: EnvFormat,
 }
 
+const fn yes() -> bool {
+    true
+}
+
 const fn one() -> u32 {
     1
 }
@@ -151,7 +165,10 @@ impl Request {
             umask: None,
             rlimits: Object::default(),
             links: Object::default(),
-            passwd: false,
+            binds: Vec::new(),
+            passwd: true,
+            account: None,
+            stop: Stop::default(),
             timeout_s: 0.0,
             limits: Limits::default(),
             grace_s: ten(),

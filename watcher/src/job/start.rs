@@ -4,8 +4,10 @@ use std::io::{self, Read};
 
 use latebind_contract::bytes::ByteString;
 use latebind_contract::encoding::{Bytes32, Key, sha256_hex};
-use latebind_contract::layout::{ENV_FILE_MAX, ENV_FILES_BYTES_MAX, ENV_PREFIX, STARTUP, STARTUP_MAX, STREAMS};
-use latebind_contract::startup::{EnvFile, EnvMode, Object, Startup, Stream};
+use latebind_contract::layout::{
+    ACCOUNT, ENV_FILE_MAX, ENV_FILES_BYTES_MAX, ENV_PREFIX, STARTUP, STARTUP_MAX, STREAMS,
+};
+use latebind_contract::startup::{EnvFile, EnvMode, Object, Startup, Stream, is_home};
 use latebind_contract::words::{self, About};
 
 use nix::sys::stat::fstat;
@@ -56,12 +58,17 @@ pub fn prepare(slot: &Slot, bound: &Bound, request: &Request, routes: Option<&Ro
     let random = |e: io::Error| Failure::retry(Reason::EngineError, format!("no random numbers: {e}"));
     let (key, nonce) = fresh().map_err(random)?;
     let sandbox = request.sandbox.as_ref().map(|path| format!("{}/{path}", slot.data.path()));
+    let account = request.account.clone().unwrap_or_else(|| ACCOUNT.to_owned());
     let mut env = request.env.clone();
     if let Some(sandbox) = &sandbox {
         for name in ["HOME", "TMPDIR"] {
             env.entry(name.to_owned()).or_insert_with(|| sandbox.as_str().into());
         }
+        for name in ["USER", "LOGNAME"] {
+            env.entry(name.to_owned()).or_insert_with(|| account.as_str().into());
+        }
     }
+    let home = env.get("HOME").map(|home| home.lossy().into_owned()).filter(|home| is_home(home));
     let env_files = request.env_files.iter().enumerate();
     let startup = Startup {
         version: latebind_contract::VERSION,
@@ -84,6 +91,9 @@ pub fn prepare(slot: &Slot, bound: &Bound, request: &Request, routes: Option<&Ro
         rlimits: request.rlimits.clone(),
         links: request.links.clone(),
         passwd: request.passwd,
+        account,
+        home,
+        stop: request.stop,
         timeout_s: request.timeout_s,
         grace_s: request.grace_s,
         kill_s: request.kill_s,

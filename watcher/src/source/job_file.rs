@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use latebind_contract::bytes::ByteString;
 use latebind_contract::layout::is_component;
 use latebind_contract::object;
-use latebind_contract::startup::{EnvFormat, EnvMode, Object, Rlimit};
+use latebind_contract::startup::{EnvFormat, EnvMode, Object, Rlimit, Stop};
 use serde::Deserialize;
 
 use crate::job::limits::Limits;
@@ -35,8 +35,10 @@ pub struct JobFile {
     rlimits: Object<Rlimit>,
     #[serde(default)]
     links: Object<String>,
-    #[serde(default)]
+    #[serde(default = "yes")]
     passwd: bool,
+    #[serde(default)]
+    stop: Stop,
     #[serde(default)]
     timeout_s: f64,
     #[serde(default)]
@@ -57,6 +59,10 @@ pub struct JobFile {
 struct EnvName {
     name: String,
     format: EnvFormat,
+}
+
+const fn yes() -> bool {
+    true
 }
 
 const fn ten() -> f64 {
@@ -88,6 +94,7 @@ impl JobFile {
             rlimits: self.rlimits,
             links: self.links,
             passwd: self.passwd,
+            stop: self.stop,
             timeout_s: self.timeout_s,
             limits: self.limits,
             grace_s: self.grace_s,

@@ -5,7 +5,9 @@ use std::io;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use latebind_contract::startup::Stop;
 use watcher::bind::host;
+use watcher::job::PayloadHas;
 use watcher::job::life::Reuse;
 use watcher::job::limits::{Bytes, Limits};
 use watcher::serve;
@@ -173,6 +175,10 @@ pub struct CoreArgs {
     /// Tell metrics (OpenMetrics) at http://ADDR/metrics. The payload shares the pod's network and can ask too.
     #[arg(long, value_name = "ADDR", env = "LATEBIND_METRICS")]
     pub metrics: Option<std::net::SocketAddr>,
+    /// A path at which payload containers have a mount of yours, such as /cvmfs: jobs may ask for it and for what is
+    /// beneath. :rw where they can write there.
+    #[arg(long, value_name = "PATH[:rw]", value_delimiter = ',', env = "LATEBIND_PAYLOAD_HAS")]
+    pub payload_has: Vec<PayloadHas>,
     #[command(flatten)]
     pub most: MostArgs,
 }
@@ -302,6 +308,9 @@ pub struct RunArgs {
     /// Seconds between soft and hard kill.
     #[arg(long, value_name = "SECONDS", default_value_t = 10.0)]
     pub grace: f64,
+    /// Who gets TERM when the command is to end: its main process, that one's process group, or all its processes.
+    #[arg(long, value_name = "main|group|all", default_value = "main", value_parser = stop)]
+    pub stop: Stop,
     /// Whose job it is, for --reuse same-owner.
     #[arg(long, default_value = "")]
     pub owner: String,
@@ -319,4 +328,13 @@ pub struct RunArgs {
     /// Program and arguments; required, since an image's ENTRYPOINT is not known here.
     #[arg(last = true, required = true)]
     pub argv: Vec<OsString>,
+}
+
+fn stop(text: &str) -> Result<Stop, String> {
+    match text {
+        "main" => Ok(Stop::Main),
+        "group" => Ok(Stop::Group),
+        "all" => Ok(Stop::All),
+        _ => Err("write main, group or all".into()),
+    }
 }

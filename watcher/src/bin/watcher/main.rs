@@ -160,6 +160,7 @@ fn start_core(args: &CoreArgs, binder: &Arc<dyn Binder>, for_one_job: bool) -> i
             idle_after: seconds(args.idle_after)?,
             keep_keys: args.keep_keys.clone(),
             limits: args.most.limits()?,
+            payload_has: args.payload_has.clone(),
             max_grace_s: seconds(args.most.max_grace)?.as_secs_f64(),
             max_kill_s: seconds(args.most.max_kill)?.as_secs_f64(),
             copy_within: seconds(args.most.copy_within)?,
@@ -303,6 +304,7 @@ fn request_of(args: &RunArgs) -> io::Result<Request> {
     request.results = args.results.clone();
     request.timeout_s = args.timeout;
     request.grace_s = args.grace;
+    request.stop = args.stop;
     request.owner = args.owner.clone();
     request.sandbox = args.sandbox.clone();
     request.relay = true;

@@ -9,6 +9,7 @@ pub(crate) use self::binding::kill_uid;
 
 use std::collections::BTreeMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,11 +17,12 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::bind::{Binder, Failure, Reason};
 use crate::clean;
+use crate::job::binds;
 use crate::job::cgroup::Group;
 use crate::job::control::Control;
 use crate::job::limits::{Bytes, Limits};
 use crate::job::relay::{Relay, Streams};
-use crate::job::{Began, Bound, Phase, State, class, now, rfc3339, stage, uptime};
+use crate::job::{Began, Bound, PayloadHas, Phase, State, class, now, rfc3339, stage, uptime};
 use crate::slot::Slot;
 use crate::store::Store;
 use crate::tree::{Deadline, Over};
@@ -54,6 +56,8 @@ pub struct Settings {
     pub keep_keys: Option<std::path::PathBuf>,
     /// How much any job may use.
     pub limits: Limits,
+    /// What payload containers have of the operator's.
+    pub payload_has: Vec<PayloadHas>,
     /// Longest time that any job is given between TERM and KILL, and for the final clean-up, seconds: the pilot's
     /// maxima are kept that much later.
     pub max_grace_s: f64,
@@ -240,6 +244,10 @@ impl Life<'_> {
     fn stage(&mut self) -> Result<Phase, Failure> {
         self.refuse_cancelled()?;
         self.state.request.check().map_err(|e| Failure::hold(Reason::InvalidJob, e))?;
+        let data = Path::new(self.context.slot.data.path());
+        let (request, has) = (&mut self.state.request, &self.context.settings.payload_has);
+        binds::resolve(std::mem::take(&mut request.binds), &mut request.links, data, has)
+            .map_err(|e| Failure::hold(Reason::InvalidJob, e))?;
         let most = &self.context.settings.limits;
         self.state.report.limits = self.state.request.limits.within(most);
         self.state.request.timeout_s = self.state.report.limits.wall(self.state.request.timeout_s);

@@ -4,9 +4,10 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use latebind_contract::record::Outcome;
-use latebind_contract::startup::START_WITHIN;
+use latebind_contract::startup::{START_WITHIN, Stop};
 use latebind_contract::status::Status;
 use latebind_contract::verify::Refusal;
+use latebind_linux::kill::Routine;
 use latebind_linux::processes::{Pinned, Proc};
 use nix::sys::signal::Signal;
 
@@ -168,10 +169,17 @@ impl Life<'_> {
         if at_once { hard_kill.map(|at| at.min(Instant::now())) } else { hard_kill }
     }
 
-    /// TERM to the main process, which may have been stopped.
+    /// TERM to the main process, or to more as the job wants, which may have been stopped.
     fn end_softly(&self, main: Option<i32>) {
-        self.signal_main(main, Signal::SIGTERM as i32);
+        if self.state.request.stop == Stop::Main {
+            self.signal_main(main, Signal::SIGTERM as i32);
+        }
         if let Some(bound) = &self.state.bound {
+            if let (Stop::Group | Stop::All, Some(_), Ok(proc)) = (self.state.request.stop, main, Proc::open()) {
+                let ids = self.context.slot.ids(bound.kill_uid);
+                let group = main.filter(|_| self.state.request.stop == Stop::Group);
+                let _ = Routine { proc: &proc, ids, cgroup: &bound.cgroup }.signal(group, Signal::SIGTERM);
+            }
             let _ = steer::all(self.context.slot.ids(bound.kill_uid), &bound.cgroup, Signal::SIGCONT as i32);
         }
     }
