@@ -96,6 +96,35 @@ fn the_sandbox_can_stand_elsewhere() {
 }
 
 #[test]
+fn the_sandbox_can_stand_where_the_image_has_a_directory_or_no_parent() {
+    let pool = Pool::shared();
+    for place in ["/srv", "/opt/a/b", "/tmp", "/mnt"] {
+        let job = pool.submit(
+            &format!(
+                "universe = container\ncontainer_image = docker://localhost/latebind/debian:1\nexecutable = job.sh\n\
+                 container_target_dir = {place}"
+            ),
+            &[("job.sh", "#!/bin/bash\npwd; ls $PWD/job.sh; echo here >$PWD/result\n")],
+        );
+        job.ends_with(0);
+        let out = job.text("out");
+        assert!(out.starts_with(place) && out.trim_end().ends_with("/job.sh"), "{place}: {out}");
+        assert_eq!(job.text("result"), "here\n", "{place}");
+    }
+}
+
+#[test]
+fn the_payload_has_the_slots_account() {
+    let pool = Pool::shared();
+    let job = pool.shell("id -un; echo $USER; eval echo ~$USER; echo x >~/made", "");
+    job.ends_with(0);
+    let out = job.text("out");
+    let lines: Vec<&str> = out.lines().collect();
+    assert!(lines[0].starts_with("payload") && lines[1] == lines[0], "{out}");
+    assert!(lines[2].starts_with("/shared/slot/0/data/execute/dir_"), "{out}");
+}
+
+#[test]
 fn exit_codes_and_signals_are_the_jobs_own() {
     let pool = Pool::shared();
     pool.shell("exit 37", "").ends_with(37);

@@ -1,10 +1,18 @@
 //! The command line, as condor_starter (23.9, 25.14) and glideinWMS write it for singularity and apptainer.
 
+use latebind_contract::bytes::ByteString;
+use watcher::job::Bind;
+use watcher::text::printable;
+
+use super::options::{Kind, kind};
+
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Call {
-    /// `--version`.
+    /// `--version`: a line with the program's name.
     Version,
+    /// `version`: the number alone.
+    Number,
     /// HTCondor tries out what the program can: `exec -C SANDBOX /exit_37`, `exec -C X.sif /exit_37`, `exec -C SANDBOX
     /// /get_user_ns`.
     Probe(Probe),
@@ -33,132 +41,138 @@ pub struct Job {
     /// The image as it was written.
     pub image: String,
     /// Program and arguments.
-    pub argv: Vec<String>,
+    pub argv: Vec<ByteString>,
     /// `--pwd`.
-    pub cwd: Option<String>,
+    pub cwd: Option<ByteString>,
     /// `--home`, as the job sees it.
     pub home: Option<String>,
     /// `-B` and `--home SRC:DST`: what is to be seen, and where.
-    pub binds: Vec<(String, String)>,
+    pub binds: Vec<Bind>,
     /// Whether the caller's own environment is left out.
     pub clean_env: bool,
     /// `--env NAME=VALUE`.
-    pub env: Vec<(String, String)>,
+    pub env: Vec<(String, ByteString)>,
 }
 
-/// Options with a value.
-const VALUED: [&str; 14] = [
-    "-B",
-    "--bind",
-    "-W",
-    "--workdir",
-    "-S",
-    "--scratch",
-    "--pwd",
-    "--cwd",
-    "-H",
-    "--home",
-    "--env",
-    "--no-mount",
-    "--hostname",
-    "--network",
-];
+impl Job {
+    /// `exec IMAGE cat /proc/self/uid_map`: glideinWMS looks whether the program works, and how it maps users.
+    pub fn asks_for_uid_map(&self) -> bool {
+        matches!(self.argv.as_slice(), [cat, map] if *cat == *"cat" && *map == *"/proc/self/uid_map")
+    }
+}
 
-/// Options that say what is so in any case, or what a container of its own has no use for. GPUs are the pod's matter.
-const FLAGS: [&str; 25] = [
-    "-s",
-    "--silent",
-    "-q",
-    "--quiet",
-    "-d",
-    "--debug",
-    "-C",
-    "--contain",
-    "-c",
-    "--containall",
-    "-i",
-    "--ipc",
-    "-p",
-    "--pid",
-    "-u",
-    "--userns",
-    "-e",
-    "--cleanenv",
-    "--nv",
-    "--rocm",
-    "--no-home",
-    "--no-privs",
-    "--no-init",
-    "--disable-cache",
-    "--nocolor",
-];
+/// The words that are left.
+type Words<'a> = std::slice::Iter<'a, ByteString>;
 
 /// Reads a command line without the program's own name.
-pub fn parse(words: &[String]) -> Result<Call, String> {
-    let mut words = words.iter().map(String::as_str);
+pub fn parse(words: &[ByteString]) -> Result<Call, String> {
+    let mut words = words.iter();
     let mut job = Job::default();
     let verb = loop {
-        match words.next() {
-            None => return Err("which verb? exec, run, test or --version".into()),
-            Some("--version" | "version") => return Ok(Call::Version),
-            Some("startd-cron") => return Ok(Call::StartdCron),
-            Some(verb @ ("exec" | "run" | "test")) => break verb,
-            Some(option) if option.starts_with('-') => take_option(option, &mut words, &mut job)?,
-            Some(other) => return Err(format!("{other:?}: no such verb; exec, run, test or --version")),
+        let Some(word) = words.next() else { return Err("which verb? exec, run, test or --version".into()) };
+        match word.as_bytes() {
+            b"--version" => return Ok(Call::Version),
+            b"version" => return Ok(Call::Number),
+            b"startd-cron" => return Ok(Call::StartdCron),
+            b"exec" | b"run" | b"test" => break word.lossy(),
+            [b'-', ..] => take_option(word, &mut words, &mut job)?,
+            _ => return Err(format!("{}: no such verb; exec, run, test or --version", printable(&word.lossy()))),
         }
     };
     let image = loop {
         match words.next() {
             None => return Err(format!("{verb}: no image is given")),
-            Some(option) if option.starts_with('-') => take_option(option, &mut words, &mut job)?,
-            Some(image) => break image,
+            Some(option) if option.as_bytes().starts_with(b"-") => take_option(option, &mut words, &mut job)?,
+            Some(image) => break text("the image", image.as_bytes())?,
         }
     };
-    job.image = image.to_owned();
-    job.argv = words.map(str::to_owned).collect();
+    job.argv = words.cloned().collect();
     // A job has a working directory.
     let is_probe = job.cwd.is_none();
-    match (verb, job.argv.first().map(String::as_str)) {
+    let is_file = image.ends_with(".sif");
+    job.image = image;
+    match (&*verb, job.argv.first().map(ByteString::as_bytes)) {
         ("test", _) => Ok(Call::Test),
         ("run", _) => Err(format!(
-            "an executable has to be given: what {image} would run by itself (its ENTRYPOINT) is not known here"
+            "an executable has to be given: what {} would run by itself (its ENTRYPOINT) is not known here",
+            printable(&job.image)
         )),
         (_, None) => Err("exec: no program is given".into()),
-        (_, Some("/exit_37")) if is_probe && image.ends_with(".sif") => Ok(Call::Probe(Probe::ImageFile)),
-        (_, Some("/exit_37")) if is_probe => Ok(Call::Probe(Probe::Sandbox)),
-        (_, Some("/get_user_ns")) if is_probe => Ok(Call::Probe(Probe::UserNamespace)),
+        (_, Some(b"/exit_37")) if is_probe && is_file => Ok(Call::Probe(Probe::ImageFile)),
+        (_, Some(b"/exit_37")) if is_probe => Ok(Call::Probe(Probe::Sandbox)),
+        (_, Some(b"/get_user_ns")) if is_probe => Ok(Call::Probe(Probe::UserNamespace)),
         (_, Some(_)) => Ok(Call::Job(Box::new(job))),
     }
 }
 
-fn take_option<'a>(option: &'a str, words: &mut impl Iterator<Item = &'a str>, job: &mut Job) -> Result<(), String> {
-    // Long options may have their value after an equals sign.
-    let (name, joined) = match option.split_once('=') {
-        Some((name, value)) if name.starts_with("--") => (name, Some(value)),
-        _ => (option, None),
-    };
-    if FLAGS.contains(&name) && joined.is_none() {
-        job.clean_env |= matches!(name, "-e" | "--cleanenv" | "-c" | "--containall");
-        return Ok(());
+fn text(what: &str, bytes: &[u8]) -> Result<String, String> {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => Ok(text.to_owned()),
+        Err(_) => Err(format!("{what} {} has to be UTF-8", printable(&String::from_utf8_lossy(bytes)))),
     }
-    if !VALUED.contains(&name) {
-        return Err(format!("the option {option:?} cannot be served"));
+}
+
+fn split_at(bytes: &[u8], separator: u8) -> Option<(&[u8], &[u8])> {
+    let at = bytes.iter().position(|byte| *byte == separator)?;
+    Some((bytes.get(..at)?, bytes.get(at + 1..)?))
+}
+
+/// Takes one word of options: a long one, perhaps with its value after an equals sign; or letters, of which the last
+/// may have its value behind it or in the next word.
+fn take_option(word: &ByteString, words: &mut Words<'_>, job: &mut Job) -> Result<(), String> {
+    let bytes = word.as_bytes();
+    let mut next = |name: &str| words.next().map(ByteString::as_bytes).ok_or(format!("{name}: its value is missing"));
+    if bytes.starts_with(b"--") {
+        let (name, joined) = split_at(bytes, b'=').map_or((bytes, None), |(name, value)| (name, Some(value)));
+        let name = text("the option", name)?;
+        return match (kind(&name)?, joined) {
+            (Kind::Flag, None | Some(b"true")) => take_flag(&name, job),
+            (Kind::Flag, Some(_)) => Err(format!("{name} takes no value but true")),
+            (Kind::Valued, Some(value)) => take_value(&name, value, job),
+            (Kind::Valued, None) => take_value(&name, next(&name)?, job),
+        };
     }
-    let value = joined.or_else(|| words.next()).ok_or_else(|| format!("{name}: its value is missing"))?;
+    let mut letters = bytes.get(1..).unwrap_or_default();
+    if letters.is_empty() {
+        return Err("- is not an option".into());
+    }
+    while let [letter, rest @ ..] = letters {
+        let name = format!("-{}", char::from(*letter));
+        match kind(&name)? {
+            Kind::Flag => take_flag(&name, job)?,
+            Kind::Valued if rest.is_empty() => return take_value(&name, next(&name)?, job),
+            Kind::Valued => return take_value(&name, rest.strip_prefix(b"=").unwrap_or(rest), job),
+        }
+        letters = rest;
+    }
+    Ok(())
+}
+
+fn take_flag(name: &str, job: &mut Job) -> Result<(), String> {
+    job.clean_env |= matches!(name, "-e" | "--cleanenv" | "-C" | "--containall" | "--compat");
+    Ok(())
+}
+
+fn take_value(name: &str, value: &[u8], job: &mut Job) -> Result<(), String> {
     match name {
-        "-B" | "--bind" => job.binds.extend(value.split(',').filter(|b| !b.is_empty()).map(bind)),
-        "--pwd" | "--cwd" => job.cwd = Some(value.to_owned()),
+        "-B" | "--bind" => {
+            for one in text(name, value)?.split(',').filter(|one| !one.is_empty()) {
+                job.binds.push(bind(one)?);
+            }
+        }
+        "--pwd" | "--cwd" => job.cwd = Some(value.into()),
         "-H" | "--home" => {
-            let (source, target) = bind(value);
-            job.home = Some(target.clone());
-            job.binds.push((source, target));
+            let wanted = bind(&text(name, value)?)?;
+            job.home = Some(wanted.target.clone());
+            job.binds.push(wanted);
         }
         "--env" => {
-            for (name, value) in value.split(',').filter_map(|pair| pair.split_once('=')) {
+            for pair in variables(value)? {
+                let (name, value) = split_at(&pair, b'=').unwrap_or((&pair, b""));
                 if name.is_empty() {
-                    return Err(format!("--env: a variable of the value {value:?} has no name"));
+                    return Err("--env: a variable has no name".into());
                 }
-                job.env.push((name.to_owned(), value.to_owned()));
+                job.env.push((text("--env: the name", name)?, value.into()));
             }
         }
         // Scratch directories, host name and network are the container's own.
@@ -167,101 +181,79 @@ fn take_option<'a>(option: &'a str, words: &mut impl Iterator<Item = &'a str>, j
     Ok(())
 }
 
-/// `SRC[:DST[:OPTIONS]]`.
-fn bind(text: &str) -> (String, String) {
-    let mut parts = text.split(':');
-    let source = parts.next().unwrap_or_default();
-    (source.to_owned(), parts.next().filter(|t| !t.is_empty()).unwrap_or(source).to_owned())
+/// `SRC[:DST[:ro|rw]]`.
+fn bind(one: &str) -> Result<Bind, String> {
+    let mut parts = one.split(':');
+    let source = parts.next().unwrap_or_default().to_owned();
+    let target = parts.next().filter(|target| !target.is_empty()).unwrap_or(&source).to_owned();
+    let read_only = match (parts.next(), parts.next()) {
+        (None | Some("rw" | ""), None) => false,
+        (Some("ro"), None) => true,
+        _ => return Err(format!("the bind {} is not SOURCE[:TARGET[:ro]]", printable(one))),
+    };
+    Ok(Bind { source, target, read_only })
+}
+
+/// What `--env` sets, as apptainer reads it: with one equals sign the whole value, else a line of CSV.
+fn variables(value: &[u8]) -> Result<Vec<Vec<u8>>, String> {
+    let shown = || printable(&String::from_utf8_lossy(value));
+    let pairs = match value.iter().filter(|byte| **byte == b'=').count() {
+        0 => Vec::new(),
+        1 => {
+            let quote = |byte: &u8| *byte != b'"';
+            let first = value.iter().position(quote).unwrap_or(0);
+            let end = value.iter().rposition(quote).map_or(0, |last| last + 1);
+            vec![value.get(first..end).unwrap_or_default().to_vec()]
+        }
+        _ => csv(value).ok_or_else(|| format!("--env: {} is not a list with commas; quote it as CSV", shown()))?,
+    };
+    match pairs.iter().all(|pair| pair.contains(&b'=')) {
+        true if !pairs.is_empty() => Ok(pairs),
+        _ => Err(format!(
+            "--env: {} is not NAME=VALUE, or a list of these; a value with commas and equals signs is quoted as in \
+             '\"A=b,c=d\",E=f'",
+            shown()
+        )),
+    }
+}
+
+/// The fields of one line of CSV (RFC 4180). `None` where it is not that.
+fn csv(line: &[u8]) -> Option<Vec<Vec<u8>>> {
+    let (mut fields, mut rest) = (Vec::new(), line);
+    loop {
+        let mut field = Vec::new();
+        if let Some(mut quoted) = rest.strip_prefix(b"\"") {
+            loop {
+                let at = quoted.iter().position(|byte| *byte == b'"')?;
+                field.extend_from_slice(quoted.get(..at)?);
+                quoted = quoted.get(at + 1..)?;
+                match quoted.strip_prefix(b"\"") {
+                    Some(more) => {
+                        field.push(b'"');
+                        quoted = more;
+                    }
+                    None => break,
+                }
+            }
+            rest = quoted;
+        } else {
+            let end = rest.iter().position(|byte| *byte == b',').unwrap_or(rest.len());
+            let (plain, more) = rest.split_at_checked(end)?;
+            if plain.iter().any(|byte| b"\"\r\n".contains(byte)) {
+                return None;
+            }
+            field.extend_from_slice(plain);
+            rest = more;
+        }
+        fields.push(field);
+        match rest.split_first() {
+            None => return Some(fields),
+            Some((b',', more)) => rest = more,
+            Some(_) => return None,
+        }
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends where it fails")]
-    use super::*;
-
-    const D: &str = "/shared/slot/0/data/execute/dir_7";
-
-    fn read(line: &str) -> Result<Call, String> {
-        parse(&line.replace('D', D).split(' ').map(str::to_owned).collect::<Vec<_>>())
-    }
-
-    fn job(line: &str) -> Job {
-        match read(line) {
-            Ok(Call::Job(job)) => *job,
-            other => panic!("{line}: {other:?}"),
-        }
-    }
-
-    #[test]
-    fn detection_is_answered_here() {
-        assert_eq!(read("--version"), Ok(Call::Version));
-        assert_eq!(
-            read("exec -C /usr/libexec/condor/singularity_test_sandbox /exit_37"),
-            Ok(Call::Probe(Probe::Sandbox))
-        );
-        assert_eq!(read("exec -C /usr/libexec/condor/exit_37.sif /exit_37"), Ok(Call::Probe(Probe::ImageFile)));
-        assert_eq!(job("exec --pwd D docker://a /exit_37").argv, ["/exit_37"]);
-        assert_eq!(read("exec -C /sandbox /get_user_ns"), Ok(Call::Probe(Probe::UserNamespace)));
-        assert_eq!(
-            read("-s -q test -S /tmp -S /var/tmp -W D --pwd D -B D --home D -C docker://a D/job.sh"),
-            Ok(Call::Test)
-        );
-    }
-
-    #[test]
-    fn the_starter_of_23_9() {
-        let line =
-            "-s exec -W D --pwd D -B D --home D --contain --ipc --cleanenv docker://alpine:3.20 D/job.sh a -s --pwd";
-        let wanted = Job {
-            image: "docker://alpine:3.20".into(),
-            argv: vec![format!("{D}/job.sh"), "a".into(), "-s".into(), "--pwd".into()],
-            cwd: Some(D.into()),
-            home: Some(D.into()),
-            binds: vec![(D.into(), D.into()), (D.into(), D.into())],
-            clean_env: true,
-            env: Vec::new(),
-        };
-        assert_eq!(job(line), wanted);
-    }
-
-    #[test]
-    fn the_starter_of_25_14() {
-        let line = "-s exec -W D/scratch --pwd D/scratch -B D --home D/scratch --contain --ipc --cleanenv docker://x D/scratch/job.sh";
-        let job = job(line);
-        assert_eq!((job.cwd, job.home), (Some(format!("{D}/scratch")), Some(format!("{D}/scratch"))));
-    }
-
-    #[test]
-    fn default_settings_and_target_directory() {
-        let read = job("-s exec -S /tmp -S /var/tmp -W D --pwd D -B D --home D -C docker://alpine:3.20 D/job.sh");
-        assert!(!read.clean_env && read.argv.len() == 1);
-        let read =
-            job("-s exec -W D --pwd /work -B D:/work --home D --contain --ipc --cleanenv docker://a /work//job.sh");
-        assert_eq!(read.cwd.as_deref(), Some("/work"));
-        assert_eq!(read.binds.first(), Some(&(D.to_owned(), "/work".to_owned())));
-        assert_eq!(read.argv, ["/work//job.sh"]);
-        let read = job("-s exec -W D --pwd D -B D --home D --contain docker://a /bin/echo hi");
-        assert_eq!(read.argv, ["/bin/echo", "hi"]);
-    }
-
-    #[test]
-    fn glideins_write_it_their_way() {
-        let read =
-            job("-q --bind D:/srv,/etc/hosts exec --home D:/srv --pwd=/srv --nv --env=A=b /cvmfs/x/y:1 /srv/job.sh");
-        assert_eq!((read.home.as_deref(), read.cwd.as_deref()), (Some("/srv"), Some("/srv")));
-        assert_eq!(read.binds.len(), 3);
-        assert_eq!(read.binds.get(1), Some(&("/etc/hosts".to_owned(), "/etc/hosts".to_owned())));
-        assert_eq!(read.env, [("A".to_owned(), "b".to_owned())]);
-    }
-
-    #[test]
-    fn what_can_not_be_served_says_so() {
-        assert!(read("-s run -W D docker://a").is_err_and(|e| e.contains("ENTRYPOINT")));
-        assert!(read("exec --overlay x docker://a b").is_err_and(|e| e.contains("--overlay")));
-        for bad in
-            ["", "exec", "exec docker://a", "exec -B", "shell docker://a", "-s", "exec --env A=1,=2 docker://a b"]
-        {
-            assert!(read(bad).is_err(), "{bad}");
-        }
-    }
-}
+#[path = "arguments_tests.rs"]
+mod tests;

@@ -1,17 +1,19 @@
 //! One job: from the command line to the core, and from its report to an ending.
 
-use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use latebind_contract::layout;
-use serde_json::json;
+use latebind_contract::order::is_account;
+use nix::unistd::{User, getuid};
 use watcher::bind::{Class, Reason};
-use watcher::job::{Report, Request};
+use watcher::job::{Bind, Report, Request};
 use watcher::serve::client::Client;
 use watcher::serve::protocol::{CLIENTS, Hold, LINE_MAX};
+use watcher::text::printable;
 
 use super::arguments::Job;
 use super::ending::{Ending, complain};
@@ -81,48 +83,50 @@ fn submit(client: &Client, request: &Request, signals: &Signals) -> io::Result<(
 /// The request for a job whose sandbox is where the starter put this process.
 fn request_of(job: &Job) -> Result<Request, String> {
     let here = std::env::current_dir().map_err(|e| format!("the working directory is not known: {e}"))?;
-    let own: Result<Vec<_>, _> = std::env::vars_os()
-        .map(|(name, value)| Ok((name.into_string().map_err(|_| "a name".to_owned())?, value)))
-        .map(|pair: Result<_, String>| {
-            let (name, value) = pair?;
-            let value = value.into_string().map_err(|_| name.clone())?;
-            Ok::<_, String>((name, value))
-        })
-        .collect();
-    let own = own.map_err(|what| format!("the environment cannot be handed on: {what} is not UTF-8"))?;
-    request_at(job, &here, own, &Table::open(Path::new(TABLE))?)
+    request_at(job, &here, std::env::vars_os(), account(), &Table::open(Path::new(TABLE))?)
 }
 
-fn request_at(job: &Job, here: &Path, own: Vec<(String, String)>, table: &Table) -> Result<Request, String> {
+/// The name of this process's account, which is the slot's, where it can name the payload in its container too.
+fn account() -> Option<String> {
+    let user = User::from_uid(getuid()).ok().flatten()?;
+    Some(user.name).filter(|name| is_account(name))
+}
+
+fn request_at(
+    job: &Job,
+    here: &Path,
+    own: impl Iterator<Item = (OsString, OsString)>,
+    account: Option<String>,
+    table: &Table,
+) -> Result<Request, String> {
     let data =
         data_of(here).ok_or_else(|| format!("{} is not beneath a slot's data/: set EXECUTE there", here.display()))?;
-    let inside = |path: &str| path == data || path.strip_prefix(&data).is_some_and(|rest| rest.starts_with('/'));
-    let mut links = BTreeMap::new();
-    for (source, target) in &job.binds {
-        if !inside(source) {
-            return Err(format!("{source} cannot be bound into the container: only what is in the job's sandbox can"));
-        }
-        if source != target {
-            links.insert(target.clone(), source.clone());
-        }
+    let (env, left_out) = environment::of_job(job, own);
+    for name in left_out {
+        complain(&format!("the variable {} is left out: its name is not UTF-8", printable(&name.to_string_lossy())));
     }
     let sandbox = here.to_str().and_then(|here| here.strip_prefix(&data)?.strip_prefix('/'));
-    let request: Request = serde_json::from_value(json!({
-        "id": "htcondor",
-        "image": table.resolve(&job.image)?,
-        "argv": job.argv,
-        "env": environment::of_job(job, own.into_iter()),
-        "cwd": job.cwd,
-        "links": links,
-        "relay": true,
-        "sandbox": sandbox,
-    }))
-    .map_err(|e| e.to_string())?;
+    let mut request = Request::new("htcondor".into());
+    request.image = table.resolve(&job.image)?;
+    (request.argv, request.cwd, request.env) = (job.argv.clone(), job.cwd.clone(), env);
+    (request.binds, request.account) = (job.binds.iter().map(|bind| absolute(bind, here)).collect(), account);
+    (request.relay, request.sandbox) = (true, sandbox.map(str::to_owned));
     // It could not be handed on, however often.
     match serde_json::to_string(&request) {
         Ok(text) if text.len() > LINE_MAX - 1024 => Err("arguments and environment are more than 1 MiB".into()),
         _ => Ok(request),
     }
+}
+
+/// A source that is not absolute is meant from the working directory.
+fn absolute(bind: &Bind, here: &Path) -> Bind {
+    let path: PathBuf = here.join(&bind.source).components().collect();
+    Bind { source: path.to_string_lossy().into_owned(), ..bind.clone() }
+}
+
+/// Whether this process is in a slot's directory, as a job's is.
+pub fn is_in_slot() -> bool {
+    std::env::current_dir().is_ok_and(|here| data_of(&here).is_some())
 }
 
 /// `/shared/slot/<n>/data` above this directory.
@@ -165,49 +169,57 @@ mod tests {
 
     const D: &str = "/shared/slot/1/data/execute/dir_7";
 
+    fn bind(source: &str, target: &str) -> Bind {
+        Bind { source: source.into(), target: target.into(), read_only: false }
+    }
+
     fn job(binds: &[(&str, &str)]) -> Job {
         Job {
             image: "docker://alpine".into(),
             argv: vec!["a".into()],
-            binds: binds.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect(),
+            binds: binds.iter().map(|(source, target)| bind(source, target)).collect(),
             ..Job::default()
         }
     }
 
+    fn request(job: &Job, here: &str) -> Result<Request, String> {
+        request_at(job, Path::new(here), std::iter::empty(), Some("slot1".into()), &Table::default())
+    }
+
     #[test]
     fn a_request_is_for_the_directory_it_is_made_in() {
-        let request = request_at(&job(&[(D, "/work"), (D, D)]), Path::new(D), Vec::new(), &Table::default()).unwrap();
+        let request = request(&job(&[(D, "/work"), ("./in", "/in"), (".", "/here")]), D).unwrap();
         assert_eq!(request.sandbox.as_deref(), Some("execute/dir_7"));
         assert_eq!(request.image, "docker.io/library/alpine:latest");
-        assert_eq!(request.links.0, [("/work".to_owned(), D.to_owned())]);
+        let inner = format!("{D}/in");
+        let seen: Vec<_> = request.binds.iter().map(|bind| (bind.source.as_str(), bind.target.as_str())).collect();
+        assert_eq!(seen, [(D, "/work"), (inner.as_str(), "/in"), (D, "/here")]);
+        assert_eq!((request.account.as_deref(), request.passwd), (Some("slot1"), true));
         assert_eq!(request.check_unprivileged(), Ok(()));
     }
 
     #[test]
-    fn binds_and_directories_outside_are_refused() {
-        for bind in ["/etc", "/shared/slot/1/data2", "/shared/slot/0/data/execute"] {
-            assert!(request_at(&job(&[(bind, bind)]), Path::new(D), Vec::new(), &Table::default()).is_err(), "{bind}");
-        }
+    fn directories_outside_of_a_slot_are_refused() {
         for here in [
             "/var/lib/condor/execute/dir_7",
             "/shared/slot/x/data/execute",
             "/shared/slot/1/ctl",
             "/shared/slot/1/data",
         ] {
-            assert!(request_at(&job(&[]), Path::new(here), Vec::new(), &Table::default()).is_err(), "{here}");
+            assert!(request(&job(&[]), here).is_err(), "{here}");
         }
     }
 
     #[test]
     fn what_can_not_be_handed_on_is_refused() {
         let mut job = job(&[]);
-        job.argv.push("x".repeat(LINE_MAX));
-        assert!(request_at(&job, Path::new(D), Vec::new(), &Table::default()).is_err_and(|e| e.contains("1 MiB")));
+        job.argv.push("x".repeat(LINE_MAX).into());
+        assert!(request(&job, D).is_err_and(|e| e.contains("1 MiB")));
     }
 
     #[test]
     fn only_a_jobs_own_ending_is_handed_on() {
-        let request = request_at(&job(&[]), Path::new(D), Vec::new(), &Table::default()).unwrap();
+        let request = request(&job(&[]), D).unwrap();
         let signals = Signals::new().unwrap();
         let with = |class, exit_code, signal| {
             let report = Report { class, exit_code, signal, message: "why".into(), ..Report::new(&request) };

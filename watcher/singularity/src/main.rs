@@ -10,13 +10,18 @@ mod ending;
 mod environment;
 mod image;
 mod job;
+mod options;
 mod signals;
 
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::process::ExitCode;
 
 use arguments::{Call, Probe};
+use latebind_contract::bytes::ByteString;
 
+/// The version of singularity whose options are understood, with our own.
+const VERSION: &str = concat!("3.11.5-latebind-", env!("CARGO_PKG_VERSION"));
 /// What HTCondor's own test program ends with.
 const PROBED: u8 = 37;
 /// Singularity's own failure.
@@ -26,12 +31,12 @@ fn main() -> ExitCode {
     latebind_linux::sys::protect_relocations();
     // Once more, for a copy that somebody installed with other rights.
     let _ = latebind_linux::sys::set_dumpable(false);
-    let words: Result<Vec<String>, _> = std::env::args_os().skip(1).map(|word| word.into_string()).collect();
-    let call = words.map_err(|word| format!("{word:?} is not UTF-8")).and_then(|words| arguments::parse(&words));
-    match call {
+    let words: Vec<ByteString> = std::env::args_os().skip(1).map(|word| word.into_vec().into()).collect();
+    match arguments::parse(&words) {
         // HTCondor takes a name with "apptainer" in it for another environment prefix; the number, for what a program
         // can.
-        Ok(Call::Version) => say(&format!("singularity version 3.11.5-latebind-{}\n", env!("CARGO_PKG_VERSION"))),
+        Ok(Call::Version) => say(&format!("singularity version {VERSION}\n")),
+        Ok(Call::Number) => say(&format!("{VERSION}\n")),
         Ok(Call::Probe(Probe::Sandbox)) => ExitCode::from(PROBED),
         Ok(Call::Probe(Probe::ImageFile)) => ExitCode::FAILURE,
         Ok(Call::Probe(Probe::UserNamespace)) => match std::fs::metadata("/proc/self/ns/user") {
@@ -47,6 +52,13 @@ fn main() -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(e) => failed(&e.to_string()),
         },
+        // glideinWMS validates a node before there is a job, and so outside of any slot.
+        Ok(Call::Job(job)) if job.asks_for_uid_map() && !job::is_in_slot() => {
+            match std::fs::read_to_string("/proc/self/uid_map") {
+                Ok(map) => say(&map),
+                Err(e) => failed(&format!("/proc/self/uid_map: {e}")),
+            }
+        }
         Ok(Call::Job(job)) => job::run(Ok(*job)).end(),
         // A job that cannot be understood would be no better the next time.
         Err(why) if std::env::var_os("_CONDOR_SCRATCH_DIR").is_some() => job::run(Err(why)).end(),
