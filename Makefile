@@ -4,7 +4,7 @@
 #   REGISTRY         where `push` takes the images: host[:port][/path]; TAG is their tag, INSECURE=1 leaves TLS out
 #   RECIPE           debian or rustup: how static binaries are built (default: rustup if it has the musl target)
 
-.PHONY: help build images push archive demo test test-condor test-v2 test-cluster cluster cluster-down
+.PHONY: help build install images push archive demo test test-condor test-v2 test-cluster cluster cluster-down
 .PHONY: attack-start bench fuzz soak audit clean
 
 # Checked before anything is built, which takes minutes.
@@ -20,6 +20,7 @@ help:
 	@echo 'make images        the images of demo and tests, made here without a registry'
 	@echo 'make push          pushes the images of pilot and glue: make push REGISTRY=registry.example.org/me'
 	@echo 'make archive       the same images as files in dist/images, for kind, minikube and ctr'
+	@echo 'make install       programs, the unit of a pod, manual pages, completions: PREFIX=/usr/local, DESTDIR='
 	@echo 'make test          format, lints, documentation, dependencies, unit tests, integration tests on real containers'
 	@echo 'make test-cluster  the tests on Kubernetes: on a cluster of one node, made and stopped here; or on yours, if'
 	@echo '                   KUBECONFIG and LATEBIND_REGISTRY are both set'
@@ -37,6 +38,10 @@ help:
 build:
 	@.ci/setup.sh build
 	@.ci/build.sh
+
+install: export PREFIX := $(or $(PREFIX),/usr/local)
+install: build
+	@DESTDIR='$(DESTDIR)' .ci/install.sh
 
 images:
 	@.ci/setup.sh build images

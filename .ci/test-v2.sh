@@ -12,26 +12,29 @@ cd "$(dirname "$0")/.." || exit
 cargo=$(need_cargo) || exit
 export LATEBIND_STATE=${LATEBIND_STATE:-/var/lib/latebind-test} # see the Makefile
 export CARGO_TERM_COLOR=never
-tests=${TESTS:-limits looking loss host run_conventions shortages spool steering attacks}
+tests=${TESTS:-limits looking loss host run_conventions shortages spool steering attacks service}
 work=$(mktemp -d)
 trap 'rm -rf "$work" "$log"' EXIT
 
 mkdir "$work/exchange"
 # `  Executable tests/limits.rs (target/debug/deps/limits-0123456789abcdef)`
-"$cargo" test --locked --no-run -p latebind-tests 2>"$work/built" || {
+"$cargo" test --locked --no-run -p latebind-tests -p latebind-v2-tests 2>"$work/built" || {
     cat "$work/built"
     exit 1
 }
-echo "demo tests/demo/run.sh" >"$work/exchange/programs"
+echo "demo . tests/demo/run.sh" >"$work/exchange/programs"
 for name in $tests; do
     program=$(sed -n -E "s|^ *Executable tests/$name(/main)?\.rs \((.*)\)|\2|p" "$work/built")
     [ -n "$program" ] || {
         echo "test-v2.sh: there is no test program $name" >&2
         exit 1
     }
-    echo "$name $program" >>"$work/exchange/programs"
+    # Those of tests/v2 are systemd's guests: they run in the machine's own PID namespace.
+    place=tests
+    [ ! -e "tests/v2/tests/$name.rs" ] || place=tests/v2
+    echo "$name $place $program" >>"$work/exchange/programs"
 done
-programs=$(sed -n 's/^[^ ]* \(target[^ ]*\).*/\1/p' "$work/exchange/programs")
+programs=$(sed -n 's/^[^ ]* [^ ]* \(target[^ ]*\).*/\1/p' "$work/exchange/programs")
 PROGRAMS=$programs tests/v2/disk-of-tests.sh "$work/disk" || exit
 printf 'CHECKOUT=%s\nLATEBIND_STATE=%s\n' "$PWD" "$LATEBIND_STATE" >"$work/exchange/settings"
 cp tests/v2/run "$work/exchange/"

@@ -16,6 +16,7 @@ pub mod job;
 pub mod keys;
 pub mod layout;
 pub mod metrics;
+pub mod pages;
 pub mod pilot;
 pub mod reason;
 pub mod reference;

@@ -110,6 +110,17 @@ fn complaint(text: &str) -> String {
 ///
 /// Where the program is not to go on.
 pub fn arguments<T: clap::Parser>(wrong: u8) -> Result<T, ExitCode> {
+    let mut given = std::env::args_os().skip(1);
+    if given.next().is_some_and(|first| first == crate::pages::OPTION) {
+        let share = given.next().unwrap_or_else(|| ".".into());
+        return Err(match crate::pages::write(&T::command(), share.as_ref()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(e) => {
+                complain(&format!("cannot write manual pages below {}: {e}", one_line(&share.to_string_lossy())));
+                ExitCode::from(wrong)
+            }
+        });
+    }
     T::try_parse().map_err(|e| {
         // Clap's message has several lines, and the arguments in it: so it is made of arguments that have one.
         let shown = std::env::args_os().map(|argument| one_line(&argument.to_string_lossy()));
