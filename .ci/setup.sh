@@ -5,6 +5,19 @@
 set -eu
 . "$(dirname "$0")/rust.sh"
 
+# Said before anything is compiled, which takes minutes.
+for purpose; do
+    case $purpose in
+    images | demo | test | bench | v2 | cluster)
+        [ "$(id -u)" = 0 ] || {
+            echo "setup.sh: images are made here, and containers run, as root: run this as root." \
+                "(make build and make install need no root; what they make runs without it: docs/operations.md)" >&2
+            exit 1
+        }
+        ;;
+    esac
+done
+
 want='' seconds=0
 add() { # add SECONDS PACKAGE...: SECONDS are what downloading and unpacking these took on two cores, rounded up
     cost=$1 new=

@@ -56,7 +56,8 @@ mod tests {
         assert!(read("man/man1/tool.1").contains("Does one thing."));
         assert!(read("man/man1/tool-run.1").contains("Runs it."));
         assert!(!share.path().join("man/man1/tool-internal.1").exists());
-        for path in ["bash-completion/completions/tool", "zsh/site-functions/_tool", "fish/vendor_completions.d/tool.fish"]
+        for path in
+            ["bash-completion/completions/tool", "zsh/site-functions/_tool", "fish/vendor_completions.d/tool.fish"]
         {
             assert!(read(path).contains("run"), "{path}");
         }

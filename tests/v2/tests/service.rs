@@ -60,7 +60,8 @@ impl Service {
     }
 
     fn log(&self) -> String {
-        String::from_utf8_lossy(&output("journalctl", &["-n", "60", "--no-pager", "-u", &self.unit]).stdout).into_owned()
+        String::from_utf8_lossy(&output("journalctl", &["-n", "60", "--no-pager", "-u", &self.unit]).stdout)
+            .into_owned()
     }
 
     /// What is left of the pod's containers.

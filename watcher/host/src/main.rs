@@ -24,6 +24,8 @@ mod pidfd;
 mod place;
 mod pod;
 mod podman;
+mod rootless;
+mod search_path;
 mod slot;
 mod uids;
 mod volumes;
@@ -74,7 +76,7 @@ fn obey(arguments: Arguments) -> Result<u8, Failure> {
     // One command's standard error is the command's.
     log_at(if matches!(arguments.verb, Verb::Pod(_)) { "info" } else { "warn" });
     if !nix::unistd::geteuid().is_root() {
-        return Err(failure("must be run as root: containers with several user IDs and limits of their own need it"));
+        return Err(rootless::enter(arguments.state == Path::new(place::DEFAULT_STATE)));
     }
     let engine: Arc<dyn Engine> = Arc::new(Podman::open(Place::open(&arguments.state)?)?);
     match arguments.verb {

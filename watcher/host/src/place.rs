@@ -1,6 +1,8 @@
 //! Where everything of this program lies on the host.
 
 use crate::failure::{Context, Failure, failure};
+use crate::rootless;
+use latebind_contract::encoding::sha256_hex;
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
@@ -47,7 +49,15 @@ impl Place {
 
     /// As [`Place::open`], for directories that are there.
     pub fn of_state(state: &Path) -> Self {
-        let run = if state == Path::new(DEFAULT_STATE) { PathBuf::from(DEFAULT_RUN) } else { state.join("run") };
+        let run = match rootless::session_directory() {
+            // Short: podman 4 refuses a longer path than 50 characters, which a home directory soon has.
+            Some(session) if rootless::is_inside() => {
+                let digest = sha256_hex(state.as_os_str().as_encoded_bytes());
+                session.join(format!("latebind-{}", digest.get(..8).unwrap_or_default()))
+            }
+            _ if state == Path::new(DEFAULT_STATE) => PathBuf::from(DEFAULT_RUN),
+            _ => state.join("run"),
+        };
         Self { state: state.to_owned(), run }
     }
 

@@ -8,6 +8,7 @@
 
 use crate::failure::{Context, Failure, failure};
 use crate::place::{PodPlace, directory};
+use crate::rootless;
 use latebind_contract::layout::{Ids, SLOT_MAX};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
@@ -184,7 +185,13 @@ impl Registry {
 /// Takes IDs for a pod, and writes them down in its directory. Without `range` the default one, in which
 /// accounts of the host are left out as well.
 pub fn take(place: &PodPlace, slots: u32, range: Option<IdRange>) -> Result<PodIds, Failure> {
-    take_in(Path::new(REGISTRY), place, slots, range)
+    take_in(&registry(), place, slots, range)
+}
+
+/// The registry; of a user who is not root, whose subordinate IDs nobody else has, one for that user's pods.
+fn registry() -> PathBuf {
+    let session = if rootless::is_inside() { rootless::session_directory() } else { None };
+    session.map_or_else(|| REGISTRY.into(), |dir| dir.join("latebind-uids"))
 }
 
 fn take_in(registry: &Path, place: &PodPlace, slots: u32, range: Option<IdRange>) -> Result<PodIds, Failure> {
@@ -203,7 +210,7 @@ fn take_in(registry: &Path, place: &PodPlace, slots: u32, range: Option<IdRange>
 
 /// Gives back what a pod has, once nothing of it is left.
 pub fn give_back(place: &PodPlace) -> Result<(), Failure> {
-    Registry::open(Path::new(REGISTRY))?.give_back(place.top())
+    Registry::open(&registry())?.give_back(place.top())
 }
 
 /// The IDs of all processes: of pods that are written down somewhere else, or of users whose accounts are elsewhere.

@@ -2,10 +2,12 @@
 
 use crate::failure::{Context, Failure, failure};
 use crate::place::{Place, directory};
+use crate::rootless;
+use crate::search_path::in_path;
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::{env, fs};
 
 /// Most open files that a process of a container may ask for, where the host itself has no lower limit.
 const OPEN_FILES_MAX: u64 = 1 << 20;
@@ -30,7 +32,8 @@ impl Machine {
         Ok(Self {
             runtime: runtime(cgroup_v2(), |name| in_path(name).is_some())?,
             systemd: Path::new("/run/systemd/system").is_dir()
-                && fs::read_to_string("/proc/1/comm").is_ok_and(|c| c.trim() == "systemd"),
+                && fs::read_to_string("/proc/1/comm").is_ok_and(|c| c.trim() == "systemd")
+                && (!rootless::is_inside() || rootless::has_user_bus()),
             open_files: hard(Resource::RLIMIT_NOFILE, OPEN_FILES_MAX),
             processes: hard(Resource::RLIMIT_NPROC, PROCESSES_MAX),
         })
@@ -87,15 +90,6 @@ pub fn swap_is_counted() -> bool {
     } else {
         Path::new("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes").exists()
     }
-}
-
-/// Where `name` is in PATH, or in the system directories, which a plain user's PATH lacks.
-pub fn in_path(name: &str) -> Option<PathBuf> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path)
-        .chain(["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from))
-        .map(|dir| dir.join(name))
-        .find(|file| file.is_file())
 }
 
 /// crun is the faster one; it refuses the hybrid hierarchy, where runc still works.

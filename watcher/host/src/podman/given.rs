@@ -6,14 +6,17 @@
 //! taken out. Any other difference is refused: it comes from an image in a way that nobody knew, or from the machine's
 //! configuration.
 
-use super::CONTAINER_ANNOTATION;
 use crate::container::Role;
 use crate::pattern::matches;
 use crate::place::{Place, PodPlace, is_pod_name};
+use crate::rootless;
 use latebind_contract::layout;
 use serde_json::Value;
 
-/// All that `config.json` may say, a line for each member; `!` marks what it has to say. `*` is any text, `|` stands
+/// Annotation that names the container, `<pod>/slot-<n>-<life>`: by it the guard knows what was asked for.
+pub const CONTAINER_ANNOTATION: &str = "latebind.container";
+/// All that `config.json` may say, a line for each member; `!` marks what it has to say, `~` what it has to say unless
+/// podman is an ordinary user's: then the kernel lets no container reach a device by a node of its own. `*` is any text, `|` stands
 /// between alternatives. A list is `<a><b>`, sorted. Annotations are those that podman makes itself and that no runtime
 /// acts upon.
 const ASKED: &str = "\
@@ -65,7 +68,7 @@ const ASKED: &str = "\
 ! linux.namespaces.ipc=own
 ! linux.namespaces.mount=own
   linux.namespaces.cgroup=own
-! linux.resources.devices.allow=false
+~ linux.resources.devices.allow=false
   linux.resources.devices.access=rwm
   linux.resources.memory.*=*
   linux.resources.cpu.*=*
@@ -152,11 +155,12 @@ impl Rules {
         let filled =
             |piece: &str| values.iter().fold(piece.to_owned(), |piece, (name, value)| piece.replace(name, value));
         let rule = |line: &str| {
-            let text = line.trim_start_matches(['!', ' ']);
+            let text = line.trim_start_matches(['!', '~', ' ']);
             let (key, value) = text.split_once('=').unwrap_or((text, ""));
             let pieces = |value: &str| format!("{key}={value}").split('*').map(filled).collect();
             let alternatives = value.split('|').map(pieces).collect();
-            Rule { required: line.starts_with('!'), text: filled(text), alternatives }
+            let required = line.starts_with('!') || line.starts_with('~') && !rootless::is_inside();
+            Rule { required, text: filled(text), alternatives }
         };
         Ok(Self(ASKED.lines().map(rule).collect()))
     }

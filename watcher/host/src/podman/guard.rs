@@ -4,9 +4,9 @@
 //! Podman starts this program under the runtime's name, `<state>/oci/runc`. For `create` it examines the bundle's
 //! `config.json` ([`super::given`]); then, and for every other subcommand at once, it becomes the runtime.
 
-use super::config;
 use super::given::examine;
 use crate::place::Place;
+use crate::search_path::in_path;
 use serde_json::{Value, json};
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -67,7 +67,7 @@ pub fn run(called: &Path) -> ExitCode {
     {
         return refused(&format!("refused by latebind-host: {why}"));
     }
-    let Some(runtime) = called.file_name().and_then(OsStr::to_str).and_then(config::in_path) else {
+    let Some(runtime) = called.file_name().and_then(OsStr::to_str).and_then(in_path) else {
         return refused("latebind-host cannot find the runtime itself in PATH: install it");
     };
     let error = Command::new(&runtime).args(&arguments).exec();

@@ -11,13 +11,12 @@ use crate::container::{ImageVolume, Mount, POD_LABEL, ROLE_LABEL, Role, Spec, te
 use crate::engine::Engine;
 use crate::failure::{Context, Failure, failure};
 use crate::place::Place;
-pub use config::in_path;
+use crate::search_path::in_path;
+use given::CONTAINER_ANNOTATION;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Annotation that names the container, `<pod>/slot-<n>-<life>`: by it the guard knows what was asked for.
-const CONTAINER_ANNOTATION: &str = "latebind.container";
 /// Variables that would send podman to other storage, other settings or another host.
 const FOREIGN: [&str; 8] = [
     "CONTAINERS_STORAGE_CONF",
