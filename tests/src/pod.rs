@@ -237,6 +237,7 @@ pub struct Options {
     host: Vec<String>,
     pilot: Vec<String>,
     spool: Option<PathBuf>,
+    env: Vec<(&'static str, String)>,
 }
 
 impl Options {
@@ -263,6 +264,12 @@ impl Options {
         self
     }
 
+    /// A variable of latebind-host's environment.
+    pub fn env(mut self, name: &'static str, value: &str) -> Self {
+        self.env.push((name, value.to_owned()));
+        self
+    }
+
     /// A spool that the test owns, instead of one for this pod alone.
     pub fn spool(mut self, spool: &Path) -> Self {
         self.spool = Some(spool.to_owned());
@@ -280,6 +287,7 @@ impl Options {
         command.arg(&spool).args(&self.host).args(["--", "pilot", "--spool", "/spool"]).args(&self.pilot);
         let to = File::create(&log).unwrap();
         let child = command
+            .envs(self.env)
             .stdin(Stdio::null())
             .stdout(to.try_clone().unwrap())
             .stderr(to)

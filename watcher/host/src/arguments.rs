@@ -16,6 +16,9 @@ pub struct Arguments {
     /// Where images, containers and pods are kept.
     #[arg(long, global = true, env = "LATEBIND_STATE", default_value = DEFAULT_STATE, value_name = "DIR")]
     pub state: PathBuf,
+    /// What makes the containers; auto: podman where it is installed, else docker.
+    #[arg(long, global = true, value_enum, env = "LATEBIND_ENGINE", default_value = "auto")]
+    pub engine: EngineName,
     /// What to do.
     #[command(subcommand)]
     pub verb: Verb,
@@ -41,6 +44,17 @@ pub enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
         arguments: Vec<OsString>,
     },
+}
+
+/// A container engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum EngineName {
+    /// What is installed.
+    Auto,
+    /// Podman, on a storage of this program's own.
+    Podman,
+    /// Docker, with the daemon and storage that its client finds.
+    Docker,
 }
 
 /// What pods of both kinds can be given.

@@ -11,6 +11,7 @@ use std::fmt::Debug;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
+use watcher::bind;
 
 /// What an engine says of an image.
 #[derive(Debug, Default, Deserialize)]
@@ -59,10 +60,27 @@ pub trait Engine: Debug + Send + Sync {
     /// The subcommand that removes containers, running or not, with whatever needs them.
     fn removal(&self) -> &'static [&'static str];
 
+    /// The subcommand that starts a container and shows what it says.
+    fn attaching(&self) -> &'static [&'static str] {
+        &["start", "--attach"]
+    }
+
     /// The directory of the image index, where there is one by which answers about images can be remembered.
     fn images_root(&self) -> Option<PathBuf> {
         None
     }
+
+    /// Demands that an image, which is here, cannot decide what is mounted where.
+    fn check_image(&self, _name: &str, _image: &Image) -> Result<(), bind::Failure> {
+        Ok(())
+    }
+
+    /// What a container has said last, line by line.
+    fn log(&self, spec: &Spec) -> Vec<String>;
+
+    /// Looks for the main process of a container that is being started, where the engine writes no file with its
+    /// number.
+    fn look_for_process(&self, _spec: &Spec) {}
 
     /// Demands that a container that was started is what was asked for.
     fn check_started(&self, _spec: &Spec) -> Result<(), CallError> {
@@ -132,7 +150,7 @@ pub trait Engine: Debug + Send + Sync {
     /// Starts a container that was made, and ends with it: its streams are the caller's.
     fn attach(&self, name: &str, interactive: bool) -> Command {
         let mut command = self.calls().apart();
-        command.args(["start", "--attach", "--sig-proxy=false"]);
+        command.args(self.attaching());
         command.args(interactive.then_some("--interactive")).arg(name);
         command
     }
@@ -141,9 +159,7 @@ pub trait Engine: Debug + Send + Sync {
     fn state(&self, container: &str) -> Result<Option<ContainerState>, CallError> {
         match self.calls().call(&["container", "inspect", "--format={{json .State}}", container], CALL_LIMIT) {
             Ok(text) => parsed(&text).map(Some),
-            Err(CallError::Failed { code: Some(_), text }) if text.to_lowercase().contains("no such container") => {
-                Ok(None)
-            }
+            Err(CallError::Failed { code: Some(_), text }) if is_missing(&text) => Ok(None),
             Err(e) => Err(e),
         }
     }
@@ -166,7 +182,10 @@ pub trait Engine: Debug + Send + Sync {
     /// Removes a container, running or not, where there is such a one.
     fn remove(&self, name: &str) -> Result<(), CallError> {
         let call: Vec<&str> = self.removal().iter().copied().chain([name]).collect();
-        self.calls().call(&call, CALL_LIMIT).map(drop)
+        match self.calls().call(&call, CALL_LIMIT) {
+            Err(CallError::Failed { text, .. }) if is_missing(&text) => Ok(()),
+            removed => removed.map(drop),
+        }
     }
 
     /// Removes the containers of a pod, running or not: the `base`, with those that live in its namespaces, then
@@ -190,6 +209,11 @@ pub trait Engine: Debug + Send + Sync {
         }
         Err(failure(format!("cannot remove the containers of the pod {pod}: {} are left", names.replace('\n', " "))))
     }
+}
+
+/// Whether an error says that there is no such container; its name is one of ours.
+fn is_missing(text: &str) -> bool {
+    text.to_lowercase().contains("no such container")
 }
 
 fn parsed<T: for<'a> Deserialize<'a>>(text: &str) -> Result<T, CallError> {

@@ -73,6 +73,7 @@ pub fn prepare(engine: &dyn Engine, images: &[(&str, Pull)], progress: bool) -> 
             },
         };
         image.metadata.check(name)?;
+        engine.check_image(name, &image)?;
         if let Some(what) = mismatch(&image) {
             return Err(Failure::hold(Reason::WrongArchitecture, format!("{name} {what}")));
         }

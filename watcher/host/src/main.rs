@@ -9,6 +9,7 @@ mod arguments;
 mod bind_server;
 mod calls;
 mod container;
+mod docker;
 mod engine;
 mod failure;
 mod hosts;
@@ -16,6 +17,7 @@ mod image_cache;
 mod images;
 mod ipc;
 mod leftovers;
+mod machine;
 mod main_process;
 mod metadata;
 mod one_command;
@@ -30,14 +32,16 @@ mod slot;
 mod uids;
 mod volumes;
 
-use crate::arguments::{Arguments, Common, PodArguments, RunArguments, Verb};
+use crate::arguments::{Arguments, Common, EngineName, PodArguments, RunArguments, Verb};
 use crate::container::{Mount, PilotShape, PodShape, Role, SPOOL_IN_PILOT};
+use crate::docker::Docker;
 use crate::engine::Engine;
 use crate::failure::{Context, Failure, failure};
 use crate::images::AllowList;
 use crate::place::Place;
 use crate::pod::Plan;
 use crate::podman::{Podman, guard};
+use crate::search_path::in_path;
 use latebind_contract::layout::SLOT_MAX;
 use std::fs;
 use std::io::Read;
@@ -75,10 +79,21 @@ fn obey(arguments: Arguments) -> Result<u8, Failure> {
     }
     // One command's standard error is the command's.
     log_at(if matches!(arguments.verb, Verb::Pod(_)) { "info" } else { "warn" });
-    if !nix::unistd::geteuid().is_root() {
+    let docker = match arguments.engine {
+        // The project's own storage is podman's.
+        _ if matches!(arguments.verb, Verb::Podman { .. }) => false,
+        EngineName::Auto => in_path("podman").is_none() && in_path("docker").is_some(),
+        named => named == EngineName::Docker,
+    };
+    let is_root = nix::unistd::geteuid().is_root();
+    if docker && (!is_root || rootless::is_inside()) {
+        return Err(failure("with docker this must be run as root; an ordinary user's pods are podman's"));
+    }
+    if !is_root {
         return Err(rootless::enter(arguments.state == Path::new(place::DEFAULT_STATE)));
     }
-    let engine: Arc<dyn Engine> = Arc::new(Podman::open(Place::open(&arguments.state)?)?);
+    let place = Place::open(&arguments.state)?;
+    let engine: Arc<dyn Engine> = if docker { Arc::new(Docker::open(place)?) } else { Arc::new(Podman::open(place)?) };
     match arguments.verb {
         Verb::Pod(pod) => {
             let plan = pod_plan(&*engine, pod)?;

@@ -60,14 +60,18 @@ pub struct Metadata {
 #[serde(rename_all = "PascalCase", default)]
 struct Config {
     env: Option<Vec<String>>,
+    /// Docker has them here, podman here and above.
+    labels: Option<BTreeMap<String, String>>,
+    volumes: Option<BTreeMap<String, serde_json::Value>>,
 }
 
 impl Metadata {
     /// Refuses an image, `name`, that carries what somebody acts upon, or more than a program can be given.
     pub fn check(&self, name: &str) -> Result<(), Failure> {
         let mut named = Vec::new();
-        for (kind, all) in [("annotation", &self.annotations), ("label", &self.labels)] {
-            for key in all.iter().flat_map(BTreeMap::keys) {
+        let labels = self.labels.as_ref().or(self.config.labels.as_ref());
+        for (kind, all) in [("annotation", self.annotations.as_ref()), ("label", labels)] {
+            for key in all.into_iter().flat_map(BTreeMap::keys) {
                 if let Some(who) = acts_upon(key) {
                     named.push(format!("the {kind} \"{}\" (read by {who})", shown(key)));
                 }
@@ -86,6 +90,11 @@ impl Metadata {
             ));
         }
         self.check_environment(name)
+    }
+
+    /// The volumes that it declares, for a message.
+    pub fn volumes(&self) -> Vec<String> {
+        self.config.volumes.iter().flat_map(BTreeMap::keys).take(NAMED.0).map(|path| shown(path)).collect()
     }
 
     fn check_environment(&self, name: &str) -> Result<(), Failure> {

@@ -249,6 +249,7 @@ impl Life {
 
     fn pilot_process(&self) -> Option<MainProcess> {
         let id = self.pilot_id.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+        self.engine().look_for_process(&self.pilot_spec());
         self.main_process(Role::Pilot, &id)
     }
 
@@ -308,8 +309,9 @@ impl Life {
     }
 
     /// What the engine made of a container, with what that has said where it failed.
-    fn made<T>(&self, role: Role, made: Result<T, CallError>) -> Result<T, Failure> {
-        made.map_err(|e| failure(format!("cannot start the {role} container: {e}{}", glue_said(self.shape(), role))))
+    fn made<T>(&self, spec: &Spec, made: Result<T, CallError>) -> Result<T, Failure> {
+        let said = || glue_said(self.engine(), spec);
+        made.map_err(|e| failure(format!("cannot start the {} container: {e}{}", spec.role, said())))
     }
 
     fn pilot_spec(&self) -> Spec {
@@ -317,7 +319,8 @@ impl Life {
     }
 
     fn create_pilot(&self) -> Result<(), Failure> {
-        let id = self.made(Role::Pilot, self.engine().create(&self.pilot_spec()))?;
+        let spec = self.pilot_spec();
+        let id = self.made(&spec, self.engine().create(&spec))?;
         *self.pilot_id.lock().unwrap_or_else(PoisonError::into_inner) = Some(id);
         Ok(())
     }
@@ -330,7 +333,8 @@ impl Life {
     }
 
     fn start_pause(&self) -> Result<(), Failure> {
-        let id = self.made(Role::Pause, self.engine().start(&self.shape().pause(), CALL_LIMIT))?;
+        let spec = self.shape().pause();
+        let id = self.made(&spec, self.engine().start(&spec, CALL_LIMIT))?;
         let _ = self.pause_id.set(id);
         Ok(())
     }
@@ -340,7 +344,8 @@ impl Life {
         let (place, known) = (&self.shape().place, self.engine().place().glue(image_id));
         let said = || format!("cannot copy glue from or to {}", known.display());
         if !volumes::install_known(place, &known).context(said)? {
-            self.made(Role::Install, self.engine().run(&self.shape().install(&self.ids)))?;
+            let spec = self.shape().install(&self.ids);
+            self.made(&spec, self.engine().run(&spec))?;
             volumes::remember_glue(place, &known).context(said)?;
         }
         Ok(())

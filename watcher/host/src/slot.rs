@@ -1,7 +1,7 @@
 //! One slot's payload container: what it is now, and how it gets another image.
 
 use crate::calls::{CallError, START_LIMIT};
-use crate::container::{PodShape, Role};
+use crate::container::{PodShape, Role, Spec};
 use crate::engine::Engine;
 use crate::images::Ready;
 use crate::ipc;
@@ -204,7 +204,7 @@ impl Slot {
         let spec = shape.payload(self.number, lives.0, &self.ids, image_id);
         let id = engine.start(&spec, START_LIMIT);
         id.map(|id| Started { id, role, took: began.elapsed() }).map_err(|error| {
-            let said = glue_said(shape, role);
+            let said = glue_said(engine, &spec);
             remove(engine, &spec.name());
             NotStarted { error, said }
         })
@@ -295,7 +295,7 @@ impl Slot {
         let (exit_code, oom_killed) = (said.exit_code, said.oom_killed || payload.oom_killed());
         if !said.running {
             payload.noted.call_once(|| {
-                let said = glue_said(shape, payload.role);
+                let said = glue_said(engine, &shape.spec(payload.role, "", &[]));
                 tracing::warn!(slot = self.number, image, exit_code, "the payload container ended{said}");
             });
         }
@@ -328,11 +328,8 @@ fn remove(engine: &dyn Engine, name: &str) {
 }
 
 /// The end of a container's log, for a message.
-pub fn glue_said(shape: &PodShape, role: Role) -> String {
-    let log = fs::read(shape.place.log(&role.to_string())).unwrap_or_default();
-    let log = String::from_utf8_lossy(&log);
-    // Each line of the engine's format begins with time, stream and whether it is a full one.
-    let lines: Vec<&str> = log.lines().filter_map(|line| line.splitn(4, ' ').nth(3)).collect();
+pub fn glue_said(engine: &dyn Engine, spec: &Spec) -> String {
+    let lines = engine.log(spec);
     let last = lines.get(lines.len().saturating_sub(5)..).unwrap_or_default();
     let last: Vec<String> = last.iter().map(|line| message_of(line).chars().take(SAID_MAX).collect()).collect();
     if last.is_empty() { String::new() } else { format!("; it said: {}", last.join(" | ")) }

@@ -1,11 +1,11 @@
 //! The engine's configuration file: ours alone, so that nothing under `/etc` is written or believed.
 
 use crate::failure::{Context, Failure, failure};
+use crate::machine::cgroup_v2;
 use crate::place::{Place, directory};
 use crate::rootless;
 use crate::search_path::in_path;
 use nix::sys::resource::{Resource, getrlimit};
-use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -74,22 +74,6 @@ fn quote(path: PathBuf) -> Result<String, Failure> {
     let text = path.to_str().ok_or_else(|| failure(format!("the path {} is not UTF-8", path.display())))?;
     // A JSON string is a TOML basic string.
     serde_json::to_string(text).context(|| format!("cannot write the path {text}"))
-}
-
-/// Whether the unified hierarchy is the one that limits.
-pub fn cgroup_v2() -> bool {
-    statfs("/sys/fs/cgroup").is_ok_and(|f| f.filesystem_type() == CGROUP2_SUPER_MAGIC)
-}
-
-/// Whether this kernel counts swap, so that the engine can set a limit on it.
-pub fn swap_is_counted() -> bool {
-    if cgroup_v2() {
-        // The root of the hierarchy has no limit files; any child shows whether its children would.
-        fs::read_dir("/sys/fs/cgroup")
-            .is_ok_and(|entries| entries.flatten().any(|entry| entry.path().join("memory.swap.max").exists()))
-    } else {
-        Path::new("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes").exists()
-    }
 }
 
 /// crun is the faster one; it refuses the hybrid hierarchy, where runc still works.

@@ -10,6 +10,7 @@ use crate::calls::{CallError, Calls};
 use crate::container::{ImageVolume, Mount, POD_LABEL, ROLE_LABEL, Role, Spec, text};
 use crate::engine::Engine;
 use crate::failure::{Context, Failure, failure};
+use crate::machine::swap_is_counted;
 use crate::place::Place;
 use crate::search_path::in_path;
 use given::CONTAINER_ANNOTATION;
@@ -52,7 +53,7 @@ impl Podman {
         let guard = guard::install(&place, runtime)
             .context(|| format!("cannot put the runtime's guard at {}", place.guard(runtime).display()))?;
         let calls = calls(program, &place, config::names_driver(&place)?);
-        Ok(Self { calls, guard, swap_is_counted: config::swap_is_counted(), place })
+        Ok(Self { calls, guard, swap_is_counted: swap_is_counted(), place })
     }
 }
 
@@ -93,8 +94,19 @@ impl Engine for Podman {
         &["rm", "--force", "--time", "0", "--ignore", "--depend"]
     }
 
+    fn attaching(&self) -> &'static [&'static str] {
+        &["start", "--attach", "--sig-proxy=false"]
+    }
+
     fn images_root(&self) -> Option<PathBuf> {
         Some(self.place.root())
+    }
+
+    fn log(&self, spec: &Spec) -> Vec<String> {
+        let log = spec.log.as_ref().and_then(|log| fs::read(log).ok()).unwrap_or_default();
+        // Each line begins with time, stream and whether it is a full one.
+        let lines = String::from_utf8_lossy(&log);
+        lines.lines().filter_map(|line| line.splitn(4, ' ').nth(3)).map(str::to_owned).collect()
     }
 
     /// Reads what the guard wrote down of what the container was given. Without that it was not started by way of the
