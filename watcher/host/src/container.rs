@@ -384,12 +384,13 @@ impl PodShape {
     pub fn pilot(&self, pilot: &PilotShape, ids: &PodIds) -> Spec {
         let mut mounts = vec![
             Mount::read_only(self.place.bin(), layout::BIN),
-            self.hosts(),
             Mount::writable(&pilot.private, PRIVATE_IN_PILOT),
             // A socket can be connected to on a read-only mount, and not be replaced there.
             Mount::read_only(self.place.bind(), BIND_IN_PILOT),
         ];
         mounts.extend((0..self.slots).flat_map(|slot| self.slot_volumes(slot)));
+        // The user's own list, where there is one.
+        mounts.extend((!pilot.mounts.iter().any(|mount| mount.target == HOSTS)).then(|| self.hosts()));
         mounts.extend(pilot.mounts.iter().cloned());
         let uids: Vec<String> = (0..self.slots).map(|slot| ids.of(slot).uid.to_string()).collect();
         let mut environment = vec!["LATEBIND_BINDER=host".to_owned(), format!("LATEBIND_SLOTS={}", self.slots)];

@@ -141,6 +141,17 @@ fn the_pilot_has_what_it_was_given() {
 }
 
 #[test]
+fn the_pilot_has_one_list_of_hosts_the_users_where_there_is_one() {
+    let shape = shape();
+    let own = PilotShape { mounts: vec![Mount::read_only("/mine", "/etc/hosts")], ..pilot() };
+    for (pilot, source) in [(pilot(), "\"source=/state/pods/p/hosts\""), (own, "\"source=/mine\"")] {
+        let arguments = given(&shape.pilot(&pilot, &PodIds::at(30_000, 2)));
+        let lists: Vec<_> = arguments.iter().filter(|a| a.contains("\"target=/etc/hosts\"")).collect();
+        assert!(lists.len() == 1 && lists[0].contains(source), "{lists:?}");
+    }
+}
+
+#[test]
 fn no_limit_is_said_to_the_engine_too() {
     let mut shape = shape();
     shape.limits = Limits { memory: None, cpus: None, pids: None };
