@@ -110,6 +110,11 @@ impl Pool {
     /// Hands in a job: `lines` are of the submit file, on top of what every job has here; `files` lie beside it.
     #[track_caller]
     pub fn submit(&self, lines: &str, files: &[(&str, &str)]) -> Job<'_> {
+        self.submit_bytes(lines.as_bytes(), files)
+    }
+
+    /// The same, for what is not UTF-8.
+    pub fn submit_bytes(&self, lines: &[u8], files: &[(&str, &str)]) -> Job<'_> {
         let name = unique("job");
         let dir = self.dir().join("home").join(&name);
         fs::create_dir(&dir).unwrap();
@@ -118,7 +123,7 @@ impl Pool {
         }
         let common = "should_transfer_files = YES\nwhen_to_transfer_output = ON_EXIT\noutput = out\nerror = err\nlog = log\n\
                       request_cpus = 1\nrequest_memory = 100MB\nrequest_disk = 10MB\nleave_in_queue = True\n";
-        fs::write(dir.join("job.sub"), format!("{common}{lines}\nqueue\n")).unwrap();
+        fs::write(dir.join("job.sub"), [common.as_bytes(), lines, b"\nqueue\n"].concat()).unwrap();
         let owned = Command::new("chown").args(["-R", &format!("{ALICE}:{ALICE}")]).arg(&dir).status().unwrap();
         assert!(owned.success());
         let script = format!("cd /home/alice/{name} && condor_submit -terse job.sub");

@@ -114,6 +114,15 @@ fn the_sandbox_can_stand_where_the_image_has_a_directory_or_no_parent() {
 }
 
 #[test]
+fn a_variable_that_is_not_text_reaches_the_job() {
+    let pool = Pool::shared();
+    let lines = [BUSYBOX.as_bytes(), b"executable = job.sh\nenvironment = \"LATIN=caf\xe9\"\n"].concat();
+    let job = pool.submit_bytes(&lines, &[("job.sh", "#!/bin/sh\nprintf %s \"$LATIN\" | od -An -tx1\n")]);
+    job.ends_with(0);
+    assert_eq!(job.text("out").split_whitespace().collect::<String>(), "636166e9");
+}
+
+#[test]
 fn the_payload_has_the_slots_account() {
     let pool = Pool::shared();
     let job = pool.shell("id -un; echo $USER; eval echo ~$USER; echo x >~/made", "");

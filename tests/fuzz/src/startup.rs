@@ -81,6 +81,8 @@ fn means(file: &serde_json::Value, ours: &serde_json::Value) -> bool {
         (Number(a), Number(b)) => a.as_f64() == b.as_f64(),
         (Number(a), String(b)) => b == "unlimited" && a.as_u64() == Some(u64::MAX),
         (Array(a), Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| means(a, b)),
+        // Bytes that are UTF-8 are written as a text.
+        (Array(a), String(b)) => a.iter().map(serde_json::Value::as_u64).eq(b.bytes().map(|byte| Some(byte.into()))),
         // serde also takes a limit or a stream as a list of its fields' values.
         (Array(a), Object(b)) => a.len() <= b.len().max(3) && a.iter().all(|a| !matches!(a, Object(_) | Array(_))),
         (Object(a), Object(b)) => a.iter().all(|(name, a)| match b.get(name) {
@@ -100,6 +102,9 @@ fn checked(order: &Order, ids: Ids) {
         assert!(![0, u32::MAX, ids.kill_uid].contains(id), "the payload would have the ID {id}");
     }
     assert!(order.groups.len() <= 64);
+    // One field each of a line in passwd and group.
+    assert!((1..=32).contains(&order.account.len()) && !order.account.contains([':', '\n', '\0', '/']));
+    assert!(order.home.iter().all(|home| home.starts_with('/') && !home.contains([':', '\n', '\0'])));
     assert!(order.env_files.len() <= ENV_FILES_MAX);
     for name in &order.env_files {
         assert!(name.starts_with("env.") && !name.contains(['/', '\0']) && !name.ends_with(".tmp"));
