@@ -98,7 +98,7 @@ impl Pool {
         let output = self.exec(role, user, words);
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{words:?} in {role}: {}: {said}", output.status);
-        String::from_utf8(output.stdout).unwrap()
+        String::from_utf8_lossy(&output.stdout).into_owned() // of a job, whose words are bytes
     }
 
     /// A shell script in the pilot container, as root.
