@@ -59,14 +59,20 @@ impl Whereabouts {
     /// version 1 that the file belongs to, empty for version 2.
     pub fn owns(&self, device: u64, controller: &str) -> bool {
         let device = format!("{}:{}", nix::sys::stat::major(device), nix::sys::stat::minor(device));
-        let own = self.cgroups.lines().find_map(|line| {
-            let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
-            controllers.split(',').any(|name| name == controller).then_some(path)
-        });
-        let Some(own) = own.filter(|path| !self.machine || *path != "/") else { return false };
+        let Some(own) = path_of(&self.cgroups, controller).filter(|path| !self.machine || *path != "/") else {
+            return false;
+        };
         let mut shown = self.mounts.iter().filter(|mount| mount.device == device).peekable();
         shown.peek().is_some() && shown.all(|mount| mount.root == own)
     }
+}
+
+/// The cgroup that a `/proc/<pid>/cgroup` names for a controller of version 1, or for version 2 where that is empty.
+pub fn path_of<'a>(cgroups: &'a str, controller: &str) -> Option<&'a str> {
+    cgroups.lines().find_map(|line| {
+        let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+        controllers.split(',').any(|name| name == controller).then_some(path)
+    })
 }
 
 /// Reads the counters; what is not there, not the kernel's, or of another cgroup than the own one is left out.

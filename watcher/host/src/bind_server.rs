@@ -3,14 +3,13 @@
 //! Whoever can connect can have any allowed image run in this pod's payload containers, and nothing else. Only the
 //! pilot container mounts the socket, and only root of it may connect.
 
-use crate::container::PodShape;
+use crate::container::{Limits, PodShape};
 use crate::engine::Engine;
 use crate::failure::{self, Context, failure};
 use crate::image_cache::ImageCache;
 use crate::images::{self, AllowList, Pull};
-use crate::slot::{Slot, State};
+use crate::slot::Slot;
 use nix::sys::socket::{getsockopt, sockopt};
-use serde::{Deserialize, Serialize};
 use std::fs::{self, File, Permissions};
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::AsRawFd;
@@ -20,9 +19,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
-use watcher::bind::{Class, Failure, Reason};
+use watcher::bind::host::{Answer, Request, Verb};
+use watcher::bind::{Failure, Reason};
 use watcher::reference::Reference;
-use watcher::text::printable;
 
 /// Name of the socket in its directory.
 const SOCKET: &str = "bind.sock";
@@ -54,15 +53,6 @@ pub struct BindServer {
     pub slots: Vec<Slot>,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Request {
-    version: u32,
-    verb: String,
-    slot: Option<u32>,
-    image: Option<String>,
-}
-
 /// A request that makes sense.
 #[derive(Debug, PartialEq, Eq)]
 enum Asked {
@@ -78,69 +68,26 @@ fn understand(line: &[u8]) -> Result<Asked, Failure> {
     if request.version != 1 {
         return Err(bad(format!("this is version 1 of the protocol, the request is of {}", request.version)));
     }
-    match (request.verb.as_str(), request.slot, request.image) {
-        ("bind", Some(slot), Some(image)) => Ok(Asked::Bind { slot, image }),
-        ("state", Some(slot), None) => Ok(Asked::State { slot }),
-        ("clean", Some(slot), None) => Ok(Asked::Clean { slot }),
-        ("image", None, Some(image)) => Ok(Asked::Image { image }),
-        ("info", None, None) => Ok(Asked::Info),
-        ("bind" | "image" | "state" | "clean" | "info", _, _) => Err(bad(
+    match (request.verb, request.slot, request.image) {
+        (Verb::Bind, Some(slot), Some(image)) => Ok(Asked::Bind { slot, image }),
+        (Verb::State, Some(slot), None) => Ok(Asked::State { slot }),
+        (Verb::Clean, Some(slot), None) => Ok(Asked::Clean { slot }),
+        (Verb::Image, None, Some(image)) => Ok(Asked::Image { image }),
+        (Verb::Info, None, None) => Ok(Asked::Info),
+        _ => Err(bad(
             "bind takes slot and image, image takes image, state and clean take slot, info takes none; a field is missing \
              or too much",
         )),
-        (verb, _, _) => Err(bad(format!("there is no verb \"{}\": bind, image, state, clean, info", printable(verb)))),
     }
 }
 
-#[derive(Serialize)]
-#[serde(untagged)]
-enum Answer {
-    Bound {
-        ok: bool,
-        container: String,
-        image: String,
-        image_id: String,
-        pulled: bool,
-    },
-    Image {
-        ok: bool,
-        image: String,
-        image_id: String,
-        pulled: bool,
-    },
-    State {
-        ok: bool,
-        container: String,
-        image: String,
-        status: &'static str,
-        exit_code: Option<i32>,
-        oom_killed: bool,
-    },
-    Cleaned {
-        ok: bool,
-    },
-    Info {
-        ok: bool,
-        name: String,
-        slots: u32,
-        memory: Option<u64>,
-        cpus: Option<f64>,
-        pids: Option<u64>,
-        /// For each slot payload UID, payload GID and kill UID.
-        ids: Vec<[u32; 3]>,
-    },
-    Refused {
-        ok: bool,
-        class: Class,
-        reason: Reason,
-        message: String,
-    },
+fn refused(Failure { class, reason, message }: Failure) -> Answer {
+    Answer { class: Some(class), reason: Some(reason), message: Some(message), ..Answer::default() }
 }
 
-impl From<Failure> for Answer {
-    fn from(Failure { class, reason, message }: Failure) -> Self {
-        Self::Refused { ok: false, class, reason, message }
-    }
+fn of_image(image: String, ready: images::Ready) -> Answer {
+    let (image, image_id, pulled) = (Some(image), Some(ready.id), Some(ready.pulled));
+    Answer { ok: true, image, image_id, pulled, ..Answer::default() }
 }
 
 fn bad(message: impl Into<String>) -> Failure {
@@ -199,7 +146,7 @@ impl BindServer {
     }
 
     fn answer(&self, line: &[u8]) -> Answer {
-        self.answered(line).unwrap_or_else(Answer::from)
+        self.answered(line).unwrap_or_else(refused)
     }
 
     fn answered(&self, line: &[u8]) -> Result<Answer, Failure> {
@@ -210,32 +157,28 @@ impl BindServer {
                         tracing::warn!(slot, image, class = ?refusal.class, "not bound: {refusal}");
                     }
                 })?;
-                Ok(Answer::Bound { ok: true, container, image, image_id: ready.id, pulled: ready.pulled })
+                Ok(Answer { container: Some(container), ..of_image(image, ready) })
             }
             Asked::Image { image } => {
                 let ready = self.prepare(&image)?;
-                Ok(Answer::Image { ok: true, image, image_id: ready.id, pulled: ready.pulled })
+                Ok(of_image(image, ready))
             }
             Asked::State { slot } => {
-                let State { container, image, status, exit_code, oom_killed } =
-                    self.slot(slot)?.state(&*self.engine, &self.shape)?;
-                Ok(Answer::State { ok: true, container, image, status, exit_code, oom_killed })
-            }
-            Asked::Clean { slot } => {
-                self.slot(slot)?.clean()?;
-                Ok(Answer::Cleaned { ok: true })
-            }
-            Asked::Info => {
-                let limits = self.shape.limits;
-                Ok(Answer::Info {
+                let (container, image, state) = self.slot(slot)?.state(&*self.engine, &self.shape)?;
+                Ok(Answer {
                     ok: true,
-                    name: self.shape.name.clone(),
-                    slots: self.shape.slots,
-                    memory: limits.memory,
-                    cpus: limits.cpus,
-                    pids: limits.pids,
-                    ids: self.slots.iter().map(Slot::ids).map(|ids| [ids.uid, ids.gid, ids.kill_uid]).collect(),
+                    container: Some(container),
+                    image: Some(image),
+                    state: Some(state),
+                    ..Answer::default()
                 })
+            }
+            Asked::Clean { slot } => self.slot(slot)?.clean().map(|()| Answer { ok: true, ..Answer::default() }),
+            Asked::Info => {
+                let Limits { memory, cpus, pids } = self.shape.limits;
+                let ids = self.slots.iter().map(Slot::ids).map(|ids| [ids.uid, ids.gid, ids.kill_uid]).collect();
+                let (name, slots) = (Some(self.shape.name.clone()), Some(self.shape.slots));
+                Ok(Answer { ok: true, name, slots, memory, cpus, pids, ids, ..Answer::default() })
             }
         }
     }
@@ -272,12 +215,12 @@ impl BindServer {
             // Before it is counted: nobody else takes root's connections.
             if uid != 0 {
                 tracing::debug!(uid, "a connection to the bind socket that is not root's was refused");
-                let _ = reply(&stream, &bad("only root of the pilot container may ask").into());
+                let _ = reply(&stream, &refused(bad("only root of the pilot container may ask")));
                 continue;
             }
             if open.fetch_add(1, Ordering::SeqCst) >= CONNECTIONS_MAX {
                 open.fetch_sub(1, Ordering::SeqCst);
-                let _ = reply(&stream, &bad(format!("more than {CONNECTIONS_MAX} connections at once")).into());
+                let _ = reply(&stream, &refused(bad(format!("more than {CONNECTIONS_MAX} connections at once"))));
                 continue;
             }
             let (server, done) = (Arc::clone(self), Arc::clone(&open));
@@ -301,7 +244,7 @@ impl BindServer {
                 Ok(Some(line)) => line,
                 Ok(None) => return Ok(()),
                 // Where the next request would begin is not known, so this is the last one.
-                Err(e) => return reply(stream, &bad(e.to_string()).into()),
+                Err(e) => return reply(stream, &refused(bad(e.to_string()))),
             };
             reply(stream, &self.answer(&line))?;
         }
@@ -348,6 +291,8 @@ fn reply(mut stream: &UnixStream, answer: &Answer) -> io::Result<()> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
     use super::*;
+    use watcher::bind::Class;
+    use watcher::bind::host::State;
 
     #[test]
     fn requests() {
@@ -410,12 +355,14 @@ mod tests {
     #[test]
     fn answers_are_what_the_protocol_says() {
         let line = |answer: &Answer| serde_json::to_string(answer).unwrap();
-        let refused = Answer::from(Failure::hold(Reason::ImageNotFound, "no"));
+        let refused = refused(Failure::hold(Reason::ImageNotFound, "no"));
         assert_eq!(line(&refused), r#"{"ok":false,"class":"hold","reason":"ImageNotFound","message":"no"}"#);
-        let State { container, image, status, exit_code, oom_killed } = State { status: "missing", ..State::default() };
-        assert_eq!(line(&Answer::Cleaned { ok: true }), r#"{"ok":true}"#);
-        let state = Answer::State { ok: true, container, image, status, exit_code, oom_killed };
+        assert_eq!(line(&Answer { ok: true, ..Answer::default() }), r#"{"ok":true}"#);
+        let (state, none) = (State { status: "missing".into(), ..State::default() }, Some(String::new()));
+        let state = Answer { ok: true, container: none.clone(), image: none, state: Some(state), ..Answer::default() };
         let wanted = r#"{"ok":true,"container":"","image":"","status":"missing","exit_code":null,"oom_killed":false}"#;
         assert_eq!(line(&state), wanted);
+        let read: Answer = serde_json::from_str(wanted).unwrap();
+        assert_eq!((read.state, read.class), (state.state, None));
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::container::STOP_SECONDS;
 use crate::pidfd::Process;
+use latebind_linux::cgroup::{number_after, path_of};
 use nix::sys::signal::Signal;
 use std::fs;
 use std::io;
@@ -72,7 +73,7 @@ impl MainProcess {
 
     /// Whether the kernel has killed anything in the container for memory; `None` once the group is removed.
     pub fn oom_killed(&self) -> Option<bool> {
-        let counted = oom_kills(&fs::read_to_string(self.oom.as_ref()?).ok()?)?;
+        let counted = number_after(&fs::read_to_string(self.oom.as_ref()?).ok()?, "oom_kill")?;
         Some(counted > 0)
     }
 
@@ -104,23 +105,11 @@ impl MainProcess {
 
 /// The control group that a `/proc/<pid>/cgroup` names: version 1's for `controller`, else version 2's.
 fn group(groups: &str, controller: &str) -> Option<PathBuf> {
-    let entry = |wanted: &dyn Fn(&str) -> bool| {
-        groups.lines().find_map(|line| {
-            let mut parts = line.splitn(3, ':').skip(1);
-            let controllers = parts.next()?;
-            let path = parts.next()?;
-            (wanted(controllers) && path != "/").then(|| path.trim_start_matches('/').to_owned())
-        })
+    let of = |controller: &str| {
+        let path = path_of(groups, controller).filter(|path| *path != "/")?;
+        Some(Path::new(CGROUPS).join(controller).join(path.trim_start_matches('/')))
     };
-    let v1 =
-        entry(&|c| c.split(',').any(|c| c == controller)).map(|path| Path::new(CGROUPS).join(controller).join(path));
-    let v2 = || entry(&str::is_empty).map(|path| Path::new(CGROUPS).join(path));
-    v1.or_else(v2)
-}
-
-/// The number after `oom_kill` in a `memory.events` or `memory.oom_control`.
-fn oom_kills(file: &str) -> Option<u64> {
-    file.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
+    of(controller).or_else(|| of(""))
 }
 
 #[cfg(test)]
@@ -138,8 +127,8 @@ mod tests {
 
     #[test]
     fn kills_for_memory_are_counted() {
-        assert_eq!(oom_kills("oom_kill_disable 0\nunder_oom 0\noom_kill 2\n"), Some(2));
-        assert_eq!(oom_kills("low 0\noom 3\noom_kill 1\noom_group_kill 0\n"), Some(1));
-        assert_eq!(oom_kills("low 0\n"), None);
+        assert_eq!(number_after("oom_kill_disable 0\nunder_oom 0\noom_kill 2\n", "oom_kill"), Some(2));
+        assert_eq!(number_after("low 0\noom 3\noom_kill 1\noom_group_kill 0\n", "oom_kill"), Some(1));
+        assert_eq!(number_after("low 0\n", "oom_kill"), None);
     }
 }

@@ -12,6 +12,7 @@ use std::fs;
 use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
+use watcher::bind::host::State;
 use watcher::bind::{Failure, Reason};
 
 /// Any long time: the wait for the end of a main process starts again after it.
@@ -98,21 +99,6 @@ impl NotStarted {
 /// Place of a bind request among those of its slot.
 #[derive(Clone, Copy, Debug)]
 pub struct Ticket(u64);
-
-/// What the slot's container is doing.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct State {
-    /// The engine's id of it; empty: there is no container.
-    pub container: String,
-    /// The image, as asked for.
-    pub image: String,
-    /// `running`, `exited` or `missing`.
-    pub status: &'static str,
-    /// Of the main process.
-    pub exit_code: Option<i32>,
-    /// Whether the kernel killed anything in it for memory.
-    pub oom_killed: bool,
-}
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Nothing here is left half-changed by a panic, and panics abort the release build.
@@ -268,17 +254,18 @@ impl Slot {
         ipc::clean(main, &payload.id, &self.ids).map_err(failed)
     }
 
-    /// What the container is doing, as the engine knows it.
-    pub fn state(&self, engine: &dyn Engine, shape: &PodShape) -> Result<State, Failure> {
+    /// The slot's container, empty where there is none, its image, as asked for, and what it is doing.
+    pub fn state(&self, engine: &dyn Engine, shape: &PodShape) -> Result<(String, String, State), Failure> {
+        let missing = State { status: "missing".into(), ..State::default() };
         let Some(payload) = locked(&self.current).clone() else {
-            return Ok(State { status: "missing", ..State::default() });
+            return Ok((String::new(), String::new(), missing));
         };
         let ended = |p: &MainProcess| p.ended_within(Duration::ZERO).unwrap_or(true);
         let gone = payload.main.as_ref().is_none_or(ended);
+        let image = payload.image.clone();
         if !gone {
-            let (container, image) = (payload.id.clone(), payload.image.clone());
-            let oom_killed = payload.oom_killed();
-            return Ok(State { container, image, status: "running", exit_code: None, oom_killed });
+            let state = State { status: "running".into(), exit_code: None, oom_killed: payload.oom_killed() };
+            return Ok((payload.id.clone(), image, state));
         }
         let since = Instant::now();
         let said = loop {
@@ -290,8 +277,7 @@ impl Slot {
             }
             thread::sleep(Duration::from_millis(20));
         };
-        let image = payload.image.clone();
-        let Some(said) = said else { return Ok(State { image, status: "missing", ..State::default() }) };
+        let Some(said) = said else { return Ok((String::new(), image, missing)) };
         let (exit_code, oom_killed) = (said.exit_code, said.oom_killed || payload.oom_killed());
         if !said.running {
             payload.noted.call_once(|| {
@@ -299,13 +285,9 @@ impl Slot {
                 tracing::warn!(slot = self.number, image, exit_code, "the payload container ended{said}");
             });
         }
-        Ok(State {
-            container: payload.id.clone(),
-            image,
-            status: if said.running { "running" } else { "exited" },
-            exit_code: (!said.running).then_some(exit_code),
-            oom_killed,
-        })
+        let status = if said.running { "running" } else { "exited" }.to_owned();
+        let exit_code = (!said.running).then(|| exit_code.into());
+        Ok((payload.id.clone(), image, State { status, exit_code, oom_killed }))
     }
 }
 

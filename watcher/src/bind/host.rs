@@ -6,8 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use latebind_contract::layout::Ids;
-use serde::Deserialize;
-use serde_json::json;
+use serde::{Deserialize, Serialize};
 
 use super::{Binder, Class, Container, ContainerState, Failure, Progress, Reason};
 use crate::finding::Finding;
@@ -23,21 +22,97 @@ pub struct Host {
     socket: PathBuf,
 }
 
-/// Every answer; which fields are there depends on the request.
-#[derive(Deserialize, Default)]
+/// What a pilot asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verb {
+    /// Give the slot's payload container this image; the placeholder where the image is empty.
+    Bind,
+    /// What an image's name means now.
+    Image,
+    /// What the slot's payload container does.
+    State,
+    /// Remove what the payload has left in its IPC namespace.
+    Clean,
+    /// What the pod is like.
+    Info,
+}
+
+/// A request of the bind protocol: one JSON object and line end.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Request {
+    /// Of the protocol: 1.
+    pub version: u32,
+    /// What for.
+    pub verb: Verb,
+    /// For bind, state and clean.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slot: Option<u32>,
+    /// For bind and image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+}
+
+/// An answer of the bind protocol; which fields are there depends on the request.
+#[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
-struct Answer {
-    ok: bool,
-    class: Option<Class>,
-    reason: Option<Reason>,
-    message: String,
-    container: String,
-    image: String,
-    image_id: String,
-    status: String,
-    exit_code: Option<i64>,
-    oom_killed: bool,
-    ids: Vec<[u32; 3]>,
+pub struct Answer {
+    /// Whether it was done.
+    pub ok: bool,
+    /// What it means that it was not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub class: Option<Class>,
+    /// Why it was not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
+    /// The same for people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// The engine's ID of the slot's container; empty: there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub container: Option<String>,
+    /// Its image, as asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// The engine's ID of the image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_id: Option<String>,
+    /// Whether the image was fetched now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pulled: Option<bool>,
+    /// What the container does.
+    #[serde(flatten)]
+    pub state: Option<State>,
+    /// The pod's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// How many slots it has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slots: Option<u32>,
+    /// Bytes of memory of each payload container, where that is limited.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<u64>,
+    /// Its processors, where they are limited.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<f64>,
+    /// Its processes, where they are limited.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pids: Option<u64>,
+    /// For each slot payload UID, payload GID and kill UID.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ids: Vec<[u32; 3]>,
+}
+
+/// What a payload container does.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// `running`, `exited` or `missing`.
+    pub status: String,
+    /// Of its main process, where that has ended.
+    pub exit_code: Option<i64>,
+    /// Whether the kernel ended anything in it for memory.
+    pub oom_killed: bool,
 }
 
 impl Host {
@@ -50,11 +125,12 @@ impl Host {
         Failure::retry(Reason::EngineError, format!("latebind-host does not answer at {}: {e}", self.socket.display()))
     }
 
-    fn ask(&self, request: &serde_json::Value) -> Result<Answer, Failure> {
+    fn ask(&self, verb: Verb, slot: Option<u32>, image: Option<&str>) -> Result<Answer, Failure> {
+        let request = Request { version: 1, verb, slot, image: image.map(str::to_owned) };
         let talk = || -> std::io::Result<Answer> {
             let mut stream = UnixStream::connect(&self.socket)?;
             stream.set_read_timeout(Some(ANSWER_WITHIN))?;
-            stream.write_all(format!("{request}\n").as_bytes())?;
+            stream.write_all(format!("{}\n", serde_json::to_string(&request)?).as_bytes())?;
             let mut line = String::new();
             if BufReader::new(stream).read_line(&mut line)? == 0 {
                 return Err(std::io::Error::other("it closed the connection without an answer"));
@@ -67,33 +143,35 @@ impl Host {
         }
         let reason = answer.reason.unwrap_or(Reason::Unknown);
         let class = answer.class.filter(|class| reason.may_be(*class)).unwrap_or(reason.class());
-        Err(Failure::new(class, reason, answer.message))
+        Err(Failure::new(class, reason, answer.message.unwrap_or_default()))
     }
 }
 
 impl Binder for Host {
     fn bind(&self, slot: u32, image: &str, _progress: &dyn Progress) -> Result<Container, Failure> {
-        let answer = self.ask(&json!({"version": 1, "verb": "bind", "slot": slot, "image": image}))?;
-        Ok(Container { id: answer.container, image: answer.image, image_id: answer.image_id, reference: String::new() })
+        let Answer { container, image, image_id, .. } = self.ask(Verb::Bind, Some(slot), Some(image))?;
+        let [id, image, image_id] = [container, image, image_id].map(Option::unwrap_or_default);
+        Ok(Container { id, image, image_id, reference: String::new() })
     }
 
     fn image_id(&self, image: &str) -> Result<String, Failure> {
-        Ok(self.ask(&json!({"version": 1, "verb": "image", "image": image}))?.image_id)
+        Ok(self.ask(Verb::Image, None, Some(image))?.image_id.unwrap_or_default())
     }
 
     fn state(&self, slot: u32) -> Result<ContainerState, Failure> {
-        let answer = self.ask(&json!({"version": 1, "verb": "state", "slot": slot}))?;
+        let Answer { container, state, .. } = self.ask(Verb::State, Some(slot), None)?;
+        let State { status, exit_code, oom_killed } = state.unwrap_or_default();
         Ok(ContainerState {
-            id: answer.container,
-            running: answer.status == "running",
-            exit_code: answer.exit_code,
-            oom_killed: answer.oom_killed,
+            id: container.unwrap_or_default(),
+            running: status == "running",
+            exit_code,
+            oom_killed,
             ..ContainerState::default()
         })
     }
 
     fn ids(&self, slot: u32) -> Result<Option<Ids>, Failure> {
-        let all = self.ask(&json!({"version": 1, "verb": "info"}))?.ids;
+        let all = self.ask(Verb::Info, None, None)?.ids;
         Ok(usize::try_from(slot).ok().and_then(|n| all.get(n)).map(|[uid, gid, kill_uid]| Ids {
             uid: *uid,
             gid: *gid,
@@ -106,7 +184,7 @@ impl Binder for Host {
         if !reused {
             return Ok(());
         }
-        self.ask(&json!({"version": 1, "verb": "clean", "slot": slot})).map(drop)
+        self.ask(Verb::Clean, Some(slot), None).map(drop)
     }
 
     fn ready(&self) -> Result<(), Failure> {
