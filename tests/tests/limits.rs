@@ -1,7 +1,7 @@
 //! A job is kept within its limits: whichever it crosses, it is ended in time, the report says which, and the slot
 //! serves on.
 
-use latebind_tests::pod::{JOB_WITHIN, Options, Outcome, Pod, eventually, probe, shell, with};
+use latebind_tests::pod::{JOB_WITHIN, NOSHELL, Options, Outcome, Pod, eventually, host, probe, shell, with};
 use latebind_tests::slot::WAIT_FOR_GO;
 use serde_json::{Value, json};
 use watcher::job::limits::Which;
@@ -106,6 +106,15 @@ fn the_pilots_maxima_hold_for_every_job() {
     outcome.is("final", "TimedOut");
     assert_eq!(outcome.report.limit.as_ref().map(|l| (l.which, l.limit)), Some((Which::Wall, 2.0)));
     pod.job("short", &probe(&["hello"])).is_good();
+}
+
+#[test]
+fn maxima_of_a_run_hold_beside_a_watcher_that_serves_already() {
+    let pod = Options::new().start();
+    let pilot = format!("latebind-{}-pilot", pod.name);
+    let run = ["watcher", "run", "--max-wall", "1", "--grace", "1", NOSHELL, "--", "/probe", "sleep", "60"];
+    let ran = host(&[&["podman", "--", "exec", pilot.as_str()], run.as_slice()].concat()).output().unwrap();
+    assert_eq!(ran.status.code(), Some(124), "{ran:?}");
 }
 
 #[test]

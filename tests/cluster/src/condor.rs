@@ -1,5 +1,5 @@
 //! An HTCondor pool on our own cluster: central manager and access point in a pod, pilots of
-//! `deploy/htcondor-before-1.29` in another.
+//! `deploy/htcondor-before-1.32` in another.
 
 use std::fs;
 use std::net::TcpListener;
@@ -59,7 +59,7 @@ impl Pool {
         let from = format!("--from-file=pool={}", file.display());
         namespace.ask(&["create", "secret", "generic", "latebind-htcondor-token", &from]);
         let options = Options::new()
-            .manifest("deploy/htcondor-before-1.29")
+            .manifest("deploy/htcondor-before-1.32")
             .setting("CONDOR_HOST", &format!("127.0.0.1:{port}"))
             .setting("LATEBIND_CONDOR_CONFIG", include_str!("../../condor/pilot.conf"));
         let pool = Self { pilot: change(options).start_in(namespace), home };

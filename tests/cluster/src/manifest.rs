@@ -26,8 +26,9 @@ pub fn objects(directory: &str) -> Vec<Value> {
 }
 
 fn items(mut document: Value) -> Vec<Value> {
-    match document["items"].take() {
-        Value::Array(items) => items,
+    // Nothing is added that was not there: strict servers refuse a field that they do not know, even if it is null.
+    match document.get_mut("items").map(Value::take) {
+        Some(Value::Array(items)) => items,
         _ => vec![document],
     }
 }
@@ -49,7 +50,7 @@ pub fn for_namespace(directory: &str, namespace: &str) -> Vec<Value> {
 /// Moves an object, and the accounts that it names, into a namespace.
 pub fn move_to(object: &mut Value, namespace: &str) {
     object["metadata"]["namespace"] = json!(namespace);
-    for subject in object["subjects"].as_array_mut().into_iter().flatten() {
+    for subject in object.get_mut("subjects").and_then(Value::as_array_mut).into_iter().flatten() {
         subject["namespace"] = json!(namespace);
     }
 }
@@ -98,7 +99,7 @@ pub fn push(list: &mut Value, element: Value) {
 
 /// Sets a variable in a container's environment.
 pub fn set_env(container: &mut Value, name: &str, value: &str) {
-    if let Some(list) = container["env"].as_array_mut() {
+    if let Some(list) = container.get_mut("env").and_then(Value::as_array_mut) {
         list.retain(|e| e["name"] != name);
     }
     push(&mut container["env"], json!({"name": name, "value": value}));

@@ -213,7 +213,7 @@ impl Options {
 }
 
 fn mount_spool(spec: &mut Value, directory: &Path) {
-    if let Some(volumes) = spec["volumes"].as_array_mut() {
+    if let Some(volumes) = spec.get_mut("volumes").and_then(Value::as_array_mut) {
         volumes.retain(|v| v["name"] != "spool");
     }
     manifest::push(

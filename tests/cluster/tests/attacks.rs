@@ -36,7 +36,7 @@ fn the_pilots_secrets_are_out_of_reach() {
         "for d in /var/run/secrets /run/secrets /var/lib/latebind /scratch /spool /results; do [ -e $d ] && echo $d; done; \
          find / -xdev -name '*serviceaccount*' -o -xdev -name token -o -xdev -name serve.sock; \
          cut -d ' ' -f 5 /proc/self/mountinfo | grep -E 'secret|latebind|token'; \
-         env | grep -iE 'token|latebind'; grep -l 'ey[J]' /proc/[0-9]*/cmdline",
+         env | grep -v ^HOSTNAME= | grep -iE 'token|latebind'; grep -l 'ey[J]' /proc/[0-9]*/cmdline",
     );
     nothing_works(
         &pilot,

@@ -1,4 +1,4 @@
-//! HTCondor's pilot in a pod, from `deploy/htcondor-before-1.29`: a real pool's container jobs, each in a container of
+//! HTCondor's pilot in a pod, from `deploy/htcondor-before-1.32`: a real pool's container jobs, each in a container of
 //! its image. The pool is in the node's network, as its pilots are: our own cluster only.
 
 use std::net::TcpListener;

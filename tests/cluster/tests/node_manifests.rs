@@ -13,9 +13,9 @@ use serde_json::{Value, json};
 const LIMIT: Duration = Duration::from_secs(120);
 
 #[test]
-fn a_job_before_1_29_completes_with_its_work() {
+fn a_job_before_1_32_completes_with_its_work() {
     let pilot =
-        Options::new().manifest("deploy/job-before-1.29").spool(&["--idle-exit", "3", "--name", "pilot"]).start();
+        Options::new().manifest("deploy/job-before-1.32").spool(&["--idle-exit", "3", "--name", "pilot"]).start();
     let missing = json!({"image": cluster().missing_image(), "argv": ["true"]});
     // The one without an image is not the last: what comes after it runs as well.
     for (name, job) in

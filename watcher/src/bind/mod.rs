@@ -37,8 +37,10 @@ pub struct ContainerState {
     pub running: bool,
     /// Its exit code, where it has ended.
     pub exit_code: Option<i64>,
-    /// Whether the kernel ended its main process for memory.
+    /// Whether the engine says that the kernel ended its main process for memory.
     pub oom_killed: bool,
+    /// Its limit of memory, in bytes, where the engine says it.
+    pub memory_limit: Option<u64>,
     /// The engine's error message, where it has one.
     pub said: String,
     /// What ends the whole pod, and this container with it: a reason and the engine's message.

@@ -12,6 +12,8 @@ use super::Report;
 use super::limits::{Crossed, Limits, Which};
 use crate::bind::{Class, ContainerState, Failure, Reason};
 
+/// The exit code of a container whose first process was ended by SIGKILL, as engines say it.
+const KILLED: i64 = 137;
 /// SIGKILL, the signal with which the kernel ends a process for memory.
 const SIGKILL: i32 = 9;
 
@@ -106,6 +108,13 @@ fn of_failure(failure: Option<&NotStarted>, words: &str) -> (Class, Reason, Stri
     (class, reason, one_line(words))
 }
 
+/// Whether what was seen of a job's memory makes the kernel the likely author of a SIGKILL. On control groups v2 it ends
+/// all of a container at once (`memory.oom.group`), glue too, and engines lose the event; a program takes the other half
+/// between two looks.
+fn nearly_all((used, limit): (u64, u64)) -> bool {
+    used >= limit / 2
+}
+
 fn no_room() -> Failure {
     Failure::retry(Reason::VolumeFull, "the slot's ctl volume had no room for what glue has to say; it is emptied")
 }
@@ -148,12 +157,22 @@ pub fn start_of(report: &Report) -> Start {
     }
 }
 
-/// The end of a glue that left no record.
-pub fn of_loss(state: Option<&ContainerState>) -> Failure {
+/// The end of a glue that left no record. `memory`: the most that its job was seen to use, and what its container may
+/// use, in bytes, where both are known and nobody had asked for the job's end.
+pub fn of_loss(state: Option<&ContainerState>, memory: Option<(u64, u64)>) -> Failure {
     match state {
         Some(ContainerState { pod_ends: Some((reason, message)), .. }) => Failure::retry(*reason, message.clone()),
         Some(state) if state.oom_killed => Failure::hold(Reason::OutOfMemory, out_of_memory()),
         Some(state) if !state.running && state.exit_code == Some(FULL_CODE.into()) => no_room(),
+        Some(state) if !state.running && state.exit_code == Some(KILLED) && memory.is_some_and(nearly_all) => {
+            let (used, limit) = memory.unwrap_or_default();
+            let message = format!(
+                "the payload container was killed without a record while its job used {used} of its {limit} bytes of \
+                 memory: {}",
+                out_of_memory()
+            );
+            Failure::hold(Reason::OutOfMemory, message)
+        }
         Some(state) if !state.running => {
             let code = state.exit_code.map_or_else(|| "unknown".into(), |c| c.to_string());
             let said = if state.said.is_empty() { String::new() } else { format!(": {}", state.said) };
@@ -171,7 +190,7 @@ pub fn of_end_before_ready(state: &ContainerState) -> Failure {
     let said = if state.said.is_empty() { String::new() } else { format!("; the engine says: {}", state.said) };
     let message = format!("the new container ended{code} before its glue was ready: see the container's log{said}");
     match state.exit_code {
-        _ if state.pod_ends.is_some() => of_loss(Some(state)),
+        _ if state.pod_ends.is_some() => of_loss(Some(state), None),
         _ if state.oom_killed => Failure::hold(Reason::OutOfMemory, out_of_memory()),
         Some(code) if code == i64::from(FULL_CODE) => no_room(),
         Some(1..=127) => Failure::hold(Reason::ContainerCannotRun, message),
@@ -221,6 +240,20 @@ mod tests {
         assert_eq!(of(Stage::Exec, libc::ENOMEM, ""), (Class::Retry, Reason::ResourceShortage));
         assert_eq!(of(Stage::Exec, libc::E2BIG, ""), (Class::Hold, Reason::ArgumentTooLong));
         assert_eq!(of(Stage::Exec, libc::EIO, ""), (Class::Retry, Reason::CommandNotExecutable));
+    }
+
+    #[test]
+    fn a_container_that_was_killed_at_its_limit_is_out_of_memory_whatever_the_engine_calls_it() {
+        let state = |code| ContainerState { exit_code: Some(code), said: "Error".into(), ..ContainerState::default() };
+        let of = |code, memory| of_loss(Some(&state(code)), memory).reason;
+        assert_eq!(of(137, Some((900, 1000))), Reason::OutOfMemory);
+        assert_eq!(of(137, Some((499, 1000))), Reason::ContainerLost, "it used little");
+        assert_eq!(of(137, None), Reason::ContainerLost, "nothing is known");
+        assert_eq!(of(143, Some((900, 1000))), Reason::ContainerLost, "another signal");
+        let running = ContainerState { running: true, ..state(137) };
+        assert_eq!(of_loss(Some(&running), Some((900, 1000))).reason, Reason::GlueLost);
+        let evicted = ContainerState { pod_ends: Some((Reason::PodEnded, "drained".into())), ..state(137) };
+        assert_eq!(of_loss(Some(&evicted), Some((900, 1000))).reason, Reason::PodEnded);
     }
 
     #[test]

@@ -305,6 +305,8 @@ fn request_of(args: &RunArgs) -> io::Result<Request> {
     request.timeout_s = args.timeout;
     request.grace_s = args.grace;
     request.stop = args.stop;
+    // A watcher that serves already has maxima of its own, of which the smaller ones hold.
+    request.limits = args.core.most.limits()?;
     request.owner = args.owner.clone();
     request.sandbox = args.sandbox.clone();
     request.relay = true;

@@ -246,6 +246,16 @@ impl Own {
         }
     }
 
+    /// Major and minor version of the server.
+    pub async fn server_version(&self) -> Result<(u32, u32), Failure> {
+        let client = self.pods.clone().into_client();
+        let version =
+            self.ask("the server's version cannot be read", Duration::ZERO, || client.apiserver_version()).await?;
+        // Some distributions write the minor version as "32+".
+        let number = |text: &str| text.trim_end_matches('+').parse().unwrap_or(0);
+        Ok((number(&version.major), number(&version.minor)))
+    }
+
     /// The pod's UID, once it is known.
     pub fn uid(&self) -> Option<&str> {
         self.uid.get().map(String::as_str)

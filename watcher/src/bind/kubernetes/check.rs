@@ -13,6 +13,9 @@ use crate::reference::digest_of;
 /// The Role that the shipped manifests give.
 const ROLE: &str = "give the pod's service account the verbs get, watch and patch on pods (deploy/base/rbac.yaml)";
 
+/// The first version that restarts a sidecar whose image changes (kubernetes PR 126525).
+const SIDECAR_SINCE: (u32, u32) = (1, 32);
+
 /// All lines; `end_needs` are the seconds that a job may need for its end.
 pub async fn lines(own: &Own, slots: &[u32], end_needs: f64) -> Vec<Finding> {
     let pod = own.get_once().await;
@@ -49,6 +52,9 @@ async fn of_slot(own: &Own, pod: &Pod, slot: u32) -> Vec<Finding> {
     });
     let mut lines = vec![Finding::of(&format!("slot {slot}: container"), shape, fix)];
     let Ok(seen) = seen else { return lines };
+    if seen.shape == Shape::Sidecar {
+        lines.push(sidecar(slot, own.server_version().await));
+    }
     let tried = try_patch(own, pod, slot, &seen).await.map(|()| format!("image of {name}, tried without keeping it"));
     lines.push(Finding::of("API: patch pod", tried, ROLE));
     if let Some(why) = refuses(pod, &seen) {
@@ -60,6 +66,24 @@ async fn of_slot(own: &Own, pod: &Pod, slot: u32) -> Vec<Finding> {
         lines.push(Finding::warning(&format!("slot {slot}: pulls"), finding, "set imagePullPolicy: IfNotPresent"));
     }
     lines
+}
+
+/// Whether the kubelet looks at the image of a sidecar that runs: not before 1.32 (kubernetes/kubernetes#121333). A
+/// kubelet is never newer than its server.
+fn sidecar(slot: u32, server: Result<(u32, u32), Failure>) -> Finding {
+    let what = format!("slot {slot}: sidecar");
+    let fix = "make the payload a regular container, as deploy/job-before-1.32 has it";
+    match server {
+        Ok(version @ (major, minor)) if version < SIDECAR_SINCE => Finding::fail(
+            &what,
+            &format!("the server is {major}.{minor}, whose kubelet never binds an image to a running sidecar"),
+            fix,
+        ),
+        Ok((major, minor)) => {
+            Finding::good(&what, &format!("the server is {major}.{minor}; the kubelet has to be 1.32 or later too"))
+        }
+        Err(e) => Finding::warning(&what, &e.to_string(), "make sure that server and kubelet are 1.32 or later"),
+    }
 }
 
 /// Whether glue has refused to work even in the placeholder: then it will in every image, and that is no job's fault.
@@ -114,7 +138,7 @@ fn of_pod(pod: &Pod, end_needs: f64) -> Vec<Finding> {
         Finding::fail(
             "restart policy",
             finding,
-            "set restartPolicy: Always, or OnFailure with `glue run --stop-code 143`, or make the payload a native sidecar (1.29 and later)",
+            "set restartPolicy: Always, or OnFailure with `glue run --stop-code 143`, or make the payload a native sidecar (1.32 and later)",
         )
     });
     let token = match spec.automount_service_account_token {
@@ -155,6 +179,15 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
 
     use super::*;
+    use crate::finding::Grade;
+
+    #[test]
+    fn a_sidecar_needs_a_kubelet_that_restarts_it_for_another_image() {
+        assert!(sidecar(0, Ok((1, 31))).grade == Grade::Fail && sidecar(0, Ok((0, 0))).grade == Grade::Fail);
+        assert!(sidecar(0, Ok((1, 32))).grade == Grade::Good && sidecar(0, Ok((2, 0))).grade == Grade::Good);
+        let unknown = sidecar(0, Err(Failure::retry(Reason::ApiUnavailable, "no answer")));
+        assert!(unknown.grade == Grade::Warning && unknown.to_string().contains("1.32"));
+    }
 
     #[test]
     fn a_glue_that_refuses_the_pod_is_told_from_one_that_refuses_an_image() {

@@ -10,6 +10,7 @@ pub mod clock;
 mod mark;
 mod memory;
 mod pod;
+mod quantity;
 pub mod view;
 mod waiting;
 mod watching;
@@ -355,6 +356,7 @@ fn state_in(pod: &Pod, name: &str) -> Result<ContainerState, Failure> {
         running: seen.running,
         exit_code: ended.map(|e| i64::from(e.code)),
         oom_killed: ended.is_some_and(|e| e.reason == "OOMKilled"),
+        memory_limit: view::memory_limit(pod, name),
         said: ended.map(said).unwrap_or_default(),
         pod_ends: view::whole(pod).ends,
     })
@@ -373,6 +375,7 @@ fn ending(pod: &Pod, name: &str, container: &str) -> Option<ContainerState> {
         running: false,
         exit_code: Some(i64::from(ended.code)),
         oom_killed: ended.reason == "OOMKilled",
+        memory_limit: view::memory_limit(pod, name),
         said: said(&ended),
         pod_ends: view::whole(pod).ends,
     })

@@ -1,8 +1,11 @@
 //! The fields of a pod that the binder reads (Kubernetes API reference, core/v1 Pod). What is not named here is not
 //! read, so that a server which says it in another way is no reason to fail.
 
+use std::collections::BTreeMap;
+
 use kube::core::Object;
 use serde::Deserialize;
+use serde_json::Value;
 
 /// A pod.
 pub type Pod = Object<Spec, Status>;
@@ -41,6 +44,16 @@ pub struct Container {
     pub command: Vec<String>,
     /// What takes the place of its CMD.
     pub args: Vec<String>,
+    /// What it may use.
+    pub resources: Resources,
+}
+
+/// What a container may use.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Resources {
+    /// Quantities by the resource's name.
+    pub limits: BTreeMap<String, Value>,
 }
 
 /// What the kubelet says.

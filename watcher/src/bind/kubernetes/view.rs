@@ -1,6 +1,7 @@
 //! A pod as the binder reads it: one payload container's part of its spec and status, found by name.
 
 use super::pod::{ContainerStatus, Pod, Terminated};
+use super::quantity;
 use crate::bind::Reason;
 use crate::text::one_line;
 
@@ -17,7 +18,7 @@ pub fn container_name(slot: u32) -> String {
 pub enum Shape {
     /// Under `containers`: the paper's shape, on any server.
     Regular,
-    /// Under `initContainers` with `restartPolicy: Always` (KEP-753, 1.29 and later): the pilot's end is the pod's end.
+    /// Under `initContainers` with `restartPolicy: Always` (KEP-753; 1.32 and later, as [`super::check`] says): the pilot's end is the pod's end.
     Sidecar,
 }
 
@@ -154,6 +155,13 @@ pub fn payload(pod: &Pod, name: &str) -> Result<Payload, String> {
     })
 }
 
+/// The memory that a container may use, in bytes, where the spec says it.
+pub fn memory_limit(pod: &Pod, name: &str) -> Option<u64> {
+    let mut all = pod.spec.containers.iter().chain(&pod.spec.init_containers);
+    let limits = &all.find(|container| container.name == name)?.resources.limits;
+    quantity::bytes(limits.get("memory")?.as_str()?)
+}
+
 /// Whether the pod completes once all its containers have exited with 0, payload containers among them.
 pub fn ends_by_exits(pod: &Pod) -> bool {
     matches!(pod.spec.restart_policy.as_str(), "OnFailure" | "Never")
@@ -196,6 +204,20 @@ mod tests {
             json!({"metadata": {"uid": "u", "resourceVersion": "7"}, "spec": spec, "status": status}),
         )
         .unwrap()
+    }
+
+    #[test]
+    fn the_memory_limit_of_a_container_is_read_where_it_is_a_quantity() {
+        let limit = |limits: serde_json::Value| {
+            let pod = serde_json::json!({"metadata": {}, "spec": {"containers": [
+                {"name": "payload", "resources": {"limits": limits}}, {"name": "pilot"}]}});
+            let pod: Pod = serde_json::from_value(pod).unwrap();
+            assert_eq!((memory_limit(&pod, "pilot"), memory_limit(&pod, "payload-1")), (None, None));
+            memory_limit(&pod, "payload")
+        };
+        assert_eq!(limit(serde_json::json!({"cpu": "1", "memory": "512Mi"})), Some(512 << 20));
+        assert_eq!(limit(serde_json::json!({"cpu": "1"})), None);
+        assert_eq!(limit(serde_json::json!({"memory": 5})), None);
     }
 
     #[test]

@@ -303,6 +303,9 @@ impl Life<'_> {
         // The engine may take a moment to notice what the kernel has already said.
         let container = self.state.bound.as_ref().map_or("", |b| b.container.id.as_str());
         let state = self.context.binder.end_of(self.context.slot.number, container, ENGINE_NOTICES_WITHIN).ok();
-        class::of_loss(state.as_ref())
+        let is_wanted = self.state.cancelled.is_some() || self.state.report.limit.is_some();
+        let limit = self.state.memory_size.or(state.as_ref().and_then(|state| state.memory_limit));
+        let used = self.state.report.usage.as_ref().map(|usage| usage.peak.memory());
+        class::of_loss(state.as_ref(), used.zip(limit).filter(|_| !is_wanted))
     }
 }
