@@ -111,7 +111,8 @@ fn the_pilots_maxima_hold_for_every_job() {
 #[test]
 fn maxima_of_a_run_hold_beside_a_watcher_that_serves_already() {
     let pod = Options::new().start();
-    let pilot = format!("latebind-{}-pilot", pod.name);
+    pod.job("first", &probe(&["hello"])).is_good();
+    let pilot = pod.container("pilot");
     let run = ["watcher", "run", "--max-wall", "1", "--grace", "1", NOSHELL, "--", "/probe", "sleep", "60"];
     let ran = host(&[&["podman", "--", "exec", pilot.as_str()], run.as_slice()].concat()).output().unwrap();
     assert_eq!(ran.status.code(), Some(124), "{ran:?}");
