@@ -23,8 +23,8 @@ pub struct Claimed {
     pub key: Key,
     /// SHA-256 of the startup file, lower-case hex.
     pub startup_sha256: String,
-    /// The environment files, open.
-    pub env_files: Vec<File>,
+    /// The environment files, open; once they are handed on, the FIFOs of its output, which keep what nobody has read.
+    pub files: Vec<File>,
     /// What is wrong with the file, so that nothing will be started.
     pub invalid: Option<Invalid>,
 }
@@ -60,7 +60,7 @@ pub fn look(ctl: &Dir, ids: Ids, incarnation: &str) -> io::Result<Claim> {
     if let Some(not_ours) = invalid.as_ref().filter(|i| i.field == "incarnation") {
         return Ok(refused(startup_sha256, not_ours.to_string()));
     }
-    Ok(Claim::Job(Box::new(Claimed { order, command, key, startup_sha256, env_files: Vec::new(), invalid })))
+    Ok(Claim::Job(Box::new(Claimed { order, command, key, startup_sha256, files: Vec::new(), invalid })))
 }
 
 /// Takes a startup file apart and overwrites it. The key that is returned is then the only copy of its bytes.
@@ -81,7 +81,7 @@ pub fn take(ctl: &Dir, claimed: &mut Claimed) -> io::Result<()> {
     }
     for name in &claimed.order.env_files {
         match ctl.open_file(name, layout::ENV_FILE_MAX) {
-            Ok(open) => claimed.env_files.push(open),
+            Ok(open) => claimed.files.push(open),
             Err(e) => {
                 let message = error(format_args!("{name} cannot be used"), &e).to_string();
                 claimed.invalid = Some(Invalid { field: "env_files", message });

@@ -163,6 +163,7 @@ impl Glue {
         log::line(format_args!("slot {} ready, incarnation {}", self.number, self.status.incarnation));
         // After `ready`, so that nobody waits for it.
         self.identity.sha256 = sha256_of(&self.program)?;
+        let mut outputs = Vec::new();
         loop {
             match claim::look(&self.ctl, self.ids, &self.status.incarnation)? {
                 Claim::Nothing => match self.events.next(false, None, None)? {
@@ -183,6 +184,7 @@ impl Glue {
                 Claim::Job(mut claimed) => {
                     let end = self.run_job(&mut claimed);
                     claimed.key.wipe();
+                    drop(core::mem::replace(&mut outputs, claimed.files));
                     let end = end?;
                     sys::set_dumpable(true)?;
                     if end.processes.unkilled > 0 {

@@ -117,6 +117,9 @@ fn environment(job: &Command, work: &[u8], cwd: &[u8]) -> Result<Environment, Re
 fn open_streams(job: &Command) -> Result<(), Report> {
     for (stream, n) in job.streams().into_iter().zip(0..) {
         let (opened, cannot, other_kind) = match stream {
+            Some(Stream { fifo: Some(_), keep_open: true, .. }) => {
+                (open_both_ends(n), What::StreamFile, What::StreamKind)
+            }
             Some(Stream { fifo: Some(_), .. }) => continue,
             Some(Stream { file: Some(file), append, .. }) => {
                 (open_stream_file(file, n, *append), What::StreamFile, What::StreamKind)
@@ -143,6 +146,19 @@ fn open_null(n: RawFd) -> io::Result<OwnedFd> {
         return Err(other_kind());
     }
     Ok(fd)
+}
+
+/// The FIFO at `n` for reading and writing. Where the image's /proc does not lead there, the job keeps the end it has.
+fn open_both_ends(n: RawFd) -> io::Result<OwnedFd> {
+    let given = sys::inherited(n);
+    let path = if n == 1 { c"/proc/self/fd/1" } else { c"/proc/self/fd/2" };
+    let both = sys::openat(nix::fcntl::AT_FDCWD, path, (OFlag::O_RDWR | OFlag::O_CLOEXEC).bits(), 0);
+    let one = fstat(given)?;
+    let is_same = |both: &OwnedFd| fstat(both).is_ok_and(|s| (s.st_dev, s.st_ino) == (one.st_dev, one.st_ino));
+    match both.ok().filter(is_same) {
+        Some(both) => Ok(both),
+        None => sys::duplicate_above(given, crate::start::OUT_OF_THE_WAY),
+    }
 }
 
 fn open_stream_file(file: &str, n: RawFd, append: bool) -> io::Result<OwnedFd> {

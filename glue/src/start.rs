@@ -54,7 +54,7 @@ pub fn begin(
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let data = sys::openat(data.as_fd(), c".", flags.bits(), 0).map_err(at("data/", Stage::Startup))?;
     descriptors.push((data, DATA_FD));
-    for (file, n) in claimed.env_files.drain(..).zip(FIRST_ENV_FD..) {
+    for (file, n) in claimed.files.drain(..).zip(FIRST_ENV_FD..) {
         descriptors.push((file.into(), n));
     }
     let pipe = |flags| nix::unistd::pipe2(OFlag::O_CLOEXEC | flags).map_err(|e| at("pipe", Stage::Startup)(e.into()));
@@ -67,7 +67,8 @@ pub fn begin(
     let (read, go) = pipe(OFlag::empty())?; // the child waits for it
     descriptors.push((read, GO_FD));
     let moved = descriptors.iter().map(|(fd, n)| Ok((high(fd)?, *n))).collect::<io::Result<Vec<_>>>();
-    drop(descriptors);
+    // What they hold outlives the job for as long as somebody has them open, and no watcher may be there to read it.
+    claimed.files = descriptors.into_iter().filter(|(_, n)| matches!(n, 1 | 2)).map(|(fd, _)| fd.into()).collect();
     let (slot, env_files) = (slot.to_string(), order.env_files.len().to_string());
     let fifos = order.fifos.map(|fifo| if fifo { b'1' } else { b'0' });
     let argv = c_strings(&[b"glue", b"stage-two", slot.as_bytes(), &fifos, env_files.as_bytes()])
@@ -108,10 +109,8 @@ fn c_strings(texts: &[&[u8]]) -> io::Result<CStrings> {
 /// A FIFO for a standard stream. The watcher has to hold its other end open already.
 fn open_stream_fifo(ctl: &Dir, name: &str, input: bool) -> io::Result<OwnedFd> {
     let flags = if input { OFlag::O_RDONLY } else { OFlag::O_WRONLY };
-    let fd = ctl.open_beneath(name, flags | OFlag::O_NONBLOCK, 0).map_err(|e| match e.raw_os_error() {
-        Some(nix::libc::ENXIO) => error(format_args!("the FIFO {name} has no reader"), &e),
-        _ => error(format_args!("the FIFO {name} cannot be opened"), &e),
-    })?;
+    let fd = ctl.open_beneath(name, flags | OFlag::O_NONBLOCK, 0);
+    let fd = fd.map_err(|e| error(format_args!("the FIFO {name} cannot be opened, or has no reader"), &e))?;
     let stat = fstat(&fd)?;
     if stat.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFIFO.bits() || stat.st_uid != 0 {
         return Err(refused(format_args!("{name} in ctl/ is no FIFO of root")));

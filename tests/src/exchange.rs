@@ -166,15 +166,34 @@ fn known(dir: &Path) -> BTreeMap<PathBuf, [i64; 7]> {
     found
 }
 
-/// How many files are in a directory; all of them, and there is nothing but files and directories, are the user's own.
+/// Fails where a link leads to something that is not in `top`.
+///
+/// # Panics
+/// If it does.
+#[track_caller]
+pub fn stays_within(link: &Path, top: &Path) {
+    let leads_to = fs::canonicalize(link);
+    let top = fs::canonicalize(top).unwrap();
+    assert!(leads_to.as_ref().map_or(true, |path| path.starts_with(&top)), "{} is {leads_to:?}", link.display());
+}
+
+/// How many files are in a directory; all of them are the user's own, and there is nothing but files, directories and
+/// links that stay within.
 #[track_caller]
 pub fn own_files(dir: &Path) -> usize {
+    own_files_in(dir, dir)
+}
+
+#[track_caller]
+fn own_files_in(dir: &Path, top: &Path) -> usize {
     let mut files = 0;
     for entry in fs::read_dir(dir).unwrap() {
         let (path, kind) = entry.map(|entry| (entry.path(), entry.file_type().unwrap())).unwrap();
-        assert!(kind.is_file() || kind.is_dir(), "{} is {kind:?}", path.display());
-        if kind.is_dir() {
-            files += own_files(&path);
+        assert!(kind.is_file() || kind.is_dir() || kind.is_symlink(), "{} is {kind:?}", path.display());
+        if kind.is_symlink() {
+            stays_within(&path, top);
+        } else if kind.is_dir() {
+            files += own_files_in(&path, top);
         } else {
             assert_eq!(fs::read_to_string(&path).unwrap(), OWN, "{}", path.display());
             files += 1;

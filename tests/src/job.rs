@@ -54,12 +54,12 @@ pub fn new(argv: &[&str], uid: u32, gid: u32, incarnation: &str) -> Startup {
 
 /// A stream that is a file beneath `data/`.
 pub fn file(path: &str) -> Option<Stream> {
-    Some(Stream { file: Some(path.into()), append: false, fifo: None })
+    Some(Stream { file: Some(path.into()), append: false, fifo: None, keep_open: false })
 }
 
 /// A stream that is a FIFO in `ctl/`.
 pub fn fifo(name: &str) -> Option<Stream> {
-    Some(Stream { file: None, append: false, fifo: Some(name.into()) })
+    Some(Stream { file: None, append: false, fifo: Some(name.into()), keep_open: false })
 }
 
 /// A JSON object with one entry.

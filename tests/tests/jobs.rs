@@ -1,6 +1,7 @@
 //! Jobs as people bring them: each works, or its message says what to change and where.
 
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::process::Command;
 
 use latebind_tests::pod::{BUSYBOX, Outcome, Pod, host, podman, program, run, shell, unique, with};
@@ -139,4 +140,159 @@ fn outputs_are_named_as_people_write_paths() {
     outcome.is_good();
     assert_eq!((outcome.text("outputs/r/a"), outcome.text("outputs/b")), ("x\n".to_owned(), "y\n".to_owned()));
     assert_eq!(outcome.report.outputs, ["b", "r", "r/a"]);
+}
+
+/// What `docker logs` or `kubectl logs` would show of it.
+#[test]
+fn a_program_that_opens_its_streams_anew_loses_and_overwrites_nothing() {
+    let pod = Pod::start();
+    let script = "echo one; echo E1 >&2; echo two >/dev/stderr; echo three >&2; echo four >/dev/stdout; echo five; \
+                  echo six | tee /dev/stderr; echo seven >&2; echo eight >>/dev/stdout; (exec >/dev/stdout; echo nine); \
+                  echo ten >/proc/self/fd/1; cat /dev/null >/dev/stdout; echo eleven";
+    let outcome = pod.job("anew", &shell(script));
+    outcome.is_good();
+    assert_eq!(outcome.text("stdout"), "one\nfour\nfive\nsix\neight\nnine\nten\neleven\n");
+    assert_eq!(outcome.text("stderr"), "E1\ntwo\nthree\nsix\nseven\n");
+}
+
+#[test]
+fn output_beyond_its_limit_keeps_its_beginning_and_its_end() {
+    let pod = Pod::start();
+    let script = "echo 'error: the reason'; yes | head -c 30000000; echo 'the end'; echo 'on stderr' >&2";
+    let outcome = pod.job("flood", &with(shell(script), "limits", json!({"output": "1M"})));
+    outcome.is("final", "LimitExceeded");
+    let stdout = outcome.text("stdout");
+    assert!(stdout.starts_with("error: the reason\ny\n"), "{:.100}", stdout);
+    let (first, rest) = stdout.split_once("\n[latebind: ").unwrap();
+    assert!(rest.contains(" bytes of stdout are missing here: 1048576 may be kept of all output]\n"), "{rest:.200}");
+    // Whoever was ended for it may have said no more.
+    assert!(rest.ends_with("y\n") || rest.ends_with("the end\n"), "{:?}", rest.get(rest.len() - 20..));
+    assert!(first.len() > 800_000 && stdout.len() < (1 << 20) + (64 << 10) + 200, "{} {}", first.len(), stdout.len());
+    let whole = pod.job("whole", &with(shell("yes | head -c 1000000"), "limits", json!({"output": "1M"})));
+    assert_eq!(whole.is_good().text("stdout").len(), 1_000_000);
+}
+
+#[test]
+fn a_job_goes_on_and_loses_no_line_while_its_pilot_is_started_again() {
+    let pod = latebind_tests::pod::Options::new().host(&["--restarts", "3"]).start();
+    let script = "i=0; while [ $i -lt 3000 ]; do echo line $i; echo $i >>count; i=$((i+1)); done; \
+                  while ! [ -e go ]; do sleep 0.05; done; echo over >/dev/stdout; echo said >&2";
+    pod.put("goes-on", &shell(script));
+    pod.runs("goes-on.1", 0);
+    let pilot = pod.main_process("pilot");
+    latebind_tests::pod::kill(pilot, 9);
+    latebind_tests::pod::eventually("another pilot", latebind_tests::pod::START_WITHIN, || {
+        let file = pod.place().join("pid/pilot");
+        fs::read_to_string(file).ok()?.trim().parse::<i32>().ok().filter(|pid| *pid != pilot)
+    });
+    latebind_tests::pod::eventually("all lines", latebind_tests::pod::JOB_WITHIN, || {
+        fs::read_to_string(pod.work(0).join("count")).ok().filter(|text| text.ends_with("\n2999\n"))
+    });
+    pod.go(0);
+    let outcome = pod.result("goes-on");
+    outcome.is_good();
+    let wanted: String = (0..3000).map(|n| format!("line {n}\n")).collect();
+    assert_eq!(outcome.text("stdout"), wanted + "over\n");
+    assert_eq!(outcome.text("stderr"), "said\n");
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_the_job_as_a_pipe_does() {
+    let line = "\"$0\" run --name \"$1\" \"$2\" -- yes | head -n 1; echo \"${PIPESTATUS[0]}\"";
+    let mut command = Command::new("bash");
+    command.args(["-c", line]).arg(program("latebind-host")).args([&unique("run"), BUSYBOX]);
+    let ran = latebind_tests::pod::Running::start(&mut command, Vec::new()).finish(latebind_tests::pod::JOB_WITHIN);
+    assert_eq!(ran.out(), "y\n141\n", "{}", ran.err());
+}
+
+/// The files below `outputs/` with their modes, without what makes them files.
+fn modes(outcome: &Outcome) -> Vec<(String, u32)> {
+    let script = "cd \"$1\" && find . -type f -printf '%P %m\\n' | sort";
+    let found = Command::new("sh").args(["-c", script, "sh"]).arg(outcome.dir.join("result/outputs")).output().unwrap();
+    let line = |line: &str| {
+        let (name, mode) = line.rsplit_once(' ').unwrap();
+        (name.to_owned(), u32::from_str_radix(mode, 8).unwrap())
+    };
+    String::from_utf8_lossy(&found.stdout).lines().map(line).collect()
+}
+
+#[test]
+fn outputs_keep_their_execute_bits_and_times_and_never_a_set_user_id_bit() {
+    let pod = Pod::start();
+    let script = "printf '#!/bin/sh\\necho built\\n' >prog; chmod 755 prog; mkdir bin; cp prog bin/; echo x >bin/data; \
+                  chmod 640 bin/data; cp prog bin/suid; chmod 6711 bin/suid; touch -d '2001-01-01 00:00:00' prog bin";
+    let outcome = pod.job("bits", &with(shell(script), "outputs", json!(["prog", "bin"])));
+    outcome.is_good();
+    let wanted = [("bin/data", 0o644), ("bin/prog", 0o755), ("bin/suid", 0o755), ("prog", 0o755)];
+    assert_eq!(modes(&outcome), wanted.map(|(name, mode)| (name.to_owned(), mode)));
+    for name in ["prog", "bin"] {
+        let modified = fs::metadata(outcome.dir.join("result/outputs").join(name)).unwrap().modified().unwrap();
+        let at = modified.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+        assert!((978_220_800..978_393_600).contains(&at), "{name}: {at}");
+    }
+}
+
+#[test]
+fn links_within_an_output_are_kept_and_those_that_lead_out_are_refused_in_words() {
+    let pod = Pod::start();
+    let script = "echo x >real; ln -s real latest; mkdir -p d/sub; echo k >d/k; ln -s k d/l; ln -s ../k d/sub/l; \
+                  ln -s ../real d/out; ln -s /etc/passwd d/passwd; ln d/k d/hard; mkfifo pipe";
+    let job = with(shell(script), "outputs", json!(["latest", "d", "pipe", "latest/x"]));
+    let outcome = pod.job("links", &job);
+    outcome.is_good();
+    let outputs = outcome.dir.join("result/outputs");
+    assert_eq!(fs::read_link(outputs.join("d/l")).unwrap().to_str(), Some("k"));
+    assert_eq!(fs::read_link(outputs.join("d/sub/l")).unwrap().to_str(), Some("../k"));
+    assert_eq!(outcome.text("outputs/d/sub/l"), "k\n");
+    let inode = |name: &str| std::os::unix::fs::MetadataExt::ino(&fs::metadata(outputs.join(name)).unwrap());
+    assert_eq!(inode("d/k"), inode("d/hard"));
+    let mut missing = outcome.report.missing_outputs.clone();
+    missing.sort();
+    assert_eq!(
+        missing,
+        [
+            "d/out: is a symbolic link that leads out of the output (../real), and is not followed",
+            "d/passwd: is a symbolic link that leads out of the output (/etc/passwd), and is not followed",
+            "latest/x: is a symbolic link, which is not followed",
+            "latest: is a symbolic link, which is not followed",
+            "pipe: is neither a file nor a directory",
+        ]
+    );
+    assert!(!outputs.join("latest").exists(), "a directory for what was not fetched");
+}
+
+#[test]
+fn patterns_fetch_what_they_match() {
+    let pod = Pod::start();
+    let script = "echo 1 >out1.csv; echo 2 >out2.csv; echo x >out.txt; mkdir -p a/b; echo la >a/log; echo lb >a/b/log; \
+                  echo no >a/b/x; echo lit >'lit[1]'; printf e >\"$(printf 'caf\\351.csv')\"";
+    let outputs = json!(["*.csv", "**/log", "lit[1]", "no-such*", "a/b"]);
+    let outcome = pod.job("patterns", &with(shell(script), "outputs", outputs));
+    outcome.is_good();
+    let names: Vec<String> = modes(&outcome).into_iter().map(|(name, _)| name).collect();
+    assert_eq!(names[..2], ["a/b/log", "a/b/x"], "{names:?}");
+    for (name, text) in
+        [("out1.csv", "1\n"), ("out2.csv", "2\n"), ("a/log", "la\n"), ("a/b/log", "lb\n"), ("lit[1]", "lit\n")]
+    {
+        assert_eq!(outcome.text(&format!("outputs/{name}")), text, "{name}");
+    }
+    let latin = std::ffi::OsStr::from_bytes(b"caf\xe9.csv");
+    assert_eq!(fs::read(outcome.dir.join("result/outputs").join(latin)).unwrap(), b"e");
+    assert!(!outcome.dir.join("result/outputs/out.txt").exists());
+    assert_eq!(outcome.report.missing_outputs, ["no-such*: nothing matches"]);
+    let bad = pod.job("bad", &with(shell("touch ran"), "outputs", json!(["a[z"])));
+    is_held(&bad, "InvalidJob", "output \"a[z\"");
+}
+
+#[test]
+fn nothing_partial_is_left_of_an_output_that_is_missing() {
+    let pod = Pod::start();
+    let script = "mkdir -p p/many p/few; cd p/many; i=0; while [ $i -lt 101 ]; do mkdir $i; cd $i; \
+                  n=0; while [ $n -lt 1000 ]; do : >$n; n=$((n+1)); done; cd ..; i=$((i+1)); done; echo x >../few/x";
+    let outcome = pod.job("partial", &with(shell(script), "outputs", json!(["p/few", "p/many"])));
+    outcome.is_good();
+    assert_eq!(outcome.report.outputs, ["p/few"]);
+    assert!(outcome.report.missing_outputs[0].starts_with("p/many: more files and directories"));
+    let left: Vec<_> = fs::read_dir(outcome.dir.join("result/outputs/p")).unwrap().flatten().collect();
+    assert_eq!(left.len(), 1, "{left:?}");
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGIO, SIGPIPE, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
 
 use crate::bind::Reason;
@@ -12,7 +12,11 @@ use crate::job::{Phase, Report, Request, class};
 use crate::serve::client::Client;
 
 /// Signals that are passed on to the job.
-const PASSED_ON: [i32; 6] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];
+const PASSED_ON: [i32; 7] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, NOBODY_READS];
+
+/// `latebind-host run` says with this that nobody reads its output any more: an engine in between goes on to read ours.
+/// The job gets SIGPIPE. That signal itself could come from any of this process's own descriptors.
+const NOBODY_READS: i32 = SIGIO;
 
 /// Runs `request` at the core behind `socket`, relaying this process's standard streams (input only if `interactive`).
 /// Returns the report and the exit code for it.
@@ -24,7 +28,7 @@ pub fn run(socket: &Path, request: &Request, interactive: bool, verbose: bool) -
     let last = std::sync::Arc::new(std::sync::atomic::AtomicI32::new(0));
     let noted = last.clone();
     std::thread::Builder::new().name("signals".into()).spawn(move || {
-        for signal in signals.forever() {
+        for signal in signals.forever().map(|signal| if signal == NOBODY_READS { SIGPIPE } else { signal }) {
             noted.store(signal, std::sync::atomic::Ordering::Relaxed);
             let _ = passer.signal(&job, signal);
         }

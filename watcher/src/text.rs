@@ -6,9 +6,11 @@
 //! it goes from the job to the caller's descriptors (`job::relay`).
 
 use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::process::ExitCode;
 
 pub use latebind_contract::text::{LINE_MAX, is_harmless, one_line, printable, shown};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
@@ -145,6 +147,16 @@ pub fn is_output_seen() -> bool {
 #[expect(clippy::disallowed_methods, reason = "nothing is printed")]
 pub fn is_error_seen() -> bool {
     io::stderr().is_terminal()
+}
+
+/// Whether nobody reads standard output any more: it is a pipe, a socket or a terminal whose other end is closed.
+#[expect(clippy::disallowed_methods, reason = "nothing is printed")]
+pub fn is_output_closed() -> bool {
+    let stdout = io::stdout();
+    let mut look = [PollFd::new(stdout.as_fd(), PollFlags::empty())];
+    let gone = PollFlags::POLLERR | PollFlags::POLLHUP;
+    poll(&mut look, PollTimeout::ZERO).is_ok_and(|n| n > 0)
+        && look.iter().any(|fd| fd.revents().is_some_and(|found| found.intersects(gone)))
 }
 
 /// How a log is written.

@@ -70,7 +70,7 @@ pub enum EnvFormat {
 }
 
 /// One standard stream of the job: either a file or a FIFO.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Stream {
     /// Path beneath `data/`, opened after the drop.
@@ -82,6 +82,10 @@ pub struct Stream {
     /// Name of a FIFO in `ctl/`: `in`, `out` or `err`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fifo: Option<String>,
+    /// Whether the job's end of an output FIFO is one for reading, too, so that the job can write, or waits for room,
+    /// while no watcher reads: it goes on through a watcher's restart.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub keep_open: bool,
 }
 
 /// One resource limit.
@@ -191,6 +195,9 @@ impl Command {
                 return invalid(field, "is a FIFO in one part of the startup file and not in the other");
             }
             let Some(stream) = stream else { continue };
+            if stream.keep_open && (n == 0 || !fifo) {
+                return invalid(field, "\"keep_open\" goes with the \"fifo\" of an output alone");
+            }
             match (&stream.file, &stream.fifo) {
                 (Some(file), None) if !layout::is_beneath(file) => {
                     return invalid(field, "\"file\" must be a relative path beneath data/, without . or ..");

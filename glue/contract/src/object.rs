@@ -1,7 +1,5 @@
 //! JSON objects whose names are not known before, in their order; a repeated name is refused.
 
-use std::collections::BTreeMap;
-
 use serde::de::{Error, MapAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -49,15 +47,6 @@ impl<'de, V: Deserialize<'de>> Deserialize<'de> for Object<V> {
         }
         from.deserialize_map(Entries(core::marker::PhantomData))
     }
-}
-
-/// The same as a map, for `serde(deserialize_with)`.
-///
-/// # Errors
-///
-/// Where a name is repeated.
-pub fn map<'de, D: Deserializer<'de>, V: Deserialize<'de>>(from: D) -> Result<BTreeMap<String, V>, D::Error> {
-    Object::deserialize(from).map(|object| object.0.into_iter().collect())
 }
 
 /// The first name, in alphabetical order, that appears more than once.

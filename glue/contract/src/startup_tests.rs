@@ -37,7 +37,7 @@ pub(crate) fn least() -> Startup {
 }
 
 fn full() -> Startup {
-    let file = |name: &str, append| Some(Stream { file: Some(name.into()), append, fifo: None });
+    let file = |name: &str, append| Some(Stream { file: Some(name.into()), append, fifo: None, keep_open: false });
     Startup {
         cwd: Some("/".into()),
         env_mode: EnvMode::Clear,
@@ -47,7 +47,7 @@ fn full() -> Startup {
         umask: "077".into(),
         stdin: file("f", false),
         stdout: file("g", true),
-        stderr: Some(Stream { file: None, append: false, fifo: Some("err".into()) }),
+        stderr: Some(Stream { file: None, append: false, fifo: Some("err".into()), keep_open: false }),
         rlimits: Object(vec![("core".into(), Rlimit { soft: Amount::Of(0), hard: Amount::Unlimited })]),
         links: Object(vec![("/d".into(), "e".into())]),
         passwd: true,
@@ -97,7 +97,7 @@ fn optional_fields_have_defaults() {
     assert_eq!((order.kill_s, order.passwd, order.groups.len(), order.fifos), (10.0, false, 0, [false; 3]));
     let command = command::parse(rest).unwrap();
     assert_eq!((command.umask.as_str(), command.cwd, command.env_mode), ("022", None, EnvMode::Inherit));
-    assert_eq!(command.stdout, Some(Stream { file: Some("f".into()), append: false, fifo: None }));
+    assert_eq!(command.stdout, Some(Stream { file: Some("f".into()), append: false, fifo: None, keep_open: false }));
 }
 
 #[test]
@@ -178,9 +178,13 @@ fn each_side_refuses_what_it_must_not_do() {
         ("argv", |s| s.argv.push("a\0b".into())),
         ("cwd", |s| s.cwd = Some("relative".into())),
         ("env", |s| s.env = Object(vec![("A=B".into(), "c".into())])),
-        ("stdin", |s| s.stdin = Some(Stream { file: Some("/etc/passwd".into()), append: false, fifo: None })),
-        ("stdout", |s| s.stdout = Some(Stream { file: None, append: false, fifo: Some("err".into()) })),
-        ("stderr", |s| s.stderr = Some(Stream { file: None, append: false, fifo: None })),
+        ("stdin", |s| {
+            s.stdin = Some(Stream { file: Some("/etc/passwd".into()), append: false, fifo: None, keep_open: false })
+        }),
+        ("stdout", |s| {
+            s.stdout = Some(Stream { file: None, append: false, fifo: Some("err".into()), keep_open: false })
+        }),
+        ("stderr", |s| s.stderr = Some(Stream { file: None, append: false, fifo: None, keep_open: false })),
         ("umask", |s| s.umask = "1777".into()),
         ("rlimits", |s| {
             s.rlimits = Object(vec![("speed".into(), Rlimit { soft: Amount::Of(0), hard: Amount::Of(0) })])

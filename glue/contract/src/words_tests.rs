@@ -98,7 +98,7 @@ fn candidates_are_those_of_execvp() {
 fn some_job() -> Startup {
     Startup {
         env_files: vec![EnvFile { name: "env.a".into(), format: EnvFormat::Sh }],
-        stdout: Some(Stream { file: Some("work/out".into()), append: false, fifo: None }),
+        stdout: Some(Stream { file: Some("work/out".into()), append: false, fifo: None, keep_open: false }),
         rlimits: Object(vec![("core".into(), Rlimit { soft: Amount::Of(0), hard: Amount::Of(0) })]),
         ..least()
     }

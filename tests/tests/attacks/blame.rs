@@ -92,6 +92,7 @@ fn as_many_variables_as_there_can_be_hold_no_start() {
         |dir| put_environment_files(dir, text),
         |outcome| {
             outcome.is("hold", "ArgumentTooLong");
+            assert!(outcome.report.message.contains("arguments and variables have "), "{}", outcome.report.message);
         },
     );
 }

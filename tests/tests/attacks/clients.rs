@@ -260,6 +260,7 @@ fn a_client_that_does_not_read_its_jobs_output_keeps_its_slot_for_a_bounded_time
     let job = format!("watcher run --socket {SOCKET} --timeout 2 {BUSYBOX} -- dd if=/dev/zero bs=65536 count=64");
     let script = format!("exec 3<&0 5>&1; {{ {job} 2>&5; echo \"code $?\" >&5; }} | cat 4<&0 <&3 >/dev/null");
     let mut client = clients.spawn(clients.uid(), &["sh", "-c", &script]);
+    client.says("watcher: TimedOut (final): the job's wall limit passed");
     let said = client.line();
     assert!(said.contains("missing output: stdout: ") && said.contains("bytes were not read by the client"), "{said}");
     client.says("code 124");

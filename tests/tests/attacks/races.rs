@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use latebind_linux::volume::open_beneath;
 use latebind_tests::exchange::Kinds::{All, Directories};
-use latebind_tests::exchange::{LARGE, OWN, Swapper, USER, World, make_large, own_files, own_tree};
+use latebind_tests::exchange::{LARGE, OWN, Swapper, USER, World, make_large, own_files, own_tree, stays_within};
 use latebind_tests::pod::{BUSYBOX, Options, Outcome, Pod, Scratch, shell, with};
 use nix::fcntl::OFlag;
 use nix::sys::stat::fstat;
@@ -68,14 +68,14 @@ fn copying(rules: Rules, act: impl FnOnce(&mut Copier<'_>) -> Result<(), Problem
     };
     let deadline = Deadline::within(HANGS);
     let budget = Budget::new(1 << 20, 1000);
-    let mut copier = Copier { rules, budget, deadline: &deadline, failed: &mut failed, at_target: false };
+    let mut copier = Copier { rules, budget, deadline: &deadline, failed: &mut failed, at_target: false, known: None };
     let done = act(&mut copier).is_ok();
     done && failures == 0
 }
 
 /// As inputs are copied for a user, and outputs of a payload.
-const INPUTS: Rules = Rules { only_of: None, reader: Some(USER), owner: Some((USER, USER)), programs: true };
-const OUTPUTS: Rules = Rules { only_of: Some(USER), reader: None, owner: None, programs: false };
+const INPUTS: Rules = Rules { only_of: None, reader: Some(USER), owner: Some((USER, USER)), links: false };
+const OUTPUTS: Rules = Rules { only_of: Some(USER), reader: None, owner: None, links: true };
 
 #[test]
 fn what_is_copied_while_its_names_change_is_the_users_own() {
@@ -322,16 +322,19 @@ fn outputs_that_change_until_the_last_moment_are_the_payloads_own() {
     for n in 0..3 {
         let outcome = pod.job(&format!("out-{n}"), &with(shell(&script), "outputs", outputs.clone()));
         assert_eq!(outcome.is_good().text("stdout"), "said\n");
-        only_its_own(&outcome.dir.join("result/outputs"));
+        let top = outcome.dir.join("result/outputs");
+        only_its_own(&top, &top);
     }
     assert_eq!(pod.job("next", &shell("ls -A")).is_good().text("stdout"), "");
 }
 
 /// Nothing but what `probe swap` writes has been fetched.
-fn only_its_own(dir: &Path) {
+fn only_its_own(dir: &Path, top: &Path) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         if entry.file_type().unwrap().is_dir() {
-            only_its_own(&entry.path());
+            only_its_own(&entry.path(), top);
+        } else if entry.file_type().unwrap().is_symlink() {
+            stays_within(&entry.path(), top);
         } else {
             assert!(entry.file_type().unwrap().is_file(), "{:?}", entry.path());
             let expected = if entry.file_name() == "swapping" { "" } else { "own\n" };

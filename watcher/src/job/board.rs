@@ -5,11 +5,14 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use super::limits::{Crossed, Limits};
+use super::relay::Meter;
 use super::usage::{Summary, Usage};
 
 /// What the monitor of a job has found, for whoever wants to know.
 #[derive(Debug, Default)]
 pub struct Board {
+    /// What it has put out so far.
+    pub output: Meter,
     inner: Mutex<Inner>,
     pub(super) changed: Condvar,
 }

@@ -7,21 +7,24 @@ use std::fs::DirBuilder;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
+use std::time::Duration;
 
 use latebind_contract::layout;
 use latebind_linux::volume::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
-use nix::sys::stat::{Mode, fchmod, fstatat, mkdirat};
+use nix::sys::stat::{Mode, SFlag, fchmod, fstat, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use super::limits::{Crossed, Which};
+use super::limits::{Crossed, Limits, Which};
+use super::matches::{Matches, is_pattern};
 use super::{Report, Request, now, rfc3339};
 use crate::bind::{Class, Reason};
 use crate::layout::IO;
 use crate::slot::Slot;
 use crate::store::put_file_of_several;
-use crate::tree::copy::{Budget, Copier, DEPTH_MAX, Problem, Rules};
+use crate::text::shown;
+use crate::tree::copy::{Budget, Copier, DEPTH_MAX, Known, Problem, Rules, plain};
 use crate::tree::{self, Deadline};
 
 /// How what a payload has made is opened.
@@ -31,14 +34,25 @@ const READ: OFlag = OFlag::O_RDONLY.union(OFlag::O_NONBLOCK);
 const BYTES_MAX: u64 = 16 << 30;
 /// Most files and directories.
 const ENTRIES_MAX: u64 = 100_000;
+/// Most characters that are shown of a path.
+const SHOWN_MAX: usize = 1024;
+/// How long removing what was fetched in part may take.
+const REMOVE_WITHIN: Duration = Duration::from_secs(60);
+
+/// Most bytes of a job that are kept and fetched, standard output and error included.
+pub fn most(limits: &Limits) -> u64 {
+    limits.output.map_or(BYTES_MAX, |limit| limit.0.min(BYTES_MAX))
+}
 
 /// Puts record, standard output and error, and the named outputs into the results directory. What cannot be fetched is
-/// named in the report, and is no reason to lose the rest.
+/// named in the report, and is no reason to lose the rest. `put_out`: the bytes of standard output and error, of which
+/// not all may have been kept.
 pub fn collect(
     slot: &Slot,
     request: &Request,
     record: Option<&str>,
     report: &mut Report,
+    put_out: u64,
     deadline: &Deadline<'_>,
 ) -> io::Result<()> {
     let Some(results) = &request.results else { return Ok(()) };
@@ -46,7 +60,7 @@ pub fn collect(
     if let Some(record) = record {
         put_file_of_several(&results.join(layout::RECORD), record.as_bytes(), 0o644)?; // report.json follows
     }
-    let most = report.limits.output.map_or(BYTES_MAX, |limit| limit.0.min(BYTES_MAX));
+    let most = most(&report.limits);
     report.outputs.clear();
     report.missing_outputs.clear();
     report.missing_left_out = 0;
@@ -55,18 +69,20 @@ pub fn collect(
         noted.borrow_mut().add_missing(path, &e);
         Ok(())
     };
-    let rules = Rules { only_of: Some(slot.uid), reader: None, owner: None, programs: false };
-    let budget = Budget::new(most, ENTRIES_MAX);
-    let mut copier = Copier { rules, budget, deadline, failed: &mut failed, at_target: false };
+    let rules = Rules { only_of: Some(slot.uid), reader: None, owner: None, links: true };
+    // What of the streams is kept, and a line that says what is not, is fetched in any case.
+    let budget = Budget::new(most.saturating_sub(put_out), ENTRIES_MAX);
+    let mut copier = Copier { rules, budget, deadline, failed: &mut failed, at_target: false, known: None };
     let fetched = fetch_all(slot, request, &mut copier, &noted);
     let budget = copier.budget;
-    if let (Some(limit), true) = (report.limits.output, budget.refused > 0)
+    if let (Some(limit), true) = (report.limits.output, budget.refused > 0 || put_out > most)
         && report.limit.is_none()
         && report.class == Class::Final
     {
-        let value = (most - budget.bytes).saturating_add(budget.refused) as f64;
+        let fetched = most.saturating_sub(put_out).saturating_sub(budget.bytes);
+        let value = put_out.saturating_add(fetched).saturating_add(budget.refused) as f64;
         let crossed = Crossed { which: Which::Output, limit: limit.0 as f64, value, at: rfc3339(now()) };
-        (report.reason, report.message) = (Reason::LimitExceeded, format!("not all was fetched: {crossed}"));
+        (report.reason, report.message) = (Reason::LimitExceeded, format!("not all was kept: {crossed}"));
         report.limit = Some(crossed);
     }
     fetched
@@ -86,7 +102,7 @@ fn fetch_all(slot: &Slot, request: &Request, copier: &mut Copier<'_>, report: &R
         for (name, file) in [("stdout", c"stdout"), ("stderr", c"stderr")] {
             remove_file(results.as_fd(), file)?;
             let from = slot.data.open_beneath(&format!("{IO}/{name}"), READ, 0).map_err(Problem::Skip);
-            note(name, from.and_then(|from| copier.entry(from, results.as_fd(), file, name)));
+            note(name, from.and_then(|from| fetch_stream(from, results.as_fd(), file, copier)));
         }
     }
     // What an earlier, interrupted try has fetched is fetched again.
@@ -96,39 +112,116 @@ fn fetch_all(slot: &Slot, request: &Request, copier: &mut Copier<'_>, report: &R
         return Ok(unlinkat(&results, c"outputs", UnlinkatFlags::RemoveDir)?);
     }
     let work = Dir::open(&layout::work(slot.number))?;
+    let mut matches = Matches::default();
+    let is_there = |name: &str| work.open_beneath(name, OFlag::O_PATH, 0).is_ok();
+    for output in &request.outputs {
+        // What has just this name is meant, whatever the name has in it.
+        if !is_pattern(output) || is_there(output) {
+            matches.paths.insert(output.as_bytes().to_vec());
+            continue;
+        }
+        match matches.add(&work, output, copier.deadline) {
+            Ok(0) => report.borrow_mut().add_missing(output, &"nothing matches"),
+            Ok(_) => {}
+            Err(e) => report.borrow_mut().add_missing(output, &plain(e)),
+        }
+    }
+    copier.known = Some(Known::new(outputs.try_clone()?));
     // Each once, and not again what comes with the directory that it is in, which is therefore first.
-    let named: BTreeSet<&str> = request.outputs.iter().map(String::as_str).collect();
-    let mut fetched = BTreeSet::new();
-    for output in named {
-        let parents = output.match_indices('/').filter_map(|(end, _)| output.get(..end));
-        if parents.into_iter().any(|parent| fetched.contains(parent)) {
-            if fstatat(&outputs, output, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok() {
-                report.borrow_mut().outputs.push(output.to_owned());
+    let mut fetched: BTreeSet<&[u8]> = BTreeSet::new();
+    for path in &matches.paths {
+        let shown = shown(&String::from_utf8_lossy(path), SHOWN_MAX);
+        let ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/');
+        let mut parents = ends.filter_map(|(end, _)| path.get(..end));
+        if parents.any(|parent| fetched.contains(parent)) {
+            if fstatat(&outputs, path.as_slice(), AtFlags::AT_SYMLINK_NOFOLLOW).is_ok() {
+                report.borrow_mut().outputs.push(shown);
             }
-        } else if note(output, fetch(&work, output, outputs.as_fd(), copier)) {
-            fetched.insert(output);
-            report.borrow_mut().outputs.push(output.to_owned());
+        } else if note(&shown, fetch(&work, path, &shown, outputs.as_fd(), copier)) {
+            fetched.insert(path);
+            report.borrow_mut().outputs.push(shown);
         }
     }
     Ok(())
 }
 
-/// Fetches a file or a directory at `path` beneath `work`.
-fn fetch(work: &Dir, path: &str, outputs: BorrowedFd<'_>, copier: &mut Copier<'_>) -> Result<(), Problem> {
-    let (parents, name) = path.rsplit_once('/').unwrap_or(("", path));
-    if parents.split('/').count() > DEPTH_MAX {
+/// Fetches what was kept of a standard stream, in a file of root's.
+fn fetch_stream(from: OwnedFd, results: BorrowedFd<'_>, name: &CStr, copier: &mut Copier<'_>) -> Result<(), Problem> {
+    let stat = fstat(&from)?;
+    if !tree::is(&stat, SFlag::S_IFREG) || stat.st_uid != 0 {
+        return Err(io::Error::other("is not a regular file of root").into());
+    }
+    let budget = std::mem::replace(&mut copier.budget, Budget::new(u64::MAX, 1));
+    let copied = copier.file(&std::fs::File::from(from), &stat, results, name);
+    copier.budget = budget;
+    copied
+}
+
+/// Fetches a file or a directory at `path` beneath `work`. Where it cannot be fetched, nothing of it is left.
+fn fetch(
+    work: &Dir,
+    path: &[u8],
+    shown: &str,
+    outputs: BorrowedFd<'_>,
+    copier: &mut Copier<'_>,
+) -> Result<(), Problem> {
+    let mut parts: Vec<&[u8]> = path.split(|byte| *byte == b'/').collect();
+    let name = c_string(parts.pop().unwrap_or_default())?;
+    if parts.len() > DEPTH_MAX {
         return Err(io::Error::other(format!("nested deeper than {DEPTH_MAX}")).into());
     }
     // Non-blocking, so that a FIFO is an error and not a wait.
-    let from = work.open_beneath(path, READ, 0)?;
-    let mut to = outputs.try_clone_to_owned()?;
-    for parent in parents.split('/').filter(|parent| !parent.is_empty()) {
-        to = make_dir(to.as_fd(), &c_string(parent)?)?;
+    let from = open_beneath_bytes(work, path, READ).map_err(plain)?;
+    let mut dirs = vec![outputs.try_clone_to_owned()?];
+    for parent in &parts {
+        let at = dirs.last().map_or(outputs, AsFd::as_fd);
+        dirs.push(make_dir(at, &c_string(parent)?)?);
     }
-    copier.entry(from, to.as_fd(), &c_string(name)?, path)
+    let to = dirs.last().map_or(outputs, AsFd::as_fd);
+    if let Some(known) = &mut copier.known {
+        known.at = parts.iter().flat_map(|part| [part, b"/".as_slice()]).flatten().copied().collect();
+    }
+    let copied = copier.entry(from, to, &name, shown);
+    if copied.is_err() {
+        remove(to, &name);
+        for (dir, part) in dirs.iter().zip(&parts).rev() {
+            // Only what is empty.
+            let _ = unlinkat(dir, *part, UnlinkatFlags::RemoveDir);
+        }
+    }
+    copied
 }
 
-fn c_string(name: &str) -> io::Result<CString> {
+/// Removes what was copied in part.
+fn remove(dir: BorrowedFd<'_>, name: &CStr) {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    if let Ok(made) = openat(dir, name, flags, Mode::empty()) {
+        let _ = tree::remove_content(made.as_fd(), &Deadline::within(REMOVE_WITHIN));
+        let _ = unlinkat(dir, name, UnlinkatFlags::RemoveDir);
+    }
+}
+
+/// As [`Dir::open_beneath`], for a name of any bytes.
+fn open_beneath_bytes(work: &Dir, path: &[u8], flags: OFlag) -> io::Result<OwnedFd> {
+    if let Ok(path) = std::str::from_utf8(path) {
+        return work.open_beneath(path, flags, 0);
+    }
+    // Component by component: none is a link, and none is on another file system.
+    let device = fstat(work.as_fd())?.st_dev;
+    let mut at = work.as_fd().try_clone_to_owned()?;
+    let mut parts = path.split(|byte| *byte == b'/').peekable();
+    while let Some(part) = parts.next() {
+        let kind = if parts.peek().is_some() { OFlag::O_DIRECTORY } else { OFlag::empty() };
+        let flags = flags | kind | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        at = openat(&at, part, flags, Mode::empty())?;
+        if fstat(&at)?.st_dev != device {
+            return Err(Errno::EXDEV.into());
+        }
+    }
+    Ok(at)
+}
+
+fn c_string(name: &[u8]) -> io::Result<CString> {
     Ok(CString::new(name)?)
 }
 

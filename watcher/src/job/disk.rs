@@ -5,10 +5,8 @@ use std::io;
 use latebind_contract::layout;
 use latebind_contract::mounts;
 use latebind_linux::volume::Dir;
-use nix::fcntl::OFlag;
 use nix::sys::statvfs::fstatvfs;
 
-use crate::layout::IO;
 use crate::tree::walk::Walk;
 
 /// Entries that one look goes through; the next one goes on from there.
@@ -82,16 +80,6 @@ impl Disk {
         });
         Ok(())
     }
-
-    /// Bytes of standard output and error, where they go to files.
-    pub fn output(&self) -> u64 {
-        let size = |name: &str| {
-            let path = format!("{IO}/{name}");
-            let file = self.data.open_beneath(&path, OFlag::O_PATH, 0).ok()?;
-            u64::try_from(nix::sys::stat::fstat(&file).ok()?.st_size).ok()
-        };
-        ["stdout", "stderr"].iter().filter_map(|name| size(name)).sum()
-    }
 }
 
 #[cfg(test)]
@@ -99,6 +87,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
 
     use super::*;
+    use nix::fcntl::OFlag;
     use std::os::fd::AsFd;
 
     #[test]

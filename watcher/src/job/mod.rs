@@ -11,6 +11,7 @@ pub mod control;
 pub mod disk;
 pub mod life;
 pub mod limits;
+pub mod matches;
 pub mod monitor;
 pub mod relay;
 mod request;
@@ -21,7 +22,7 @@ pub mod usage;
 
 pub use self::binds::{Bind, PayloadHas};
 pub use self::clock::{now, rfc3339, seconds_of, uptime};
-pub use self::request::{EnvSource, Request, is_id, plain_path};
+pub use self::request::{EnvSource, Request, is_id, plain_path, unique_names};
 
 use latebind_contract::encoding::{Bytes32, Key};
 use latebind_contract::record::Record;

@@ -20,6 +20,7 @@ use super::cgroup::Group;
 use super::control::Control;
 use super::disk::Disk;
 use super::limits::{Limits, Which};
+use super::relay::Meter;
 use super::usage::{Summary, Usage};
 use crate::helper;
 
@@ -85,7 +86,8 @@ pub fn start(watched: Watched, control: &Arc<Control>) -> std::io::Result<Watchi
         inner.summary.get_or_insert_with(Summary::new);
         inner.epoch
     };
-    let looker = Sampler::new(watched.ids, watched.cgroup, watched.glue, watched.group, disk)?;
+    let looker =
+        Sampler::new(watched.ids, watched.cgroup, watched.glue, watched.group, disk, control.board.output.clone())?;
     let told = control.clone();
     let thread = std::thread::Builder::new().name(format!("monitor-{}", watched.slot));
     thread.spawn(move || follow(looker, limits, &told, epoch))?;
@@ -173,6 +175,7 @@ pub struct Sampler {
     glue: i32,
     group: Option<Group>,
     disk: Disk,
+    output: Meter,
     ticks_per_second: f64,
     page: u64,
     /// By number and start time, which no two processes have in common.
@@ -191,7 +194,14 @@ pub struct Sampler {
 
 impl Sampler {
     /// Nothing is looked at yet.
-    pub fn new(ids: Ids, cgroup: String, glue: i32, group: Option<Group>, disk: Disk) -> std::io::Result<Self> {
+    pub fn new(
+        ids: Ids,
+        cgroup: String,
+        glue: i32,
+        group: Option<Group>,
+        disk: Disk,
+        output: Meter,
+    ) -> std::io::Result<Self> {
         let reaped_before = stat_of(glue).map(|s| reaped(&s));
         Ok(Self {
             proc: Proc::open()?,
@@ -200,6 +210,7 @@ impl Sampler {
             glue,
             group,
             disk,
+            output,
             ticks_per_second: procfs::ticks_per_second() as f64,
             page: procfs::page_size(),
             known: HashMap::new(),
@@ -219,7 +230,7 @@ impl Sampler {
     pub fn look(&mut self) -> Usage {
         self.looks += 1;
         self.continue_glue();
-        let mut usage = Usage { output: self.disk.output(), disk: self.last.disk, ..Usage::default() };
+        let mut usage = Usage { output: self.output.bytes(), disk: self.last.disk, ..Usage::default() };
         let (mut alive, mut stopped) = (0, 0);
         self.pids.clear();
         for pid in numbers_in_proc() {

@@ -5,9 +5,8 @@ use std::path::PathBuf;
 
 use latebind_contract::bytes::ByteString;
 use latebind_contract::layout;
-use latebind_contract::object;
 use latebind_contract::startup::{EnvFormat, EnvMode, Object, Rlimit, Stop, check_times};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::binds::Bind;
 use super::limits::Limits;
@@ -53,7 +52,7 @@ pub struct Request {
     #[serde(default = "one")]
     pub attempt: u32,
     /// Variables, applied last.
-    #[serde(default, deserialize_with = "object::map")]
+    #[serde(default, deserialize_with = "unique_names")]
     pub env: BTreeMap<String, ByteString>,
     /// Where the environment starts from.
     #[serde(default)]
@@ -251,6 +250,15 @@ impl Request {
             None => Ok(()),
         }
     }
+}
+
+/// A JSON object as a map, for `serde(deserialize_with)`.
+///
+/// # Errors
+///
+/// Where a name is repeated.
+pub fn unique_names<'de, D: Deserializer<'de>, V: Deserialize<'de>>(from: D) -> Result<BTreeMap<String, V>, D::Error> {
+    Object::deserialize(from).map(|object| object.0.into_iter().collect())
 }
 
 /// A path as people write it, `./a//b/`, as [`layout::is_beneath`] takes it.

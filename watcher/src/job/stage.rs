@@ -21,7 +21,7 @@ use super::Request;
 use crate::bind::{Failure, Reason};
 use crate::layout::IO;
 use crate::slot::Slot;
-use crate::tree::copy::{Budget, Copier, Problem, Rules};
+use crate::tree::copy::{Budget, Copier, Problem, Rules, plain};
 use crate::tree::walk::{Count, Walk};
 use crate::tree::{self, Deadline, Over};
 use crate::volume_failure::{failed_at, is_full};
@@ -88,7 +88,8 @@ pub fn fill(slot: &Slot, request: &Request, deadline: &Deadline<'_>) -> Result<(
         for name in ["stdout", "stderr"] {
             let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
             let made = open_beneath(io.as_fd(), name, flags, 0o600).map(File::from);
-            made.and_then(|made| own(&made, slot.uid, slot.gid, 0o600)).map_err(failed_at(name))?;
+            // Root's own: the job's output reaches it through a FIFO alone.
+            made.map(drop).map_err(failed_at(name))?;
         }
     }
     Ok(())
@@ -110,13 +111,13 @@ fn copy(
         Err(e)
     };
     let (reader, owner) = (request.submitter, Some((slot.uid, slot.gid)));
-    let rules = Rules { only_of: None, reader, owner, programs: true };
-    let mut copier = Copier { rules, budget: *budget, deadline, failed: &mut failed, at_target: false };
+    let rules = Rules { only_of: None, reader, owner, links: false };
+    let mut copier = Copier { rules, budget: *budget, deadline, failed: &mut failed, at_target: false, known: None };
     let copied = what(&mut copier);
     let at_target = copier.at_target;
     *budget = copier.budget;
     let Err(problem) = copied else { return Ok(()) };
-    let e = problem.error();
+    let e = plain(problem.error());
     let is_of = |errnos: &[Errno]| e.raw_os_error().is_some_and(|n| errnos.contains(&Errno::from_raw(n)));
     let place = inner.map_or_else(|| path.display().to_string(), |inner| format!("{}/{inner}", path.display()));
     Err(match deadline.over() {

@@ -12,7 +12,7 @@ use latebind_contract::words::{self, About};
 
 use nix::sys::stat::fstat;
 
-use super::relay::{Route, Routes};
+use super::relay::{Route, Routes, kept_routes};
 use super::{Bound, Request, Secrets};
 use crate::bind::{Failure, Reason};
 use crate::layout::IO;
@@ -34,27 +34,25 @@ fn fresh() -> io::Result<(Key, Bytes32)> {
     Ok((Key::new(key), Bytes32::new(nonce)))
 }
 
-fn in_file(path: &str, append: bool) -> Option<Stream> {
-    Some(Stream { file: Some(path.to_owned()), append, fifo: None })
+/// How the streams of a job without a client reach it.
+pub fn kept(request: &Request) -> Routes {
+    kept_routes(request.stdin.as_ref().map(|_| format!("{IO}/stdin")))
 }
 
-/// What the startup file says of stream `n`, which is `file` in the slot's own directory where no client relays.
-fn stream(n: usize, request: &Request, routes: Option<&Routes>, file: &str) -> Option<Stream> {
+/// What the startup file says of stream `n`.
+fn stream(n: usize, routes: &Routes) -> Option<Stream> {
     let name = STREAMS.get(n).copied().unwrap_or_default().to_owned();
-    let through_fifo = Stream { file: None, append: false, fifo: Some(name) };
-    match routes.and_then(|routes| routes.get(n)) {
-        _ if n == 0 && request.stdin.is_some() => in_file(&format!("{IO}/{file}"), false),
-        Some(Route::Null) => None,
-        Some(Route::File(path)) => in_file(path, n > 0),
-        Some(Route::Relay(_)) => Some(through_fifo),
-        None if n == 0 => None,
-        None if request.relay => Some(through_fifo),
-        None => in_file(&format!("{IO}/{file}"), false),
+    let fifo = |keep_open| Some(Stream { fifo: Some(name), keep_open, ..Stream::default() });
+    match routes.get(n)? {
+        Route::Null => None,
+        Route::File(path) => Some(Stream { file: Some(path.clone()), append: n > 0, ..Stream::default() }),
+        Route::Relay(_) => fifo(false),
+        Route::Keep => fifo(true),
     }
 }
 
 /// Makes the startup file for one start, with a fresh key and nonce.
-pub fn prepare(slot: &Slot, bound: &Bound, request: &Request, routes: Option<&Routes>) -> Result<Prepared, Failure> {
+pub fn prepare(slot: &Slot, bound: &Bound, request: &Request, routes: &Routes) -> Result<Prepared, Failure> {
     let random = |e: io::Error| Failure::retry(Reason::EngineError, format!("no random numbers: {e}"));
     let (key, nonce) = fresh().map_err(random)?;
     let sandbox = request.sandbox.as_ref().map(|path| format!("{}/{path}", slot.data.path()));
@@ -85,9 +83,9 @@ pub fn prepare(slot: &Slot, bound: &Bound, request: &Request, routes: Option<&Ro
         gid: slot.gid,
         groups: Vec::new(),
         umask: request.umask.clone().unwrap_or_else(|| "022".into()),
-        stdin: stream(0, request, routes, "stdin"),
-        stdout: stream(1, request, routes, "stdout"),
-        stderr: stream(2, request, routes, "stderr"),
+        stdin: stream(0, routes),
+        stdout: stream(1, routes),
+        stderr: stream(2, routes),
         rlimits: request.rlimits.clone(),
         links: request.links.clone(),
         passwd: request.passwd,

@@ -5,12 +5,11 @@ use std::path::{Path, PathBuf};
 
 use latebind_contract::bytes::ByteString;
 use latebind_contract::layout::is_component;
-use latebind_contract::object;
 use latebind_contract::startup::{EnvFormat, EnvMode, Object, Rlimit, Stop};
 use serde::Deserialize;
 
 use crate::job::limits::Limits;
-use crate::job::{EnvSource, Request, plain_path};
+use crate::job::{EnvSource, Request, plain_path, unique_names};
 
 /// `job.json`. Unknown fields are refused.
 #[derive(Debug, Deserialize)]
@@ -20,7 +19,7 @@ pub struct JobFile {
     argv: Vec<ByteString>,
     #[serde(default)]
     owner: String,
-    #[serde(default, deserialize_with = "object::map")]
+    #[serde(default, deserialize_with = "unique_names")]
     env: BTreeMap<String, ByteString>,
     #[serde(default)]
     env_mode: EnvMode,

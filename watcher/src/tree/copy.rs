@@ -1,20 +1,25 @@
 //! Copying trees of files from one owner to another: inputs into a slot, outputs out of it. No link is followed,
-//! nothing is waited for, every entry and every byte is charged to a budget before it is copied, and what is sparse
-//! stays sparse.
+//! nothing is waited for, every entry and every byte is charged to a budget before it is copied, what is sparse stays
+//! sparse, what can be executed stays a program, and times of changes are kept. Set-user-ID, set-group-ID and sticky bits
+//! are not.
 
-use std::ffi::CStr;
+use std::collections::BTreeMap;
+use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat};
-use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, mkdirat};
-use nix::unistd::{Gid, Uid, UnlinkatFlags, Whence, fchown, ftruncate, lseek, unlinkat};
+use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, fstatat, futimens, mkdirat};
+use nix::sys::time::TimeSpec;
+use nix::unistd::{Gid, Uid, UnlinkatFlags, Whence, fchown, ftruncate, linkat, lseek, symlinkat, unlinkat};
 
 use super::listing::{Listing, shown};
 use super::{Deadline, check_reader, is};
+use crate::text;
 
 /// How deep a tree may be.
 pub const DEPTH_MAX: usize = 64;
@@ -49,8 +54,8 @@ pub struct Rules {
     pub reader: Option<u32>,
     /// UID and GID that the copies get; the caller's where it is `None`.
     pub owner: Option<(u32, u32)>,
-    /// Whether programs stay programs.
-    pub programs: bool,
+    /// Whether links that stay within the tree are kept; else they are refused.
+    pub links: bool,
 }
 
 /// Why copying does not go on.
@@ -95,6 +100,50 @@ pub struct Copier<'a> {
     pub failed: &'a mut dyn FnMut(&str, io::Error) -> io::Result<()>,
     /// Whether the last error came from the place that is copied to.
     pub at_target: bool,
+    /// Where copies of files with several names are, so that each is copied once; none: each name is a file.
+    pub known: Option<Known>,
+}
+
+/// Most files with several names that are remembered. What has more is copied, and charged, for each name.
+const KNOWN_MAX: usize = 10_000;
+/// Most bytes of their paths.
+const KNOWN_BYTES_MAX: usize = 1 << 20;
+
+/// Copies of files that have more than one name.
+#[derive(Debug)]
+pub struct Known {
+    /// What all paths are beneath; nobody else writes there.
+    top: OwnedFd,
+    /// The directory that is being copied to, beneath `top`, as bytes that end with a slash; empty for `top` itself.
+    pub at: Vec<u8>,
+    copies: BTreeMap<(u64, u64), CString>,
+    bytes: usize,
+}
+
+impl Known {
+    /// None yet, beneath `top`.
+    pub fn new(top: OwnedFd) -> Self {
+        Self { top, at: Vec::new(), copies: BTreeMap::new(), bytes: 0 }
+    }
+
+    fn path(&self, name: &CStr) -> Option<CString> {
+        CString::new([self.at.as_slice(), name.to_bytes()].concat()).ok()
+    }
+
+    /// Gives the copy of this file another name. Whether there is one.
+    fn link(&self, stat: &FileStat, to: BorrowedFd<'_>, name: &CStr) -> io::Result<bool> {
+        let Some(copy) = self.copies.get(&(stat.st_dev, stat.st_ino)) else { return Ok(false) };
+        linkat(&self.top, copy.as_c_str(), to, name, AtFlags::empty())?;
+        Ok(true)
+    }
+
+    fn remember(&mut self, stat: &FileStat, name: &CStr) {
+        let Some(path) = self.path(name) else { return };
+        self.bytes += path.as_bytes().len();
+        if self.copies.len() < KNOWN_MAX && self.bytes <= KNOWN_BYTES_MAX {
+            self.copies.insert((stat.st_dev, stat.st_ino), path);
+        }
+    }
 }
 
 impl Copier<'_> {
@@ -120,7 +169,8 @@ impl Copier<'_> {
             let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
             let copied = match openat(from, entry.name, flags, Mode::empty()) {
                 Ok(open) => self.open_entry(open, to, entry.name, &shown, depth),
-                Err(e) => self.charge_entry().and(Err(e.into())),
+                Err(Errno::ELOOP) if self.rules.links => self.link(from, to, entry.name, depth),
+                Err(e) => self.charge_entry().and(Err(plain(e.into()).into())),
             };
             match copied {
                 Ok(()) => {}
@@ -147,15 +197,50 @@ impl Copier<'_> {
         check_reader(&stat, self.rules.reader)?;
         if is(&stat, SFlag::S_IFDIR) {
             let made = at_target(&mut self.at_target, make_dir(to, name))?;
+            let above = self.known.as_ref().map_or(0, |known| known.at.len());
+            if let Some(known) = &mut self.known {
+                known.at.extend_from_slice(name.to_bytes());
+                known.at.push(b'/');
+            }
             // Whatever becomes of the rest, what is in it can be reached.
             let copied = self.level(from.as_fd(), made.as_fd(), path, depth + 1);
-            let given = at_target(&mut self.at_target, give(made.as_fd(), self.rules.owner, 0o755));
+            if let Some(known) = &mut self.known {
+                known.at.truncate(above);
+            }
+            let given = at_target(&mut self.at_target, give(made.as_fd(), self.rules.owner, 0o755, &stat));
             return copied.and(given.map_err(Problem::Skip));
         }
         if !is(&stat, SFlag::S_IFREG) {
             return Err(io::Error::other("is neither a file nor a directory").into());
         }
-        self.file(&File::from(from), &stat, to, name)
+        let has_more_names = stat.st_nlink > 1;
+        if let Some(known) = self.known.as_ref().filter(|_| has_more_names)
+            && at_target(&mut self.at_target, known.link(&stat, to, name))?
+        {
+            return Ok(());
+        }
+        self.file(&File::from(from), &stat, to, name)?;
+        if let Some(known) = self.known.as_mut().filter(|_| has_more_names) {
+            known.remember(&stat, name);
+        }
+        Ok(())
+    }
+
+    /// Makes a link that stays within the tree once more; `depth`: the level that it is on, 2 in its first directory.
+    fn link(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &CStr, depth: usize) -> Result<(), Problem> {
+        self.charge_entry()?;
+        let stat = fstatat(from, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+        if let Some(uid) = self.rules.only_of.filter(|uid| *uid != stat.st_uid) {
+            return Err(io::Error::other(format!("belongs to UID {}, not to {uid}", stat.st_uid)).into());
+        }
+        let target = readlinkat(from, name)?;
+        if !stays_within(target.as_bytes(), depth.saturating_sub(2)) {
+            let target = text::shown(&target.to_string_lossy(), TARGET_SHOWN_MAX);
+            let why = format!("is a symbolic link that leads out of the output ({target}), and is not followed");
+            return Err(io::Error::other(why).into());
+        }
+        at_target(&mut self.at_target, symlinkat(target.as_os_str(), to, name).map_err(io::Error::from))?;
+        Ok(())
     }
 
     /// Copies an open regular file. What cannot be copied whole is not kept in part: nobody could tell.
@@ -171,9 +256,9 @@ impl Copier<'_> {
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let made = openat(to, name, flags, Mode::from_bits_truncate(0o600));
         let made = File::from(at_target(&mut self.at_target, made.map_err(io::Error::from))?);
-        let mode = if self.rules.programs && stat.st_mode & 0o111 != 0 { 0o755 } else { 0o644 };
+        let mode = if stat.st_mode & 0o111 != 0 { 0o755 } else { 0o644 };
         let copied = self.bytes(from, &made, size).and_then(|()| {
-            let given = give(made.as_fd(), self.rules.owner, mode);
+            let given = give(made.as_fd(), self.rules.owner, mode, stat);
             at_target(&mut self.at_target, given).map_err(Problem::Skip)
         });
         if copied.is_err() {
@@ -218,12 +303,37 @@ impl Copier<'_> {
     }
 }
 
-/// Gives a copy its mode, and its owner where it gets another one.
-fn give(made: BorrowedFd<'_>, owner: Option<(u32, u32)>, mode: u32) -> io::Result<()> {
+/// Most characters of a link's target that are shown.
+const TARGET_SHOWN_MAX: usize = 100;
+
+/// Whether a link to `target` stays within a tree, `levels` below whose top it is. `..` may only be at its beginning, so
+/// that it leaves directories alone and no other link, which may lead elsewhere.
+fn stays_within(target: &[u8], levels: usize) -> bool {
+    let mut parts = target.split(|b| *b == b'/').filter(|part| !matches!(*part, b"" | b".")).peekable();
+    let mut up = 0;
+    while parts.next_if_eq(&b"..".as_slice()).is_some() {
+        up += 1;
+    }
+    !target.starts_with(b"/") && up <= levels && parts.all(|part| part != b"..")
+}
+
+/// What some errors of opening a file mean where links are not followed.
+pub fn plain(e: io::Error) -> io::Error {
+    match e.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::ELOOP) => io::Error::other("is a symbolic link, which is not followed"),
+        Some(Errno::ENXIO) => io::Error::other("is neither a file nor a directory"),
+        _ => e,
+    }
+}
+
+/// Gives a copy its mode, its owner where it gets another one, and the time of its last change.
+fn give(made: BorrowedFd<'_>, owner: Option<(u32, u32)>, mode: u32, stat: &FileStat) -> io::Result<()> {
     fchmod(made, Mode::from_bits_truncate(mode))?;
     if let Some((uid, gid)) = owner {
         fchown(made, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
     }
+    // A time that the file system cannot keep is no reason to lose the file.
+    let _ = futimens(made, &TimeSpec::UTIME_OMIT, &TimeSpec::new(stat.st_mtime, stat.st_mtime_nsec));
     Ok(())
 }
 

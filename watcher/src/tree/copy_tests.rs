@@ -30,7 +30,8 @@ impl Trees {
             skipped.push(format!("{path}: {e}"));
             Ok(())
         };
-        let mut copier = Copier { rules, budget, deadline: &deadline, failed: &mut failed, at_target: false };
+        let mut copier =
+            Copier { rules, budget, deadline: &deadline, failed: &mut failed, at_target: false, known: None };
         let (from, to) = (open_dir(&self.from).unwrap(), open_dir(&self.to).unwrap());
         let copied = copier.content(from.as_fd(), to.as_fd(), "");
         let budget = copier.budget;
@@ -39,7 +40,7 @@ impl Trees {
     }
 }
 
-const ANY: Rules = Rules { only_of: None, reader: None, owner: None, programs: false };
+const ANY: Rules = Rules { only_of: None, reader: None, owner: None, links: false };
 const LARGE: Budget = Budget { bytes: 1 << 40, entries: 1 << 20, refused: 0 };
 
 #[test]
@@ -88,13 +89,17 @@ fn copies_are_the_owners_and_links_are_refused() {
     fs::set_permissions(trees.from.join("d/program"), fs::Permissions::from_mode(0o4711)).unwrap();
     symlink("/etc/passwd", trees.from.join("d/link")).unwrap();
     nix::unistd::mkfifo(&trees.from.join("fifo"), Mode::from_bits_truncate(0o600)).unwrap();
-    let rules = Rules { owner: Some((20_000, 20_001)), programs: true, ..ANY };
+    let rules = Rules { owner: Some((20_000, 20_001)), ..ANY };
     let (copied, skipped, _) = trees.copy(rules, LARGE);
     assert!(copied.is_ok());
     let made = fs::metadata(trees.to.join("d/program")).unwrap();
     assert_eq!((made.uid(), made.gid(), made.mode() & 0o7777), (20_000, 20_001, 0o755));
     assert_eq!(skipped.len(), 2, "{skipped:?}");
-    assert!(skipped[0].starts_with("d/link: ") && skipped[1].starts_with("fifo: is neither"), "{skipped:?}");
+    assert!(
+        skipped[0].starts_with("d/link: is a symbolic link, which is not followed")
+            && skipped[1].starts_with("fifo: is neither"),
+        "{skipped:?}"
+    );
 }
 
 #[test]
@@ -176,8 +181,79 @@ fn copying_stops_when_its_time_is_over() {
     fs::write(trees.from.join("a"), "x").unwrap();
     let deadline = Deadline::within(Duration::ZERO);
     let mut failed = |_: &str, e| Err(e);
-    let mut copier = Copier { rules: ANY, budget: LARGE, deadline: &deadline, failed: &mut failed, at_target: false };
+    let mut copier =
+        Copier { rules: ANY, budget: LARGE, deadline: &deadline, failed: &mut failed, at_target: false, known: None };
     let (from, to) = (open_dir(&trees.from).unwrap(), open_dir(&trees.to).unwrap());
     assert!(matches!(copier.content(from.as_fd(), to.as_fd(), ""), Err(Problem::Stop(_))));
     assert_eq!(fs::read_dir(&trees.to).unwrap().count(), 0);
+}
+
+#[test]
+fn links_are_kept_that_stay_within_and_others_are_named() {
+    let top = tempfile::tempdir().unwrap();
+    let (from, to) = (top.path().join("from"), top.path().join("to"));
+    fs::create_dir_all(from.join("d/sub")).unwrap();
+    fs::create_dir(&to).unwrap();
+    fs::write(from.join("d/file"), "x").unwrap();
+    let links = [
+        ("d/near", "file", true),
+        ("d/self", ".", true),
+        ("d/sub/up", "../file", true),
+        ("d/sub/top", "..", true),
+        ("d/dangling", "sub/not-there", true),
+        ("d/out", "../other", false),
+        ("d/sub/out", "../../other", false),
+        ("d/absolute", "/etc/passwd", false),
+        ("d/by-link", "sub/top/../../x", false),
+    ];
+    for (name, target, _) in links {
+        symlink(target, from.join(name)).unwrap();
+    }
+    let deadline = Deadline::within(Duration::from_secs(60));
+    let mut skipped = BTreeMap::new();
+    let mut failed = |path: &str, e: io::Error| {
+        skipped.insert(path.to_owned(), e.to_string());
+        Ok(())
+    };
+    let rules = Rules { links: true, ..ANY };
+    let mut copier =
+        Copier { rules, budget: LARGE, deadline: &deadline, failed: &mut failed, at_target: false, known: None };
+    let (opened, to_dir) = (open_dir(&from.join("d")).unwrap(), open_dir(&to).unwrap());
+    copier.entry(opened, to_dir.as_fd(), c"d", "d").unwrap();
+    for (name, target, kept) in links {
+        if kept {
+            assert_eq!(fs::read_link(to.join(name)).unwrap().to_str(), Some(target), "{name}");
+        } else {
+            assert!(skipped[name].contains("leads out of the output"), "{name}: {skipped:?}");
+            assert!(to.join(name).symlink_metadata().is_err(), "{name}");
+        }
+    }
+    assert_eq!(skipped.len(), 4, "{skipped:?}");
+}
+
+#[test]
+fn a_file_of_several_names_is_copied_and_charged_once_and_times_and_execute_bits_are_kept() {
+    let trees = Trees::new();
+    fs::create_dir_all(trees.from.join("d")).unwrap();
+    fs::write(trees.from.join("d/a"), [1; 1000]).unwrap();
+    fs::set_permissions(trees.from.join("d/a"), fs::Permissions::from_mode(0o6711)).unwrap();
+    for name in ["d/b", "c"] {
+        fs::hard_link(trees.from.join("d/a"), trees.from.join(name)).unwrap();
+    }
+    let old = std::time::UNIX_EPOCH + Duration::new(978_307_200, 123_000_000);
+    for name in ["d/a", "d"] {
+        File::open(trees.from.join(name)).unwrap().set_modified(old).unwrap();
+    }
+    let deadline = Deadline::within(Duration::from_secs(60));
+    let mut failed = |_: &str, e: io::Error| Err(e);
+    let (from, to) = (open_dir(&trees.from).unwrap(), open_dir(&trees.to).unwrap());
+    let known = Some(Known::new(open_dir(&trees.to).unwrap()));
+    let mut copier =
+        Copier { rules: ANY, budget: LARGE, deadline: &deadline, failed: &mut failed, at_target: false, known };
+    copier.content(from.as_fd(), to.as_fd(), "").unwrap();
+    assert_eq!((LARGE.bytes - copier.budget.bytes, LARGE.entries - copier.budget.entries), (1000, 4));
+    let copies = ["d/a", "d/b", "c"].map(|name| fs::metadata(trees.to.join(name)).unwrap());
+    assert!(copies.iter().all(|copy| copy.ino() == copies[0].ino() && copy.mode() & 0o7777 == 0o755));
+    assert_eq!(copies[0].modified().unwrap(), old);
+    assert_eq!(fs::metadata(trees.to.join("d")).unwrap().modified().unwrap(), old);
 }

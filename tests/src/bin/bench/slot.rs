@@ -91,7 +91,8 @@ impl Slot {
     /// Hands a job over, as the watcher does it for a job with files for its output.
     pub fn start(&mut self, incarnation: &str, argv: &[&str]) -> Result<Started, Failed> {
         self.count += 1;
-        let output = |name: &str| Some(Stream { file: Some(format!("io/{name}")), append: false, fifo: None });
+        let output =
+            |name: &str| Some(Stream { file: Some(format!("io/{name}")), append: false, fifo: None, keep_open: false });
         let startup = Startup {
             version: latebind_contract::VERSION,
             job: format!("bench-{}", self.count),

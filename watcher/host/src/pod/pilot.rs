@@ -4,6 +4,7 @@ use super::{Life, SIGNAL_TICK, STOPPED};
 use crate::calls::CallError;
 use crate::container::Role;
 use crate::failure::{Context, Failure, failure};
+use nix::sys::signal::Signal;
 use std::fs;
 use std::io::{self, IsTerminal};
 use std::process::Stdio;
@@ -85,6 +86,7 @@ impl Life {
             scope.spawn(move || self.look_for_oom(&end));
             let status = child.wait();
             drop(ended);
+            self.pass_on_hang_up();
             status
         });
         // Whoever stops a service by a signal to all of its processes ends the engine's client, not the pilot.
@@ -95,6 +97,17 @@ impl Life {
             Some(125..=127) | None => self.pilot_code(&name),
             Some(_) if left_early => self.pilot_code(&name),
             Some(code) => Ok(u8::try_from(code).unwrap_or(u8::MAX)),
+        }
+    }
+
+    /// The engine's client has ended, maybe since nobody reads what it passes on. The engine goes on to read from the
+    /// pilot, so one command's watcher is told.
+    fn pass_on_hang_up(&self) {
+        if self.pilot.arguments.first().is_some_and(|verb| verb == "run")
+            && watcher::text::is_output_closed()
+            && let Some(main) = self.pilot_process()
+        {
+            let _ = main.signal(Signal::SIGIO);
         }
     }
 

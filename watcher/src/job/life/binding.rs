@@ -11,8 +11,8 @@ use latebind_linux::processes::Proc;
 
 use crate::bind::{Binder, Failure, Progress, Reason, proof};
 use crate::job::cgroup::Group;
-use crate::job::relay::Relay;
-use crate::job::{Began, Bound, Phase, State, class, now, stage, start};
+use crate::job::relay::{Output, Relay};
+use crate::job::{Began, Bound, Phase, State, class, collect, now, stage, start};
 use crate::keys;
 use crate::slot::dirty_mark;
 use crate::store::Store;
@@ -266,9 +266,15 @@ impl Life<'_> {
         }
         let streams = self.streams.take();
         let owner = streams.as_ref().and_then(|s| s.owner.clone());
-        let routes = streams.map(|s| s.routes(slot, self.state.request.sandbox.is_some()));
+        let routes = match streams {
+            Some(streams) => streams.routes(slot, self.state.request.sandbox.is_some()),
+            None if self.state.request.relay => {
+                return Err(Failure::retry(Reason::RelayFailed, "the client's descriptors are gone"));
+            }
+            None => start::kept(&self.state.request),
+        };
         let bound = self.bound()?;
-        let prepared = start::prepare(slot, bound, &self.state.request, routes.as_ref())?;
+        let prepared = start::prepare(slot, bound, &self.state.request, &routes)?;
         if let Some(dir) = &self.context.settings.keep_keys {
             keys::keep(dir, &prepared.secrets)
                 .map_err(|e| Failure::retry(Reason::VolumeFull, format!("{}: {e}", dir.display())))?;
@@ -278,13 +284,31 @@ impl Life<'_> {
         self.state.memory_size = self.group.as_ref().and_then(|g| g.memory_limit);
         self.save()?; // before the file is put: from here on a restarted watcher can prove its record
         slot.ctl.remove(layout::RECORD).map_err(|e| Failure::retry(Reason::VolumeFull, e.to_string()))?;
-        if let Some(routes) = routes {
-            let relay = Relay::start(slot, routes, owner);
-            self.relay = Some(relay.map_err(|e| Failure::retry(Reason::RelayFailed, format!("streams: {e}")))?);
-        }
+        let relay = Relay::start(slot, routes, owner, &self.output());
+        self.relay = Some(relay.map_err(|e| Failure::retry(Reason::RelayFailed, format!("streams: {e}")))?);
         self.state.notified_at = Some(now());
         start::hand_over(slot, &self.state.request, &prepared.file)?;
         Ok(Phase::Running)
+    }
+
+    /// Where the job's output goes, and how much of it is kept.
+    fn output(&self) -> Output {
+        let limits = self.state.request.limits.within(&self.context.settings.limits);
+        Output { meter: self.context.control.board.output.clone(), kept_max: collect::most(&limits) }
+    }
+
+    /// Keeps on reading the output of a job that an earlier watcher has handed over. It has lost no byte by that: what
+    /// the job puts out meanwhile waits in the FIFO.
+    pub(super) fn resume_output(&mut self) {
+        if self.relay.is_some() || self.state.request.relay {
+            return;
+        }
+        match Relay::resume(self.context.slot, &self.output()) {
+            Ok(relay) => self.relay = Some(relay),
+            Err(e) => {
+                tracing::error!(job = %self.state.request.id, slot = self.context.slot.number, "its output is lost: {e}")
+            }
+        }
     }
 
     fn was_claimed(&self) -> bool {

@@ -52,12 +52,16 @@ impl Life<'_> {
         if !self.state.report.verified || self.state.report.record.as_ref().is_some_and(|r| r.processes.unkilled > 0) {
             self.end_job_processes();
         }
+        self.resume_output();
         let lost = self.relay.take().map(|relay| relay.finish(self.context.control)).unwrap_or_default();
         let (context, record) = (self.context, self.state.record_jws.clone());
         let stop = given_up(context, &self.state.request);
         let deadline = Deadline::within(context.settings.copy_within).unless(&stop);
         let report = &mut self.state.report;
-        if let Err(e) = collect::collect(context.slot, &self.state.request, record.as_deref(), report, &deadline) {
+        let put_out = context.control.board.output.bytes();
+        if let Err(e) =
+            collect::collect(context.slot, &self.state.request, record.as_deref(), report, put_out, &deadline)
+        {
             report.add_missing("results", &e);
         }
         match deadline.over() {

@@ -35,6 +35,7 @@ const KILL_AGAIN: Duration = Duration::from_secs(1);
 impl Life<'_> {
     /// Waits for the record, the end of glue, or a client's wish.
     pub(super) fn run(&mut self) -> Result<Phase, Failure> {
+        self.resume_output();
         if self.glue.is_none()
             && let Err(lost) = self.pin_glue()
         {

@@ -7,8 +7,11 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, recv, send};
 use nix::sys::stat::{SFlag, fstat, major, minor};
+
+use super::keep::Kept;
 
 /// What a descriptor is, as far as waiting is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +70,8 @@ pub enum Endpoint {
     File(File),
     /// Each call says that it is not to wait.
     Socket(OwnedFd),
+    /// Kept for a job that has no client.
+    Kept(Kept),
     /// Nobody is at the other end.
     Gone,
 }
@@ -101,7 +106,7 @@ impl Endpoint {
         match self {
             Self::File(file) => file.read(bytes),
             Self::Socket(socket) => Ok(recv(socket.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT)?),
-            Self::Gone => Ok(0),
+            Self::Kept(_) | Self::Gone => Ok(0),
         }
     }
 
@@ -112,6 +117,7 @@ impl Endpoint {
             Self::Socket(socket) => {
                 Ok(send(socket.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL)?)
             }
+            Self::Kept(kept) => kept.write(bytes),
             Self::Gone => Ok(bytes.len()),
         }
     }
@@ -121,8 +127,17 @@ impl Endpoint {
         match self {
             Self::File(file) => Some(file.as_fd()),
             Self::Socket(socket) => Some(socket.as_fd()),
-            Self::Gone => None,
+            Self::Kept(_) | Self::Gone => None,
         }
+    }
+
+    /// Whether nobody reads any more what is written, as a pipe, a socket or a terminal knows.
+    pub fn has_hung_up(&self) -> bool {
+        let Some(fd) = self.as_fd() else { return matches!(self, Self::Gone) };
+        let mut look = [PollFd::new(fd, PollFlags::empty())];
+        let gone = PollFlags::POLLERR | PollFlags::POLLHUP;
+        poll(&mut look, PollTimeout::ZERO).is_ok_and(|n| n > 0)
+            && look.iter().any(|fd| fd.revents().is_some_and(|found| found.intersects(gone)))
     }
 }
 

@@ -1,10 +1,14 @@
-//! Relaying a client's standard streams through the slot's FIFOs.
+//! Relaying a client's standard streams through the slot's FIFOs, and keeping the output of a job without a client.
+//!
+//! A job's output goes through a FIFO in any case: what a program opens anew as /dev/stdout can neither be truncated nor
+//! overwritten there.
 //!
 //! Neither end can be relied on: a client may stop reading, and a payload may have passed its end of a FIFO to a
 //! process that lives on, in another slot. So each job has new FIFOs, one thread copies without ever blocking, and it
 //! ends within a bounded time once the job is over.
 
 mod endpoint;
+mod keep;
 mod pump;
 
 use std::any::Any;
@@ -22,7 +26,9 @@ use nix::sys::stat::{Mode, SFlag, fchmod, fstat};
 use nix::unistd::{Gid, Uid, fchown};
 
 use self::endpoint::Endpoint;
-use self::pump::{Input, Orders, Output, Patience};
+pub use self::keep::Meter;
+use self::keep::{Kept, Room};
+use self::pump::{Input, Orders, Patience};
 use crate::job::control::Control;
 use crate::slot::Slot;
 
@@ -55,10 +61,18 @@ pub enum Route {
     File(String),
     /// Through the slot's FIFO.
     Relay(OwnedFd),
+    /// Through the slot's FIFO, to a file that is fetched at the end. The job's end of the FIFO lasts while no watcher
+    /// reads it.
+    Keep,
 }
 
 /// The three of them, in order.
 pub type Routes = [Route; 3];
+
+/// The streams of a job without a client: its input is a file or nothing, its output is kept.
+pub fn kept_routes(stdin: Option<String>) -> Routes {
+    [stdin.map_or(Route::Null, Route::File), Route::Keep, Route::Keep]
+}
 
 impl Streams {
     /// Refuses descriptors that are of no use as standard streams.
@@ -71,10 +85,11 @@ impl Streams {
         Ok(())
     }
 
-    /// Decides for each descriptor. Only where the client keeps its own sandbox are files in the slot handed over by
-    /// name: glue opens them again, and always appends.
+    /// Decides for each descriptor. Only where the client keeps its own sandbox is an input in the slot handed over by
+    /// name, so that glue opens it again; what goes to a file there is appended.
     pub fn routes(self, slot: &Slot, in_sandbox: bool) -> Routes {
         let route = |n: usize, fd: OwnedFd| match find_route(&fd, n, slot).filter(|_| in_sandbox) {
+            Some(Route::File(path)) if n > 0 => Route::Relay(reopened(slot, &path, &fd).unwrap_or(fd)),
             Some(route) => route,
             None => Route::Relay(fd),
         };
@@ -103,6 +118,22 @@ fn find_route(fd: &OwnedFd, n: usize, slot: &Slot) -> Option<Route> {
     ((named.st_dev, named.st_ino) == (stat.st_dev, stat.st_ino)).then_some(Route::File(path))
 }
 
+/// The client's file once more, so that all that is written to it is appended, as where both streams go to one file.
+fn reopened(slot: &Slot, path: &str, fd: &OwnedFd) -> Option<OwnedFd> {
+    let again = slot.data.open_beneath(path, OFlag::O_WRONLY | OFlag::O_APPEND | OFlag::O_NONBLOCK, 0).ok()?;
+    let (one, other) = (fstat(fd).ok()?, fstat(&again).ok()?);
+    ((one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)).then_some(again)
+}
+
+/// What becomes of a job's output.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// Counts it.
+    pub meter: Meter,
+    /// Most bytes that are kept of it.
+    pub kept_max: u64,
+}
+
 /// Relays under way; goes on in the background until it is finished or dropped.
 pub struct Relay {
     /// Keeps the input FIFO open until the job has opened its end.
@@ -115,10 +146,25 @@ pub struct Relay {
 impl Relay {
     /// Makes the FIFOs, opens our ends, and starts to relay. The payload may open its own ends again through
     /// /proc/self/fd, as programs do with /dev/stdout: its group has the right for that, and no way to the names.
-    pub fn start(slot: &Slot, routes: Routes, owner: Option<Owner>) -> io::Result<Self> {
+    pub fn start(slot: &Slot, routes: Routes, owner: Option<Owner>, output: &Output) -> io::Result<Self> {
+        Self::begin(slot, routes, owner, output, false)
+    }
+
+    /// Goes on to keep the output of a job that an earlier watcher has handed over.
+    pub fn resume(slot: &Slot, output: &Output) -> io::Result<Self> {
+        let mut relay = Self::begin(slot, kept_routes(None), None, output, true)?;
+        relay.job_has_started();
+        Ok(relay)
+    }
+
+    fn begin(slot: &Slot, routes: Routes, owner: Option<Owner>, out: &Output, resumes: bool) -> io::Result<Self> {
         let [stdin, stdout, stderr] = routes;
+        let room = Room::new(out.kept_max);
         // New ones for each job: what an earlier job's payload has passed on leads to that job's FIFOs.
         let open = |name: &str, group_bits: u32| -> io::Result<OwnedFd> {
+            if resumes {
+                return slot.ctl.open_beneath(name, OFlag::O_RDWR | OFlag::O_NONBLOCK, 0);
+            }
             slot.ctl.remove(name)?;
             let both = slot.ctl.open_fifo(name)?;
             fchown(both.as_fd(), Some(Uid::from_raw(0)), Some(Gid::from_raw(slot.gid)))?;
@@ -128,10 +174,20 @@ impl Relay {
         let [name_in, name_out, name_err] = STREAMS;
         let mut outputs = Vec::new();
         for (name, fifo, to) in [("stdout", name_out, stdout), ("stderr", name_err, stderr)] {
-            let Route::Relay(to) = to else { continue };
-            let _keep_open = open(fifo, 0o020)?;
+            let (to, group_bits) = match to {
+                Route::Relay(to) => (Endpoint::new(to, false)?, 0o020),
+                Route::Keep => {
+                    let kept = Kept::open(slot, name, room.clone())?;
+                    if resumes {
+                        out.meter.add(kept.bytes());
+                    }
+                    (Endpoint::Kept(kept), 0o060)
+                }
+                Route::Null | Route::File(_) => continue,
+            };
+            let keep_open = open(fifo, group_bits)?;
             let from = File::from(slot.ctl.open_beneath(fifo, OFlag::O_RDONLY | OFlag::O_NONBLOCK, 0)?);
-            outputs.push(Output { name, from, _keep_open, to: Endpoint::new(to, false)? });
+            outputs.push(pump::Output { name, from, keep_open, to, meter: out.meter.clone() });
         }
         let (mut input, mut input_open) = (None, None);
         if let Route::Relay(from) = stdin {
@@ -153,9 +209,11 @@ impl Relay {
         Ok(Self { input_open, orders, thread: Some((thread, ended)) })
     }
 
-    /// The job has its ends: from now on its end of the input FIFO is the only one to read from.
+    /// The job has its ends: from now on its end of the input FIFO is the only one to read from, and a client that is
+    /// gone breaks its pipes.
     pub fn job_has_started(&mut self) {
         self.input_open = None;
+        self.orders.set(pump::Mode::Copy);
     }
 
     /// The job is over: delivers what it has left in its FIFOs, then ends. Waits for that, at most as long as a client
@@ -210,9 +268,9 @@ mod tests {
         let ((client, to), (from, job)) = (pipe(), pipe());
         let size = nix::fcntl::fcntl(&to, nix::fcntl::FcntlArg::F_GETPIPE_SZ).unwrap();
         nix::fcntl::fcntl(&from, nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
-        let _keep_open = job.try_clone().unwrap();
+        let keep_open = job.try_clone().unwrap();
         let to = Endpoint::new(to, false).unwrap();
-        let output = Output { name: "stdout", from: from.into(), _keep_open, to };
+        let output = pump::Output { name: "stdout", from: from.into(), keep_open, to, meter: Meter::default() };
         let orders = Orders::new().unwrap();
         let ((ended, end), told) = (pipe(), orders.clone());
         let thread = std::thread::spawn(move || {

@@ -12,6 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::endpoint::Endpoint;
+use super::keep::Meter;
 
 /// How much is copied at once.
 const PART: usize = 16 << 10;
@@ -33,12 +34,14 @@ pub struct Patience {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
 #[repr(u8)]
 pub enum Mode {
-    /// The job is under way.
-    Copy = 0,
+    /// The job has not opened its ends yet: ours stay open, whatever the client does.
+    Wait = 0,
+    /// The job is under way: where its client is gone, it writes into a pipe that nobody reads (SIGPIPE, EPIPE).
+    Copy = 1,
     /// The job is over: deliver what the FIFOs hold now, and end.
-    Drain = 1,
+    Drain = 2,
     /// End at once; what the client takes without waiting is delivered.
-    Stop = 2,
+    Stop = 3,
 }
 
 /// Tells the copying thread what to do.
@@ -46,10 +49,10 @@ pub enum Mode {
 pub struct Orders(Arc<(AtomicU8, EventFd)>);
 
 impl Orders {
-    /// To copy.
+    /// To wait for the job.
     pub fn new() -> io::Result<Self> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-        Ok(Self(Arc::new((AtomicU8::new(Mode::Copy as u8), EventFd::from_value_and_flags(0, flags)?))))
+        Ok(Self(Arc::new((AtomicU8::new(Mode::Wait as u8), EventFd::from_value_and_flags(0, flags)?))))
     }
 
     /// From now on this; never less than before.
@@ -60,8 +63,9 @@ impl Orders {
 
     fn mode(&self) -> Mode {
         match self.0.0.load(Ordering::SeqCst) {
-            0 => Mode::Copy,
-            1 => Mode::Drain,
+            0 => Mode::Wait,
+            1 => Mode::Copy,
+            2 => Mode::Drain,
             _ => Mode::Stop,
         }
     }
@@ -112,13 +116,19 @@ pub struct Output {
     /// The FIFO, not blocking.
     pub from: File,
     /// Keeps the FIFO from ending while the job opens and closes it.
-    pub _keep_open: OwnedFd,
+    pub keep_open: OwnedFd,
     /// The client's.
     pub to: Endpoint,
+    /// Counts what the job puts out.
+    pub meter: Meter,
 }
 
 struct Outgoing {
-    output: Output,
+    name: &'static str,
+    /// Our ends of the FIFO; none once the job is to notice that nobody reads.
+    fifo: Option<(File, OwnedFd)>,
+    to: Endpoint,
+    meter: Meter,
     part: Part,
     /// What may still be read of the FIFO; no bound while the job is under way.
     left: Option<usize>,
@@ -136,14 +146,39 @@ fn is_hang_up(e: &io::Error) -> bool {
 
 impl Outgoing {
     fn new(output: Output) -> Self {
-        Self { output, part: Part::new(), left: None, moved: Instant::now(), over: false, lost: 0, failed: None }
+        let Output { name, from, keep_open, to, meter } = output;
+        let fifo = Some((from, keep_open));
+        let (part, moved) = (Part::new(), Instant::now());
+        Self { name, fifo, to, meter, part, left: None, moved, over: false, lost: 0, failed: None }
+    }
+
+    /// Where the client reads no more, the job is to notice that, as with a pipe of the client's own.
+    fn pass_on_hang_up(&mut self) {
+        if self.failed.is_none() && self.to.has_hung_up() {
+            (self.to, self.fifo, self.over) = (Endpoint::Gone, None, true);
+            self.part.discard();
+        }
+    }
+
+    /// The client is gone, and the job's output goes nowhere.
+    fn discard(&mut self) {
+        self.to = Endpoint::Gone;
+        self.part.discard();
+    }
+
+    fn read(&mut self, most: usize) -> io::Result<usize> {
+        let Some((from, _)) = &mut self.fifo else { return Ok(0) };
+        let read = self.part.fill(most, |bytes| from.read(bytes))?;
+        self.meter.add(read);
+        Ok(read)
     }
 
     /// The job is over. Whoever holds the FIFO elsewhere can keep it open and write on: what counts is what it holds
     /// now, and that is not more than its size.
     fn drain(&mut self) {
         if self.left.is_none() {
-            let size = fcntl(&self.output.from, FcntlArg::F_GETPIPE_SZ).ok().and_then(|n| usize::try_from(n).ok());
+            let fifo = self.fifo.as_ref().and_then(|(from, _)| fcntl(from, FcntlArg::F_GETPIPE_SZ).ok());
+            let size = fifo.and_then(|n| usize::try_from(n).ok());
             (self.left, self.moved) = (Some(size.unwrap_or(FIFO_SIZE)), Instant::now());
         }
     }
@@ -155,10 +190,10 @@ impl Outgoing {
             }
             let waiting = self.part.waiting();
             if waiting.is_empty() {
-                match self.part.fill(self.left.unwrap_or(PART), |bytes| self.output.from.read(bytes)) {
+                match self.read(self.left.unwrap_or(PART)) {
                     Ok(n) if n > 0 => {
                         self.left = self.left.map(|left| left - n);
-                        if matches!(self.output.to, Endpoint::Gone) {
+                        if matches!(self.to, Endpoint::Gone) {
                             self.part.discard(); // so that the job does not block
                         }
                     }
@@ -168,7 +203,7 @@ impl Outgoing {
                 }
                 continue;
             }
-            match self.output.to.write(waiting) {
+            match self.to.write(waiting) {
                 Ok(n) if n > 0 => {
                     self.part.from += n;
                     self.moved = Instant::now();
@@ -177,7 +212,7 @@ impl Outgoing {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 failed => {
                     self.failed = failed.err().filter(|e| !is_hang_up(e));
-                    self.output.to = Endpoint::Gone;
+                    self.to = Endpoint::Gone;
                     self.part.discard();
                 }
             }
@@ -187,7 +222,7 @@ impl Outgoing {
     /// Gives up on the client.
     fn give_up(&mut self) {
         self.lost += self.part.discard();
-        while let Ok(n @ 1..) = self.part.fill(self.left.unwrap_or(0), |bytes| self.output.from.read(bytes)) {
+        while let Ok(n @ 1..) = self.read(self.left.unwrap_or(0)) {
             self.left = self.left.map(|left| left - n);
             self.lost += self.part.discard();
         }
@@ -199,18 +234,28 @@ impl Outgoing {
         stalled.into_iter().chain(began.checked_add(patience.in_all)).min()
     }
 
-    fn waits_for(&self) -> Option<PollFd<'_>> {
+    /// The FIFO, where there is nothing to be delivered, and the client, whose end is noticed in any case.
+    fn waits_for(&self) -> [Option<PollFd<'_>>; 2] {
         if self.over {
-            return None;
+            return [None, None];
         }
-        if self.part.waiting().is_empty() {
-            return Some(PollFd::new(self.output.from.as_fd(), PollFlags::POLLIN));
-        }
-        self.output.to.as_fd().map(|fd| PollFd::new(fd, PollFlags::POLLOUT))
+        let is_empty = self.part.waiting().is_empty();
+        let fifo = self.fifo.as_ref().filter(|_| is_empty);
+        let flags = if is_empty { PollFlags::empty() } else { PollFlags::POLLOUT };
+        [
+            fifo.map(|(from, _)| PollFd::new(from.as_fd(), PollFlags::POLLIN)),
+            self.to.as_fd().map(|fd| PollFd::new(fd, flags)),
+        ]
     }
 
-    fn loss(&self) -> Option<String> {
-        let name = self.output.name;
+    /// Nothing more comes. What was not delivered or kept, in words.
+    fn finish(&mut self) -> Option<String> {
+        if let Endpoint::Kept(kept) = &mut self.to
+            && let Err(e) = kept.finish()
+        {
+            self.failed = Some(e);
+        }
+        let name = self.name;
         let failed = self.failed.as_ref().map(|e| format!("{name}: not all of it: {e}"));
         failed.or_else(|| {
             (self.lost > 0).then(|| format!("{name}: {} bytes were not read by the client in time", self.lost))
@@ -273,6 +318,12 @@ pub fn run(outputs: Vec<Output>, input: Option<Input>, orders: &Orders, patience
             outgoing.iter_mut().for_each(Outgoing::drain);
         }
         outgoing.iter_mut().for_each(Outgoing::copy);
+        if mode == Mode::Copy {
+            outgoing.iter_mut().filter(|one| !one.over).for_each(Outgoing::pass_on_hang_up);
+        } else {
+            // Its end would be reported again and again.
+            outgoing.iter_mut().filter(|one| one.to.has_hung_up()).for_each(Outgoing::discard);
+        }
         if incoming.as_mut().is_some_and(|one| !one.copy()) {
             incoming = None;
         }
@@ -287,11 +338,14 @@ pub fn run(outputs: Vec<Output>, input: Option<Input>, orders: &Orders, patience
                 }
             }
             if outgoing.iter().all(|one| one.over) {
-                return outgoing.iter().filter_map(Outgoing::loss).collect();
+                return outgoing.iter_mut().filter_map(Outgoing::finish).collect();
             }
         }
-        let waits =
-            outgoing.iter().filter_map(Outgoing::waits_for).chain(incoming.iter().filter_map(Incoming::waits_for));
+        let waits = outgoing
+            .iter()
+            .flat_map(Outgoing::waits_for)
+            .flatten()
+            .chain(incoming.iter().filter_map(Incoming::waits_for));
         let mut waits: Vec<PollFd<'_>> =
             std::iter::once(PollFd::new(orders.changed(), PollFlags::POLLIN)).chain(waits).collect();
         let timeout = next.map_or(PollTimeout::NONE, |at| {
@@ -323,8 +377,9 @@ mod tests {
     fn start(to: OwnedFd, input: Option<Input>, patience: Patience) -> (File, Orders, JoinHandle<Vec<String>>) {
         let (from, job) = pipe();
         fcntl(&from, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
-        let _keep_open = job.try_clone().unwrap().into();
-        let output = Output { name: "stdout", from, _keep_open, to: Endpoint::new(to, false).unwrap() };
+        let keep_open = job.try_clone().unwrap().into();
+        let to = Endpoint::new(to, false).unwrap();
+        let output = Output { name: "stdout", from, keep_open, to, meter: Meter::default() };
         let orders = Orders::new().unwrap();
         let told = orders.clone();
         (job, orders, std::thread::spawn(move || run(vec![output], input, &told, patience)))
@@ -394,11 +449,16 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_is_gone_does_not_block_its_job_and_one_whose_disk_is_full_is_told() {
+    fn a_client_that_is_gone_breaks_its_jobs_pipe_and_one_whose_disk_is_full_is_told() {
         let (client, to) = pipe();
         let (mut job, orders, copying) = start(to.into(), None, LONG);
         drop(client);
+        // The job's start must not fail by it.
         job.write_all(&[0; 300_000]).unwrap();
+        // From then on it is as with a pipe.
+        orders.set(Mode::Copy);
+        let error = std::iter::repeat_with(|| job.write_all(&[0; 4096])).find_map(Result::err).unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
         orders.set(Mode::Stop);
         assert_eq!(copying.join().unwrap(), Vec::<String>::new());
         let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
