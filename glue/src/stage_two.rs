@@ -15,7 +15,9 @@ use crate::exec_failure;
 use crate::stage_one::{DATA_FD, EXEC_FD, FIRST_ENV_FD, GO_FD, JOB_FD, REPORT_FD, send};
 use latebind_contract::bytes::ByteString;
 use latebind_contract::command::{self, Amount, Command, EnvFormat, EnvMode, FIELDS, Stream, rlimit_number};
-use latebind_contract::environment::{Environment, OF_ROOT, SyntaxError, apply_nul, apply_sh};
+use latebind_contract::environment::{
+    Environment, OF_ROOT, SyntaxError, apply_docker, apply_export, apply_nul, apply_sh,
+};
 use latebind_contract::exec_reason::{DEFAULT_PATH, candidates};
 use latebind_contract::layout;
 use latebind_contract::order::Invalid;
@@ -104,6 +106,8 @@ fn environment(job: &Command, work: &[u8], cwd: &[u8]) -> Result<Environment, Re
         match format {
             EnvFormat::Sh => apply_sh(&mut env, &text),
             EnvFormat::Nul => apply_nul(&mut env, &text),
+            EnvFormat::Docker => apply_docker(&mut env, &text),
+            EnvFormat::Export => apply_export(&mut env, &text),
         }
         .map_err(|e| syntax(index, &e))?;
     }

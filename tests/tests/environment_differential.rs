@@ -13,7 +13,7 @@
 
 use std::fmt::Write as _;
 
-use latebind_contract::environment::{Environment, apply_sh};
+use latebind_contract::environment::{Environment, apply_export, apply_sh};
 use latebind_fuzz::shells::{Shells, Start, starting_environments};
 
 /// Files that each hold one known trap, one on each line, in the notation of [`plain`]; every one is tried in every
@@ -169,7 +169,7 @@ fn expansion(dice: &mut Dice, out: &mut String, risk: usize, within_quotes: bool
         1 => write!(out, "${{{name}}}").unwrap(),
         _ => {
             let name = if dice.once_in(2) { dice.pick("E Z") } else { name };
-            write!(out, "${{{name}:-").unwrap();
+            write!(out, "${{{name}:{}", if dice.once_in(3) { '+' } else { '-' }).unwrap();
             for _ in 0..dice.below(4) {
                 default_part(dice, out, risk, within_quotes, depth);
             }
@@ -305,4 +305,38 @@ fn compare(start: &Start, batch: &[Case]) -> String {
         }
     }
     different
+}
+
+/// The format `export`: what a shell prints of an environment is read back as that environment.
+#[test]
+fn what_export_p_prints_is_read_back_as_it_was() {
+    use std::os::unix::ffi::OsStrExt;
+    const BYTES: &[u8] = b"ab A1/.-_=:,+@%^ \t\n'\"\\$`!#*?[]{}()<>|&;~\x01\x1b\x7f\xc3\xa4\xe2\x82\xac\xff\x80";
+    let seed = number("LATEBIND_SEED").unwrap_or(20_240_229);
+    let mut dice = Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
+    for (shell, locale) in
+        [(&["dash"][..], "C"), (&["busybox", "sh"], "C.UTF-8"), (&["bash"], "C.UTF-8"), (&["bash", "--posix"], "C")]
+    {
+        for n in 0..60 {
+            let mut given = Environment::new();
+            for name in ["A", "B_1", "C", "D", "LONG_NAME"] {
+                let value: Vec<u8> = (0..dice.below(12)).map(|_| BYTES[dice.below(BYTES.len())]).collect();
+                given.set(name.as_bytes(), &value);
+            }
+            let mut command = std::process::Command::new(shell[0]);
+            command.args(&shell[1..]).args(["-c", "export -p"]).env_clear().env("LC_ALL", locale);
+            for (name, value) in given.iter() {
+                command.env(std::ffi::OsStr::from_bytes(name), std::ffi::OsStr::from_bytes(value));
+            }
+            let printed = command.output().unwrap().stdout;
+            let mut read = Environment::new();
+            if let Err(e) = apply_export(&mut read, &printed) {
+                panic!("{shell:?} {n}: {e}\n{}", String::from_utf8_lossy(&printed));
+            }
+            for (name, value) in given.iter() {
+                assert_eq!(read.get(name), Some(value), "{shell:?} {n}: {}", printed.escape_ascii());
+            }
+            assert!(read.get(b"PWD").is_none() && read.get(b"SHLVL").is_none());
+        }
+    }
 }

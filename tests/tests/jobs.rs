@@ -280,8 +280,8 @@ fn patterns_fetch_what_they_match() {
     assert_eq!(fs::read(outcome.dir.join("result/outputs").join(latin)).unwrap(), b"e");
     assert!(!outcome.dir.join("result/outputs/out.txt").exists());
     assert_eq!(outcome.report.missing_outputs, ["no-such*: nothing matches"]);
-    let bad = pod.job("bad", &with(shell("touch ran"), "outputs", json!(["a[z"])));
-    is_held(&bad, "InvalidJob", "output \"a[z\"");
+    let name = pod.job("name", &with(shell("echo x >'a[z'"), "outputs", json!(["a[z"])));
+    assert_eq!(name.is_good().text("outputs/a[z"), "x\n", "what cannot be a pattern is a name");
 }
 
 #[test]
@@ -295,4 +295,29 @@ fn nothing_partial_is_left_of_an_output_that_is_missing() {
     assert!(outcome.report.missing_outputs[0].starts_with("p/many: more files and directories"));
     let left: Vec<_> = fs::read_dir(outcome.dir.join("result/outputs/p")).unwrap().flatten().collect();
     assert_eq!(left.len(), 1, "{left:?}");
+}
+
+#[test]
+fn environment_files_are_taken_as_people_have_them() {
+    let pod = Pod::start();
+    let script = "printf '%s|' \"$A\" \"$B\" \"$C\"";
+    let files = json!([{"name": "d.env", "format": "docker"}, {"name": "e.env", "format": "export"}]);
+    let job = with(shell(script), "env_files", files);
+    let files: [(&str, &[u8]); 2] = [
+        ("d.env", b"\xef\xbb\xbf# for docker\r\nA=\"quoted\" $HOME\r\n"),
+        ("e.env", b"export B='it'\"'\"'s'\ndeclare -x C=\"\\$x\"\n"),
+    ];
+    pod.put_with("both", &job, &files);
+    assert_eq!(pod.result("both").is_good().text("stdout"), "\"quoted\" $HOME|it's|$x|");
+    pod.put_with("alone", &job, &[("d.env", b"HOME\n"), ("e.env", b"")]);
+    is_held(&pod.result("alone"), "EnvironmentError", "d.env: line 1, column 1: a NAME alone");
+    let scratch = latebind_tests::pod::Scratch::new();
+    let file = scratch.path().join("my.env");
+    fs::write(&file, "A=\"as it is\"\n").unwrap();
+    let given = format!("docker:{}", file.display());
+    let ran = run(&["--env-file", &given, BUSYBOX, "--", "sh", "-c", "echo \"$A\""]);
+    assert_eq!(ran.out(), "\"as it is\"\n", "{}", ran.err());
+    fs::write(&file, "A=1\r\n").unwrap();
+    let ran = run(&["--env-file", file.to_str().unwrap(), BUSYBOX, "--", "true"]);
+    assert!(ran.err().contains("my.env: line 1, column 4: carriage return"), "{}", ran.err());
 }

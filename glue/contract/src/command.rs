@@ -67,6 +67,23 @@ pub enum EnvFormat {
     Sh,
     /// `NAME=value`, separated by NUL bytes.
     Nul,
+    /// As `docker run --env-file` reads it.
+    Docker,
+    /// What `export -p` of a shell has printed.
+    Export,
+}
+
+impl EnvFormat {
+    /// All of them, as they are named.
+    pub const NAMES: [(&str, Self); 4] =
+        [("sh", Self::Sh), ("nul", Self::Nul), ("docker", Self::Docker), ("export", Self::Export)];
+
+    /// The format and the file of `FORMAT:FILE`; shell assignments where none is named.
+    pub fn of_prefix(given: &[u8]) -> (Self, &[u8]) {
+        let named = |name: &str| given.strip_prefix(name.as_bytes())?.strip_prefix(b":");
+        let mut formats = Self::NAMES.iter();
+        formats.find_map(|(name, format)| Some((*format, named(name)?))).unwrap_or((Self::Sh, given))
+    }
 }
 
 /// One standard stream of the job: either a file or a FIFO.

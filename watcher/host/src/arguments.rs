@@ -184,8 +184,9 @@ pub struct RunArguments {
     /// Environment variable of the command; without a value, ours; may be repeated.
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     pub env: Vec<String>,
-    /// File with environment variables of the command; may be repeated.
-    #[arg(long, value_name = "FILE")]
+    /// File with environment variables of the command: shell assignments, or another format (sh, nul, docker,
+    /// export); may be repeated.
+    #[arg(long, value_name = "[FORMAT:]FILE")]
     pub env_file: Vec<PathBuf>,
     /// File or directory that is copied into the command's sandbox; may be repeated.
     #[arg(long, value_name = "FILE")]

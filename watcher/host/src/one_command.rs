@@ -4,9 +4,12 @@ use crate::arguments::RunArguments;
 use crate::container::Mount;
 use crate::failure::{Context, Failure, failure};
 use crate::place::directory;
+use latebind_contract::startup::EnvFormat;
 use std::collections::HashSet;
 use std::env;
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// Where the pilot container has the files that become the command's input.
@@ -41,9 +44,15 @@ pub fn translate(run: &RunArguments) -> Result<OneCommand, Failure> {
         }
     }
     for (n, file) in run.env_file.iter().enumerate() {
-        let target = format!("{ENV_FILES}/{n}");
-        mounts.push(Mount::read_only(existing(file)?, &target));
-        option("--env-file", target);
+        let given = file.as_os_str().as_bytes();
+        let (_, path) = EnvFormat::of_prefix(given);
+        let format = String::from_utf8_lossy(given.strip_suffix(path).unwrap_or_default());
+        let path = Path::new(OsStr::from_bytes(path));
+        // A message names the file as its user does.
+        let name = path.file_name().and_then(OsStr::to_str).filter(|name| !name.contains([':', ','])).unwrap_or("file");
+        let target = format!("{ENV_FILES}/{n}/{name}");
+        mounts.push(Mount::read_only(existing(path)?, &target));
+        option("--env-file", format!("{format}{target}"));
     }
     let mut names = HashSet::new();
     for file in &run.input {
@@ -122,9 +131,11 @@ mod tests {
             translated(&["--input", "/etc/passwd", "--env-file", "/etc/group", "localhost/a:1", "--", "ls"]).unwrap();
         assert_eq!(
             one.mounts,
-            [Mount::read_only("/etc/group", "/input-env/0"), Mount::read_only("/etc/passwd", "/input/passwd")]
+            [Mount::read_only("/etc/group", "/input-env/0/group"), Mount::read_only("/etc/passwd", "/input/passwd")]
         );
-        assert!(one.arguments.join(" ").contains("--env-file /input-env/0 --inputs /input "));
+        assert!(one.arguments.join(" ").contains("--env-file /input-env/0/group --inputs /input "));
+        let docker = translated(&["--env-file", "docker:/etc/group", "localhost/a:1", "--", "ls"]).unwrap();
+        assert!(docker.arguments.join(" ").contains("--env-file docker:/input-env/0/group "));
         assert!(translated(&["--input", "/does/not/exist", "localhost/a:1", "--", "ls"]).is_err());
         assert!(
             translated(&["--input", "/etc/passwd", "--input", "/etc/passwd", "localhost/a:1", "--", "ls"]).is_err()

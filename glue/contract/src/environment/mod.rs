@@ -1,9 +1,10 @@
-//! A job's environment, and the two formats of environment files that change it.
+//! A job's environment, and the four formats of environment files that change it.
 //!
 //! Stage two of glue parses these files as the payload user. They are the one place where a pilot's habit of writing
 //! shell meets an image that may have none, so the rule is: what is accepted means exactly what `sh` would have made
 //! of it, and all else is an error.
 
+mod lists;
 mod problem;
 mod shell;
 #[cfg(test)]
@@ -11,6 +12,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 
+pub use lists::{apply_docker, apply_export};
 pub use problem::Problem;
 pub use shell::apply_sh;
 

@@ -88,6 +88,12 @@ numbered! {
         TooLarge,
         /// A byte order mark at the beginning.
         ByteOrderMark,
+        /// A blank in a name.
+        BlankInName,
+        /// A name alone, for which docker takes the caller's value.
+        NameAlone,
+        /// What `export -p` does not print.
+        NotExported,
     }
 }
 
@@ -122,8 +128,8 @@ const TEXTS: &[&str] = &[
     "shells differ on \\} in double quotes within ${NAME:-word}; write '}'",
     "line continuation right after $NAME; write ${NAME}",
     "command substitution or arithmetic; for the text itself write \\$(",
-    "only $NAME, ${NAME} and ${NAME:-word} are expanded; for a dollar sign itself write \\$",
-    "of ${...} only ${NAME} and ${NAME:-word} are understood",
+    "only $NAME, ${NAME}, ${NAME:-word} and ${NAME:+word} are expanded; for a dollar sign itself write \\$",
+    "of ${...} only ${NAME}, ${NAME:-word} and ${NAME:+word} are understood",
     "more than {} levels of ${NAME:-word}",
     "shells differ on a variable that is set on the same line; use two lines",
     "the value of this variable is the shell's own",
@@ -131,6 +137,9 @@ const TEXTS: &[&str] = &[
     "after export some shells split this at blanks or take it for a file pattern; quote it",
     "the values of this file come to more than {} bytes",
     "byte order mark (EF BB BF): save the file as UTF-8 without one (sed -i '1s/^\\xEF\\xBB\\xBF//')",
+    "blank in the name of a variable; lines are NAME=value",
+    "a NAME alone: whose value would that be here? Write NAME=value",
+    "not a line of export -p: export NAME='value' or declare -x NAME=\"value\"",
 ];
 
 impl Problem {

@@ -289,24 +289,26 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// `${NAME}` or `${NAME:-word}`, from behind the brace.
+    /// `${NAME}`, `${NAME:-word}` or `${NAME:+word}`, from behind the brace.
     fn braces(&mut self, within: Within, live: bool, at: usize) -> Result<(), Refusal> {
         let name = self.name();
         if !name.is_empty() && self.peek() == Some(b'}') {
             self.skip(1);
             return self.expand(name, within, live, at).map(drop);
         }
-        if name.is_empty() || !self.rest().starts_with(b":-") {
+        let instead = self.rest().starts_with(b":+");
+        if name.is_empty() || !(instead || self.rest().starts_with(b":-")) {
             return refuse(at, Problem::OtherBraces);
         }
         self.skip(2);
         if self.nesting >= NESTING_MAX {
             return refuse(at, Problem::TooDeep);
         }
-        let empty = self.expand(name, within, live, at)?;
+        // With `:+` the word stands for a value that is there, which itself is not wanted.
+        let empty = self.expand(name, within, live && !instead, at)?;
         self.nesting = self.nesting.saturating_add(1);
         let inner = if matches!(within, Plain | Brace) { Brace } else { BraceInDouble };
-        self.word(inner, live && empty, at)?;
+        self.word(inner, live && empty != instead, at)?;
         self.nesting = self.nesting.saturating_sub(1);
         Ok(())
     }

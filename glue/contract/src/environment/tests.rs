@@ -2,7 +2,7 @@
 //! the matter of `tests/tests/environment_differential.rs`.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends by panicking")]
 
-use super::{Environment, apply_nul, apply_sh};
+use super::{Environment, apply_docker, apply_export, apply_nul, apply_sh};
 
 fn start() -> Environment {
     let mut env = Environment::new();
@@ -77,6 +77,12 @@ fn accepted() {
         ("A=${Z:-a\"b }\"'c }'\\}}", "ab }c }}"),
         ("A=\"${Z:-\\}\\\"\\$\\a}\"", "}\"$\\a"),
         ("A=${Z:-$SP}", " two  words "),
+        ("A=${U:+x}", "x"),
+        ("A=${E:+x}", ""),
+        ("A=${Z:+x}", ""),
+        ("A=\"${U:+a  b}\"", "a  b"),
+        ("A=${U:+${E:-$U}/${Z:+no}lib}", "usual/lib"),
+        ("A=/a${U:+:$U}", "/a:usual"),
         ("A=${Z:-${E:-\"${Z:-deep}\"}}", "deep"),
         ("A=\u{e4}\\\u{e4}'\u{20ac}'", "\u{e4}\u{e4}\u{20ac}"),
         ("A=a\nA=$A$A\nA=$A$A", "aaaa"),
@@ -148,6 +154,8 @@ fn refused() {
         ("A=${#U}", "1, column 3", "of ${...} only"),
         ("A=${U-x}", "1, column 3", "of ${...} only"),
         ("A=${U:=x}", "1, column 3", "of ${...} only"),
+        ("A=${U+x}", "1, column 3", "of ${...} only"),
+        ("A=${U:+~}", "1, column 8", "tilde"),
         ("A=${U%x}", "1, column 3", "of ${...} only"),
         ("A=${1}", "1, column 3", "of ${...} only"),
         ("A=${!U}", "1, column 3", "of ${...} only"),
@@ -233,6 +241,70 @@ fn entries_between_nul_bytes() {
 }
 
 #[test]
+fn a_file_for_docker_means_what_docker_makes_of_it() {
+    let text = "\u{feff}A=1\r\n#A=2\n  # no\n\n \tQ=\"quoted\" 'x' # $HOME \nE=\nx.y-z==\nU=\u{fc}\\\nLAST=end";
+    let mut env = Environment::new();
+    apply_docker(&mut env, text.as_bytes()).unwrap();
+    let got: Vec<(&[u8], &[u8])> = env.iter().collect();
+    let wanted: [(&str, &str); 6] =
+        [("A", "1"), ("Q", "\"quoted\" 'x' # $HOME "), ("E", ""), ("x.y-z", "="), ("U", "\u{fc}\\"), ("LAST", "end")];
+    assert_eq!(got, wanted.map(|(name, value)| (name.as_bytes(), value.as_bytes())));
+    for (text, line, message) in [
+        (&b"A=1\nHOME\n"[..], 2, "a NAME alone"),
+        (b"=1", 1, "no name"),
+        (b"A=1\nB=\xff\n", 2, "not UTF-8"),
+        (b"A=1\0B=2\0", 1, "NUL byte"),
+        (b"\n\nexport A=1", 3, "blank in the name"),
+        (b"B = 2", 1, "blank in the name"),
+    ] {
+        let error = apply_docker(&mut Environment::new(), text).unwrap_err();
+        assert!(error.line == line && error.to_string().contains(message), "{error}");
+    }
+    let many = "A=1\n".repeat(20_000);
+    assert!(
+        apply_docker(&mut Environment::new(), many.as_bytes()).unwrap_err().to_string().contains("more than 16384")
+    );
+}
+
+#[test]
+fn what_shells_print_of_their_environment_is_read_back() {
+    let lines = [
+        r#"export A='it'"'"'s'"#,
+        "export B='two\nlines'",
+        "export C",
+        r#"declare -x D="q\"\$\\""#,
+        r"declare -rx E=$'a\nb\'c\001'",
+        "declare -x F",
+        "export PWD='/x'",
+        r#"declare -x SHLVL="1""#,
+        r"export G=''\'''",
+        "declare -x OLDPWD",
+        "export H=bare/1",
+    ];
+    let mut env = Environment::new();
+    apply_export(&mut env, lines.join("\n").as_bytes()).unwrap();
+    let got: Vec<(&[u8], &[u8])> = env.iter().collect();
+    let wanted =
+        [("A", "it's"), ("B", "two\nlines"), ("D", "q\"$\\"), ("E", "a\nb'c\u{1}"), ("G", "'"), ("H", "bare/1")];
+    assert_eq!(got, wanted.map(|(name, value)| (name.as_bytes(), value.as_bytes())));
+    for (text, position, message) in [
+        ("A=1", "1, column 1", "not a line of export -p"),
+        ("export A=1; id", "1, column 11", "not a line of export -p"),
+        ("export A=$(id)", "1, column 10", "not a line of export -p"),
+        ("declare -x A=\"$HOME\"", "1, column 15", "only $NAME"),
+        ("declare -x A=\"`id`\"", "1, column 15", "command substitution"),
+        ("declare -ax A=(1)", "1, column 1", "not a line of export -p"),
+        ("export A='x\n", "1, column 10", "this single quote"),
+        ("export A=\"x\n", "1, column 10", "this double quote"),
+        ("export -f a", "1, column 8", "no NAME or NAME=value"),
+        ("export A='1'\n\nexportB=1", "3, column 1", "not a line of export -p"),
+    ] {
+        let error = apply_export(&mut Environment::new(), text.as_bytes()).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("line {position}: {message}")), "{text:?}: {error}");
+    }
+}
+
+#[test]
 fn variables_that_no_shell_could_have_made_are_kept() {
     let odd: [(&[u8], &[u8]); 5] =
         [(b"a.b", b"1"), (b"BASH_FUNC_f%%", b"() { :; }"), (b"", b"empty"), (b"\xff", b"\xfe\x01"), (b"IFS", b":")];
@@ -271,6 +343,9 @@ fn no_bytes_make_a_parser_panic() {
         let mut env = start();
         accepted += usize::from(apply_sh(&mut env, &text).is_ok());
         accepted += usize::from(apply_nul(&mut env, &text).is_ok());
+        accepted += usize::from(apply_docker(&mut env, &text).is_ok());
+        let printed = [b"export ", text.as_slice()].concat();
+        accepted += usize::from(apply_export(&mut env, &printed).is_ok());
     }
     assert!(accepted > 2_000, "only {accepted} were accepted");
 }

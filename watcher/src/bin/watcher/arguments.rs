@@ -284,8 +284,9 @@ pub struct RunArgs {
     /// Set a variable.
     #[arg(short, long, value_name = "NAME=VALUE")]
     pub env: Vec<OsString>,
-    /// Read variables from a file of shell assignments (docs/environment-files.md).
-    #[arg(long, value_name = "FILE")]
+    /// Read variables from a file of shell assignments, or of another format: sh, nul, docker, export
+    /// (docs/environment-files.md).
+    #[arg(long, value_name = "[FORMAT:]FILE")]
     pub env_file: Vec<PathBuf>,
     /// Start from an empty environment instead of the image's.
     #[arg(long)]

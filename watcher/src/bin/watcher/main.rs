@@ -283,10 +283,15 @@ fn variable(given: &OsStr) -> io::Result<(String, ByteString)> {
     Ok((name.to_owned(), value))
 }
 
+/// `FORMAT:FILE`, or a file of shell assignments.
+fn env_source(given: &Path) -> EnvSource {
+    let (format, path) = EnvFormat::of_prefix(given.as_os_str().as_bytes());
+    EnvSource { path: OsStr::from_bytes(path).into(), format }
+}
+
 fn request_of(args: &RunArgs) -> io::Result<Request> {
     let mut random = [0; 8];
     latebind_linux::sys::random(&mut random)?;
-    let sh = |path: &PathBuf| EnvSource { path: path.clone(), format: EnvFormat::Sh };
     let mut request: Request = serde_json::from_value(serde_json::json!({
         "id": args.name.clone().unwrap_or_else(|| format!("run-{}", hex(&random))),
         "image": args.image,
@@ -294,7 +299,7 @@ fn request_of(args: &RunArgs) -> io::Result<Request> {
     }))
     .map_err(io::Error::other)?;
     request.env = args.env.iter().map(|given| variable(given)).collect::<io::Result<_>>()?;
-    request.env_files = args.env_file.iter().map(sh).collect();
+    request.env_files = args.env_file.iter().map(|given| env_source(given)).collect();
     if args.clean_env {
         request.env_mode = latebind_contract::startup::EnvMode::Clear;
     }
