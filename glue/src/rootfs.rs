@@ -165,6 +165,22 @@ fn rename(parent: &OwnedFd, from: &CStr, to: &CStr) -> io::Result<()> {
     })
 }
 
+const ACCOUNTS: [&str; 2] = ["/etc/passwd", "/etc/group"];
+
+/// Opens an account file of the image for reading and appending.
+fn open_accounts(root: &OwnedFd, path: &str, more: OFlag) -> io::Result<OwnedFd> {
+    let flags = OFlag::O_RDWR | OFlag::O_APPEND | OFlag::O_NONBLOCK | more;
+    open_beneath(root.as_fd(), path.trim_start_matches('/'), flags, 0o644)
+}
+
+/// Has the file system make this container's copies of the account files, which takes milliseconds where layers are
+/// copied on write: now, and not when a job waits. Errors are the job's to hear, when it wants a line there.
+pub fn prepare_accounts() {
+    for path in ACCOUNTS {
+        let _ = root().and_then(|root| open_accounts(&root, path, OFlag::empty()));
+    }
+}
+
 /// Adds a passwd and a group line for the payload's numbers where there is none. Returns what could not be done.
 pub fn add_account(order: &Order, slot: u32) -> Vec<String> {
     let Order { account, uid, gid, .. } = order;
@@ -173,7 +189,7 @@ pub fn add_account(order: &Order, slot: u32) -> Vec<String> {
     let passwd = format!("{account}:x:{uid}:{gid}:{account}:{home}:/bin/sh\n");
     let group = format!("{account}:x:{gid}:\n");
     let mut failed = Vec::new();
-    for (path, id, line) in [("/etc/passwd", *uid, &passwd), ("/etc/group", *gid, &group)] {
+    for (path, id, line) in [(ACCOUNTS[0], *uid, &passwd), (ACCOUNTS[1], *gid, &group)] {
         if let Err(e) = append_line(path, account, id, line) {
             failed.push(e.to_string());
         }
@@ -184,11 +200,9 @@ pub fn add_account(order: &Order, slot: u32) -> Vec<String> {
 fn append_line(path: &str, account: &str, id: u32, line: &str) -> io::Result<()> {
     let add = || -> io::Result<()> {
         let root = root()?;
-        let flags = OFlag::O_RDWR | OFlag::O_APPEND | OFlag::O_NONBLOCK;
-        let relative = path.trim_start_matches('/');
-        let fd = match open_beneath(root.as_fd(), relative, flags, 0) {
+        let fd = match open_accounts(&root, path, OFlag::empty()) {
             Err(e) if e.raw_os_error() == Some(Errno::ENOENT as i32) => {
-                let fd = open_beneath(root.as_fd(), relative, flags | OFlag::O_CREAT | OFlag::O_EXCL, 0o644)?;
+                let fd = open_accounts(&root, path, OFlag::O_CREAT | OFlag::O_EXCL)?;
                 nix::sys::stat::fchmod(&fd, nix::sys::stat::Mode::from_bits_truncate(0o644))?; // whatever the umask
                 fd
             }

@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use crate::claim::{self, Claim, Claimed};
 use crate::events::{Event, Events, signal_name};
 use crate::log;
+use crate::rootfs;
 use crate::start;
 use crate::supervise::{self, End, Ended, Slot};
 use latebind_contract::encoding::hex;
@@ -140,6 +141,7 @@ impl Glue {
         };
         let identity = GlueIdentity { version: version.into(), sha256: String::new() };
         let cgroup = proc.cgroup(pid)?;
+        rootfs::prepare_accounts();
         let whereabouts = Whereabouts::of(&proc, pid);
         Ok(Self {
             number,
