@@ -69,8 +69,10 @@ pub fn install_known(place: &PodPlace, known: &Path) -> io::Result<bool> {
 
 /// Remembers the binary that `glue install` wrote.
 pub fn remember_glue(place: &PodPlace, known: &Path) -> io::Result<()> {
-    // Under a name of this pod's first: another pod may do the same just now.
-    let own = known.with_extension(place.top().file_name().unwrap_or_default());
+    // Under a name of this pod's first: another pod may do the same just now. Not as an extension, which a temporary
+    // file has another one in place of.
+    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let own = known.with_file_name(format!("{}-{}", name(known), name(place.top())));
     put_file(&own, &fs::read(place.bin().join(layout::GLUE_NAME))?, 0o400)?;
     fs::rename(own, known)
 }
@@ -114,6 +116,23 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
 
     use super::*;
+
+    #[test]
+    fn pods_that_remember_a_glue_at_once_do_not_meet() {
+        let scratch = tempfile::tempdir().unwrap();
+        let known = scratch.path().join("0123abcd");
+        std::thread::scope(|scope| {
+            for pod in 0..8 {
+                let place = PodPlace::at(scratch.path().join(format!("pod-{pod}")).to_str().unwrap());
+                fs::create_dir_all(place.bin()).unwrap();
+                fs::write(place.bin().join(layout::GLUE_NAME), "glue").unwrap();
+                let known = &known;
+                scope.spawn(move || (0..5).for_each(|_| remember_glue(&place, known).unwrap()));
+            }
+        });
+        assert_eq!(fs::read_to_string(&known).unwrap(), "glue");
+        assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 9, "eight pods and what they remember");
+    }
 
     #[test]
     fn a_tree_that_is_too_deep_to_recurse_into_is_removed() {
