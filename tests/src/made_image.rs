@@ -22,6 +22,8 @@ impl MadeImage {
         let annotations: Vec<String> = annotations.iter().map(|a| format!("--annotation={a}")).collect();
         let options = ["build", "--quiet", "--format=oci", "--layers=false", "--network=none", "--pull=never"];
         let mut arguments = options.to_vec();
+        // Some images have device nodes; podman 5 does not give the capability by itself.
+        arguments.push("--cap-add=MKNOD");
         arguments.extend(annotations.iter().map(String::as_str));
         arguments.extend(["--tag", &name, scratch.path().to_str().unwrap()]);
         let built = podman(&arguments);

@@ -47,7 +47,7 @@ flock 9
     root=$work/root
     debootstrap --variant=minbase "$suite" "$root" "$mirror/" >"$work/log" 2>&1 || fail "debootstrap of $suite failed"
     install_packages "$root" systemd systemd-sysv dbus dbus-user-session udev kmod procps iproute2 util-linux uidmap \
-        podman crun netavark busybox-static ca-certificates openssl debootstrap jq >>"$work/log" 2>&1 ||
+        podman crun netavark busybox-static ca-certificates openssl debootstrap e2fsprogs jq >>"$work/log" 2>&1 ||
         fail "packages could not be installed"
     rm -rf "$root"/var/{cache/apt,lib/apt/lists}/* "$root"/usr/share/{doc,man,locale}/*
     modules=$kernel/usr/lib/uml/modules

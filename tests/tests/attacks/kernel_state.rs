@@ -95,8 +95,14 @@ fn a_call_by_the_way_of_32_bit_programs_ends_the_job() {
     let filtered = slot("noshell", &[]);
     let mut startup = filtered.job(&["/probe", "foreign-call"]);
     startup.rlimits = latebind_tests::job::one("core", serde_json::from_value(json!({"soft": 0, "hard": 0})).unwrap());
-    let record = filtered.run(&startup).record;
-    assert_eq!(record.signal, Some(libc::SIGSYS), "{record:?}");
+    let finished = filtered.run(&startup);
+    // A kernel that has no such way (User Mode Linux) takes it for an ordinary call, number 20 of its own table.
+    let unfiltered = slot("noshell", &["--no-seccomp"]).run_args(&["/probe", "foreign-call"]);
+    if lines(&unfiltered.out)[0]["answer"].as_i64().unwrap() > 0 {
+        assert_eq!(finished.record.signal, Some(libc::SIGSYS), "{:?}", finished.record);
+    } else {
+        assert_eq!(finished.out, unfiltered.out, "{:?}", finished.record);
+    }
     filtered.prove_that_it_serves();
 }
 

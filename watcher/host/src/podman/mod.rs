@@ -135,10 +135,8 @@ fn is_guarded(spec: &Spec) -> bool {
 fn options(spec: &Spec, guard: &Path, swap_is_counted: bool) -> Result<Vec<String>, Failure> {
     let mut options = spec.options(swap_is_counted);
     options.extend(["--umask=0022", "--no-hosts", "--http-proxy=false", "--systemd=false"].map(str::to_owned));
-    options.push(match spec.image_volumes {
-        ImageVolume::Ignore => "--image-volume=ignore".into(),
-        ImageVolume::Bind => "--image-volume=bind".into(),
-    });
+    // The other mode is podman's default, which has another name in each version.
+    options.extend((spec.image_volumes == ImageVolume::Ignore).then(|| "--image-volume=ignore".into()));
     options.push(format!("--pidfile={}", text(&spec.pidfile)?));
     options.extend(spec.namespaces.uts.iter().map(|uts| format!("--uts={uts}")));
     options.extend(spec.read_only.then(|| "--read-only-tmpfs=false".into()));
