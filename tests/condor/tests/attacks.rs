@@ -163,7 +163,7 @@ fn the_clients_socket_knows_who_asks() {
     let said = String::from_utf8_lossy(&asked.stderr).into_owned();
     assert_eq!(asked.status.code(), Some(125), "{said}");
     assert!(said.contains("only root and the slots' own UIDs"), "{said}");
-    // The slot's own UID may, in a sandbox of its own; its file is named, not relayed.
+    // The slot's own UID may, in a sandbox of its own; what it says comes to the file through a pipe.
     let own = r#"set -e; d=/shared/slot/0/data/execute/by-hand; install -d -o UID -g UID $d; rm -f $d/*
 cat > /tmp/by-hand <<'S'
 cd /shared/slot/0/data/execute/by-hand
@@ -174,5 +174,5 @@ chmod 755 /tmp/by-hand; setpriv --reuid UID --regid UID --clear-groups /bin/sh /
     let uid = pool.uid(0);
     let said = pool.in_pilot(&own.replace("UID", &uid.to_string()));
     let here = "/shared/slot/0/data/execute/by-hand";
-    assert_eq!(said, format!("{here}\n{uid}\n{here}/out\nkept\n"));
+    assert_eq!(said, format!("{here}\n{uid}\n/shared/slot/0/ctl/out\nkept\n"));
 }
