@@ -116,13 +116,15 @@ impl Ids {
 }
 
 /// Whether `name` can be one entry of a directory: not empty, no slash, no NUL, neither `.` nor `..`.
-pub fn is_component(name: &str) -> bool {
-    !name.is_empty() && name != "." && name != ".." && name.len() <= 255 && !name.contains(['/', '\0'])
+pub fn is_component(name: impl AsRef<[u8]>) -> bool {
+    let name = name.as_ref();
+    !matches!(name, b"" | b"." | b"..") && name.len() <= 255 && !name.contains(&b'/') && !name.contains(&0)
 }
 
 /// Whether `path` is relative and stays beneath where it starts, judged by its text alone.
-pub fn is_beneath(path: &str) -> bool {
-    path.len() < 4096 && path.split('/').all(is_component)
+pub fn is_beneath(path: impl AsRef<[u8]>) -> bool {
+    let path = path.as_ref();
+    path.len() < 4096 && path.split(|byte| *byte == b'/').all(is_component)
 }
 
 #[cfg(test)]

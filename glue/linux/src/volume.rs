@@ -15,7 +15,7 @@ use crate::error::{error, refused};
 use crate::sys;
 use latebind_contract::layout;
 
-fn c_string(path: &str) -> io::Result<CString> {
+fn c_string(path: &[u8]) -> io::Result<CString> {
     CString::new(path).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
 }
 
@@ -37,7 +37,7 @@ impl Dir {
                 demand_root_only(&fstat(&fd)?, &so_far, 0o022)?;
             }
             so_far = format!("{so_far}/{name}");
-            fd = sys::openat(fd.as_fd(), &c_string(name)?, flags, 0)
+            fd = sys::openat(fd.as_fd(), &c_string(name.as_bytes())?, flags, 0)
                 .map_err(|e| error(format_args!("{so_far} cannot be opened as a directory, no link followed"), &e))?;
         }
         Ok(Self { fd, path: so_far })
@@ -69,7 +69,7 @@ impl Dir {
     }
 
     /// Opens a path beneath this directory; no link, no other mount, nothing above.
-    pub fn open_beneath(&self, path: &str, flags: OFlag, mode: u32) -> io::Result<OwnedFd> {
+    pub fn open_beneath(&self, path: impl AsRef<[u8]>, flags: OFlag, mode: u32) -> io::Result<OwnedFd> {
         open_beneath(self.as_fd(), path, flags, mode)
     }
 
@@ -190,7 +190,8 @@ fn demand_root_only(stat: &FileStat, path: &str, forbidden: u32) -> io::Result<(
 
 /// `openat2(2)` beneath `dir` without links and other mounts; where openat2 is unavailable (an old kernel, a
 /// seccomp filter), component by component with the same checks.
-pub fn open_beneath(dir: BorrowedFd<'_>, path: &str, flags: OFlag, mode: u32) -> io::Result<OwnedFd> {
+pub fn open_beneath(dir: BorrowedFd<'_>, path: impl AsRef<[u8]>, flags: OFlag, mode: u32) -> io::Result<OwnedFd> {
+    let path = path.as_ref();
     let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
     // openat2 refuses a mode for what is not made.
     let mode = if flags.contains(OFlag::O_CREAT) { mode } else { 0 };
@@ -206,15 +207,17 @@ pub fn open_beneath(dir: BorrowedFd<'_>, path: &str, flags: OFlag, mode: u32) ->
 }
 
 /// The fallback of [`open_beneath`]. A mount of the same device is the one thing it does not notice.
-pub fn open_by_components(dir: BorrowedFd<'_>, path: &str, flags: OFlag, mode: u32) -> io::Result<OwnedFd> {
+pub fn open_by_components(dir: BorrowedFd<'_>, path: impl AsRef<[u8]>, flags: OFlag, mode: u32) -> io::Result<OwnedFd> {
+    let path = path.as_ref();
     if !layout::is_beneath(path) {
         return Err(io::Error::from_raw_os_error(libc::EXDEV));
     }
     let device = fstat(dir)?.st_dev;
     let step = (OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC).bits();
     let mut parent: Option<OwnedFd> = None;
-    let (directories, last) = path.rsplit_once('/').unwrap_or(("", path));
-    for name in directories.split('/').filter(|name| !name.is_empty()) {
+    let mut names = path.split(|byte| *byte == b'/');
+    let last = names.next_back().unwrap_or_default();
+    for name in names {
         let at = parent.as_ref().map_or(dir, AsFd::as_fd);
         parent = Some(sys::openat(at, &c_string(name)?, step, 0)?);
     }

@@ -17,7 +17,7 @@ use nix::sys::stat::{Mode, SFlag, fchmod, fstat, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::limits::{Crossed, Limits, Which};
-use super::matches::{Matches, is_pattern};
+use super::matches::{Matches, Pattern};
 use super::{Report, Request, now, rfc3339};
 use crate::bind::{Class, Reason};
 use crate::layout::IO;
@@ -101,7 +101,7 @@ fn fetch_all(slot: &Slot, request: &Request, copier: &mut Copier<'_>, report: &R
     if !request.relay {
         for (name, file) in [("stdout", c"stdout"), ("stderr", c"stderr")] {
             remove_file(results.as_fd(), file)?;
-            let from = slot.data.open_beneath(&format!("{IO}/{name}"), READ, 0).map_err(Problem::Skip);
+            let from = slot.data.open_beneath(format!("{IO}/{name}"), READ, 0).map_err(Problem::Skip);
             note(name, from.and_then(|from| fetch_stream(from, results.as_fd(), file, copier)));
         }
     }
@@ -116,11 +116,11 @@ fn fetch_all(slot: &Slot, request: &Request, copier: &mut Copier<'_>, report: &R
     let is_there = |name: &str| work.open_beneath(name, OFlag::O_PATH, 0).is_ok();
     for output in &request.outputs {
         // What has just this name is meant, whatever the name has in it.
-        if !is_pattern(output) || is_there(output) {
+        let Some(pattern) = Pattern::of(output).filter(|_| !is_there(output)) else {
             matches.paths.insert(output.as_bytes().to_vec());
             continue;
-        }
-        match matches.add(&work, output, copier.deadline) {
+        };
+        match matches.add(&work, &pattern, copier.deadline) {
             Ok(0) => report.borrow_mut().add_missing(output, &"nothing matches"),
             Ok(_) => {}
             Err(e) => report.borrow_mut().add_missing(output, &plain(e)),
@@ -171,7 +171,7 @@ fn fetch(
         return Err(io::Error::other(format!("nested deeper than {DEPTH_MAX}")).into());
     }
     // Non-blocking, so that a FIFO is an error and not a wait.
-    let from = open_beneath_bytes(work, path, READ).map_err(plain)?;
+    let from = work.open_beneath(path, READ, 0).map_err(plain)?;
     let mut dirs = vec![outputs.try_clone_to_owned()?];
     for parent in &parts {
         let at = dirs.last().map_or(outputs, AsFd::as_fd);
@@ -199,26 +199,6 @@ fn remove(dir: BorrowedFd<'_>, name: &CStr) {
         let _ = tree::remove_content(made.as_fd(), &Deadline::within(REMOVE_WITHIN));
         let _ = unlinkat(dir, name, UnlinkatFlags::RemoveDir);
     }
-}
-
-/// As [`Dir::open_beneath`], for a name of any bytes.
-fn open_beneath_bytes(work: &Dir, path: &[u8], flags: OFlag) -> io::Result<OwnedFd> {
-    if let Ok(path) = std::str::from_utf8(path) {
-        return work.open_beneath(path, flags, 0);
-    }
-    // Component by component: none is a link, and none is on another file system.
-    let device = fstat(work.as_fd())?.st_dev;
-    let mut at = work.as_fd().try_clone_to_owned()?;
-    let mut parts = path.split(|byte| *byte == b'/').peekable();
-    while let Some(part) = parts.next() {
-        let kind = if parts.peek().is_some() { OFlag::O_DIRECTORY } else { OFlag::empty() };
-        let flags = flags | kind | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        at = openat(&at, part, flags, Mode::empty())?;
-        if fstat(&at)?.st_dev != device {
-            return Err(Errno::EXDEV.into());
-        }
-    }
-    Ok(at)
 }
 
 fn c_string(name: &[u8]) -> io::Result<CString> {

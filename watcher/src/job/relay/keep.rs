@@ -62,7 +62,7 @@ impl Kept {
     /// earlier watcher has kept.
     pub fn open(slot: &Slot, name: &'static str, room: Arc<Room>) -> io::Result<Self> {
         let flags = OFlag::O_WRONLY | OFlag::O_APPEND | OFlag::O_NONBLOCK;
-        Self::new(name, slot.data.open_beneath(&format!("{IO}/{name}"), flags, 0)?.into(), room)
+        Self::new(name, slot.data.open_beneath(format!("{IO}/{name}"), flags, 0)?.into(), room)
     }
 
     fn new(name: &'static str, file: File, room: Arc<Room>) -> io::Result<Self> {
@@ -99,7 +99,8 @@ impl Kept {
             let at_least = if self.is_resumed { "at least " } else { "" };
             let (name, limit, dropped) = (self.name, self.room.limit, self.dropped);
             let line = format!(
-                "\n[latebind: {at_least}{dropped} bytes of {name} are missing here: {limit} may be kept of all output]\n"
+                "\n[latebind: {at_least}{dropped} bytes of {name} are missing here: \
+                 {limit} may be kept of all output]\n"
             );
             self.file.write_all(line.as_bytes())?;
         }
