@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 
 use latebind_contract::encoding::{Key, sha256_hex};
 use latebind_contract::layout::{self, Ids};
@@ -23,8 +24,10 @@ pub struct Claimed {
     pub key: Key,
     /// SHA-256 of the startup file, lower-case hex.
     pub startup_sha256: String,
-    /// The environment files, open; once they are handed on, the FIFOs of its output, which keep what nobody has read.
-    pub files: Vec<File>,
+    /// The environment files, open.
+    pub env_files: Vec<File>,
+    /// The FIFOs of its output, once it is started: they keep what nobody has read.
+    pub outputs: Vec<OwnedFd>,
     /// What is wrong with the file, so that nothing will be started.
     pub invalid: Option<Invalid>,
 }
@@ -60,7 +63,8 @@ pub fn look(ctl: &Dir, ids: Ids, incarnation: &str) -> io::Result<Claim> {
     if let Some(not_ours) = invalid.as_ref().filter(|i| i.field == "incarnation") {
         return Ok(refused(startup_sha256, not_ours.to_string()));
     }
-    Ok(Claim::Job(Box::new(Claimed { order, command, key, startup_sha256, files: Vec::new(), invalid })))
+    let (env_files, outputs) = (Vec::new(), Vec::new());
+    Ok(Claim::Job(Box::new(Claimed { order, command, key, startup_sha256, env_files, outputs, invalid })))
 }
 
 /// Takes a startup file apart and overwrites it. The key that is returned is then the only copy of its bytes.
@@ -81,7 +85,7 @@ pub fn take(ctl: &Dir, claimed: &mut Claimed) -> io::Result<()> {
     }
     for name in &claimed.order.env_files {
         match ctl.open_file(name, layout::ENV_FILE_MAX) {
-            Ok(open) => claimed.files.push(open),
+            Ok(open) => claimed.env_files.push(open),
             Err(e) => {
                 let message = error(format_args!("{name} cannot be used"), &e).to_string();
                 claimed.invalid = Some(Invalid { field: "env_files", message });

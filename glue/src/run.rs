@@ -186,7 +186,7 @@ impl Glue {
                 Claim::Job(mut claimed) => {
                     let end = self.run_job(&mut claimed);
                     claimed.key.wipe();
-                    drop(core::mem::replace(&mut outputs, claimed.files));
+                    drop(core::mem::replace(&mut outputs, claimed.outputs));
                     let end = end?;
                     sys::set_dumpable(true)?;
                     if end.processes.unkilled > 0 {

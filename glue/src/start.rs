@@ -54,7 +54,7 @@ pub fn begin(
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let data = sys::openat(data.as_fd(), c".", flags.bits(), 0).map_err(at("data/", Stage::Startup))?;
     descriptors.push((data, DATA_FD));
-    for (file, n) in claimed.files.drain(..).zip(FIRST_ENV_FD..) {
+    for (file, n) in claimed.env_files.drain(..).zip(FIRST_ENV_FD..) {
         descriptors.push((file.into(), n));
     }
     let pipe = |flags| nix::unistd::pipe2(OFlag::O_CLOEXEC | flags).map_err(|e| at("pipe", Stage::Startup)(e.into()));
@@ -68,7 +68,7 @@ pub fn begin(
     descriptors.push((read, GO_FD));
     let moved = descriptors.iter().map(|(fd, n)| Ok((high(fd)?, *n))).collect::<io::Result<Vec<_>>>();
     // What they hold outlives the job for as long as somebody has them open, and no watcher may be there to read it.
-    claimed.files = descriptors.into_iter().filter(|(_, n)| matches!(n, 1 | 2)).map(|(fd, _)| fd.into()).collect();
+    claimed.outputs = descriptors.into_iter().filter(|(_, n)| matches!(n, 1 | 2)).map(|(fd, _)| fd).collect();
     let (slot, env_files) = (slot.to_string(), order.env_files.len().to_string());
     let fifos = order.fifos.map(|fifo| if fifo { b'1' } else { b'0' });
     let argv = c_strings(&[b"glue", b"stage-two", slot.as_bytes(), &fifos, env_files.as_bytes()])
