@@ -6,7 +6,7 @@
 //! it goes from the job to the caller's descriptors (`job::relay`).
 
 use std::io::{self, IsTerminal, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::process::ExitCode;
 
 pub use latebind_contract::text::{LINE_MAX, is_harmless, one_line, printable, shown};
@@ -149,11 +149,15 @@ pub fn is_error_seen() -> bool {
     io::stderr().is_terminal()
 }
 
-/// Whether nobody reads standard output any more: it is a pipe, a socket or a terminal whose other end is closed.
+/// Whether nobody reads standard output any more.
 #[expect(clippy::disallowed_methods, reason = "nothing is printed")]
 pub fn is_output_closed() -> bool {
-    let stdout = io::stdout();
-    let mut look = [PollFd::new(stdout.as_fd(), PollFlags::empty())];
+    has_hung_up(io::stdout().as_fd())
+}
+
+/// Whether nobody reads any more what is written to `fd`, as a pipe, a socket or a terminal knows.
+pub fn has_hung_up(fd: BorrowedFd<'_>) -> bool {
+    let mut look = [PollFd::new(fd, PollFlags::empty())];
     let gone = PollFlags::POLLERR | PollFlags::POLLHUP;
     poll(&mut look, PollTimeout::ZERO).is_ok_and(|n| n > 0)
         && look.iter().any(|fd| fd.revents().is_some_and(|found| found.intersects(gone)))

@@ -7,11 +7,11 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, recv, send};
 use nix::sys::stat::{SFlag, fstat, major, minor};
 
 use super::keep::Kept;
+use crate::text::has_hung_up;
 
 /// What a descriptor is, as far as waiting is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,13 +131,9 @@ impl Endpoint {
         }
     }
 
-    /// Whether nobody reads any more what is written, as a pipe, a socket or a terminal knows.
+    /// Whether nobody reads any more what is written.
     pub fn has_hung_up(&self) -> bool {
-        let Some(fd) = self.as_fd() else { return matches!(self, Self::Gone) };
-        let mut look = [PollFd::new(fd, PollFlags::empty())];
-        let gone = PollFlags::POLLERR | PollFlags::POLLHUP;
-        poll(&mut look, PollTimeout::ZERO).is_ok_and(|n| n > 0)
-            && look.iter().any(|fd| fd.revents().is_some_and(|found| found.intersects(gone)))
+        self.as_fd().map_or_else(|| matches!(self, Self::Gone), has_hung_up)
     }
 }
 
