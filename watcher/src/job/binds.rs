@@ -53,15 +53,9 @@ fn is_plain(path: &str) -> bool {
     path.strip_prefix('/').is_some_and(latebind_contract::layout::is_beneath)
 }
 
-/// Whether `path` is `top` or beneath it.
-fn is_in(path: &str, top: &str) -> bool {
-    path.strip_prefix(top).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-}
-
 /// Turns the binds of a job into links, or says why one cannot be had. `data` is the slot's own directory, in which the
 /// job's files are.
 pub fn resolve(binds: Vec<Bind>, links: &mut Object<String>, data: &Path, has: &[PayloadHas]) -> Result<(), String> {
-    let data = data.to_str().unwrap_or_default();
     for bind in binds {
         if !needs_link(&bind, data, has)? {
             continue;
@@ -76,23 +70,25 @@ pub fn resolve(binds: Vec<Bind>, links: &mut Object<String>, data: &Path, has: &
 }
 
 /// Whether a link is needed for what the job wants.
-fn needs_link(bind: &Bind, data: &str, has: &[PayloadHas]) -> Result<bool, String> {
+fn needs_link(bind: &Bind, data: &Path, has: &[PayloadHas]) -> Result<bool, String> {
     let (source, target) = (bind.source.as_str(), bind.target.as_str());
     let refused = |why: &str| Err(format!("{} cannot be bound into the container: {why}", printable(source)));
     let elsewhere = source != target;
+    // What is `top`, or beneath it.
+    let is_in = |top: &Path| Path::new(source).starts_with(top);
     if !is_plain(source) || !is_plain(target) {
         return refused("source and target have to be absolute paths without . and ..");
     }
-    if is_in(source, data) {
+    if is_in(data) {
         return match bind.read_only {
             true => refused("the job's own files cannot be made read-only there; leave out ro"),
             false => Ok(elsewhere),
         };
     }
-    if !elsewhere && (OWN.contains(&source) || OWN_TREES.iter().any(|top| is_in(source, top))) {
+    if !elsewhere && (OWN.contains(&source) || OWN_TREES.iter().any(|top| is_in(top.as_ref()))) {
         return Ok(false);
     }
-    match has.iter().filter(|has| is_in(source, &has.path)).max_by_key(|has| has.path.len()) {
+    match has.iter().filter(|has| is_in(has.path.as_ref())).max_by_key(|has| has.path.len()) {
         Some(has) if bind.read_only && has.writable => refused("it can be written there, and ro was asked for"),
         Some(_) => Ok(elsewhere),
         None => refused(

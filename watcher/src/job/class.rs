@@ -12,8 +12,6 @@ use super::Report;
 use super::limits::{Crossed, Limits, Which};
 use crate::bind::{Class, ContainerState, Failure, Reason};
 
-/// The exit code of a container whose first process was ended by SIGKILL, as engines say it.
-const KILLED: i64 = 137;
 /// SIGKILL, the signal with which the kernel ends a process for memory.
 const SIGKILL: i32 = 9;
 
@@ -108,9 +106,9 @@ fn of_failure(failure: Option<&NotStarted>, words: &str) -> (Class, Reason, Stri
     (class, reason, one_line(words))
 }
 
-/// Whether what was seen of a job's memory makes the kernel the likely author of a SIGKILL. On control groups v2 it ends
-/// all of a container at once (`memory.oom.group`), glue too, and engines lose the event; a program takes the other half
-/// between two looks.
+/// Whether what was seen of a job's memory makes the kernel the likely author of a SIGKILL. On control groups v2 it
+/// ends all of a container at once (`memory.oom.group`), glue too, and engines lose the event; a program takes the
+/// other half between two looks.
 fn nearly_all((used, limit): (u64, u64)) -> bool {
     used >= limit / 2
 }
@@ -164,7 +162,11 @@ pub fn of_loss(state: Option<&ContainerState>, memory: Option<(u64, u64)>) -> Fa
         Some(ContainerState { pod_ends: Some((reason, message)), .. }) => Failure::retry(*reason, message.clone()),
         Some(state) if state.oom_killed => Failure::hold(Reason::OutOfMemory, out_of_memory()),
         Some(state) if !state.running && state.exit_code == Some(FULL_CODE.into()) => no_room(),
-        Some(state) if !state.running && state.exit_code == Some(KILLED) && memory.is_some_and(nearly_all) => {
+        Some(state)
+            if !state.running
+                && state.exit_code == Some(i64::from(128 + SIGKILL))
+                && memory.is_some_and(nearly_all) =>
+        {
             let (used, limit) = memory.unwrap_or_default();
             let message = format!(
                 "the payload container was killed without a record while its job used {used} of its {limit} bytes of \

@@ -23,6 +23,7 @@ pub mod usage;
 pub use self::binds::{Bind, PayloadHas};
 pub use self::clock::{now, rfc3339, seconds_of, uptime};
 pub use self::request::{EnvSource, Request, is_id, plain_path, unique_names};
+pub(crate) use self::request::{ten, yes};
 
 use latebind_contract::encoding::{Bytes32, Key};
 use latebind_contract::record::Record;

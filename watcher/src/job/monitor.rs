@@ -86,11 +86,10 @@ pub fn start(watched: Watched, control: &Arc<Control>) -> std::io::Result<Watchi
         inner.summary.get_or_insert_with(Summary::new);
         inner.epoch
     };
-    let looker =
-        Sampler::new(watched.ids, watched.cgroup, watched.glue, watched.group, disk, control.board.output.clone())?;
-    let told = control.clone();
     let thread = std::thread::Builder::new().name(format!("monitor-{}", watched.slot));
-    thread.spawn(move || follow(looker, limits, &told, epoch))?;
+    let sampler = Sampler::new(watched, disk, control.board.output.clone())?;
+    let told = control.clone();
+    thread.spawn(move || follow(sampler, limits, &told, epoch))?;
     Ok(Watching { control: control.clone() })
 }
 
@@ -194,14 +193,8 @@ pub struct Sampler {
 
 impl Sampler {
     /// Nothing is looked at yet.
-    pub fn new(
-        ids: Ids,
-        cgroup: String,
-        glue: i32,
-        group: Option<Group>,
-        disk: Disk,
-        output: Meter,
-    ) -> std::io::Result<Self> {
+    pub fn new(watched: Watched, disk: Disk, output: Meter) -> std::io::Result<Self> {
+        let Watched { ids, cgroup, glue, group, .. } = watched;
         let reaped_before = stat_of(glue).map(|s| reaped(&s));
         Ok(Self {
             proc: Proc::open()?,

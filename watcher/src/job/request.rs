@@ -133,7 +133,8 @@ pub struct EnvSource {
     pub format: EnvFormat,
 }
 
-const fn yes() -> bool {
+/// Default of what a job has unless it says otherwise; `job.json` has the same.
+pub(crate) const fn yes() -> bool {
     true
 }
 
@@ -141,7 +142,8 @@ const fn one() -> u32 {
     1
 }
 
-const fn ten() -> f64 {
+/// Default of its times, in seconds.
+pub(crate) const fn ten() -> f64 {
     10.0
 }
 

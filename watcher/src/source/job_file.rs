@@ -9,7 +9,7 @@ use latebind_contract::startup::{EnvFormat, EnvMode, Object, Rlimit, Stop};
 use serde::Deserialize;
 
 use crate::job::limits::Limits;
-use crate::job::{EnvSource, Request, plain_path, unique_names};
+use crate::job::{EnvSource, Request, plain_path, ten, unique_names, yes};
 
 /// `job.json`. Unknown fields are refused.
 #[derive(Debug, Deserialize)]
@@ -58,14 +58,6 @@ pub struct JobFile {
 struct EnvName {
     name: String,
     format: EnvFormat,
-}
-
-const fn yes() -> bool {
-    true
-}
-
-const fn ten() -> f64 {
-    10.0
 }
 
 impl JobFile {

@@ -346,17 +346,12 @@ fn table(dir: &Path, keys: &Path) -> io::Result<ExitCode> {
 }
 
 fn report(path: &Path, keys: &Path) -> io::Result<ExitCode> {
-    // A job's directory in a spool has its result in one of its own.
-    let inside = ["report.json", "result/report.json"].map(|name| path.join(name));
-    let file = match inside {
-        [file, in_result] if path.is_dir() => {
-            if file.exists() || !in_result.exists() {
-                file
-            } else {
-                in_result
-            }
-        }
-        _ => path.to_owned(),
+    let file = if path.is_dir() {
+        // A job's directory in a spool has its result in one of its own.
+        let [file, in_result] = ["report.json", "result/report.json"].map(|name| path.join(name));
+        if in_result.exists() && !file.exists() { in_result } else { file }
+    } else {
+        path.to_owned()
     };
     let report = results::read(&file)?;
     let dir = file.parent().unwrap_or(Path::new("."));
