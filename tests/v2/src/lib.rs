@@ -20,13 +20,12 @@ pub fn output<S: AsRef<OsStr>>(program: &str, arguments: &[S]) -> Output {
 pub fn succeed<S: AsRef<OsStr>>(program: &str, arguments: &[S]) -> String {
     let output = output(program, arguments);
     let words: Vec<_> = arguments.iter().map(|word| word.as_ref().to_string_lossy()).collect();
-    assert!(
-        output.status.success(),
-        "{program} {}: {}\n{}{}",
-        words.join(" "),
-        output.status,
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{program} {}: {}", words.join(" "), shown(&output));
     String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// How a command ended and what it printed, for a message.
+pub fn shown(output: &Output) -> String {
+    let [stdout, stderr] = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
+    format!("{}\n{stdout}{stderr}", output.status)
 }

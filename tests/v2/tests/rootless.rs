@@ -4,7 +4,7 @@ use std::fs;
 use std::process::{Command, Output};
 
 use latebind_tests::pod::{BUSYBOX, DEBIAN, NOSHELL, unique};
-use latebind_v2_tests::{output, succeed};
+use latebind_v2_tests::{output, shown, succeed};
 
 /// An account with a session of its own, as systemd-logind makes one; removed at the end.
 struct Account {
@@ -52,10 +52,6 @@ impl Drop for Account {
         let _ = output("loginctl", &["terminate-user", &self.name]);
         let _ = output("userdel", &["--force", "--remove", &self.name]);
     }
-}
-
-fn shown(output: &Output) -> String {
-    format!("{}\n{}{}", output.status, String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
 #[test]

@@ -44,15 +44,8 @@ impl Service {
         fs::rename(prepared, self.spool.join("new").join(name)).unwrap();
     }
 
-    /// How many processes of this machine have these arguments.
-    fn running(&self, arguments: &[&str]) -> usize {
-        let wanted: Vec<u8> = arguments.iter().flat_map(|word| word.bytes().chain([0])).collect();
-        let processes = fs::read_dir("/proc").unwrap().flatten();
-        processes.filter(|entry| fs::read(entry.path().join("cmdline")).is_ok_and(|line| line == wanted)).count()
-    }
-
     fn wait_for(&self, arguments: &[&str]) {
-        within(LIMIT, &format!("{arguments:?}\n{}", self.log()), || (self.running(arguments) == 1).then_some(()));
+        within(LIMIT, &format!("{arguments:?}\n{}", self.log()), || (running(arguments) == 1).then_some(()));
     }
 
     fn property(&self, name: &str) -> String {
@@ -80,8 +73,11 @@ impl Drop for Service {
     }
 }
 
-fn exists(path: &Path) -> Option<()> {
-    path.exists().then_some(())
+/// How many processes of this machine have these arguments.
+fn running(arguments: &[&str]) -> usize {
+    let wanted: Vec<u8> = arguments.iter().flat_map(|word| word.bytes().chain([0])).collect();
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    processes.filter(|entry| fs::read(entry.path().join("cmdline")).is_ok_and(|line| line == wanted)).count()
 }
 
 #[test]
@@ -93,7 +89,7 @@ fn a_stop_is_a_drain_and_the_next_start_goes_on_with_the_job() {
     succeed("systemctl", &["stop", &service.unit]);
     assert_eq!(service.property("Result"), "success", "{}", service.log());
     assert_eq!(service.property("ExecMainStatus"), "0", "{}", service.log());
-    assert_eq!(service.running(&["sleep", "4217"]), 0);
+    assert_eq!(running(&["sleep", "4217"]), 0);
     assert_eq!(service.containers(), "");
     assert!(!service.spool.join("done/long").exists() && !service.spool.join("held/long").exists());
 
@@ -123,7 +119,7 @@ fn what_is_installed_has_pages_and_completions() {
     let service = Service::start();
     let share = Path::new(PREFIX).join("share");
     for page in ["latebind-host.1", "latebind-host-run.1", "watcher.1", "watcher-pilot.1"] {
-        exists(&share.join("man/man1").join(page)).unwrap_or_else(|| panic!("{page} is missing"));
+        assert!(share.join("man/man1").join(page).exists(), "{page} is missing");
     }
     succeed("bash", &["-n", &format!("{PREFIX}/share/bash-completion/completions/latebind-host")]);
     let verified = succeed("systemd-analyze", &["--man=no", "verify", &service.unit]);
