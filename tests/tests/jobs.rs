@@ -147,8 +147,8 @@ fn outputs_are_named_as_people_write_paths() {
 fn a_program_that_opens_its_streams_again_loses_and_overwrites_nothing() {
     let pod = Pod::start();
     let script = "echo one; echo E1 >&2; echo two >/dev/stderr; echo three >&2; echo four >/dev/stdout; echo five; \
-                  echo six | tee /dev/stderr; echo seven >&2; echo eight >>/dev/stdout; (exec >/dev/stdout; echo nine); \
-                  echo ten >/proc/self/fd/1; cat /dev/null >/dev/stdout; echo eleven";
+                  echo six | tee /dev/stderr; echo seven >&2; echo eight >>/dev/stdout; \
+                  (exec >/dev/stdout; echo nine); echo ten >/proc/self/fd/1; cat /dev/null >/dev/stdout; echo eleven";
     let outcome = pod.job("opened", &shell(script));
     outcome.is_good();
     assert_eq!(outcome.text("stdout"), "one\nfour\nfive\nsix\neight\nnine\nten\neleven\n");

@@ -176,8 +176,8 @@ pub fn parse_status(pid: i32, status: &str) -> Option<Process> {
     })
 }
 
-/// Reads parent (4), group (5), flags (9) and start (22) of proc_pid_stat(5). The name, which may hold anything, ends at the last
-/// parenthesis.
+/// Reads parent (4), group (5), flags (9) and start (22) of proc_pid_stat(5). The name, which may hold anything, ends at
+/// the last parenthesis.
 fn parse_stat(text: &str) -> Option<Stat> {
     const FORK_NO_EXEC: u32 = 0x40;
     let mut fields = text.rsplit_once(')')?.1.split_ascii_whitespace().skip(1);

@@ -27,8 +27,7 @@ const CLOSING_PATIENCE: Duration = Duration::from_secs(5);
 const CLOSING_TICK: Duration = Duration::from_millis(50);
 /// Most bytes of an answer. What an image says of itself is in some of them.
 const SAID_MAX: usize = 1 << 20;
-
-/// Longest line of it that is shown in one piece, in bytes.
+/// Longest line of progress that is shown in one piece, in bytes.
 const LINE_MAX: u64 = 16 << 10;
 
 /// An engine's program, and how it is called.
@@ -254,8 +253,8 @@ fn taken(said: &Receiver<Vec<u8>>) -> Vec<u8> {
     said.recv_timeout(Duration::from_secs(1)).unwrap_or_default()
 }
 
-/// What matters of an engine's standard error: its error, which comes last; else all that is not a warning. Whatever lines
-/// follow the first of an error belong to it, as a name in an image may have line ends.
+/// What matters of an engine's standard error: its error, which comes last; else all that is not a warning. Whatever
+/// lines follow the first of an error belong to it, as a name in an image may have line ends.
 fn essence(stderr: &str) -> String {
     let lines: Vec<&str> = stderr.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let error = lines.iter().position(|line| line.starts_with("Error:"));

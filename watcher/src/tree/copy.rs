@@ -1,7 +1,7 @@
 //! Copying trees of files from one owner to another: inputs into a slot, outputs out of it. No link is followed,
 //! nothing is waited for, every entry and every byte is charged to a budget before it is copied, what is sparse stays
-//! sparse, what can be executed stays a program, and times of changes are kept. Set-user-ID, set-group-ID and sticky bits
-//! are not.
+//! sparse, what can be executed stays a program, and times of changes are kept. Set-user-ID, set-group-ID and sticky
+//! bits are not.
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
@@ -306,8 +306,8 @@ impl Copier<'_> {
 /// Most characters of a link's target that are shown.
 const TARGET_SHOWN_MAX: usize = 100;
 
-/// Whether a link to `target` stays within a tree, `levels` below whose top it is. `..` may only be at its beginning, so
-/// that it leaves directories alone and no other link, which may lead elsewhere.
+/// Whether a link to `target` stays within a tree, `levels` below whose top it is. `..` may only be at its beginning,
+/// so that it leaves directories alone and no other link, which may lead elsewhere.
 fn stays_within(target: &[u8], levels: usize) -> bool {
     let mut parts = target.split(|b| *b == b'/').filter(|part| !matches!(*part, b"" | b".")).peekable();
     let mut up = 0;

@@ -15,9 +15,10 @@ fn error(text: &[u8], at: usize, problem: Problem) -> SyntaxError {
     SyntaxError { line: line.saturating_add(1), column: column.saturating_add(1), problem, byte: 0 }
 }
 
-/// Applies a file as `docker run --env-file` reads it: `NAME=value` lines, in which nothing is special behind the equals
-/// sign, not even quotes; blanks before a name, empty lines and lines that begin with `#` do not count, nor do a byte
-/// order mark and carriage returns at line ends. A NAME alone, for which docker takes its caller's value, is refused.
+/// Applies a file as `docker run --env-file` reads it: `NAME=value` lines, in which nothing is special behind the
+/// equals sign, not even quotes; blanks before a name, empty lines and lines that begin with `#` do not count, nor do a
+/// byte order mark and carriage returns at line ends. A NAME alone, for which docker takes its caller's value, is
+/// refused.
 ///
 /// On an error the environment has what stood before it, and is of no use.
 pub fn apply_docker(env: &mut Environment, text: &[u8]) -> Result<(), SyntaxError> {
@@ -51,8 +52,8 @@ pub fn apply_docker(env: &mut Environment, text: &[u8]) -> Result<(), SyntaxErro
 }
 
 /// Applies what `export -p` of dash, bash or busybox has printed: `export NAME='value'` and `declare -x NAME="value"`,
-/// one after the other, and nothing else. A name without a value sets nothing. `PWD`, `OLDPWD`, `SHLVL` and `_` are those
-/// of the shell that printed them, and are left out.
+/// one after the other, and nothing else. A name without a value sets nothing. `PWD`, `OLDPWD`, `SHLVL` and `_` are
+/// those of the shell that printed them, and are left out.
 ///
 /// On an error the environment has what stood before it, and is of no use.
 pub fn apply_export(env: &mut Environment, text: &[u8]) -> Result<(), SyntaxError> {

@@ -16,9 +16,9 @@ use serde_json::Value;
 /// Annotation that names the container, `<pod>/slot-<n>-<life>`: by it the guard knows what was asked for.
 pub const CONTAINER_ANNOTATION: &str = "latebind.container";
 /// All that `config.json` may say, a line for each member; `!` marks what it has to say, `~` what it has to say unless
-/// podman is an ordinary user's: then the kernel lets no container reach a device by a node of its own. `*` is any text, `|` stands
-/// between alternatives. A list is `<a><b>`, sorted. Annotations are those that podman makes itself and that no runtime
-/// acts upon.
+/// podman is an ordinary user's: then the kernel lets no container reach a device by a node of its own. `*` is any text,
+/// `|` is between alternatives. A list is `<a><b>`, sorted. Annotations are those that podman makes itself and that no
+/// runtime acts upon.
 const ASKED: &str = "\
   ociVersion=*
   hostname=*

@@ -138,7 +138,8 @@ fn of_pod(pod: &Pod, end_needs: f64) -> Vec<Finding> {
         Finding::fail(
             "restart policy",
             finding,
-            "set restartPolicy: Always, or OnFailure with `glue run --stop-code 143`, or make the payload a native sidecar (1.32 and later)",
+            "set restartPolicy: Always, or OnFailure with `glue run --stop-code 143`, or make the payload a native \
+             sidecar (1.32 and later)",
         )
     });
     let token = match spec.automount_service_account_token {

@@ -18,7 +18,8 @@ pub fn container_name(slot: u32) -> String {
 pub enum Shape {
     /// Under `containers`: the paper's shape, on any server.
     Regular,
-    /// Under `initContainers` with `restartPolicy: Always` (KEP-753; 1.32 and later, as `watcher check` says): the pilot's end is the pod's end.
+    /// Under `initContainers` with `restartPolicy: Always` (KEP-753; 1.32 and later, as `watcher check` says): the
+    /// pilot's end is the pod's end.
     Sidecar,
 }
 

@@ -306,7 +306,8 @@ impl Life<'_> {
         match Relay::resume(self.context.slot, &self.output()) {
             Ok(relay) => self.relay = Some(relay),
             Err(e) => {
-                tracing::error!(job = %self.state.request.id, slot = self.context.slot.number, "its output is lost: {e}")
+                let (job, slot) = (&self.state.request.id, self.context.slot.number);
+                tracing::error!(%job, slot, "its output is lost: {e}");
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Relaying a client's standard streams through the slot's FIFOs, and keeping the output of a job without a client.
 //!
-//! A job's output goes through a FIFO in any case: what a program opens again as /dev/stdout can neither be truncated nor
-//! overwritten there.
+//! A job's output goes through a FIFO in any case: what a program opens again as /dev/stdout can neither be truncated
+//! nor overwritten there.
 //!
 //! Neither end can be relied on: a client may stop reading, and a payload may have passed its end of a FIFO to a
 //! process that lives on, in another slot. So each job has new FIFOs, one thread copies without ever blocking, and it
