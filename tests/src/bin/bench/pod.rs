@@ -2,6 +2,7 @@
 //! a payload container.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -69,6 +70,10 @@ impl Pod {
         podman(&install)?;
         if let Ok(other) = std::env::var("BENCH_GLUE") {
             pod.add_tool_as(Path::new(&other), layout::GLUE_NAME)?;
+            // As `glue install` leaves it; glue refuses to run as anything else.
+            let glue = pod.top.join("bin").join(layout::GLUE_NAME);
+            fs::set_permissions(&glue, fs::Permissions::from_mode(layout::GLUE_MODE))
+                .map_err(|e| format!("{}: {e}", glue.display()))?;
         }
         for name in ["bench", "stamp"] {
             pod.add_tool(Path::new("dist").join(name).as_path())?;
