@@ -70,6 +70,9 @@ impl Events {
                     PollTimeout::try_from(i32::try_from(millis).unwrap_or(i32::MAX)).unwrap_or(PollTimeout::MAX)
                 }
             };
+            if !busy {
+                sys::release_code_pages(); // a job may be hours away
+            }
             match poll(wait.get_mut(..count).unwrap_or_default(), timeout) {
                 Ok(_) | Err(nix::errno::Errno::EINTR) => {}
                 Err(e) => return Err(e.into()),

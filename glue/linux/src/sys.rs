@@ -547,25 +547,46 @@ pub fn rename(dir: BorrowedFd<'_>, from: &CStr, to: &CStr, flags: u32) -> io::Re
     checked(result).map(drop)
 }
 
-/// Makes the relocated constants of this program read-only, as a dynamic loader would (PT_GNU_RELRO of elf(5)): the
-/// start code of a static program in musl relocates, but leaves that out. What cannot be done is left as it is.
-pub fn protect_relocations() {
+/// This program's own headers, which the kernel maps with it, and what is added to their addresses.
+fn program_headers() -> Option<(u64, &'static [libc::Elf64_Phdr])> {
     // SAFETY: getauxval takes a number only; the kernel gives each program its own program headers.
     let (headers, count) = unsafe { (libc::getauxval(libc::AT_PHDR), libc::getauxval(libc::AT_PHNUM)) };
     if headers == 0 {
-        return;
+        return None;
     }
     // SAFETY: AT_PHDR and AT_PHNUM describe this program's own headers, which stay mapped and unchanged while it runs.
     let table = unsafe { std::slice::from_raw_parts(headers as *const libc::Elf64_Phdr, count as usize) };
-    let of_kind = |kind: u32| table.iter().find(|header| header.p_type == kind);
-    let (Some(own), Some(relro)) = (of_kind(libc::PT_PHDR), of_kind(libc::PT_GNU_RELRO)) else { return };
-    const PAGE: u64 = 4096;
-    let start = headers.wrapping_sub(own.p_vaddr).wrapping_add(relro.p_vaddr);
-    let (first, end) = (start / PAGE * PAGE, start.wrapping_add(relro.p_memsz) / PAGE * PAGE);
-    if first < end {
-        // SAFETY: the linker laid these pages out for this: nothing writes there once relocation is over, which is
-        // before main.
-        unsafe { libc::mprotect(first as *mut libc::c_void, (end - first) as usize, libc::PROT_READ) };
+    // They are in the first page of the file. (PT_PHDR would say where, but not every linker writes it.)
+    let first = table.iter().find(|header| header.p_type == libc::PT_LOAD && header.p_offset == 0)?;
+    Some(((headers / PAGE * PAGE).wrapping_sub(first.p_vaddr), table))
+}
+
+const PAGE: u64 = 4096;
+
+/// Makes the relocated constants of this program read-only, as a dynamic loader would (PT_GNU_RELRO of elf(5)): the
+/// start code of a static program in musl relocates, but leaves that out. What cannot be done is left as it is.
+pub fn protect_relocations() {
+    let Some((base, table)) = program_headers() else { return };
+    for relro in table.iter().filter(|header| header.p_type == libc::PT_GNU_RELRO) {
+        let start = base.wrapping_add(relro.p_vaddr);
+        let (first, end) = (start / PAGE * PAGE, start.wrapping_add(relro.p_memsz) / PAGE * PAGE);
+        if first < end {
+            // SAFETY: the linker laid these pages out for this: nothing writes there once relocation is over, which is
+            // before main.
+            unsafe { libc::mprotect(first as *mut libc::c_void, (end - first) as usize, libc::PROT_READ) };
+        }
+    }
+}
+
+/// Unmaps the pages of this program's code and constants (madvise(2), MADV_DONTNEED): the kernel maps those that are
+/// used next from the file again. For a program that is about to wait for long.
+pub fn release_code_pages() {
+    let Some((base, table)) = program_headers() else { return };
+    for part in table.iter().filter(|header| header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_W == 0) {
+        let start = base.wrapping_add(part.p_vaddr) / PAGE * PAGE;
+        // SAFETY: these pages are mapped from the file and were never written to, so that reading them again gives the
+        // same bytes.
+        unsafe { libc::madvise(start as *mut libc::c_void, part.p_memsz as usize, libc::MADV_DONTNEED) };
     }
 }
 
