@@ -173,6 +173,20 @@ fn two_images_in_turn_by_tag() {
 }
 
 #[test]
+fn the_same_content_by_digest_and_then_by_tag_is_proven_by_way_of_the_placeholder() {
+    let pilot = Options::new().spool(&[]).start();
+    let by_digest = cluster().image_by_digest("debian", "first");
+    let jobs = [two_seconds(&by_digest), two_seconds(&cluster().image("debian")), two_seconds(&by_digest)];
+    let jobs = jobs.map(|mut job| {
+        job["argv"] = json!(["sleep", "2"]);
+        job
+    });
+    let outcomes = run_all(&pilot, &jobs);
+    assert!(outcomes.iter().all(|outcome| outcome.report.attempt == 1), "{outcomes:?}");
+    assert_eq!(outcomes[0].report.container.as_ref().unwrap().image_id, image_id(&outcomes[1]));
+}
+
+#[test]
 fn an_image_without_a_digest_has_to_wait_and_that_is_said_before() {
     let image = cluster().node().import();
     let never = |spec: &mut Value| container(spec, "payload")["imagePullPolicy"] = json!("Never");

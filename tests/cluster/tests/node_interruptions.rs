@@ -15,6 +15,9 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// How long the API server is away: longer than a client waits for an answer without being told to.
 const AWAY: Duration = Duration::from_secs(30);
 
+/// Longer than a kubelet may take to end a container: 90 s.
+const LONGER_THAN_A_KUBELET_NEEDS: Duration = Duration::from_secs(95);
+
 const JOB: &str = "echo begun; sleep 4; echo ended";
 
 fn alone() -> (Pilot, Inside) {
@@ -77,6 +80,22 @@ fn the_api_server_goes_right_after_the_patch() {
     outage.end();
     ran_in_debian_at_once(&pilot.result("bound"));
     pilot.job("next", &probe(&["hello"])).is_good();
+}
+
+#[test]
+fn a_server_and_a_kubelet_that_are_away_for_long_end_no_bind() {
+    let (pilot, inside) = alone();
+    pilot.job("first", &probe(&["hello"])).is_good();
+    // The kubelet sees nothing of the patch.
+    let kubelet = cluster().node().freeze("kubelet");
+    pilot.put("bound", &debian("cat /etc/debian_version"));
+    inside.reaches("bound.1", "binding");
+    eventually("the patch", LIMIT, || pilot.object()["spec"].to_string().contains("/debian").then_some(()));
+    let server = cluster().node().stop("kube-apiserver");
+    sleep(LONGER_THAN_A_KUBELET_NEEDS);
+    kubelet.end(); // and brings the server back
+    server.end();
+    ran_in_debian_at_once(&pilot.result("bound"));
 }
 
 #[test]

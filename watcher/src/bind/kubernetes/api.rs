@@ -333,7 +333,13 @@ impl Follow {
         Ok(None)
     }
 
-    async fn read_again(&mut self) -> Result<Option<Pod>, Failure> {
+    /// Whether a request of this pilot's was not served after `since`: the kubelet may then have heard as little.
+    pub fn was_away(&self, since: Instant) -> bool {
+        self.own.away.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|at| at >= since)
+    }
+
+    /// The pod now, asked for: a server that does not answer may leave a watch open and silent.
+    pub async fn read_again(&mut self) -> Result<Option<Pod>, Failure> {
         self.stream = None;
         let pod = self.own.get().await?;
         self.version = pod.metadata.resource_version.clone().unwrap_or_default();

@@ -148,6 +148,15 @@ impl Kubernetes {
             before.last = None;
         }
         let bound = self.change(slot, image, &view::whole(&pod), &before, plan, progress).await;
+        // Where a tag that is bound for the first time has the content that ran before under its digest, nothing tells
+        // the two apart; after the placeholder something does.
+        let is_not_proven = bound.as_ref().is_err_and(|e| e.reason == Reason::ImageNotProven);
+        if is_not_proven && before.wanted != placeholder && image != placeholder {
+            progress
+                .note(&format!("slot {slot}: {image} seems to be what ran before; bound again after the placeholder"));
+            Box::pin(self.bind(slot, &placeholder, progress)).await?;
+            return Box::pin(self.bind(slot, image, progress)).await;
+        }
         // What a tag meant when it was first bound may be gone from the registry since, and the tag mean something
         // else.
         let is_gone = bound.as_ref().is_err_and(|e| e.reason == Reason::ImageNotFound);

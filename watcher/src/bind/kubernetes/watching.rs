@@ -110,6 +110,8 @@ impl Patched<'_> {
         let mut candidate: Option<(Found, Instant)> = None;
         let (mut pulling, mut backed_off) = (false, false);
         let mut back_off: Option<(Instant, String)> = None;
+        // From when the kubelet's time counts; and whether the server was asked once it was over.
+        let (mut counted_from, mut asked) = (self.patched_at, false);
         loop {
             let pod = match first.take() {
                 Some(first) => Some(first),
@@ -153,14 +155,27 @@ impl Patched<'_> {
                 return Err(self.wrong_image(&old.image_id));
             }
             if gone_since.is_none() && is_gone(&self.before.id) {
-                gone_since = Some(Instant::now());
+                (gone_since, asked) = (Some(Instant::now()), false);
+            }
+            let is_over = match gone_since {
+                Some(since) => since.elapsed() >= self.pull_timeout,
+                None => counted_from.elapsed() >= END_WITHIN,
+            };
+            if is_over && !asked {
+                first = changes.read_again().await?;
+                // Nor could the kubelet see the patch while the server was away.
+                asked = gone_since.is_some() || !changes.was_away(counted_from);
+                if !asked {
+                    counted_from = Instant::now();
+                }
+                continue;
             }
             match gone_since {
-                Some(since) if since.elapsed() >= self.pull_timeout => {
+                Some(since) if is_over => {
                     let message = format!(
                         "{} was not there {} s after the old container had gone: the node may still be fetching it (--pull-timeout)",
                         self.reference,
-                        self.pull_timeout.as_secs()
+                        since.elapsed().as_secs()
                     );
                     return Err(Failure::retry(Reason::PullTimeout, message));
                 }
@@ -168,7 +183,7 @@ impl Patched<'_> {
                     pulling = true;
                     progress.pulling();
                 }
-                None if self.patched_at.elapsed() >= END_WITHIN => {
+                None if is_over => {
                     let message = format!(
                         "the kubelet did not end the old container within {} s of the patch",
                         END_WITHIN.as_secs()
