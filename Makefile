@@ -5,7 +5,7 @@
 #   RECIPE           debian or rustup: how static binaries are built (default: rustup if it has the musl target)
 
 .PHONY: help build install images push archive demo test test-condor test-v2 test-cluster cluster cluster-down
-.PHONY: attack-start bench fuzz soak audit clean
+.PHONY: attack-start bench bench-cluster fuzz soak audit clean
 
 # Checked before anything is built, which takes minutes.
 ifneq ($(filter push,$(MAKECMDGOALS)),)
@@ -31,6 +31,7 @@ help:
 	@echo 'make attack-start  N tries (100000) to catch a process of a start, as the job and as another process of its UID'
 	@echo 'make soak          kills parts of pods at random for DURATION seconds (600): no job lost, none reported twice'
 	@echo 'make bench         what late binding costs, side by side with a shell loop, tini and dumb-init'
+	@echo 'make bench-cluster jobs a second in place on that cluster, which is made and stopped here unless it runs'
 	@echo 'make fuzz          feeds the parsers with generated input, each for SECONDS seconds (60); TARGETS chooses some'
 	@echo 'make audit         what runs as root in the payload container, in reading order, counted'
 	@echo 'make clean         removes dist/ and target/; says how to remove images, containers and the cache too'
@@ -126,6 +127,13 @@ bench:
 	@.ci/build.sh
 	@images/build.sh glue busybox
 	@tests/bench/run.sh
+
+bench-cluster: export LATEBIND_STATE := $(or $(LATEBIND_STATE),/var/lib/latebind-test)
+bench-cluster:
+	@.ci/setup.sh build images test
+	@.ci/build.sh
+	@images/build.sh
+	@tests/bench/cluster.sh
 
 audit:
 	@.ci/setup.sh build

@@ -16,6 +16,7 @@ pub mod job;
 pub mod made_image;
 pub mod pod;
 pub mod processes;
+pub mod rate;
 pub mod scratch;
 pub mod shortage;
 pub mod slot;

@@ -5,8 +5,6 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use serde_json::Value;
-
 use crate::Failed;
 use crate::pod::output;
 use crate::report::Report;
@@ -52,13 +50,7 @@ fn executed(calls: usize) -> Result<f64, Failed> {
 /// Jobs a second from the end of the first, which has to bind its image, to the end of the last; every one of them must
 /// be verified and, but for the first, have used the same container.
 fn spooled(spool: &Path, jobs: usize) -> Result<f64, Failed> {
-    let name = |n: usize| format!("job-{n:05}");
-    for n in 0..jobs {
-        let dir = spool.join("new").join(name(n));
-        fs::create_dir_all(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
-        let job = serde_json::json!({"image": IMAGE, "argv": ["true"], "owner": "bench"});
-        fs::write(dir.join("job.json"), job.to_string()).map_err(|e| e.to_string())?;
-    }
+    latebind_tests::rate::put(spool, jobs, IMAGE)?;
     let place = spool.to_string_lossy();
     output(Command::new("dist/latebind-host").args(["pod", "--spool", &place, "--", "pilot"]).args([
         "--spool",
@@ -68,24 +60,5 @@ fn spooled(spool: &Path, jobs: usize) -> Result<f64, Failed> {
         "--idle-exit",
         "0.2",
     ]))?;
-    let (mut ends, mut reused) = (Vec::new(), 0);
-    for n in 0..jobs {
-        let path = spool.join(format!("done/{}/result/report.json", name(n)));
-        let text = fs::read(&path).map_err(|e| format!("{}: {e}", path.display()))?;
-        let report: Value = serde_json::from_slice(&text).map_err(|e| format!("{}: {e}", path.display()))?;
-        let is = |name: &str| report.get(name).and_then(Value::as_bool) == Some(true);
-        if !is("verified") {
-            return Err(format!("{}: is not verified", path.display()));
-        }
-        reused += usize::from(is("reused_container"));
-        let last = report.get("phases").and_then(Value::as_array).and_then(|all| all.last());
-        let end = last.and_then(|phase| phase.get("at")).and_then(Value::as_f64);
-        ends.push(end.ok_or_else(|| format!("{}: no phases", path.display()))?);
-    }
-    if reused + 1 < jobs {
-        return Err(format!("only {reused} of {jobs} jobs have used the container of the one before"));
-    }
-    ends.sort_by(f64::total_cmp);
-    let (first, last) = ends.first().zip(ends.last()).ok_or("no jobs")?;
-    Ok((jobs - 1) as f64 / (last - first))
+    latebind_tests::rate::in_place(spool, jobs)
 }
