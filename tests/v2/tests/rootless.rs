@@ -62,12 +62,14 @@ fn an_ordinary_user_runs_commands_in_several_images() {
     assert!(hello.status.success(), "{}", shown(&hello));
     let code = user.host(&["run", BUSYBOX, "--", "sh", "-c", "echo out; echo err >&2; exit 7"]);
     assert_eq!((code.status.code(), code.stdout.as_slice()), (Some(7), b"out\n".as_slice()), "{}", shown(&code));
-    let ids = user.host(&["run", DEBIAN, "--", "sh", "-c", "id -u; cat /sys/fs/cgroup/memory.max"]);
+    let look = "id -u; cat /sys/fs/cgroup/memory.max; grep ' / / ' /proc/self/mountinfo";
+    let ids = user.host(&["run", DEBIAN, "--", "sh", "-c", look]);
     let text = String::from_utf8_lossy(&ids.stdout).into_owned();
     let lines: Vec<_> = text.lines().collect();
     // The payload UID of the pod, and the limit that --memory sets by default.
     assert!(lines.first().is_some_and(|uid| uid.parse::<u32>().is_ok_and(|uid| uid >= 20_000)), "{}", shown(&ids));
     assert_eq!(lines.get(1), Some(&"2147483648"), "{}", shown(&ids));
+    assert!(lines.get(2).is_some_and(|root| root.contains("nodev")), "{}", shown(&ids));
     let left = user.host(&["podman", "ps", "--all", "--quiet"]);
     assert_eq!(left.stdout, b"", "{}", shown(&left));
 }

@@ -40,7 +40,7 @@ use crate::failure::{Context, Failure, failure};
 use crate::images::AllowList;
 use crate::place::Place;
 use crate::pod::Plan;
-use crate::podman::{Podman, guard};
+use crate::podman::{Podman, guard, nodev};
 use crate::search_path::in_path;
 use latebind_contract::layout::SLOT_MAX;
 use std::fs;
@@ -57,6 +57,9 @@ use watcher::text;
 const OWN_FAILURE: u8 = 125;
 
 fn main() -> ExitCode {
+    if let Some(root) = nodev::called_for() {
+        return nodev::run(&root);
+    }
     if let Some(called) = guard::called_as() {
         return guard::run(&called);
     }

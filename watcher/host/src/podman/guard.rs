@@ -5,6 +5,7 @@
 //! `config.json` ([`super::given`]); then, and for every other subcommand at once, it becomes the runtime.
 
 use super::given::examine;
+use super::nodev;
 use crate::place::Place;
 use crate::search_path::in_path;
 use serde_json::{Value, json};
@@ -20,6 +21,8 @@ use watcher::store::read_bounded;
 
 /// The runtimes that it can be called as.
 const RUNTIMES: [&str; 2] = ["runc", "crun"];
+/// The one that does not keep the options with which a container's root file system is mounted.
+const FORGETTING: &str = "crun";
 /// Largest `config.json` that is read: an image's environment is in it, which has bounds of its own.
 const CONFIG_MAX: u64 = 16 << 20;
 /// Subcommands that make a container of a bundle.
@@ -83,6 +86,9 @@ fn guard(called: &Path, arguments: &[OsString]) -> Result<(), String> {
     let state = called.parent().and_then(Path::parent).ok_or("the guard does not know its state directory")?;
     let place = Place::of_state(state);
     let (pod, role, lines) = examine(&mut config, &place)?;
+    if called.file_name() == Some(OsStr::new(FORGETTING)) {
+        nodev::add_hook(&mut config, called)?;
+    }
     let text = serde_json::to_vec(&config).map_err(|e| at(&e))?;
     fs::write(&path, text).map_err(|e| at(&e))?;
     // Read once the container has started (`slot.rs`): without this file it was not started by way of the guard.

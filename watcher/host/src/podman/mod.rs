@@ -3,6 +3,7 @@
 mod config;
 mod given;
 pub mod guard;
+pub mod nodev;
 #[cfg(test)]
 mod options_tests;
 
