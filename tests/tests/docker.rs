@@ -134,6 +134,43 @@ fn one_command_runs_as_with_podman_and_leaves_nothing() {
 }
 
 #[test]
+fn shared_memory_is_as_large_as_was_asked_for() {
+    let docker = Daemon::with(&[&OURS[..], &[BUSYBOX]].concat());
+    let ran = docker.ran(&["--shm-size", "96m", BUSYBOX, "sh", "-c", "df -k /dev/shm | tail -n 1 | awk '{print $2}'"]);
+    assert_eq!((ran.code, ran.out().as_str()), (Some(0), "98304\n"), "{}", ran.err());
+    docker.assert_nothing_is_left();
+}
+
+#[test]
+fn each_option_of_docker_run_works_or_says_what_to_do_instead() {
+    let help = Command::new("docker").env("PATH", PATH).args(["run", "--help"]).output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    let mut options = 0;
+    for line in help.lines().map(str::trim_start).filter(|line| line.starts_with('-')) {
+        for option in line.split("  ").next().unwrap().split([',', ' ']).filter(|word| word.starts_with('-')) {
+            options += 1;
+            for (program, verb) in [("latebind-host", "run"), ("watcher", "run")] {
+                // The second one is never reached: it has no image, or is refused before.
+                let ran =
+                    Running::start(Command::new(latebind_tests::pod::program(program)).args([verb, option]), vec![])
+                        .finish(LIMIT);
+                let said = ran.err();
+                // Neither program knows less of it than that it needs a value, or an image.
+                let known = ["a value is required", "required arguments were not provided", "docker's option"];
+                let is_help = option == "--help" && ran.code == Some(0);
+                // Docker's `-h` is the host name.
+                let is_ours = option == "-h" && ran.code == Some(0);
+                assert!(
+                    is_help || is_ours || known.iter().any(|known| said.contains(known)),
+                    "{verb} {option}: {said}"
+                );
+            }
+        }
+    }
+    assert!(options > 90, "{options} options in: {help}");
+}
+
+#[test]
 fn one_pod_runs_jobs_in_three_images_within_its_limits() {
     let docker = Daemon::with(&[&OURS[..], &[BUSYBOX, NOSHELL, DEBIAN]].concat());
     let mut pod = docker.pod(&["--memory", "96m"]).start();

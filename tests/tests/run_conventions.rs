@@ -1,13 +1,15 @@
 //! `latebind-host run` (and so `watcher run`, which does the work) behaves as `docker run` does: codes, streams,
 //! signals, arguments, and nothing stays behind.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::process::Command;
 use std::time::Duration;
 
 use latebind_tests::pod::{
-    BUSYBOX, DEBIAN, NOSHELL, Ran, Running, Scratch, eventually, host, program, run, run_with_input, state, traces,
-    unique,
+    BUSYBOX, DEBIAN, NOSHELL, Ran, Running, Scratch, eventually, host, podman, program, run, run_with_input, state,
+    traces, unique,
 };
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -145,6 +147,65 @@ fn an_environment_file_that_is_a_program_is_refused() {
     let ran = run(&["--env-file", file.to_str().unwrap(), NOSHELL, "--", "/probe", "env"]);
     has_code(&ran, 125);
     assert!(ran.out().is_empty() && ran.err().contains("EnvironmentError"), "{}", ran.err());
+}
+
+#[test]
+fn a_command_is_given_as_with_docker_and_options_end_at_its_image() {
+    let ran =
+        run(&["--rm", "--init", "--sig-proxy=true", BUSYBOX, "sh", "-c", "printf '%s %s.' \"$0\" \"$1\"", "-e", "--"]);
+    has_code(&ran, 0);
+    assert_eq!(ran.out(), "-e --.");
+    let none = run(&[BUSYBOX]);
+    has_code(&none, 125);
+    assert!(none.err().contains("no command"), "{}", none.err());
+    let limits = run(&["--ulimit", "nofile=64:128", BUSYBOX, "sh", "-c", "ulimit -n; ulimit -Hn"]);
+    has_code(&limits, 0);
+    assert_eq!(limits.out(), "64\n128\n");
+    has_code(&run(&["--ulimit", "nofile", BUSYBOX, "true"]), 125);
+}
+
+#[test]
+fn bytes_that_are_not_text_reach_the_command() {
+    let bytes = |bytes: &[u8]| OsStr::from_bytes(bytes).to_owned();
+    let mut command = host(&["run", "--name", &unique("run"), "-e", "LATE=1", "-e", "TAKEN", "-e"]);
+    command.arg(bytes(b"LATE=caf\xe9")).env("TAKEN", bytes(b"\xff=x"));
+    command.args([BUSYBOX, "sh", "-c", "printf '%s|' \"$LATE\" \"$TAKEN\" \"$1\"", "sh"]).arg(bytes(b"-\xfe"));
+    let ran = Running::start(&mut command, Vec::new()).finish(LIMIT);
+    has_code(&ran, 0);
+    assert_eq!(ran.stdout, b"caf\xe9|\xff=x|-\xfe|", "{}", ran.out());
+}
+
+#[test]
+fn an_option_of_docker_that_there_is_not_says_what_to_do_instead() {
+    for (line, said) in [
+        (&["-u", "1000"][..], "user ID of its pod's own"),
+        (&["--gpus", "all"], "no devices"),
+        (&["-v", "/a:/b:ro"], "--input"),
+        (&["-d"], "spool"),
+        (&["--privileged"], "no capability"),
+        (&["-p", "80:80"], "--network host"),
+        (&["--cap-add=SYS_ADMIN"], "no capability"),
+        (&["-idh", "x"], "spool"),
+    ] {
+        let ran = run(&[line, &[BUSYBOX, "true"]].concat());
+        has_code(&ran, 125);
+        assert!(ran.err().contains(said) && ran.err().lines().count() == 1, "{line:?}: {}", ran.err());
+    }
+}
+
+#[test]
+fn an_image_that_is_here_is_pulled_again_where_that_is_asked_for() {
+    let name = format!("registry.invalid/{}:1", unique("pull"));
+    assert!(podman(&["tag", BUSYBOX, &name]).status.success());
+    let ran = |pull: &str| run(&["--pull", pull, &name, "true"]);
+    let (missing, never, always) = (ran("missing"), ran("never"), ran("always"));
+    podman(&["untag", BUSYBOX, &name]);
+    has_code(&missing, 0);
+    has_code(&never, 0);
+    has_code(&always, 125);
+    assert!(always.err().contains("cannot pull"), "{}", always.err());
+    // No registry has it.
+    has_code(&run(&["--pull", "always", BUSYBOX, "true"]), 0);
 }
 
 #[test]

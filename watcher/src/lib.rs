@@ -9,6 +9,7 @@ pub mod bind;
 pub mod check;
 pub mod child;
 pub mod clean;
+pub mod docker_options;
 pub mod finding;
 pub mod helper;
 pub mod ipc;

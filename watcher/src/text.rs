@@ -127,7 +127,14 @@ pub fn arguments<T: clap::Parser>(wrong: u8) -> Result<T, ExitCode> {
         // Clap's message has several lines, and the arguments in it: so it is made of arguments that have one.
         let shown = std::env::args_os().map(|argument| one_line(&argument.to_string_lossy()));
         let e = T::try_parse_from(shown).err().unwrap_or(e);
-        let message = e.render().to_string();
+        let mut message = e.render().to_string();
+        // As docker's users call it: what is done in place of an option there is.
+        if let Some(clap::error::ContextValue::String(option)) = e.get(clap::error::ContextKind::InvalidArg)
+            && e.kind() == clap::error::ErrorKind::UnknownArgument
+            && let Some(advice) = crate::docker_options::advice(option)
+        {
+            message = format!("error: docker's option {option}: {advice}");
+        }
         if e.use_stderr() {
             complain(&message);
             return ExitCode::from(wrong);

@@ -64,13 +64,13 @@ pub struct Common {
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
     /// Memory of each payload container, in bytes or with k, m, g, t; 0: no limit.
-    #[arg(long, default_value = "2g", value_parser = memory, value_name = "SIZE")]
+    #[arg(short, long, default_value = "2g", value_parser = memory, value_name = "SIZE")]
     pub memory: Amount<u64>,
     /// Processors of each payload container; 0: no limit.
     #[arg(long, default_value = "1", value_parser = cpus, value_name = "NUMBER")]
     pub cpus: Amount<f64>,
     /// Processes and threads of each payload container; 0: no limit.
-    #[arg(long, default_value = "1024", value_parser = pids, value_name = "N")]
+    #[arg(long, visible_alias = "pids-limit", default_value = "1024", value_parser = pids, value_name = "N")]
     pub pids: Amount<u64>,
     /// Size of each payload container's /dev/shm, whose pages count as its memory [default: that of --memory, else half
     /// of the machine's].
@@ -109,7 +109,7 @@ pub struct Common {
     #[arg(long, value_parser = memory, value_name = "SIZE")]
     pub data_size: Option<Amount<u64>>,
     /// Network of the pod.
-    #[arg(long, value_enum, default_value = "none")]
+    #[arg(long, alias = "net", value_enum, default_value = "none")]
     pub network: Network,
     /// Whether payload containers get the volumes that images declare. Never but to test what stands against such
     /// images.
@@ -183,7 +183,7 @@ pub struct RunArguments {
     pub interactive: bool,
     /// Environment variable of the command; without a value, ours; may be repeated.
     #[arg(short, long, value_name = "NAME[=VALUE]")]
-    pub env: Vec<String>,
+    pub env: Vec<OsString>,
     /// File with environment variables of the command: shell assignments, or another format (sh, nul, docker,
     /// export); may be repeated.
     #[arg(long, value_name = "[FORMAT:]FILE")]
@@ -199,19 +199,25 @@ pub struct RunArguments {
     pub results: Option<PathBuf>,
     /// Directory that the command starts in [default: its sandbox].
     #[arg(short, long, value_name = "DIR")]
-    pub workdir: Option<String>,
+    pub workdir: Option<OsString>,
     /// Seconds after which the command is ended.
     #[arg(long, value_name = "SECONDS")]
     pub timeout: Option<String>,
+    /// Resource limit of the command, which can only be lowered: nofile=1024 or nofile=1024:4096; may be repeated.
+    #[arg(long, value_name = "NAME=SOFT[:HARD]")]
+    pub ulimit: Vec<String>,
+    /// Seconds that the command has to end once it was told to [default: 10].
+    #[arg(long, value_name = "SECONDS")]
+    pub stop_timeout: Option<String>,
+    #[command(flatten)]
+    pub habits: watcher::docker_options::Habits,
     /// Further argument of `watcher run`, taken as it is; may be repeated.
     #[arg(long, allow_hyphen_values = true, value_name = "ARG")]
     pub watcher_arg: Vec<String>,
-    /// Image, fully written: docker.io/library/debian:12, localhost/mine:1.
-    #[arg(value_name = "IMAGE")]
-    pub image: String,
-    /// The command and its arguments; an image's own entry point is not used.
-    #[arg(last = true, required = true, value_name = "CMD")]
-    pub command: Vec<String>,
+    /// The image, fully written: docker.io/library/debian:12, localhost/mine:1; then the command and its arguments,
+    /// with or without `--` before them. Options come before the image; an image's own entry point is not used.
+    #[arg(required = true, trailing_var_arg = true, value_names = ["IMAGE", "CMD"])]
+    pub words: Vec<OsString>,
 }
 
 /// `latebind-host rm`.
@@ -263,7 +269,12 @@ fn pids(text: &str) -> Result<Amount<u64>, String> {
 }
 
 fn mount(text: &str) -> Result<Mount, String> {
-    let wrong = || format!("{text:?} is no mount: write SOURCE:TARGET or SOURCE:TARGET:ro, with an absolute target");
+    let wrong = || {
+        format!(
+            "{text:?} is not a mount: write SOURCE:TARGET or SOURCE:TARGET:ro, with an absolute target; the pilot sees it, \
+             and no job does"
+        )
+    };
     let mut parts = text.split(':');
     let (Some(source), Some(target)) = (parts.next().filter(|s| !s.is_empty()), parts.next()) else {
         return Err(wrong());
@@ -336,10 +347,10 @@ mod tests {
             "--help",
         ];
         let Verb::Run(run) = Arguments::try_parse_from(line).unwrap().verb else { panic!("not run") };
-        assert_eq!(run.command, ["ls", "-l", "--", "--help"]);
+        assert_eq!(run.words, ["localhost/a:1", "--", "ls", "-l", "--", "--help"]);
         assert_eq!(run.watcher_arg, ["--x"]);
         assert!(run.interactive);
-        assert!(Arguments::try_parse_from(["latebind-host", "run", "localhost/a:1"]).is_err());
+        assert!(Arguments::try_parse_from(["latebind-host", "run"]).is_err());
         let line = ["latebind-host", "podman", "--", "ps", "-a"];
         let Verb::Podman { arguments } = Arguments::try_parse_from(line).unwrap().verb else { panic!("not podman") };
         assert_eq!(arguments, ["ps", "-a"]);

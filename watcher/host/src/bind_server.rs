@@ -119,18 +119,20 @@ impl BindServer {
         }
         let name = reference.to_string();
         let ask = || images::prepare(&*self.engine, &[(&name, self.pull)], false);
-        self.images.get(&[&name], ask)?.pop().ok_or_else(|| bad("the engine said nothing of the image"))
+        // What is remembered was so before a registry was asked.
+        let known = if self.pull == Pull::Always { ask() } else { self.images.get(&[&name], ask) };
+        known?.pop().ok_or_else(|| bad("the engine said nothing of the image"))
     }
 
-    /// Makes sure that the images of glue, of the pilot and of `only` are here. Returns the ID of glue's. A pull shows
+    /// Makes sure that the images of glue, of the pilot and of `only`, fetched as `pull` says, are here. Returns the ID of glue's. A pull shows
     /// its progress to the user.
-    pub fn look_at_images(&self, only: Option<&Reference>) -> Result<String, failure::Failure> {
+    pub fn look_at_images(&self, only: Option<&Reference>, pull: Pull) -> Result<String, failure::Failure> {
         let ours = [&self.shape.glue_image, &self.shape.pilot_image]
             .map(|image| Reference::parse_full(image).map(|image| image.to_string()).map_err(failure));
         let [glue, pilot] = ours;
         let (glue, pilot, only) = (glue?, pilot?, only.map(Reference::to_string));
         let mut images = vec![(glue.as_str(), Pull::Never), (&pilot, Pull::Never)];
-        images.extend(only.as_deref().map(|only| (only, self.pull)));
+        images.extend(only.as_deref().map(|only| (only, pull)));
         let names: Vec<&str> = images.iter().map(|(name, _)| *name).collect();
         let ready = self.images.get(&names, || images::prepare(&*self.engine, &images, true)).map_err(|refusal| {
             let ours = refusal.reason == Reason::ImageNotFound

@@ -10,6 +10,8 @@ use watcher::reference::Reference;
 /// Whether an image that is not here is fetched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Pull {
+    /// If its name names a registry, also where it is here.
+    Always,
     /// If it is not here, and its name names a registry.
     Missing,
     /// Never.
@@ -57,10 +59,14 @@ pub struct Ready {
 pub fn prepare(engine: &dyn Engine, images: &[(&str, Pull)], progress: bool) -> Result<Vec<Ready>, Failure> {
     // One call for all, where all are here; else each of them says what it lacks.
     let names: Vec<&str> = images.iter().map(|(name, _)| *name).collect();
-    let known = if images.len() > 1 { engine.images(&names).ok() } else { None };
+    let newest = |(name, pull): &(&str, Pull)| *pull == Pull::Always && !is_local(name);
+    let known = if images.len() > 1 && !images.iter().any(newest) { engine.images(&names).ok() } else { None };
     let mut known = known.filter(|known| known.len() == images.len()).map(Vec::into_iter);
     let mut one = |(name, pull): &(&str, Pull)| {
-        let mut pulled = false;
+        let mut pulled = newest(&(name, *pull));
+        if pulled {
+            fetch(engine, name, *pull, progress)?;
+        }
         let image = match known.as_mut().and_then(Iterator::next) {
             Some(image) => image,
             None => match inspect(engine, name)? {
@@ -87,10 +93,15 @@ fn fetch(engine: &dyn Engine, name: &str, pull: Pull, progress: bool) -> Result<
     if pull == Pull::Never {
         return Err(missing("and pulling is off"));
     }
-    if Reference::parse_full(name).is_ok_and(|image| image.is_local()) {
+    if is_local(name) {
         return Err(missing("where it would be built"));
     }
     engine.pull(name, progress).map_err(|e| pull_failure(name, &e))
+}
+
+/// Whether no registry has it.
+fn is_local(name: &str) -> bool {
+    Reference::parse_full(name).is_ok_and(|image| image.is_local())
 }
 
 fn inspect(engine: &dyn Engine, name: &str) -> Result<Option<Image>, Failure> {

@@ -119,8 +119,8 @@ fn log_at(level: &str) {
 }
 
 fn run_one(engine: &Arc<dyn Engine>, run: RunArguments) -> Result<u8, Failure> {
-    let image = Reference::parse_full(&run.image).map_err(failure)?;
     let one = one_command::translate(&run)?;
+    let image = Reference::parse_full(&one.image).map_err(failure)?;
     // The pilot is started once and takes the pod with it, so it needs nobody to hold the namespaces for the next one;
     // but who keeps a pod wants to look at its containers.
     let base = if run.common.keep { Role::Pause } else { Role::Pilot };

@@ -4,13 +4,14 @@ use crate::arguments::RunArguments;
 use crate::container::Mount;
 use crate::failure::{Context, Failure, failure};
 use crate::place::directory;
+use latebind_contract::encoding::base64url;
 use latebind_contract::startup::EnvFormat;
-use std::collections::HashSet;
-use std::env;
-use std::ffi::OsStr;
+use std::collections::{BTreeMap, HashSet};
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use watcher::docker_options;
 
 /// Where the pilot container has the files that become the command's input.
 const INPUT: &str = "/input";
@@ -22,6 +23,8 @@ const RESULTS: &str = "/results";
 /// What the watcher is told, and the files that this needs.
 #[derive(Debug)]
 pub struct OneCommand {
+    /// The command's image, as its user wrote it.
+    pub image: String,
     /// Arguments of the watcher.
     pub arguments: Vec<String>,
     /// To be mounted in the pilot container.
@@ -33,14 +36,11 @@ pub fn translate(run: &RunArguments) -> Result<OneCommand, Failure> {
     let mut arguments = vec!["run".to_owned()];
     let mut mounts = Vec::new();
     let mut option = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
-    for assignment in &run.env {
-        if assignment.contains('=') {
-            option("--env", assignment.clone());
-        } else if let Some(value) = env::var_os(assignment) {
-            // As docker does, one that is not set here is not set there.
-            let value = value.into_string();
-            let value = value.map_err(|_| failure(format!("-e {assignment}: its value here is not UTF-8")))?;
-            option("--env", format!("{assignment}={value}"));
+    for (name, value) in variables(&run.env)? {
+        match std::str::from_utf8(&value) {
+            Ok(value) => option("--env", format!("{name}={value}")),
+            // Engines take arguments of text alone.
+            Err(_) => option("--env-base64", format!("{name}={}", base64url(&value))),
         }
     }
     for (n, file) in run.env_file.iter().enumerate() {
@@ -78,7 +78,14 @@ pub fn translate(run: &RunArguments) -> Result<OneCommand, Failure> {
         option("--output", path.clone());
     }
     if let Some(directory) = &run.workdir {
-        option("--workdir", directory.clone());
+        let shown = directory.display();
+        option("--workdir", text(directory).ok_or_else(|| failure(format!("--workdir {shown} is not UTF-8")))?);
+    }
+    for limit in &run.ulimit {
+        option("--ulimit", limit.clone());
+    }
+    if let Some(seconds) = &run.stop_timeout {
+        option("--grace", seconds.clone());
     }
     if let Some(seconds) = &run.timeout {
         option("--timeout", seconds.clone());
@@ -87,9 +94,32 @@ pub fn translate(run: &RunArguments) -> Result<OneCommand, Failure> {
         arguments.push("--interactive".into());
     }
     arguments.extend(run.watcher_arg.iter().cloned());
-    arguments.extend([run.image.clone(), "--".into()]);
-    arguments.extend(run.command.iter().cloned());
-    Ok(OneCommand { arguments, mounts })
+    let (image, command) = docker_options::image_and_command(&run.words).map_err(failure)?;
+    let words: Option<Vec<String>> = command.iter().map(text).collect();
+    if words.is_none() {
+        arguments.push("--argv-base64".into());
+    }
+    arguments.extend([image.clone(), "--".into()]);
+    let encoded = || command.iter().map(|word| base64url(word.as_bytes())).collect();
+    arguments.extend(words.unwrap_or_else(encoded));
+    Ok(OneCommand { image, arguments, mounts })
+}
+
+fn text(word: &OsString) -> Option<String> {
+    word.to_str().map(str::to_owned)
+}
+
+/// Each variable that was given, the last value of a name. As docker does, a bare name that is not set here is not set
+/// there.
+fn variables(given: &[OsString]) -> Result<BTreeMap<String, Vec<u8>>, Failure> {
+    let mut all = BTreeMap::new();
+    for assignment in given {
+        let (name, value) = docker_options::variable(assignment).map_err(failure)?;
+        if let Some(value) = value {
+            all.insert(name, value);
+        }
+    }
+    Ok(all)
 }
 
 fn existing(file: &Path) -> Result<PathBuf, Failure> {
@@ -115,6 +145,24 @@ mod tests {
             translated(&["-i", "-e", "A=b=c", "--timeout", "5", "-w", "/x", "localhost/a:1", "--", "ls", "--all"]);
         let wanted = "run --env A=b=c --workdir /x --timeout 5 --interactive localhost/a:1 -- ls --all";
         assert_eq!(one.unwrap().arguments.join(" "), wanted);
+    }
+
+    #[test]
+    fn options_end_at_the_image_and_two_dashes_may_follow_it() {
+        for line in [&["localhost/a:1", "ls", "-e", "x", "--"][..], &["localhost/a:1", "--", "ls", "-e", "x", "--"]] {
+            let one = translated(&[&["--rm", "-m", "1g"], line].concat()).unwrap();
+            assert_eq!(
+                (one.image.as_str(), one.arguments.join(" ").as_str()),
+                ("localhost/a:1", "run localhost/a:1 -- ls -e x --")
+            );
+        }
+        assert!(translated(&["localhost/a:1"]).is_err() && translated(&["localhost/a:1", "--"]).is_err());
+    }
+
+    #[test]
+    fn the_last_value_of_a_name_counts() {
+        let one = translated(&["-e", "A=1", "-e", "B=2", "-e", "A=3", "-e", "NOT_SET_HERE", "localhost/a:1", "ls"]);
+        assert_eq!(one.unwrap().arguments.join(" "), "run --env A=3 --env B=2 localhost/a:1 -- ls");
     }
 
     #[test]

@@ -96,7 +96,8 @@ pub fn run(engine: &Arc<dyn Engine>, plan: Plan) -> Result<u8, Failure> {
             slots: (0..plan.shape.slots).map(|n| Slot::new(n, ids.of(n))).collect(),
             shape: plan.shape,
             allowed: plan.allowed,
-            pull: plan.pull,
+            // One command's image is fetched once, before there is a pilot.
+            pull: if plan.only.is_some() && plan.pull == Pull::Always { Pull::Missing } else { plan.pull },
             images: ImageCache::new(engine.images_root()),
         }),
         pilot: plan.pilot,
@@ -104,6 +105,7 @@ pub fn run(engine: &Arc<dyn Engine>, plan: Plan) -> Result<u8, Failure> {
         stop_within: plan.stop_within,
         pilot_id: Mutex::default(),
         only: plan.only,
+        first_pull: plan.pull,
         pause_id: OnceLock::new(),
         stopping: AtomicBool::new(false),
     });
@@ -184,6 +186,7 @@ struct Life {
     stop_within: Option<Duration>,
     pilot_id: Mutex<Option<String>>,
     only: Option<Reference>,
+    first_pull: Pull,
     pause_id: OnceLock<String>,
     stopping: AtomicBool,
 }
@@ -272,7 +275,7 @@ impl Life {
         hosts::write(&shape.place.hosts(), &shape.name, shape.network)?;
         thread::scope(|scope| {
             let base = scope.spawn(|| if shape.base == Role::Pilot { self.create_pilot() } else { self.start_pause() });
-            let glue = self.server.look_at_images(self.only.as_ref())?;
+            let glue = self.server.look_at_images(self.only.as_ref(), self.first_pull)?;
             self.install(&glue)?;
             base.join().map_err(|_| failure("the pod's first container was not followed"))?
         })?;

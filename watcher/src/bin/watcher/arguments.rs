@@ -5,7 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use latebind_contract::startup::Stop;
+use latebind_contract::startup::{Amount, Rlimit, Stop};
 use watcher::bind::host;
 use watcher::job::PayloadHas;
 use watcher::job::life::Reuse;
@@ -25,7 +25,7 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 pub enum Verb {
-    /// Run one job: watcher run IMAGE -- CMD ARGS. Exit code: the job's, 128+n for a signal, 124 timed out, 125 our
+    /// Run one job: watcher run IMAGE CMD ARGS. Exit code: the job's, 128+n for a signal, 124 timed out, 125 our
     /// failure, 126 not executable, 127 not found.
     Run(Box<RunArgs>),
     /// Serve jobs from a spool directory, as many at once as there are slots.
@@ -284,6 +284,12 @@ pub struct RunArgs {
     /// Set a variable.
     #[arg(short, long, value_name = "NAME=VALUE")]
     pub env: Vec<OsString>,
+    /// Set a variable to bytes that no engine passes on as an argument.
+    #[arg(long, value_name = "NAME=BASE64URL", hide = true)]
+    pub env_base64: Vec<String>,
+    /// The command's words are written in base64url.
+    #[arg(long, hide = true)]
+    pub argv_base64: bool,
     /// Read variables from a file of shell assignments, or of another format: sh, nul, docker, export
     /// (docs/environment-files.md).
     #[arg(long, value_name = "[FORMAT:]FILE")]
@@ -306,8 +312,13 @@ pub struct RunArgs {
     /// Wall limit, seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 0.0)]
     pub timeout: f64,
+    /// Resource limit, which can only be lowered: nofile=1024 or nofile=1024:4096.
+    #[arg(long, value_name = "NAME=SOFT[:HARD]", value_parser = ulimit)]
+    pub ulimit: Vec<(String, Rlimit)>,
+    #[command(flatten)]
+    pub habits: watcher::docker_options::Habits,
     /// Seconds between soft and hard kill.
-    #[arg(long, value_name = "SECONDS", default_value_t = 10.0)]
+    #[arg(long, visible_alias = "stop-timeout", value_name = "SECONDS", default_value_t = 10.0)]
     pub grace: f64,
     /// Who gets TERM when the command is to end: its main process, that one's process group, or all its processes.
     #[arg(long, value_name = "main|group|all", default_value = "main", value_parser = stop)]
@@ -322,13 +333,26 @@ pub struct RunArgs {
     #[arg(long)]
     pub same_signal: bool,
     /// Say what goes on.
-    #[arg(short, long)]
+    #[arg(long)]
     pub verbose: bool,
-    /// The image.
-    pub image: String,
-    /// Program and arguments; required, since an image's ENTRYPOINT is not known here.
-    #[arg(last = true, required = true)]
-    pub argv: Vec<OsString>,
+    /// The image, then program and arguments, with or without `--` before them; options come before the image. An
+    /// image's ENTRYPOINT is not known here.
+    #[arg(required = true, trailing_var_arg = true, value_names = ["IMAGE", "CMD"])]
+    pub words: Vec<OsString>,
+}
+
+fn ulimit(text: &str) -> Result<(String, Rlimit), String> {
+    let wrong = || format!("{text:?} is not a limit: write nofile=1024 or nofile=1024:4096, -1 for unlimited");
+    let amount = |text: &str| match text {
+        "-1" | "unlimited" => Some(Amount::Unlimited),
+        number => number.parse().ok().map(Amount::Of),
+    };
+    let (name, values) = text.split_once('=').ok_or_else(wrong)?;
+    let (soft, hard) = values.split_once(':').unwrap_or((values, values));
+    match (amount(soft), amount(hard)) {
+        (Some(soft), Some(hard)) => Ok((name.to_owned(), Rlimit { soft, hard })),
+        _ => Err(wrong()),
+    }
 }
 
 fn stop(text: &str) -> Result<Stop, String> {

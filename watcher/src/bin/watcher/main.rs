@@ -3,7 +3,7 @@
 
 mod arguments;
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use arguments::{BinderKind, Cli, CoreArgs, END_NEEDS, Idle, PilotArgs, Private, RunArgs, Verb};
 use latebind_contract::bytes::ByteString;
-use latebind_contract::encoding::hex;
+use latebind_contract::encoding::{from_base64url, hex};
 use latebind_contract::layout::Ids;
-use latebind_contract::startup::EnvFormat;
+use latebind_contract::startup::{EnvFormat, Object};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use watcher::bind::Binder;
 use watcher::bind::host::Host;
@@ -26,7 +26,7 @@ use watcher::serve::{self, Core, Parts, Running, clients, protocol, server};
 use watcher::slot::Slot;
 use watcher::stop::Stop;
 use watcher::views::{self, metrics, results, timeline, top};
-use watcher::{check, finding, helper, keys, pilot, run, text};
+use watcher::{check, docker_options, finding, helper, keys, pilot, run, text};
 
 /// Our own failure, as docker-run(1) has it.
 const OUR_FAILURE: u8 = 125;
@@ -270,17 +270,26 @@ fn run_one(args: &RunArgs) -> io::Result<ExitCode> {
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(OUR_FAILURE)))
 }
 
-/// `NAME=VALUE`; as docker does, a bare name takes the caller's value.
+/// A bare name has to be set here: a job that lacks it would be harder to understand.
 fn variable(given: &OsStr) -> io::Result<(String, ByteString)> {
-    let at = given.as_bytes().iter().position(|byte| *byte == b'=');
-    let (name, value) = given.as_bytes().split_at(at.unwrap_or(given.len()));
-    let said = |why: &str| io::Error::other(format!("--env {}: {why}", text::printable(&given.to_string_lossy())));
-    let name = std::str::from_utf8(name).map_err(|_| said("the name of a variable has to be UTF-8"))?;
-    let value = match value.split_first() {
-        Some((_, value)) => value.into(),
-        None => std::env::var_os(name).ok_or_else(|| said("no such variable is set here"))?.as_bytes().into(),
-    };
-    Ok((name.to_owned(), value))
+    let (name, value) = docker_options::variable(given).map_err(io::Error::other)?;
+    let value = value.ok_or_else(|| io::Error::other(format!("--env {name}: no such variable is set here")))?;
+    Ok((name, value.as_slice().into()))
+}
+
+/// `NAME=VALUE` with the value in base64url.
+fn encoded_variable(given: &str) -> io::Result<(String, ByteString)> {
+    let value = given.split_once('=').and_then(|(name, value)| Some((name, from_base64url(value)?)));
+    let (name, value) = value.ok_or_else(|| io::Error::other("--env-base64: write NAME=BASE64URL"))?;
+    Ok((name.to_owned(), value.as_slice().into()))
+}
+
+fn words_of(args: &RunArgs) -> io::Result<(String, Vec<ByteString>)> {
+    let (image, argv) = docker_options::image_and_command(&args.words).map_err(io::Error::other)?;
+    let plain = |word: &OsString| Some(word.as_bytes().into());
+    let encoded = |word: &OsString| from_base64url(word.to_str()?).map(|bytes| bytes.as_slice().into());
+    let argv: Option<_> = argv.iter().map(|word| if args.argv_base64 { encoded(word) } else { plain(word) }).collect();
+    Ok((image, argv.ok_or_else(|| io::Error::other("--argv-base64: the command is not base64url"))?))
 }
 
 /// `FORMAT:FILE`, or a file of shell assignments.
@@ -292,13 +301,16 @@ fn env_source(given: &Path) -> EnvSource {
 fn request_of(args: &RunArgs) -> io::Result<Request> {
     let mut random = [0; 8];
     latebind_linux::sys::random(&mut random)?;
+    let (image, argv) = words_of(args)?;
     let mut request: Request = serde_json::from_value(serde_json::json!({
         "id": args.name.clone().unwrap_or_else(|| format!("run-{}", hex(&random))),
-        "image": args.image,
-        "argv": args.argv.iter().map(|argument| argument.as_bytes().into()).collect::<Vec<ByteString>>(),
+        "image": image,
+        "argv": argv,
     }))
     .map_err(io::Error::other)?;
-    request.env = args.env.iter().map(|given| variable(given)).collect::<io::Result<_>>()?;
+    let encoded = args.env_base64.iter().map(|given| encoded_variable(given));
+    request.env = args.env.iter().map(|given| variable(given)).chain(encoded).collect::<io::Result<_>>()?;
+    request.rlimits = Object(args.ulimit.clone());
     request.env_files = args.env_file.iter().map(|given| env_source(given)).collect();
     if args.clean_env {
         request.env_mode = latebind_contract::startup::EnvMode::Clear;
