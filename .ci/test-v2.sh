@@ -14,7 +14,8 @@ export LATEBIND_STATE=${LATEBIND_STATE:-/var/lib/latebind-test} # see the Makefi
 export CARGO_TERM_COLOR=never
 tests=${TESTS:-limits looking loss host run_conventions shortages spool steering attacks service rootless docker_systemd}
 work=$(mktemp -d)
-trap 'rm -rf "$work" "$log"' EXIT
+# boot.sh leads a process group, which takes the machine with it.
+trap 'for pid in $(jobs -pr); do kill -KILL -- "-$pid"; done; rm -rf "$work" "$log"' EXIT
 
 mkdir "$work/exchange"
 # `  Executable tests/limits.rs (target/debug/deps/limits-0123456789abcdef)`
@@ -39,24 +40,32 @@ PROGRAMS=$programs tests/v2/disk-of-tests.sh "$work/disk" || exit
 printf 'CHECKOUT=%s\nLATEBIND_STATE=%s\n' "$PWD" "$LATEBIND_STATE" >"$work/exchange/settings"
 cp tests/v2/run "$work/exchange/"
 
+# start SUITE: boots its machine, which goes on beside this script; writes its process ID to SUITE.pid
+start() {
+    cp -a "$work/exchange" "$work/$1"
+    : >"$work/$1/out"
+    cp --sparse=always "$work/disk" "$work/disk.$1"
+    tests/v2/boot.sh "$1" "$work/$1" "$work/disk.$1" >"$work/$1.console" 2>&1 &
+    echo $! >"$work/$1.pid"
+}
+
 # machine SUITE: its tests' output, and a failure unless it came to its end with all of them passed
 machine() {
-    local exchange=$work/$1 console=$work/$1.console pid
-    cp -a "$work/exchange" "$exchange"
-    : >"$exchange/out"
-    tests/v2/boot.sh "$1" "$exchange" "$work/disk.$1" >"$console" 2>&1 &
-    pid=$!
-    tail -n +1 -f --pid="$pid" "$exchange/out"
-    wait "$pid"
-    [ "$(cat "$exchange/code" 2>/dev/null)" = 0 ] || {
+    tail -n +1 -f --pid="$(cat "$work/$1.pid")" "$work/$1/out"
+    [ "$(cat "$work/$1/code" 2>/dev/null)" = 0 ] || {
         echo "test-v2.sh: the machine of $1 failed, or was lost; the last lines of its console:"
-        tail -n 20 "$console"
+        tail -n 20 "$work/$1.console"
         return 1
     }
 }
-for suite in ${SUITES:-trixie bookworm}; do
-    cp --sparse=always "$work/disk" "$work/disk.$suite"
+
+# Each machine has one processor, so all of them run at once; the output of the first one comes first.
+suites=${SUITES:-trixie bookworm}
+for suite in $suites; do
+    tests/v2/disk.sh "$suite" >/dev/null || exit
+done
+for suite in $suites; do start "$suite"; done
+for suite in $suites; do
     step "tests on control groups v2, Debian $suite" machine "$suite"
-    rm "$work/disk.$suite"
 done
 conclude

@@ -121,8 +121,8 @@ fn maxima_of_a_run_hold_beside_a_watcher_that_serves_already() {
 #[test]
 fn the_containers_memory_is_not_used_up_before_the_watcher_acts() {
     let pod = Options::new().host(&["--memory", "256m"]).start();
-    // Grows by 4 MiB each 0.2 s, and ignores TERM: without the watcher, the kernel would choose what it ends.
-    let script = "trap '' TERM; while :; do /probe memory 4 60 & sleep 0.2; done";
+    // Grows slowly towards the end, and ignores TERM: without the watcher, the kernel would choose what it ends.
+    let script = "trap '' TERM; /probe memory 200 60 & while :; do /probe memory 1 60 & sleep 0.5; done";
     let outcome = pod.job("grows", &with(shell(script), "grace_s", json!(30)));
     if outcome.report.limits.memory.is_none() {
         panic!("the container's memory limit could not be read: {:#?}", outcome.report);

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::process::Stdio;
 
-use latebind_tests::pod::{JOB_WITHIN, Outcome, Pod, eventually, host, probe, shell};
+use latebind_tests::pod::{JOB_WITHIN, Options, Outcome, Pod, eventually, host, probe, shell};
 
 /// Runs a script that prints what worked, one line each.
 fn nothing_works(name: &str, script: &str) -> Outcome {
@@ -107,7 +107,8 @@ fn of_uid(pod: &Pod, uid: u32) -> Vec<(i32, char)> {
 #[test]
 fn a_status_file_that_is_not_proven_names_nobody_to_be_stopped() {
     const BYSTANDER: u32 = 29_999;
-    let pod = Pod::start();
+    // The container stays between the two jobs, however long the steps here take.
+    let pod = Options::new().pilot(&["--idle", "keep"]).start();
     pod.job("first", &probe(&["hello"])).is_good();
     let payload = fs::metadata(pod.work(0)).unwrap().uid();
     let exec = |uid: u32, role: &str, words: &[&str]| {
