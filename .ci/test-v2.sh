@@ -14,8 +14,13 @@ export LATEBIND_STATE=${LATEBIND_STATE:-/var/lib/latebind-test} # see the Makefi
 export CARGO_TERM_COLOR=never
 tests=${TESTS:-limits looking loss host run_conventions shortages spool steering attacks service rootless docker_systemd}
 work=$(mktemp -d)
-# boot.sh leads a process group, which takes the machine with it.
-trap 'for pid in $(jobs -pr); do kill -KILL -- "-$pid"; done; rm -rf "$work" "$log"' EXIT
+finish() {
+    local pid
+    # boot.sh comes to lead a process group, which takes its machine with it.
+    for pid in $(jobs -pr); do kill -KILL -- "-$pid" 2>/dev/null || kill "$pid"; done
+    rm -rf "$work" "$log"
+}
+trap finish EXIT
 
 mkdir "$work/exchange"
 # `  Executable tests/limits.rs (target/debug/deps/limits-0123456789abcdef)`
