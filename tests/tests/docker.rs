@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
+use latebind_tests::made_image::MadeImage;
 use latebind_tests::pod::{
     BUSYBOX, DEBIAN, NOSHELL, Options, Ran, Running, Scratch, eventually, host, kill, podman, probe, shell, unique,
     with,
@@ -197,5 +198,19 @@ fn an_image_that_declares_a_volume_is_refused_and_docker_makes_none() {
     outcome.is("hold", "ImageControlsEngine");
     assert!(outcome.report.message.contains("/x/y/z/bin") && outcome.report.message.contains("VOLUME"));
     drop(pod);
+    docker.assert_nothing_is_left();
+}
+
+#[test]
+fn a_job_without_a_program_runs_the_images_own_command() {
+    let image = MadeImage::new("WORKDIR /tmp\nENTRYPOINT [\"/bin/echo\", \"e\"]\nCMD [\"c\"]", &[]);
+    let docker = Daemon::with(&[&OURS[..], &[image.name()]].concat());
+    let says = |arguments: &[&str], wanted: &str| {
+        let ran = docker.ran(arguments);
+        assert_eq!((ran.code, ran.out().as_str()), (Some(0), wanted), "{}", ran.err());
+    };
+    says(&[image.name()], "e c\n");
+    says(&["--args", image.name(), "--", "x"], "e x\n");
+    says(&["--entrypoint", "/bin/pwd", "--workdir", "/tmp", image.name()], "/tmp\n");
     docker.assert_nothing_is_left();
 }

@@ -369,9 +369,9 @@ fn a_bad_job_file_is_held_with_its_reason() {
     let cases: [(&str, &[u8], &str); 7] = [
         ("empty", b"", "job.json"),
         ("no-json", b"{image", "job.json"),
-        ("no-argv", br#"{"image":"localhost/latebind/noshell:1"}"#, "argv"),
+        ("no-image", br#"{"argv":["/probe"]}"#, "image"),
         ("typo", br#"{"image":"localhost/latebind/noshell:1","argv":["/probe"],"timeuot_s":1}"#, "timeuot_s"),
-        ("no-program", br#"{"image":"localhost/latebind/noshell:1","argv":[]}"#, "argv"),
+        ("no-program", br#"{"image":"localhost/latebind/noshell:1","argv":[""]}"#, "argv"),
         ("not-utf8", b"{\"image\":\"\xff\",\"argv\":[\"x\"]}", "job.json"),
         (
             "elsewhere",

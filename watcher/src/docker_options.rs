@@ -52,7 +52,6 @@ const TABLE: &[(&[&str], &str)] = &[
     (&["--device-read-bps", "--device-read-iops", "--device-write-bps", "--device-write-iops"], OF_THE_POD),
     (&["--disable-content-trust"], "no signature of an image is looked at: leave it out, or name a digest"),
     (&["--domainname", "--hostname", "-h"], "the host name is the pod's: `latebind-host run --name NAME`"),
-    (&["--entrypoint"], "an image's own entry point is not used: name the program after the image"),
     (&["--expose", "--publish", "-p", "--publish-all", "-P"], NO_NETWORK),
     (&["--group-add"], "a job has its own group and no other, so that it has no rights of the host's groups"),
     (&["--health-cmd", "--health-interval", "--health-retries", "--health-start-interval"], NO_CHECKS),
@@ -112,15 +111,12 @@ pub struct Habits {
     pub sig_proxy: Option<String>,
 }
 
-/// The image, and the command without the `--` that may stand between them.
+/// The image, and the command, which may be empty, without the `--` that may stand between them.
 pub fn image_and_command(words: &[OsString]) -> Result<(String, Vec<OsString>), String> {
     let (image, rest) = words.split_first().ok_or("no image is given")?;
     let shown = || printable(&image.to_string_lossy());
     let image = image.to_str().ok_or_else(|| format!("{}: the name of an image is text", shown()))?;
     let command = rest.strip_prefix(&["--".into()]).unwrap_or(rest);
-    if command.is_empty() {
-        return Err(format!("{}: no command is given after the image", shown()));
-    }
     Ok((image.to_owned(), command.to_vec()))
 }
 

@@ -28,9 +28,9 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     /// Run a pod until its pilot ends; its exit code is the pilot's.
-    Pod(PodArguments),
+    Pod(Box<PodArguments>),
     /// Run one command in an image; streams, exit code and signals as with `docker run`.
-    Run(RunArguments),
+    Run(Box<RunArguments>),
     /// Remove what a run that was killed left behind, or one that was kept.
     Rm(RmArguments),
     /// List pods.
@@ -214,8 +214,15 @@ pub struct RunArguments {
     /// Further argument of `watcher run`, taken as it is; may be repeated.
     #[arg(long, allow_hyphen_values = true, value_name = "ARG")]
     pub watcher_arg: Vec<String>,
+    /// The command is arguments of the image's ENTRYPOINT, in place of its CMD, as docker always has it.
+    #[arg(long, conflicts_with = "entrypoint")]
+    pub args: bool,
+    /// Run this program, with the command as its arguments; empty: the command as it is.
+    #[arg(long, value_name = "PROGRAM")]
+    pub entrypoint: Option<OsString>,
     /// The image, fully written: docker.io/library/debian:12, localhost/mine:1; then the command and its arguments,
-    /// with or without `--` before them. Options come before the image; an image's own entry point is not used.
+    /// with or without `--` before them; without a command, what the image runs by itself: its ENTRYPOINT and CMD.
+    /// Options come before the image.
     #[arg(required = true, trailing_var_arg = true, value_names = ["IMAGE", "CMD"])]
     pub words: Vec<OsString>,
 }

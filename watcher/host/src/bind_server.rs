@@ -163,7 +163,8 @@ impl BindServer {
             }
             Asked::Image { image } => {
                 let ready = self.prepare(&image)?;
-                Ok(of_image(image, ready))
+                let command = ready.command.as_deref().cloned();
+                Ok(Answer { command, ..of_image(image, ready) })
             }
             Asked::State { slot } => {
                 let (container, image, state) = self.slot(slot)?.state(&*self.engine, &self.shape)?;

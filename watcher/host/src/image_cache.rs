@@ -159,7 +159,7 @@ mod tests {
         fn get(&self, cache: &ImageCache, name: &str, id: &str) -> (String, u32) {
             let answer = || {
                 self.asked.set(self.asked.get() + 1);
-                Ok::<_, ()>(vec![Ready { id: format!("sha256:{id}"), pulled: false }])
+                Ok::<_, ()>(vec![Ready { id: format!("sha256:{id}"), pulled: false, command: None }])
             };
             (cache.get(&[name], answer).unwrap()[0].id.replace("sha256:", ""), self.asked.get())
         }
@@ -205,7 +205,8 @@ mod tests {
         let all: Vec<&str> = names.iter().map(String::as_str).chain(["a"]).collect();
         engine.write(&[("1", &all)]);
         assert!(cache.get(&["a"], || Err("no such image")).is_err());
-        let pulled = cache.get(&["a"], || Ok::<_, ()>(vec![Ready { id: "sha256:1".into(), pulled: true }]));
+        let pulled =
+            cache.get(&["a"], || Ok::<_, ()>(vec![Ready { id: "sha256:1".into(), pulled: true, command: None }]));
         assert!(pulled.unwrap()[0].pulled);
         assert_eq!([engine.get(&cache, "a", "1").1, engine.get(&cache, "a", "1").1], [1, 1]);
         for name in &names {

@@ -3,8 +3,9 @@
 use crate::calls::CallError;
 use crate::engine::{Engine, Image};
 use crate::pattern::matches;
+use std::sync::Arc;
 use watcher::bind::message::Message;
-use watcher::bind::{Failure, Reason};
+use watcher::bind::{Failure, ImageCommand, Reason};
 use watcher::reference::Reference;
 
 /// Whether an image that is not here is fetched.
@@ -52,6 +53,8 @@ pub struct Ready {
     pub id: String,
     /// Whether it was fetched now.
     pub pulled: bool,
+    /// What it runs by itself; `None` where that is larger than any that is used.
+    pub command: Option<Arc<ImageCommand>>,
 }
 
 /// Makes sure that images are here, are for this machine, and leave to us how they are run. With `progress` the user
@@ -83,7 +86,8 @@ pub fn prepare(engine: &dyn Engine, images: &[(&str, Pull)], progress: bool) -> 
         if let Some(what) = mismatch(&image) {
             return Err(Failure::hold(Reason::WrongArchitecture, format!("{name} {what}")));
         }
-        Ok(Ready { id: format!("sha256:{}", image.id.trim_start_matches("sha256:")), pulled })
+        let command = image.metadata.command().map(Arc::new);
+        Ok(Ready { id: format!("sha256:{}", image.id.trim_start_matches("sha256:")), pulled, command })
     };
     images.iter().map(&mut one).collect()
 }

@@ -99,10 +99,10 @@ fn obey(arguments: Arguments) -> Result<u8, Failure> {
     let engine: Arc<dyn Engine> = if docker { Arc::new(Docker::open(place)?) } else { Arc::new(Podman::open(place)?) };
     match arguments.verb {
         Verb::Pod(pod) => {
-            let plan = pod_plan(&*engine, pod)?;
+            let plan = pod_plan(&*engine, *pod)?;
             pod::run(&engine, plan)
         }
-        Verb::Run(run) => run_one(&engine, run),
+        Verb::Run(run) => run_one(&engine, *run),
         Verb::Rm(rm) => leftovers::remove(&*engine, &rm).map(|()| 0),
         Verb::Ps => leftovers::list(&*engine).map(|()| 0),
         Verb::CleanIpc(_) => Ok(0),

@@ -6,7 +6,7 @@
 
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use watcher::bind::{Failure, Reason};
+use watcher::bind::{Failure, ImageCommand, Reason};
 use watcher::text;
 
 /// Annotations and labels that somebody acts upon, by the beginning of the key, or the whole key where it does not end
@@ -63,6 +63,9 @@ struct Config {
     /// Docker has them here, podman here and above.
     labels: Option<BTreeMap<String, String>>,
     volumes: Option<BTreeMap<String, serde_json::Value>>,
+    entrypoint: Option<Vec<String>>,
+    cmd: Option<Vec<String>>,
+    working_dir: Option<String>,
 }
 
 impl Metadata {
@@ -90,6 +93,13 @@ impl Metadata {
             ));
         }
         self.check_environment(name)
+    }
+
+    /// What it runs by itself; `None` where that is larger than any that is used.
+    pub fn command(&self) -> Option<ImageCommand> {
+        let Config { entrypoint, cmd, working_dir, .. } = &self.config;
+        let of = |words: &Option<Vec<String>>| words.clone().unwrap_or_default();
+        ImageCommand::new(of(entrypoint), of(cmd), working_dir.clone().unwrap_or_default())
     }
 
     /// The volumes that it declares, for a message.

@@ -93,6 +93,11 @@ pub fn translate(run: &RunArguments) -> Result<OneCommand, Failure> {
     if run.interactive {
         arguments.push("--interactive".into());
     }
+    arguments.extend(run.args.then(|| "--args".to_owned()));
+    if let Some(program) = &run.entrypoint {
+        let program = text(program).ok_or_else(|| failure("--entrypoint: the program's name has to be UTF-8"))?;
+        arguments.push(format!("--entrypoint={program}"));
+    }
     arguments.extend(run.watcher_arg.iter().cloned());
     let (image, command) = docker_options::image_and_command(&run.words).map_err(failure)?;
     let words: Option<Vec<String>> = command.iter().map(text).collect();
@@ -156,13 +161,22 @@ mod tests {
                 ("localhost/a:1", "run localhost/a:1 -- ls -e x --")
             );
         }
-        assert!(translated(&["localhost/a:1"]).is_err() && translated(&["localhost/a:1", "--"]).is_err());
     }
 
     #[test]
     fn the_last_value_of_a_name_counts() {
         let one = translated(&["-e", "A=1", "-e", "B=2", "-e", "A=3", "-e", "NOT_SET_HERE", "localhost/a:1", "ls"]);
         assert_eq!(one.unwrap().arguments.join(" "), "run --env A=3 --env B=2 localhost/a:1 -- ls");
+    }
+
+    #[test]
+    fn what_the_image_runs_is_the_watchers_to_find() {
+        let of = |line: &[&str]| translated(line).unwrap().arguments.join(" ");
+        assert_eq!(of(&["localhost/a:1"]), "run localhost/a:1 --");
+        assert_eq!(of(&["localhost/a:1", "--"]), "run localhost/a:1 --");
+        assert_eq!(of(&["--args", "localhost/a:1", "--", "-v"]), "run --args localhost/a:1 -- -v");
+        assert_eq!(of(&["--entrypoint", "/e", "localhost/a:1"]), "run --entrypoint=/e localhost/a:1 --");
+        assert_eq!(of(&["--entrypoint", "", "localhost/a:1", "--", "a"]), "run --entrypoint= localhost/a:1 -- a");
     }
 
     #[test]

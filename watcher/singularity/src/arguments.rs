@@ -40,8 +40,10 @@ pub enum Probe {
 pub struct Job {
     /// The image as it was written.
     pub image: String,
-    /// Program and arguments.
+    /// Program and arguments; with `run` arguments for what the image runs by itself.
     pub argv: Vec<ByteString>,
+    /// `run`: the program is the image's own.
+    pub runs_image: bool,
     /// `--pwd`.
     pub cwd: Option<ByteString>,
     /// `--home`, as the job sees it.
@@ -93,10 +95,10 @@ pub fn parse(words: &[ByteString]) -> Result<Call, String> {
     job.image = image;
     match (&*verb, job.argv.first().map(ByteString::as_bytes)) {
         ("test", _) => Ok(Call::Test),
-        ("run", _) => Err(format!(
-            "an executable has to be given: what {} would run by itself (its ENTRYPOINT) is not known here",
-            printable(&job.image)
-        )),
+        ("run", _) => {
+            job.runs_image = true;
+            Ok(Call::Job(Box::new(job)))
+        }
         (_, None) => Err("exec: no program is given".into()),
         (_, Some(b"/exit_37")) if is_probe && is_file => Ok(Call::Probe(Probe::ImageFile)),
         (_, Some(b"/exit_37")) if is_probe => Ok(Call::Probe(Probe::Sandbox)),

@@ -39,6 +39,7 @@ fn the_starter_of_23_9() {
     let wanted = Job {
         image: "docker://alpine:3.20".into(),
         argv: vec![format!("{D}/job.sh").into(), "a".into(), "-s".into(), "--pwd".into()],
+        runs_image: false,
         cwd: Some(D.into()),
         home: Some(D.into()),
         binds: vec![writable(D, D), writable(D, D)],
@@ -77,8 +78,16 @@ fn glideins_write_it_their_way() {
 }
 
 #[test]
+fn run_leaves_the_program_to_the_image() {
+    let run = job("-s run -W D docker://a");
+    assert!(run.runs_image && run.argv.is_empty());
+    let run = job("run docker://a b c");
+    assert!(run.runs_image && run.argv.len() == 2);
+    assert!(!job("exec docker://a b c").runs_image);
+}
+
+#[test]
 fn what_can_not_be_served_says_so() {
-    assert!(read("-s run -W D docker://a").is_err_and(|e| e.contains("ENTRYPOINT")));
     assert!(read("exec --overlay x docker://a b").is_err_and(|e| e.contains("--overlay")));
     for bad in ["", "exec", "exec docker://a", "exec -B", "shell docker://a", "-s", "exec --env A=1,=2 docker://a b"] {
         assert!(read(bad).is_err(), "{bad}");

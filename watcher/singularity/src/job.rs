@@ -108,7 +108,9 @@ fn request_at(
     let sandbox = here.to_str().and_then(|here| here.strip_prefix(&data)?.strip_prefix('/'));
     let mut request = Request::new("htcondor".into());
     request.image = table.resolve(&job.image)?;
-    (request.argv, request.cwd, request.env) = (job.argv.clone(), job.cwd.clone(), env);
+    let words = if job.runs_image { &mut request.args } else { &mut request.argv };
+    *words = job.argv.clone();
+    (request.cwd, request.env) = (job.cwd.clone(), env);
     (request.binds, request.account) = (job.binds.iter().map(|bind| absolute(bind, here)).collect(), account);
     (request.relay, request.sandbox) = (true, sandbox.map(str::to_owned));
     // It could not be handed on, however often.
@@ -196,6 +198,16 @@ mod tests {
         assert_eq!(seen, [(D, "/work"), (inner.as_str(), "/in"), (D, "/here")]);
         assert_eq!((request.account.as_deref(), request.passwd), (Some("slot1"), true));
         assert_eq!(request.check_unprivileged(), Ok(()));
+    }
+
+    #[test]
+    fn what_an_image_runs_by_itself_is_asked_for_by_run() {
+        for (runs_image, argv, args) in [(false, 1, 0), (true, 0, 1)] {
+            let request = request(&Job { runs_image, ..job(&[]) }, D).unwrap();
+            assert_eq!((request.argv.len(), request.args.len(), request.check()), (argv, args, Ok(())));
+        }
+        let none = Job { runs_image: true, argv: Vec::new(), ..job(&[]) };
+        assert_eq!(request(&none, D).unwrap().check(), Ok(()));
     }
 
     #[test]

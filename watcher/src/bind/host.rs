@@ -8,7 +8,7 @@ use std::time::Duration;
 use latebind_contract::layout::Ids;
 use serde::{Deserialize, Serialize};
 
-use super::{Binder, Class, Container, ContainerState, Failure, Progress, Reason};
+use super::{Binder, Class, Container, ContainerState, Failure, ImageCommand, Progress, Reason};
 use crate::finding::Finding;
 
 /// Where `latebind-host` mounts its socket in the pilot container.
@@ -81,6 +81,9 @@ pub struct Answer {
     /// Whether the image was fetched now.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pulled: Option<bool>,
+    /// What the image runs by itself; absent where that is larger than any that is used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub command: Option<ImageCommand>,
     /// What the container does.
     #[serde(flatten)]
     pub state: Option<State>,
@@ -156,6 +159,16 @@ impl Binder for Host {
 
     fn image_id(&self, image: &str) -> Result<String, Failure> {
         Ok(self.ask(Verb::Image, None, Some(image))?.image_id.unwrap_or_default())
+    }
+
+    fn command(&self, container: &Container, _progress: &dyn Progress) -> Result<ImageCommand, Failure> {
+        let Answer { image_id, command, .. } = self.ask(Verb::Image, None, Some(&container.image))?;
+        // Its name may mean another image by now.
+        if image_id.as_ref() != Some(&container.image_id) {
+            let message = format!("{} became another image while the job was being started", container.image);
+            return Err(Failure::retry(Reason::ImageChanged, message));
+        }
+        command.ok_or_else(|| ImageCommand::too_large(&container.image))
     }
 
     fn state(&self, slot: u32) -> Result<ContainerState, Failure> {

@@ -1,5 +1,6 @@
 //! Binding: giving a slot's payload container the image that a job wants, and proving what runs there afterwards.
 
+pub mod command;
 pub mod host;
 pub mod kubernetes;
 pub mod message;
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 use latebind_contract::layout::Ids;
 use serde::{Deserialize, Serialize};
 
+pub use self::command::ImageCommand;
 use crate::finding::Finding;
 use crate::helper;
 pub use crate::reason::{Class, Failure, Reason};
@@ -77,6 +79,14 @@ pub trait Binder: Send + Sync {
     /// The engine's ID of what this name means now: by it, a container of the same content is told from one whose name
     /// means something else by now.
     fn image_id(&self, image: &str) -> Result<String, Failure>;
+
+    /// Whether [`Binder::command`] can say anything: else a job without a program is held before its image is bound.
+    fn says_commands(&self) -> bool {
+        true
+    }
+
+    /// What the image of this container runs by itself.
+    fn command(&self, container: &Container, progress: &dyn Progress) -> Result<ImageCommand, Failure>;
 
     /// What the engine says of the slot's payload container now.
     fn state(&self, slot: u32) -> Result<ContainerState, Failure>;

@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::binds::Bind;
 use super::limits::Limits;
+use crate::bind::ImageCommand;
 use crate::layout::OURS;
 use crate::text::{is_harmless, printable};
 
@@ -33,8 +34,12 @@ pub struct Request {
     pub id: String,
     /// The image to run in.
     pub image: String,
-    /// Program and arguments; no shell in between.
+    /// Program and arguments; no shell in between. Empty: what the image runs by itself, see `args`.
+    #[serde(default)]
     pub argv: Vec<ByteString>,
+    /// Arguments for the image's ENTRYPOINT in place of its CMD; empty: its CMD. Only where `argv` is empty.
+    #[serde(default)]
+    pub args: Vec<ByteString>,
     /// Whose job it is; for `--reuse same-owner`, see [`Request::identity`].
     #[serde(default)]
     pub owner: String,
@@ -154,6 +159,7 @@ impl Request {
             id,
             image: String::new(),
             argv: Vec::new(),
+            args: Vec::new(),
             owner: String::new(),
             submitter: None,
             alone: false,
@@ -209,8 +215,11 @@ impl Request {
                 "the image's name has control or invisible characters, or more than {IMAGE_MAX} bytes"
             ));
         }
-        if self.argv.first().is_none_or(|program| program.as_bytes().is_empty()) {
-            return Err("no program is given: an image's own ENTRYPOINT is not known here, so argv is required".into());
+        if self.argv.first().is_some_and(|program| program.as_bytes().is_empty()) {
+            return Err("argv: its first element, the program, is empty".into());
+        }
+        if !self.argv.is_empty() && !self.args.is_empty() {
+            return Err("argv is the whole command, and args are for the image's ENTRYPOINT: give one of them".into());
         }
         check_times(self.timeout_s, self.grace_s, self.kill_s).map_err(|e| e.to_string())?;
         if let Some(bad) = self.outputs.iter().find(|o| !layout::is_beneath(o)) {
@@ -232,6 +241,29 @@ impl Request {
             }
         }
         self.limits.check()
+    }
+
+    /// Makes the image's own command the job's, with `args` in place of its CMD. Where the program is the image's, so is
+    /// the working directory, unless the job names one or has a client's sandbox. `/` is none: some programs that build
+    /// images write it where nobody has named a directory.
+    ///
+    /// # Errors
+    ///
+    /// Where neither image nor job names a program.
+    pub fn take_command(&mut self, command: ImageCommand) -> Result<(), String> {
+        let ImageCommand { entrypoint, cmd, workdir } = command;
+        let is_images = !entrypoint.is_empty() || self.args.is_empty();
+        let args = std::mem::take(&mut self.args);
+        let args = if args.is_empty() { cmd.into_iter().map(ByteString::from).collect() } else { args };
+        self.argv = entrypoint.into_iter().map(ByteString::from).chain(args).collect();
+        if self.argv.first().is_none_or(|program| program.as_bytes().is_empty()) {
+            let image = printable(&self.image);
+            return Err(format!("no program is given, and {image} has neither ENTRYPOINT nor CMD: name it in argv"));
+        }
+        if is_images && self.cwd.is_none() && self.sandbox.is_none() && workdir.len() > 1 && workdir.starts_with('/') {
+            self.cwd = Some(workdir.into());
+        }
+        Ok(())
     }
 
     /// What a client that is not root may not ask for: the core, which is root, would read and write files for it.
@@ -286,7 +318,7 @@ pub fn is_id(id: &str) -> bool {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
 
-    use super::{Request, is_id, plain_path};
+    use super::{ImageCommand, Request, is_id, plain_path};
 
     fn request(field: &str, value: serde_json::Value) -> Request {
         let mut job = serde_json::json!({"id": "a", "image": "i", "argv": ["x"], "relay": true});
@@ -332,6 +364,52 @@ mod tests {
         for bad in ["", "/etc", "..", "a/../b", "work", "work/x", "io", "a//b", ".trash/x", ".work"] {
             assert!(request("sandbox", bad.into()).check().is_err(), "{bad:?}");
         }
+    }
+
+    /// Command and directory of a job with these `args` in an image with this ENTRYPOINT, CMD and WORKDIR.
+    fn taken(args: &[&str], entrypoint: &[&str], cmd: &[&str], workdir: &str) -> Result<(String, String), String> {
+        let own = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+        let mut job = request("args", serde_json::json!(args));
+        job.argv.clear();
+        job.check()?;
+        job.take_command(ImageCommand::new(own(entrypoint), own(cmd), workdir.into()).unwrap())?;
+        let argv: Vec<_> = job.argv.iter().map(|word| word.lossy().into_owned()).collect();
+        Ok((argv.join(" "), job.cwd.map(|cwd| cwd.lossy().into_owned()).unwrap_or_default()))
+    }
+
+    #[test]
+    fn without_a_program_the_images_own_command_is_run_as_docker_does() {
+        let of = |args: &[&str], entrypoint: &[&str], cmd: &[&str]| taken(args, entrypoint, cmd, "/w");
+        let is = |argv: &str, cwd: &str| Ok((argv.to_owned(), cwd.to_owned()));
+        assert_eq!(of(&[], &["/e", "1"], &["c"]), is("/e 1 c", "/w"));
+        assert_eq!(of(&["a", "b"], &["/e", "1"], &["c"]), is("/e 1 a b", "/w"));
+        assert_eq!(of(&[], &[], &["c", "d"]), is("c d", "/w"));
+        assert_eq!(of(&["a"], &[], &["c", "d"]), is("a", ""), "the program is the job's, so is the directory");
+        assert_eq!(of(&["a"], &[""], &["c"]), is("a", ""));
+        for none in ["", "/"] {
+            assert_eq!(taken(&[], &["/e"], &[], none), is("/e", ""));
+        }
+        for (entrypoint, cmd) in [(&[][..], &[][..]), (&[], &[""]), (&[""], &[])] {
+            assert!(of(&[], entrypoint, cmd).is_err_and(|e| e.contains("neither ENTRYPOINT nor CMD")));
+        }
+    }
+
+    #[test]
+    fn a_jobs_own_directory_goes_before_the_images() {
+        let command = || ImageCommand::new(vec!["/e".into()], Vec::new(), "/w".into()).unwrap();
+        for (field, value) in [("cwd", "."), ("sandbox", "execute/dir_1")] {
+            let mut job = request(field, value.into());
+            job.argv.clear();
+            let before = job.cwd.clone();
+            job.take_command(command()).unwrap();
+            assert_eq!(job.cwd, before, "{field}");
+        }
+    }
+
+    #[test]
+    fn a_whole_command_has_no_further_arguments() {
+        assert!(request("args", serde_json::json!(["x"])).check().is_err_and(|e| e.contains("give one of them")));
+        assert!(request("argv", serde_json::json!([""])).check().is_err_and(|e| e.contains("is empty")));
     }
 
     #[test]

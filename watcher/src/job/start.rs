@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use latebind_contract::bytes::ByteString;
 use latebind_contract::encoding::{Bytes32, Key, sha256_hex};
 use latebind_contract::layout::{
-    ACCOUNT, ENV_FILE_MAX, ENV_FILES_BYTES_MAX, ENV_PREFIX, STARTUP, STARTUP_MAX, STREAMS,
+    self, ACCOUNT, ENV_FILE_MAX, ENV_FILES_BYTES_MAX, ENV_PREFIX, STARTUP, STARTUP_MAX, STREAMS,
 };
 use latebind_contract::startup::{EnvFile, EnvMode, Object, Startup, Stream, is_home};
 use latebind_contract::words::{self, About};
@@ -51,6 +51,15 @@ fn stream(n: usize, routes: &Routes) -> Option<Stream> {
     }
 }
 
+/// A job's directory, which may be written `.` or `./x`: its own, or beneath.
+fn absolute(cwd: &ByteString, own: &str) -> ByteString {
+    match cwd.as_bytes() {
+        b"." => own.into(),
+        [b'.', b'/', beneath @ ..] => [own.as_bytes(), b"/", beneath].concat().into(),
+        _ => cwd.clone(),
+    }
+}
+
 /// Makes the startup file for one start, with a fresh key and nonce.
 pub fn prepare(slot: &Slot, bound: &Bound, request: &Request, routes: &Routes) -> Result<Prepared, Failure> {
     let random = |e: io::Error| Failure::retry(Reason::EngineError, format!("no random numbers: {e}"));
@@ -68,6 +77,8 @@ pub fn prepare(slot: &Slot, bound: &Bound, request: &Request, routes: &Routes) -
     }
     let home = env.get("HOME").map(|home| home.lossy().into_owned()).filter(|home| is_home(home));
     let env_files = request.env_files.iter().enumerate();
+    let own_dir = sandbox.clone().unwrap_or_else(|| format!("{}/{}", slot.data.path(), layout::WORK));
+    let cwd = request.cwd.as_ref().map(|cwd| absolute(cwd, &own_dir));
     let startup = Startup {
         version: latebind_contract::VERSION,
         job: request.id.clone(),
@@ -75,7 +86,7 @@ pub fn prepare(slot: &Slot, bound: &Bound, request: &Request, routes: &Routes) -
         key: key.clone(),
         incarnation: bound.incarnation.clone(),
         argv: request.argv.clone(),
-        cwd: request.cwd.clone().or(sandbox.map(ByteString::from)),
+        cwd: cwd.or(sandbox.map(ByteString::from)),
         env_mode: request.env_mode,
         env_files: env_files.map(|(n, f)| EnvFile { name: format!("{ENV_PREFIX}{n}"), format: f.format }).collect(),
         env: Object(env.into_iter().collect()),

@@ -16,7 +16,10 @@ use crate::job::{EnvSource, Request, plain_path, ten, unique_names, yes};
 #[serde(deny_unknown_fields)]
 pub struct JobFile {
     image: String,
+    #[serde(default)]
     argv: Vec<ByteString>,
+    #[serde(default)]
+    args: Vec<ByteString>,
     #[serde(default)]
     owner: String,
     #[serde(default, deserialize_with = "unique_names")]
@@ -76,6 +79,7 @@ impl JobFile {
         Ok(Request {
             image: self.image,
             argv: self.argv,
+            args: self.args,
             owner: self.owner,
             env: self.env,
             env_mode: self.env_mode,

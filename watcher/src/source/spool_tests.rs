@@ -239,7 +239,7 @@ fn bad_job_files_say_why() {
     let long = format!(r#"{{"image":"i","argv":["x","{}"]}}"#, "x".repeat((1 << 20) - 29));
     for (name, text, why) in [
         ("a", "{", "EOF"),
-        ("b", r#"{"image":"i"}"#, "argv"),
+        ("b", r#"{"argv":["x"]}"#, "image"),
         ("c", r#"{"image":"i","argv":[],"imgae":1}"#, "imgae"),
         ("d", r#"{"image":"i","argv":["x"],"stdin":"../x"}"#, "beside"),
         ("e", &long, "the request has"),

@@ -25,7 +25,7 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 pub enum Verb {
-    /// Run one job: watcher run IMAGE CMD ARGS. Exit code: the job's, 128+n for a signal, 124 timed out, 125 our
+    /// Run one job: watcher run IMAGE [CMD ARGS]. Exit code: the job's, 128+n for a signal, 124 timed out, 125 our
     /// failure, 126 not executable, 127 not found.
     Run(Box<RunArgs>),
     /// Serve jobs from a spool directory, as many at once as there are slots.
@@ -335,8 +335,14 @@ pub struct RunArgs {
     /// Say what goes on.
     #[arg(long)]
     pub verbose: bool,
-    /// The image, then program and arguments, with or without `--` before them; options come before the image. An
-    /// image's ENTRYPOINT is not known here.
+    /// The command is arguments of the image's ENTRYPOINT, in place of its CMD, as docker always has it.
+    #[arg(long, conflicts_with = "entrypoint")]
+    pub args: bool,
+    /// Run this program, with the command as its arguments; empty: the command as it is.
+    #[arg(long, value_name = "PROGRAM")]
+    pub entrypoint: Option<OsString>,
+    /// The image, then program and arguments, with or without `--` before them; without, what the image runs by itself:
+    /// its ENTRYPOINT and CMD. Options come before the image.
     #[arg(required = true, trailing_var_arg = true, value_names = ["IMAGE", "CMD"])]
     pub words: Vec<OsString>,
 }

@@ -305,9 +305,22 @@ fn request_of(args: &RunArgs) -> io::Result<Request> {
     let mut request: Request = serde_json::from_value(serde_json::json!({
         "id": args.name.clone().unwrap_or_else(|| format!("run-{}", hex(&random))),
         "image": image,
-        "argv": argv,
     }))
     .map_err(io::Error::other)?;
+    let program = args.entrypoint.iter().filter(|program| !program.is_empty());
+    let words: Vec<ByteString> = program.map(|program| program.as_bytes().into()).chain(argv).collect();
+    match (&args.entrypoint, words.is_empty()) {
+        (Some(_), true) => {
+            return Err(io::Error::other(
+                "--entrypoint \"\" leaves the image's own out: give a command after the image",
+            ));
+        }
+        (None, true) if args.args => {
+            return Err(io::Error::other("--args: give the arguments for the image's ENTRYPOINT after the image"));
+        }
+        _ if args.args => request.args = words,
+        _ => request.argv = words,
+    }
     let encoded = args.env_base64.iter().map(|given| encoded_variable(given));
     request.env = args.env.iter().map(|given| variable(given)).chain(encoded).collect::<io::Result<_>>()?;
     request.rlimits = Object(args.ulimit.clone());

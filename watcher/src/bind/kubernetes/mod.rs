@@ -29,7 +29,7 @@ use self::memory::Memory;
 use self::pod::Pod;
 use self::view::Payload;
 use self::watching::{Expected, Patched};
-use super::{Binder, Class, Container, ContainerState, Failure, Progress, Reason};
+use super::{Binder, Class, Container, ContainerState, Failure, ImageCommand, Progress, Reason};
 use crate::finding::Finding;
 use crate::reference::{Reference, of_image_id};
 use crate::text::one_line;
@@ -416,6 +416,14 @@ impl Binder for Kubernetes {
                 format!("no container of {image} has run yet, so its content is not known"),
             )
         })
+    }
+
+    fn says_commands(&self) -> bool {
+        false
+    }
+
+    fn command(&self, container: &Container, _progress: &dyn Progress) -> Result<ImageCommand, Failure> {
+        Err(ImageCommand::unknown(&container.image))
     }
 
     fn state(&self, slot: u32) -> Result<ContainerState, Failure> {

@@ -246,6 +246,16 @@ impl Life<'_> {
         self.glue = Some(glue);
     }
 
+    /// A job without a program runs what its image runs by itself.
+    fn take_image_command(&mut self) -> Result<(), Failure> {
+        if !self.state.request.argv.is_empty() {
+            return Ok(());
+        }
+        let following = Following { context: self.context, state: self.state, pulling_since: Cell::new(None) };
+        let command = self.context.binder.command(&self.bound()?.container, &following)?;
+        self.state.request.take_command(command).map_err(|e| Failure::hold(Reason::InvalidJob, e))
+    }
+
     /// Hands the job over exactly once. When an earlier watcher was interrupted here, either the startup file is still
     /// there, or glue's status names its nonce, or it was never put.
     pub(super) fn start(&mut self) -> Result<Phase, Failure> {
@@ -264,6 +274,7 @@ impl Life<'_> {
         if self.glue.is_none() {
             self.pin_glue()?;
         }
+        self.take_image_command()?;
         let streams = self.streams.take();
         let owner = streams.as_ref().and_then(|s| s.owner.clone());
         let routes = match streams {

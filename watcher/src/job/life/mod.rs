@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::bind::{Binder, Failure, Reason};
+use crate::bind::{Binder, Failure, ImageCommand, Reason};
 use crate::clean;
 use crate::job::binds;
 use crate::job::cgroup::Group;
@@ -244,6 +244,9 @@ impl Life<'_> {
     fn stage(&mut self) -> Result<Phase, Failure> {
         self.refuse_cancelled()?;
         self.state.request.check().map_err(|e| Failure::hold(Reason::InvalidJob, e))?;
+        if self.state.request.argv.is_empty() && !self.context.binder.says_commands() {
+            return Err(ImageCommand::unknown(&self.state.request.image));
+        }
         let data = Path::new(self.context.slot.data.path());
         let (request, has) = (&mut self.state.request, &self.context.settings.payload_has);
         binds::resolve(std::mem::take(&mut request.binds), &mut request.links, data, has)
