@@ -41,8 +41,8 @@ for purpose; do
     demo) add 5 openssl procps ;;
     test)
         add 20 gcc libc6-dev bash dash util-linux procps openssl shellcheck strace
-        # The tests start a daemon of their own.
-        add 15 docker.io
+        # The tests start a daemon and a registry of their own.
+        add 15 docker.io docker-registry
         # rustup's toolchain has its own components; a step that lacks one names it.
         case $(dev_cargo) in
         '' | /usr/bin/cargo) add 30 rustc-web cargo-web rustfmt-web rust-web-clippy ;;

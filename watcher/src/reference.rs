@@ -194,7 +194,8 @@ fn is_tag(tag: &str) -> bool {
     (1..=128).contains(&tag.len()) && tag.bytes().all(inner) && !tag.starts_with(['.', '-'])
 }
 
-fn is_digest(digest: &str) -> bool {
+/// Whether this is `sha256:` and 64 lower-case hexadecimal digits.
+pub fn is_digest(digest: &str) -> bool {
     let hex = |b: u8| matches!(b, b'0'..=b'9' | b'a'..=b'f');
     digest.strip_prefix("sha256:").is_some_and(|d| d.len() == 64 && d.bytes().all(hex))
 }

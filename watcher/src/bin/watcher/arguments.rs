@@ -154,6 +154,19 @@ pub struct CoreArgs {
     /// A proxy to the API server; HTTPS_PROXY and its like are not looked at.
     #[arg(long, value_name = "URL", env = "LATEBIND_API_PROXY")]
     pub api_proxy: Option<http::Uri>,
+    /// Ask an image's registry what the image runs by itself, for jobs without a program (kubernetes binder).
+    #[arg(long, env = "LATEBIND_ASK_REGISTRY")]
+    pub ask_registry: bool,
+    /// The pull secret for that, as it is mounted: its .dockerconfigjson.
+    #[arg(long, value_name = "FILE", env = "LATEBIND_PULL_SECRET", requires = "ask_registry")]
+    pub pull_secret: Option<PathBuf>,
+    /// Certificates of registries, PEM, in place of those of this container.
+    #[arg(long, value_name = "FILE", env = "LATEBIND_REGISTRY_CA", requires = "ask_registry")]
+    pub registry_ca: Option<PathBuf>,
+    /// A registry that is asked by plain HTTP; may be repeated.
+    #[arg(long = "plain-http-registry", value_name = "HOST[:PORT]", value_delimiter = ',')]
+    #[arg(env = "LATEBIND_PLAIN_HTTP_REGISTRY", requires = "ask_registry")]
+    pub plain_http: Vec<String>,
     /// How long the node may take to fetch an image, seconds (kubernetes binder).
     #[arg(long, value_name = "SECONDS", default_value_t = 1800.0)]
     pub pull_timeout: f64,

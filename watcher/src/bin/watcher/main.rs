@@ -125,6 +125,11 @@ fn binder(args: &CoreArgs) -> io::Result<Arc<dyn Binder>> {
         uid: given(&args.pod_uid),
         proxy: args.api_proxy.clone(),
         pull_timeout: seconds(args.pull_timeout)?,
+        registries: args.ask_registry.then(|| kubernetes::registry::Options {
+            pull_secret: args.pull_secret.clone(),
+            plain_http: args.plain_http.clone(),
+            ca: args.registry_ca.clone(),
+        }),
         end_needs: END_NEEDS,
     })?))
 }

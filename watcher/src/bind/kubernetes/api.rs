@@ -56,7 +56,8 @@ fn said(status: &Status) -> String {
     format!("{} ({})", one_line(&status.message), code.trim_end())
 }
 
-fn text(e: &kube::Error) -> String {
+/// An error with its causes, as one line.
+pub fn text(e: &kube::Error) -> String {
     match e {
         kube::Error::Api(status) => said(status),
         // The layers below tell the cause.

@@ -11,6 +11,7 @@ mod mark;
 mod memory;
 mod pod;
 mod quantity;
+pub mod registry;
 pub mod view;
 mod waiting;
 mod watching;
@@ -27,6 +28,7 @@ use tokio::runtime::Runtime;
 use self::api::Own;
 use self::memory::Memory;
 use self::pod::Pod;
+use self::registry::Registries;
 use self::view::Payload;
 use self::watching::{Expected, Patched};
 use super::{Binder, Class, Container, ContainerState, Failure, ImageCommand, Progress, Reason};
@@ -57,6 +59,8 @@ pub struct Options {
     pub proxy: Option<http::Uri>,
     /// How long a new container may take after the old one has gone.
     pub pull_timeout: Duration,
+    /// How registries are asked what an image runs by itself; `None`: they are not.
+    pub registries: Option<registry::Options>,
     /// Seconds that a job may need for its end when the pod is deleted; `check` compares them with the grace period.
     pub end_needs: f64,
 }
@@ -66,6 +70,7 @@ pub struct Kubernetes {
     options: Options,
     own: Own,
     runtime: Runtime,
+    registries: Option<Registries>,
     memory: Mutex<Memory>,
     asked: Mutex<Option<Instant>>,
     /// Held while the pod is being marked. A mark is a version of the pod, so a bind that has read the one before would
@@ -86,6 +91,7 @@ impl Kubernetes {
         };
         let own = own.map_err(std::io::Error::other)?;
         Ok(Self {
+            registries: options.registries.clone().map(Registries::new),
             options,
             own,
             runtime,
@@ -419,11 +425,17 @@ impl Binder for Kubernetes {
     }
 
     fn says_commands(&self) -> bool {
-        false
+        self.registries.is_some()
     }
 
-    fn command(&self, container: &Container, _progress: &dyn Progress) -> Result<ImageCommand, Failure> {
-        Err(ImageCommand::unknown(&container.image))
+    fn command(&self, container: &Container, progress: &dyn Progress) -> Result<ImageCommand, Failure> {
+        let Some(registries) = &self.registries else { return Err(ImageCommand::unknown(&container.image)) };
+        let asked = pin!(registries.command(&container.image, &container.image_id));
+        let unwanted = pin!(until_unwanted(progress));
+        match self.runtime.block_on(select(asked, unwanted)) {
+            Either::Left((command, _)) => command,
+            Either::Right((why, _)) => Err(Failure::not_started(&why)),
+        }
     }
 
     fn state(&self, slot: u32) -> Result<ContainerState, Failure> {
