@@ -237,6 +237,7 @@ pub struct Options {
     host: Vec<String>,
     pilot: Vec<String>,
     spool: Option<PathBuf>,
+    source: Option<Vec<String>>,
     env: Vec<(&'static str, String)>,
 }
 
@@ -270,6 +271,12 @@ impl Options {
         self
     }
 
+    /// Where jobs come from, in place of the spool; `/spool` is then any directory that pilot and test share.
+    pub fn source(mut self, arguments: &[&str]) -> Self {
+        self.source = Some(arguments.iter().map(|a| (*a).to_owned()).collect());
+        self
+    }
+
     /// A spool that the test owns, instead of one for this pod alone.
     pub fn spool(mut self, spool: &Path) -> Self {
         self.spool = Some(spool.to_owned());
@@ -284,7 +291,8 @@ impl Options {
         let name = unique("t");
         let log = scratch.path().join("log");
         let mut command = host(&["pod", "--name", &name, "--slots", &self.slots.to_string(), "--spool"]);
-        command.arg(&spool).args(&self.host).args(["--", "pilot", "--spool", "/spool"]).args(&self.pilot);
+        let source = self.source.unwrap_or_else(|| vec!["--spool".into(), "/spool".into()]);
+        command.arg(&spool).args(&self.host).args(["--", "pilot"]).args(source).args(&self.pilot);
         let to = File::create(&log).unwrap();
         let child = command
             .envs(self.env)

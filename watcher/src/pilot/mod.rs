@@ -3,6 +3,7 @@
 //! No single job stops a slot: what cannot be brought to its end now is tried again later, beside the other jobs, and
 //! is set aside in the end. While that happens because there is no room, nothing further is claimed.
 
+mod feed;
 mod gate;
 
 use std::collections::BTreeSet;
@@ -21,6 +22,9 @@ use crate::source::spool::{Spool, has_room};
 use crate::source::{Claimed, Queue};
 use crate::stop::Stop;
 
+pub use self::feed::Remote;
+
+use self::feed::Feed;
 use self::gate::Gate;
 
 /// How often the spool is looked at while there is nothing to do.
@@ -47,6 +51,8 @@ const TRIES_MAX: u32 = 8;
 pub struct Loop {
     /// The spool.
     pub spool: PathBuf,
+    /// Where jobs come from, if nobody puts them into the spool, which is then the pilot's own.
+    pub remote: Option<Remote>,
     /// How images are bound: while that is not possible, no job is claimed that could only fail.
     pub binder: Arc<dyn Binder>,
     /// The core, which runs the jobs.
@@ -107,6 +113,8 @@ enum Event {
     LeavesSlot,
     /// The thread ends.
     Ended(Box<Ended>),
+    /// The source has answered.
+    Fetched,
 }
 
 /// What came of a job's thread.
@@ -138,6 +146,7 @@ struct Pilot<'a> {
     queue: Queue,
     gate: Gate,
     postponed: Vec<Postponed>,
+    feed: Option<Feed>,
     /// Whether there was room when it was last looked for.
     room: Option<(Instant, bool)>,
     /// Why the spool could not be read, the last time.
@@ -166,6 +175,9 @@ pub fn run(settings: &Loop, stop: &Stop) -> io::Result<usize> {
     stop.then(move || {
         let _ = requested.send(Event::Stop);
     });
+    let wake = tell.clone();
+    let wake = move || drop(wake.send(Event::Fetched));
+    let feed = settings.remote.as_ref().map(|remote| Feed::start(remote, &settings.private, &spool, wake));
     let now = |claimed| Postponed { claimed, tries: 0, due: Instant::now() };
     let mut pilot = Pilot {
         settings,
@@ -174,6 +186,7 @@ pub fn run(settings: &Loop, stop: &Stop) -> io::Result<usize> {
         spool,
         gate: Gate::new(settings.binder.clone(), settings.private.clone(), settings.slots),
         postponed: unfinished.into_iter().map(now).collect(),
+        feed: feed.transpose()?,
         room: None,
         said: String::new(),
         busy: 0,
@@ -201,7 +214,9 @@ impl Pilot<'_> {
                 self.start(next);
                 continue;
             }
-            if is_full || self.threads > 0 || !self.postponed.is_empty() || !self.queue.is_empty().unwrap_or(false) {
+            let feed_is_idle = self.feed.as_mut().is_none_or(Feed::is_idle);
+            let waits = || !self.postponed.is_empty() || !self.queue.is_empty().unwrap_or(false);
+            if is_full || self.threads > 0 || !feed_is_idle || waits() {
                 idle_since = Instant::now();
             }
             if self.settings.idle_exit.is_some_and(|limit| idle_since.elapsed() >= limit) {
@@ -214,7 +229,24 @@ impl Pilot<'_> {
         while self.threads > 0 {
             self.wait(WAIT_TURN);
         }
+        self.give_back();
         Ok(())
+    }
+
+    /// Nobody else serves the spool of a pilot with a source: the jobs in it are given back.
+    fn give_back(&mut self) {
+        let Some(mut feed) = self.feed.take() else { return };
+        feed.end_fetching();
+        while let Ok(Some(mut claimed)) = self.queue.claim() {
+            let lost = Failure::retry(Reason::Cancelled, format!("{STOPPED}, before the job was begun"));
+            let delivered = claimed
+                .prepare()
+                .and_then(|()| self.spool.deliver(&claimed, &claimed.refusal(&lost), self.settings.max_attempts));
+            if let Err(e) = delivered {
+                tracing::error!(job = %claimed.name, "not given back: {e}");
+            }
+        }
+        feed.end_reporting();
     }
 
     /// A postponed job whose time has come. One that the core has begun comes first, and needs no free slot: it has
@@ -246,6 +278,13 @@ impl Pilot<'_> {
             && let Some(claimed) = self.queue.undelivered()
         {
             self.postponed.push(Postponed::after(claimed, 1));
+        }
+        if claimed.is_none()
+            && let Some(feed) = &mut self.feed
+        {
+            // A job that waits for its next attempt keeps a slot's place: else a source could be emptied into retry/.
+            let taken = self.busy + self.postponed.len();
+            feed.want(taken.saturating_add(self.spool.waiting(self.settings.slots)), self.settings.slots);
         }
         Ok(claimed.map(|claimed| Postponed { claimed, tries: 0, due: Instant::now() }))
     }
@@ -292,7 +331,7 @@ impl Pilot<'_> {
     /// Waits until a job leaves its slot or its thread ends, at most so long.
     fn wait(&mut self, limit: Duration) {
         let Ended { claimed, tries, left_slot, result } = match self.events.recv_timeout(limit) {
-            Err(_) | Ok(Event::Stop) => return,
+            Err(_) | Ok(Event::Stop | Event::Fetched) => return,
             Ok(Event::LeavesSlot) => {
                 self.busy -= 1;
                 return;
@@ -303,7 +342,10 @@ impl Pilot<'_> {
         self.under_way.remove(&claimed.core_name());
         self.busy -= usize::from(!left_slot);
         match result {
-            Ok(()) => self.over += 1,
+            Ok(()) => {
+                self.over += 1;
+                self.feed.iter().for_each(Feed::delivered);
+            }
             Err(e) if !claimed.is_here() => {
                 tracing::error!(job = %claimed.name, "its directory is gone, so it has no result: {}", e.why);
                 self.over += 1;
@@ -312,6 +354,9 @@ impl Pilot<'_> {
                 tracing::error!(job = %claimed.name, tries, "not delivered yet: {}", e.why);
                 let postponed =
                     if tries >= TRIES_MAX && self.has_room() { self.set_aside(claimed, e) } else { Some(claimed) };
+                if postponed.is_none() {
+                    self.feed.iter().for_each(Feed::delivered);
+                }
                 self.postponed.extend(postponed.map(|claimed| Postponed::after(claimed, tries)));
             }
         }

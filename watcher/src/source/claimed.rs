@@ -29,7 +29,7 @@ use crate::text::json_for_people;
 use crate::tree;
 
 /// Largest `job.json`.
-const JOB_FILE_MAX: u64 = 1 << 20;
+pub(crate) const JOB_FILE_MAX: u64 = 1 << 20;
 /// Largest `claim.json` that is read.
 const CLAIM_MAX: u64 = 64 << 10;
 /// Most attempts whose results are looked for where `claim.json` is unreadable.
@@ -275,6 +275,9 @@ impl Claimed {
         let text =
             tree::open_file(&self.dir.join(JOB)).and_then(|file| read_bounded(file, JOB_FILE_MAX)).map_err(at)?;
         let job: JobFile = serde_json::from_slice(&text).map_err(|e| at(e.into()))?;
+        if let Some(other) = job.name().filter(|name| *name != self.name) {
+            return Err(format!("job.json: the name {other:?} is not that of the job, {:?}", self.name));
+        }
         let mut request = job.request(self.base(), &self.dir.join(SUBMITTED))?;
         // A directory in which others could write is nobody's alone. Root puts jobs for many: it has to say whose one
         // is.

@@ -15,6 +15,9 @@ use crate::job::{EnvSource, Request, plain_path, ten, unique_names, yes};
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JobFile {
+    /// The job's name, for sources that have no other place for it.
+    #[serde(default)]
+    name: Option<String>,
     image: String,
     #[serde(default)]
     argv: Vec<ByteString>,
@@ -64,6 +67,11 @@ struct EnvName {
 }
 
 impl JobFile {
+    /// The name that the file gives the job, if it does.
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
     /// The job as the core takes it: `base` with what this file says. Files are those of `submitted`, the user's own
     /// directory.
     pub fn request(self, base: Request, submitted: &Path) -> Result<Request, String> {

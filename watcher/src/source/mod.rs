@@ -5,7 +5,9 @@ mod job_file;
 mod listing;
 mod own_dir;
 mod queue;
+pub mod remote;
 pub mod spool;
 
 pub use claimed::Claimed;
+pub(crate) use claimed::JOB_FILE_MAX;
 pub use queue::Queue;

@@ -114,6 +114,18 @@ impl Spool {
         self.claimed.join(name)
     }
 
+    /// Whether a job of this name is anywhere that a pilot which serves the spool alone could have it.
+    pub fn has(&self, name: &str) -> bool {
+        let places = ["new", "retry", "done", "held"].map(|place| self.root.join(place));
+        places.iter().chain([&self.claimed]).any(|place| place.join(name).symlink_metadata().is_ok())
+    }
+
+    /// How many jobs wait to be claimed, now or later, counted up to `most`.
+    pub fn waiting(&self, most: usize) -> usize {
+        let entries = [self.new_dir(), self.retry_dir()].into_iter().filter_map(|dir| fs::read_dir(dir).ok());
+        entries.flatten().take(most).count()
+    }
+
     /// What this pilot, in an earlier life, has claimed and not brought to an end.
     pub fn unfinished(&self) -> io::Result<Vec<Claimed>> {
         let mut unfinished = Vec::new();

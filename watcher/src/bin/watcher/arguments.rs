@@ -265,9 +265,10 @@ pub enum Idle {
 pub struct PilotArgs {
     #[command(flatten)]
     pub core: CoreArgs,
-    /// The spool.
-    #[arg(long, value_name = "DIR")]
-    pub spool: PathBuf,
+    #[command(flatten)]
+    pub from: From,
+    #[command(flatten)]
+    pub source: SourceArgs,
     /// Name to claim jobs under; kept in the private volume where none is given.
     #[arg(long)]
     pub name: Option<String>,
@@ -277,6 +278,38 @@ pub struct PilotArgs {
     /// End once nothing waited for this long, seconds.
     #[arg(long, value_name = "SECONDS")]
     pub idle_exit: Option<f64>,
+}
+
+/// Where jobs come from: one of these.
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+pub struct From {
+    /// The spool.
+    #[arg(long, value_name = "DIR")]
+    pub spool: Option<PathBuf>,
+    /// A line of shell that prints a job (job.json with a name) whenever a slot is free. Exit code: 0 a job, 1 none
+    /// now, others an error.
+    #[arg(long, value_name = "CMD", requires = "report")]
+    pub fetch: Option<String>,
+}
+
+/// What belongs to jobs from elsewhere (docs/sources.md).
+#[derive(Args)]
+#[command(next_help_heading = "Jobs from elsewhere")]
+pub struct SourceArgs {
+    /// A line of shell that takes what came of a job: $1 is the directory of its result, $2 its name, $3 its class. It
+    /// is run again until it ends with 0.
+    #[arg(long, value_name = "CMD", requires = "fetch")]
+    pub report: Option<String>,
+    /// How long fetching a job may take, seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60.0)]
+    pub fetch_within: f64,
+    /// How long reporting one may take, seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 600.0)]
+    pub report_within: f64,
+    /// Longest wait before a source that had no job is asked again, seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60.0)]
+    pub fetch_wait: f64,
 }
 
 #[derive(Args)]

@@ -24,6 +24,8 @@ use watcher::job::life::Settings;
 use watcher::job::{EnvSource, Request, plain_path};
 use watcher::serve::{self, Core, Parts, Running, clients, protocol, server};
 use watcher::slot::Slot;
+use watcher::source::remote::Places;
+use watcher::source::remote::command::Commands;
 use watcher::stop::Stop;
 use watcher::views::{self, metrics, results, timeline, top};
 use watcher::{check, docker_options, finding, helper, keys, pilot, run, text};
@@ -52,7 +54,7 @@ fn main() -> ExitCode {
     start_log(level);
     let result = match cli.verb {
         Verb::Run(args) => run_one(&args),
-        Verb::Pilot(args) => serve_spool(&args),
+        Verb::Pilot(args) => serve_jobs(&args),
         Verb::Serve(args) => serve_clients(&args),
         Verb::Check(args) => check_pod(&args),
         Verb::Finish(args) => binder(&args).map(|binder| {
@@ -186,12 +188,28 @@ fn start_core(args: &CoreArgs, binder: &Arc<dyn Binder>, for_one_job: bool) -> i
     Ok(running)
 }
 
-fn serve_spool(args: &PilotArgs) -> io::Result<ExitCode> {
+/// What is fetched from elsewhere, if that is where jobs come from.
+fn remote(args: &PilotArgs) -> io::Result<Option<pilot::Remote>> {
+    let (Some(fetch), Some(report)) = (&args.from.fetch, &args.source.report) else { return Ok(None) };
+    let source = Arc::new(Commands {
+        fetch: fetch.clone(),
+        report: report.clone(),
+        fetch_within: seconds(args.source.fetch_within)?,
+        report_within: seconds(args.source.report_within)?,
+    });
+    Ok(Some(pilot::Remote { source, wait_most: seconds(args.source.fetch_wait)? }))
+}
+
+fn serve_jobs(args: &PilotArgs) -> io::Result<ExitCode> {
+    let remote = remote(args)?;
+    let own_spool = || Places::new(&args.core.private.private).spool();
+    let spool = args.from.spool.clone().unwrap_or_else(own_spool);
     let stop = Stop::on_signals()?;
     let binder = binder(&args.core)?;
     let running = start_core(&args.core, &binder, false)?;
     let settings = pilot::Loop {
-        spool: args.spool.clone(),
+        spool,
+        remote,
         binder: binder.clone(),
         core: running.core(),
         private: args.core.private.private.clone(),
