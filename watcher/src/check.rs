@@ -106,7 +106,7 @@ fn of_slot(number: u32) -> Vec<Finding> {
             None => Finding::warning(
                 &what("mounts"),
                 "no glue runs here now",
-                "see the payload container's log; the next bind starts it again",
+                "the line about its container says how it ended; the next bind starts it again",
             ),
         },
     );

@@ -22,6 +22,10 @@ fn images_that_declare_volumes_over_ours_are_harmless() {
         let outcome = pod.job(name, &json!({"image": image, "argv": ["/bin/sh", "-c", "true"]}));
         outcome.is("hold", "ContainerCannotRun");
         assert!(!outcome.report.verified);
+        // What glue said is in the message, not only in a log.
+        let message = &outcome.report.message;
+        let said = message.split_once("exit code 3 before its glue was ready; it said: ").map(|(_, said)| said);
+        assert!(said.is_some_and(|said| said.contains("/shared")), "{message}");
     }
     no_trace_of_a_foreign_glue(&pod);
     pod.job("next", &probe(&["hello"])).is_good();

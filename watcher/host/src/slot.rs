@@ -9,18 +9,21 @@ use crate::main_process::MainProcess;
 use latebind_contract::layout::Ids;
 use serde::Deserialize;
 use std::fs;
-use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 use watcher::bind::host::State;
 use watcher::bind::{Failure, Reason};
+use watcher::text;
 
 /// Any long time: the wait for the end of a main process starts again after it.
 const WATCH_TURN: Duration = Duration::from_secs(3600);
 /// How long the engine may take to notice that a main process has ended.
 const NOTICE_LIMIT: Duration = Duration::from_secs(3);
 
-/// Most characters of one line of a container's log in a message.
+/// Most lines of a container's log in a message.
+const SAID_LINES: usize = 5;
+/// Most characters of one of them.
 const SAID_MAX: usize = 500;
 
 /// One slot of a pod.
@@ -50,8 +53,8 @@ struct Payload {
     /// What the control group said when the main process had ended. Podman hears of a kill for memory only where it hit
     /// the main process, and where its monitor understands the hierarchy.
     oom_killed: OnceLock<bool>,
-    /// That its end was noted in our log.
-    noted: Once,
+    /// The end of its log, once it has ended.
+    last_words: OnceLock<String>,
 }
 
 impl Payload {
@@ -239,7 +242,7 @@ impl Slot {
             role,
             main,
             oom_killed: OnceLock::new(),
-            noted: Once::new(),
+            last_words: OnceLock::new(),
         });
         payload.watch();
         *locked(&self.current) = Some(payload);
@@ -264,7 +267,7 @@ impl Slot {
         let gone = payload.main.as_ref().is_none_or(ended);
         let image = payload.image.clone();
         if !gone {
-            let state = State { status: "running".into(), exit_code: None, oom_killed: payload.oom_killed() };
+            let state = State { status: "running".into(), oom_killed: payload.oom_killed(), ..State::default() };
             return Ok((payload.id.clone(), image, state));
         }
         let since = Instant::now();
@@ -279,15 +282,15 @@ impl Slot {
         };
         let Some(said) = said else { return Ok((String::new(), image, missing)) };
         let (exit_code, oom_killed) = (said.exit_code, said.oom_killed || payload.oom_killed());
-        if !said.running {
-            payload.noted.call_once(|| {
-                let said = glue_said(engine, &shape.spec(payload.role, "", &[]));
-                tracing::warn!(slot = self.number, image, exit_code, "the payload container ended{said}");
-            });
-        }
+        let last_words = || {
+            let last = last_lines(engine, &shape.spec(payload.role, "", &[]));
+            tracing::warn!(slot = self.number, image, exit_code, "the payload container ended; it said: {last}");
+            last
+        };
+        let last = if said.running { String::new() } else { payload.last_words.get_or_init(last_words).clone() };
         let status = if said.running { "running" } else { "exited" }.to_owned();
         let exit_code = (!said.running).then(|| exit_code.into());
-        Ok((payload.id.clone(), image, State { status, exit_code, oom_killed }))
+        Ok((payload.id.clone(), image, State { status, exit_code, oom_killed, said: last }))
     }
 }
 
@@ -311,10 +314,16 @@ fn remove(engine: &dyn Engine, name: &str) {
 
 /// The end of a container's log, for a message.
 pub fn glue_said(engine: &dyn Engine, spec: &Spec) -> String {
+    let last = last_lines(engine, spec);
+    if last.is_empty() { String::new() } else { format!("; it said: {last}") }
+}
+
+/// The last lines of a container's log, joined. It may be a foreign program's.
+fn last_lines(engine: &dyn Engine, spec: &Spec) -> String {
     let lines = engine.log(spec);
-    let last = lines.get(lines.len().saturating_sub(5)..).unwrap_or_default();
-    let last: Vec<String> = last.iter().map(|line| message_of(line).chars().take(SAID_MAX).collect()).collect();
-    if last.is_empty() { String::new() } else { format!("; it said: {}", last.join(" | ")) }
+    let last = lines.get(lines.len().saturating_sub(SAID_LINES)..).unwrap_or_default();
+    let last: Vec<String> = last.iter().map(|line| text::shown(&message_of(line), SAID_MAX)).collect();
+    last.join(" | ")
 }
 
 /// The words of a line in glue's form; another program's line as it is.

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Binder, Class, Container, ContainerState, Failure, ImageCommand, Progress, Reason};
 use crate::finding::Finding;
+use crate::text::one_line;
 
 /// Where `latebind-host` mounts its socket in the pilot container.
 pub const SOCKET: &str = "/run/latebind-host/bind.sock";
@@ -116,6 +117,9 @@ pub struct State {
     pub exit_code: Option<i64>,
     /// Whether the kernel ended anything in it for memory.
     pub oom_killed: bool,
+    /// The end of its log, where it has ended: at most five lines.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub said: String,
 }
 
 impl Host {
@@ -173,12 +177,13 @@ impl Binder for Host {
 
     fn state(&self, slot: u32) -> Result<ContainerState, Failure> {
         let Answer { container, state, .. } = self.ask(Verb::State, Some(slot), None)?;
-        let State { status, exit_code, oom_killed } = state.unwrap_or_default();
+        let State { status, exit_code, oom_killed, said } = state.unwrap_or_default();
         Ok(ContainerState {
             id: container.unwrap_or_default(),
             running: status == "running",
             exit_code,
             oom_killed,
+            said: one_line(&said),
             ..ContainerState::default()
         })
     }
@@ -208,7 +213,11 @@ impl Binder for Host {
         let fix = "start the pod with `latebind-host pod`, which mounts the socket, and leave that running";
         let socket = Finding::of("bind socket", self.ready().map(|()| self.socket.display().to_string()), fix);
         let state = |slot: &u32| {
-            let found = self.state(*slot).map(|s| format!("container {}", s.id.get(..12).unwrap_or("missing")));
+            let found = self.state(*slot).map(|s| {
+                let ended = if s.running || s.id.is_empty() { "" } else { ", which has ended" };
+                let said = if s.said.is_empty() { String::new() } else { format!("; its log ends with: {}", s.said) };
+                format!("container {}{ended}{said}", s.id.get(..12).unwrap_or("missing"))
+            });
             Finding::of(
                 &format!("slot {slot}: payload container"),
                 found,

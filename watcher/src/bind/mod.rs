@@ -43,7 +43,7 @@ pub struct ContainerState {
     pub oom_killed: bool,
     /// Its limit of memory, in bytes, where the engine says it.
     pub memory_limit: Option<u64>,
-    /// The engine's error message, where it has one.
+    /// The engine's error message and the end of the container's log, where it has ended and either is known.
     pub said: String,
     /// What ends the whole pod, and this container with it: a reason and the engine's message.
     pub pod_ends: Option<(Reason, String)>,

@@ -189,8 +189,8 @@ pub fn of_loss(state: Option<&ContainerState>, memory: Option<(u64, u64)>) -> Fa
 /// it will every time. It was killed (128+n), told to stop (0) or removed: that was not the image's doing.
 pub fn of_end_before_ready(state: &ContainerState) -> Failure {
     let code = state.exit_code.map_or_else(String::new, |c| format!(" with exit code {c}"));
-    let said = if state.said.is_empty() { String::new() } else { format!("; the engine says: {}", state.said) };
-    let message = format!("the new container ended{code} before its glue was ready: see the container's log{said}");
+    let said = if state.said.is_empty() { ", and said nothing".into() } else { format!("; it said: {}", state.said) };
+    let message = format!("the new container ended{code} before its glue was ready{said}");
     match state.exit_code {
         _ if state.pod_ends.is_some() => of_loss(Some(state), None),
         _ if state.oom_killed => Failure::hold(Reason::OutOfMemory, out_of_memory()),

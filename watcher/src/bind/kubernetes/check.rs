@@ -58,7 +58,9 @@ async fn of_slot(own: &Own, pod: &Pod, slot: u32) -> Vec<Finding> {
     let tried = try_patch(own, pod, slot, &seen).await.map(|()| format!("image of {name}, tried without keeping it"));
     lines.push(Finding::of("API: patch pod", tried, ROLE));
     if let Some(why) = refuses(pod, &seen) {
-        let fix = format!("see the log of {name}: glue names the mount, volume or privilege that it refuses");
+        let fix = format!(
+            "put right the mount, volume or privilege that glue names there; all that it said is in the log of {name}"
+        );
         lines.push(Finding::fail(&format!("slot {slot}: glue"), &why, &fix));
     }
     if seen.pull_policy == "Always" {
