@@ -8,6 +8,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::statvfs::{FsFlags, statvfs};
 use serde_json::{Value, json};
 use std::env;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -32,6 +33,8 @@ pub fn called_for() -> Option<PathBuf> {
 
 /// Sets the option. A hook that fails ends the container's creation.
 pub fn run(root: &Path) -> ExitCode {
+    // The container's state. Read to its end: the runtime dies of writing to a hook that has ended.
+    let _ = io::copy(&mut io::stdin(), &mut io::sink());
     match set(root) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
