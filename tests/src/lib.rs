@@ -22,3 +22,4 @@ pub mod shortage;
 pub mod slot;
 pub mod tracer;
 pub mod waiting;
+pub mod web;

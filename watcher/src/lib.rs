@@ -32,3 +32,4 @@ pub mod text;
 pub mod tree;
 pub mod views;
 pub mod volume_failure;
+pub mod web;

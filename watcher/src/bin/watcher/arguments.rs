@@ -29,7 +29,7 @@ pub enum Verb {
     /// failure, 126 not executable, 127 not found.
     Run(Box<RunArgs>),
     /// Serve jobs from a spool directory, as many at once as there are slots.
-    Pilot(PilotArgs),
+    Pilot(Box<PilotArgs>),
     /// Serve clients on the socket in the private volume.
     Serve(CoreArgs),
     /// Say whether jobs can be run in this pod, one line for each thing. Exit code: 0 they can, 1 they cannot.
@@ -291,6 +291,10 @@ pub struct From {
     /// now, others an error.
     #[arg(long, value_name = "CMD", requires = "report")]
     pub fetch: Option<String>,
+    /// An HTTP server: GET URL gives a job (200) or none now (204); PUT URL/NAME/result.tar.gz and POST URL/NAME take
+    /// what came of it.
+    #[arg(long, value_name = "URL")]
+    pub source: Option<String>,
 }
 
 /// What belongs to jobs from elsewhere (docs/sources.md).
@@ -301,6 +305,12 @@ pub struct SourceArgs {
     /// is run again until it ends with 0.
     #[arg(long, value_name = "CMD", requires = "fetch")]
     pub report: Option<String>,
+    /// A file with a token for the server (Authorization: Bearer), read again for each request.
+    #[arg(long, value_name = "FILE", requires = "source")]
+    pub source_token: Option<PathBuf>,
+    /// A PEM file with the certificates that are believed of the server, in place of the system's.
+    #[arg(long, value_name = "FILE", requires = "source")]
+    pub source_ca: Option<PathBuf>,
     /// How long fetching a job may take, seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 60.0)]
     pub fetch_within: f64,

@@ -24,8 +24,9 @@ use watcher::job::life::Settings;
 use watcher::job::{EnvSource, Request, plain_path};
 use watcher::serve::{self, Core, Parts, Running, clients, protocol, server};
 use watcher::slot::Slot;
-use watcher::source::remote::Places;
 use watcher::source::remote::command::Commands;
+use watcher::source::remote::http::{self, Server};
+use watcher::source::remote::{JobSource, Places};
 use watcher::stop::Stop;
 use watcher::views::{self, metrics, results, timeline, top};
 use watcher::{check, docker_options, finding, helper, keys, pilot, run, text};
@@ -190,13 +191,21 @@ fn start_core(args: &CoreArgs, binder: &Arc<dyn Binder>, for_one_job: bool) -> i
 
 /// What is fetched from elsewhere, if that is where jobs come from.
 fn remote(args: &PilotArgs) -> io::Result<Option<pilot::Remote>> {
-    let (Some(fetch), Some(report)) = (&args.from.fetch, &args.source.report) else { return Ok(None) };
-    let source = Arc::new(Commands {
-        fetch: fetch.clone(),
-        report: report.clone(),
-        fetch_within: seconds(args.source.fetch_within)?,
-        report_within: seconds(args.source.report_within)?,
-    });
+    let (fetch_within, report_within) = (seconds(args.source.fetch_within)?, seconds(args.source.report_within)?);
+    let source: Arc<dyn JobSource> = match (&args.from.fetch, &args.source.report, &args.from.source) {
+        (Some(fetch), Some(report), _) => {
+            Arc::new(Commands { fetch: fetch.clone(), report: report.clone(), fetch_within, report_within })
+        }
+        (_, _, Some(url)) => Arc::new(Server::new(http::Options {
+            url: url.clone(),
+            token: args.source.source_token.clone(),
+            ca: args.source.source_ca.clone(),
+            fetch_within,
+            report_within,
+            archive: Places::new(&args.core.private.private).archive(),
+        })?),
+        _ => return Ok(None),
+    };
     Ok(Some(pilot::Remote { source, wait_most: seconds(args.source.fetch_wait)? }))
 }
 

@@ -11,6 +11,7 @@
 //! ```
 
 pub mod command;
+pub mod http;
 mod inbox;
 mod outbox;
 pub mod pace;
@@ -129,6 +130,11 @@ impl Places {
     /// The file with the names of reported jobs.
     pub fn reported(&self) -> PathBuf {
         self.0.join("reported")
+    }
+
+    /// An archive of a result, while it is sent.
+    pub fn archive(&self) -> PathBuf {
+        self.0.join("result.tar.gz")
     }
 
     /// What is being removed.
