@@ -2,9 +2,11 @@
 #
 #   LATEBIND_STATE   where containers and images are kept (default /var/lib/latebind-host)
 #   REGISTRY         where `push` takes the images: host[:port][/path]; TAG is their tag, INSECURE=1 leaves TLS out
+#   TARGET           x86_64-unknown-linux-musl (default) or aarch64-unknown-linux-musl: what `build` and `images` build
+#                    for; the latter into dist/aarch64/
 #   RECIPE           debian or rustup: how static binaries are built (default: rustup if it has the musl target)
 
-.PHONY: help build install images push archive demo test test-condor test-v2 test-cluster cluster cluster-down
+.PHONY: help build install images push archive demo test test-condor test-v2 test-aarch64 test-cluster cluster cluster-down
 .PHONY: attack-start bench bench-cluster fuzz soak audit clean
 
 # Checked before anything is built, which takes minutes.
@@ -27,6 +29,7 @@ help:
 	@echo 'make test-condor   the tests on an HTCondor pool, made and ended here: 23.9 of Debian trixie; CONDOR=sid: 25.x'
 	@echo 'make test-v2       demo and tests on control groups v2: machines of Debian 13 and 12, booted here as'
 	@echo '                   ordinary programs'
+	@echo 'make test-aarch64  what is built for aarch64, under an emulator'
 	@echo 'make cluster       that cluster with the images in its registry, left running; make cluster-down stops it'
 	@echo 'make attack-start  N tries (100000) to catch a process of a start, as the job and as another process of its UID'
 	@echo 'make soak          kills parts of pods at random for DURATION seconds (600): no job lost, none reported twice'
@@ -64,7 +67,7 @@ demo:
 
 # Storage of their own: tests run in a PID namespace of their own, and podman believes that containers of another one
 # ended.
-test test-cluster test-v2 cluster: export LATEBIND_STATE := $(or $(LATEBIND_STATE),/var/lib/latebind-test)
+test test-cluster test-v2 test-aarch64 cluster: export LATEBIND_STATE := $(or $(LATEBIND_STATE),/var/lib/latebind-test)
 test:
 	@.ci/setup.sh build images demo test
 	@.ci/build.sh
@@ -91,6 +94,16 @@ test-v2:
 	@.ci/build.sh
 	@images/build.sh
 	@.ci/test-v2.sh
+
+# For both architectures: what is said of the other one is tried with real programs.
+test-aarch64:
+	@.ci/setup.sh build images test
+	@.ci/build.sh
+	@images/build.sh
+	@TARGET=aarch64-unknown-linux-musl .ci/setup.sh build
+	@TARGET=aarch64-unknown-linux-musl .ci/build.sh
+	@TARGET=aarch64-unknown-linux-musl images/build.sh
+	@.ci/test-aarch64.sh
 
 cluster:
 	@.ci/setup.sh build images

@@ -1,7 +1,17 @@
 # Sourced by the other scripts: which Rust toolchain does what. There may be rustup, Debian's packages, or nothing yet.
 # shellcheck shell=sh
 
-MUSL_TARGET=x86_64-unknown-linux-musl
+# TARGET=aarch64-unknown-linux-musl builds for the other architecture.
+MUSL_TARGET=${TARGET:-x86_64-unknown-linux-musl}
+# shellcheck disable=SC2034 # read by the scripts that source this
+MUSL_ARCH=${MUSL_TARGET%%-*}
+case $MUSL_TARGET in
+x86_64-unknown-linux-musl | aarch64-unknown-linux-musl) ;;
+*)
+    echo "${0##*/}: TARGET is '$MUSL_TARGET' (x86_64-unknown-linux-musl or aarch64-unknown-linux-musl)" >&2
+    exit 2
+    ;;
+esac
 
 # rustup's default place is not on the PATH of every service or CI shell.
 if [ -x "${CARGO_HOME:-$HOME/.cargo}/bin/cargo" ]; then

@@ -36,6 +36,7 @@ for purpose; do
         add 20 ca-certificates gcc libc6-dev binutils
         # Debian's toolchain comes with the sources of std, which the release recipe rebuilds for musl.
         [ "$(static_recipe)" = rustup ] || add 60 rustc-web cargo-web rust-web-src musl-tools
+        [ "$MUSL_ARCH" = x86_64 ] || add 20 gcc-aarch64-linux-gnu curl
         ;;
     images) add 30 podman runc crun netavark busybox-static debootstrap gcc libc6-dev ;;
     demo) add 5 openssl procps ;;

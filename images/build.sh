@@ -7,6 +7,9 @@
 #                             CONDOR=sid). A line "# by name only" leaves it out where no name is given
 # images/NAME/rootfs          optional script: makes a file tree in the directory $1, put beside the Containerfile as rootfs.tar;
 #                             for what COPY cannot say (links, odd owners and modes, broken programs)
+#
+# TARGET=aarch64-unknown-linux-musl makes them for that architecture, as localhost/latebind/NAME:1-arm64 (glue, pilot,
+# busybox, noshell), from dist/aarch64/: nothing of them is run here. publish.sh puts both into one manifest list.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 umask 022
@@ -19,6 +22,17 @@ die() {
     exit 1
 }
 
+dist=dist tag=1 platform=()
+case ${TARGET:-x86_64-unknown-linux-musl} in
+x86_64-*) ;;
+aarch64-*)
+    dist=dist/aarch64 tag=1-arm64 platform=(--platform linux/arm64)
+    export BUSYBOX=/bin/busybox # the same version, which runs here and can list what the other one has
+    [ $# -gt 0 ] || set -- glue pilot busybox noshell
+    ;;
+*) die "TARGET is '$TARGET' (x86_64-unknown-linux-musl or aarch64-unknown-linux-musl)" ;;
+esac
+
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/latebind
 debian=$cache/debian-bookworm-$(dpkg --print-architecture).tar
 condor=$cache/htcondor-${CONDOR:-trixie}-$(dpkg --print-architecture).tar
@@ -29,12 +43,16 @@ trap 'rm -rf "$work"' EXIT
 input() {
     case $1 in
     glue | watcher | latebind-host | latebind-singularity | probe)
-        [ -x "dist/$1" ] || die "dist/$1 is missing: make build"
-        echo "dist/$1"
+        [ -x "$dist/$1" ] || die "$dist/$1 is missing: make build${TARGET:+ TARGET=$TARGET}"
+        echo "$dist/$1"
         ;;
     busybox)
         [ -x /bin/busybox ] || die "/bin/busybox is missing: .ci/setup.sh images"
-        echo /bin/busybox
+        if [ "$dist" = dist ]; then
+            echo /bin/busybox
+        else
+            images/busybox-arm64.sh
+        fi
         ;;
     debian.tar)
         [ -s "$debian" ] || images/debian/debootstrap.sh "$debian" >&2
@@ -55,11 +73,12 @@ while read -r image inputs; do
 done < <(podman images --filter label=latebind.inputs --format '{{.Repository}}:{{.Tag}} {{index .Labels "latebind.inputs"}}')
 
 build() {
-    local name=$1 dir=images/$1 image=localhost/latebind/$1:1 base='' inputs path old
+    local name=$1 dir=images/$1 image=localhost/latebind/$1:$tag base='' inputs path old
     [ -z "${digest[$name]:-}" ] || return 0
     [ -f "$dir/Containerfile" ] || die "there is no $dir/Containerfile"
     inputs=$(sed -n 's/^# inputs: *//p' "$dir/Containerfile")
     base=$(sed -n 's|^FROM localhost/latebind/\([a-z-]*\):1.*|\1|p' "$dir/Containerfile")
+    [ -z "$base" ] || [ "$dist" = dist ] || die "$name is built on $base, so only for this machine's architecture"
     if [ -n "$base" ]; then build "$base"; fi
 
     local -a files=()
@@ -101,7 +120,7 @@ build() {
         rm -rf "$work/$name.tree"
     fi
     old=$(podman images -q --no-trunc "$image")
-    podman build --quiet --layers=false --network=none --pull=never --label "latebind.inputs=${digest[$name]}" --timestamp 0 \
+    podman build --quiet ${platform[@]+"${platform[@]}"} --layers=false --network=none --pull=never --label "latebind.inputs=${digest[$name]}" --timestamp 0 \
         -t "$image" "$context" >/dev/null || die "building $image failed"
     # The one before goes, unless a container still runs it.
     if [ -n "$old" ]; then podman rmi "$old" >/dev/null 2>&1 || :; fi

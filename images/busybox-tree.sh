@@ -4,7 +4,7 @@ busybox_tree() {
     chmod 1777 "$1/tmp"
     chmod 0700 "$1/root"
     cp busybox "$1/bin/busybox"
-    for applet in $(./busybox --list); do
+    for applet in $("${BUSYBOX:-./busybox}" --list); do
         [ "$applet" = busybox ] || ln -s busybox "$1/bin/$applet"
     done
     printf 'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n' >"$1/etc/passwd"

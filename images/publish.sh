@@ -1,8 +1,9 @@
 #!/bin/bash
 # publish.sh push|archive [NAME...]: takes images that build.sh has made to a cluster (default: glue pilot busybox debian).
 #
-# push      to $REGISTRY, a host[:port][/path], under the tag $TAG (default: the project's version). Prints what to put into a
-#           kustomization, and leaves one in dist/deploy. TLS is left out on loopback, and elsewhere with INSECURE=1.
+# push      to $REGISTRY, a host[:port][/path], under the tag $TAG (default: the project's version); where an image was built
+#           for arm64 too, both in one manifest list. Prints what to put into a kustomization, and leaves one in
+#           dist/deploy. TLS is left out on loopback, and elsewhere with INSECURE=1.
 # archive   into dist/images/NAME.tar, for `kind load image-archive`, `minikube image load`, `ctr -n k8s.io images import`
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -18,6 +19,19 @@ shift || :
 for name; do
     podman image exists "localhost/latebind/$name:1" || die "localhost/latebind/$name:1 is not there: make images"
 done
+
+# send NAME DESTINATION: pushes an image; as a manifest list, where it was built for another architecture too. Its digest
+# goes to $work/digest.
+send() {
+    local list=localhost/latebind/$1:list
+    if ! podman image exists "localhost/latebind/$1:1-arm64"; then
+        podman push --quiet "${tls[@]}" --digestfile "$work/digest" "localhost/latebind/$1:1" "$2"
+        return
+    fi
+    podman manifest rm "$list" >/dev/null 2>&1 || :
+    podman manifest create "$list" "localhost/latebind/$1:1" "localhost/latebind/$1:1-arm64" >/dev/null &&
+        podman manifest push --quiet --all "${tls[@]}" --digestfile "$work/digest" "$list" "$2"
+}
 
 push() {
     [ -n "${REGISTRY:-}" ] || die "REGISTRY is not set: say where to, as REGISTRY=registry.example.org/me"
@@ -36,8 +50,7 @@ push() {
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
     for name; do
-        podman push --quiet "${tls[@]}" --digestfile "$work/digest" \
-            "localhost/latebind/$name:1" "docker://$registry/$name:$tag" ||
+        send "$name" "docker://$registry/$name:$tag" ||
             die "pushing $registry/$name:$tag failed; an account is given with: images/podman login $host"
         digest=$(cat "$work/digest")
         echo "pushed $registry/$name:$tag@$digest"

@@ -8,7 +8,7 @@ cargo=$(need_cargo) || exit
 export LATEBIND_SOAK_SECONDS=${1:-600}
 case $LATEBIND_SOAK_SECONDS in
 *[!0-9]* | '')
-    echo "soak.sh: '$1' is no number of seconds: make soak DURATION=600" >&2
+    echo "soak.sh: '$1' is not a number of seconds: make soak DURATION=600" >&2
     exit 2
     ;;
 esac

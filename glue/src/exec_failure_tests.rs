@@ -1,5 +1,12 @@
 use super::*;
+use latebind_contract::exec_reason::OWN_MACHINE;
 use latebind_contract::words::{self, About};
+
+/// The other one of the two architectures that glue is built for, and what is said of its programs.
+const FOREIGN: (u16, &str) = match OWN_MACHINE {
+    183 => (62, "built for x86_64, this node is aarch64"),
+    _ => (183, "built for aarch64, this node is x86_64"),
+};
 
 /// What is said of a file with this content and mode whose exec has ended with this errno.
 fn of(name: &str, bytes: &[u8], mode: u32, errno: i32) -> String {
@@ -63,15 +70,15 @@ fn each_failure_is_told_apart() {
         (of("crlf", b"#!/bin/sh\r\n", 0o755, libc::ENOENT), "end in CR LF"),
         (of("bits", b"#!/bin/sh\n", 0o644, libc::EACCES), "no execute bit (mode 644)"),
         (of("owner", b"#!/bin/sh\n", 0o755, libc::EACCES), "may not be executed by this UID (mode 755, owner 0:0)"),
-        (of("arm", &elf(183), 0o755, libc::ENOEXEC), "built for aarch64, this node is x86_64"),
-        (of("loader", &elf(62), 0o755, libc::ENOENT), "its loader does not exist"),
-        (of("broken", &elf(62), 0o755, libc::EIO), "this ELF file cannot be executed"),
+        (of("foreign", &elf(FOREIGN.0), 0o755, libc::ENOEXEC), FOREIGN.1),
+        (of("loader", &elf(OWN_MACHINE), 0o755, libc::ENOENT), "its loader does not exist"),
+        (of("broken", &elf(OWN_MACHINE), 0o755, libc::EIO), "this ELF file cannot be executed"),
         (of("umlaut", "echo Gr\u{fc}\u{df}e\n".as_bytes(), 0o755, libc::ENOEXEC), "no shebang line"),
         (of("cut", "\u{20ac}".repeat(100).as_bytes(), 0o755, libc::ENOEXEC), "no shebang line"),
         (of("mark", b"\xef\xbb\xbf#!/bin/sh\n", 0o755, libc::ENOEXEC), "begins with a byte order mark"),
         (of("long", &long_shebang(256), 0o755, libc::ENOEXEC), "first line is longer than the 255 bytes"),
         (of("as-long", &long_shebang(255), 0o755, libc::ENOEXEC), "cannot be executed"),
-        (of("capable", &elf(62), 0o755, libc::EPERM), "has file capabilities (setcap)"),
+        (of("capable", &elf(OWN_MACHINE), 0o755, libc::EPERM), "has file capabilities (setcap)"),
         (of("by-capable", b"#!/bin/ping\n", 0o755, libc::EPERM), "first line names has file capabilities"),
     ];
     for (said, wanted) in cases {

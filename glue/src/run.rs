@@ -342,7 +342,7 @@ fn check_volumes(ctl: &Dir, data: &Dir, kill_uid: u32) -> io::Result<Ids> {
         data.stat_of(layout::WORK).map_err(|e| error(format_args!("data/work: run `glue install` first"), &e))?;
     // Its mode is the payload's own business: it may have changed it, and gains nothing by that.
     if work.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFDIR.bits() {
-        return Err(refused(format_args!("data/work is no directory: run `glue install` first")));
+        return Err(refused(format_args!("data/work is not a directory: run `glue install` first")));
     }
     let ids = Ids { uid: work.st_uid, gid: work.st_gid, kill_uid };
     ids.check().map_err(|e| refused(format_args!("the owner of data/work and --kill-uid: {e}")))?;

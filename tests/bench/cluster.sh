@@ -11,4 +11,4 @@ tests/cluster/build.sh
 tests/cluster/up.sh --is-up || trap tests/cluster/down.sh EXIT
 tests/cluster/up.sh
 tests/cluster/push.sh
-"$cargo" run --quiet --locked -p latebind-cluster-tests --bin in-place
+"$cargo" run --quiet --locked -p latebind-cluster-tests --example in-place

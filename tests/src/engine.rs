@@ -8,9 +8,14 @@ use crate::pod::{Scratch, unique};
 
 use crate::waiting::{LIMIT, within};
 
+/// Whether slots are of images for arm64, which an emulator runs (`.ci/test-aarch64.sh`).
+pub fn is_emulated() -> bool {
+    std::env::var_os("LATEBIND_TEST_ARCHITECTURE").is_some_and(|name| name == "arm64")
+}
+
 /// `localhost/latebind/NAME:1`, an image of `images/`.
 pub fn image(name: &str) -> String {
-    format!("localhost/latebind/{name}:1")
+    format!("localhost/latebind/{name}:1{}", if is_emulated() { "-arm64" } else { "" })
 }
 
 /// Calls podman and returns whatever came of it.

@@ -163,7 +163,7 @@ fn an_owner_of_work_that_can_be_no_payload_is_refused() {
     fs::remove_dir(slot.work()).unwrap();
     refused(&mut slot, &Shape::of("noshell"), &["data/work", "glue install"]);
     fs::write(slot.work(), "").unwrap();
-    refused(&mut slot, &Shape::of("noshell"), &["data/work is no directory"]);
+    refused(&mut slot, &Shape::of("noshell"), &["data/work is not a directory"]);
 }
 
 #[test]

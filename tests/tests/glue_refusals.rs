@@ -112,7 +112,7 @@ fn a_file_without_an_order_of_this_version_is_refused_in_the_status() {
     for (what, bytes, reason) in [
         ("a repeated field", with("\"version\":2", "\"version\":2,\"version\":2"), "version"),
         ("a repeated link", with("\"links\":{}", "\"links\":{\"/a\":\"b\",\"/a\":\"c\"}"), "/a"),
-        ("a time that is no number", with("\"timeout_s\":0.0", "\"timeout_s\":NaN"), ""),
+        ("a time that is not a number", with("\"timeout_s\":0.0", "\"timeout_s\":NaN"), ""),
         ("a time beyond all numbers", with("\"timeout_s\":0.0", "\"timeout_s\":1e999"), ""),
         ("a missing uid", with("\"uid\":20000,", ""), "uid"),
     ] {
@@ -293,7 +293,7 @@ fn a_startup_file_that_is_no_file_of_root_alone_is_refused_in_the_status() {
     fs::remove_file(&aside).unwrap();
 
     nix::unistd::mkfifo(&path, Mode::from_bits_truncate(0o600)).unwrap();
-    refused_as_it_stands(&slot, "a FIFO", "", "no regular file");
+    refused_as_it_stands(&slot, "a FIFO", "", "not a regular file");
 
     write(0o644);
     chown(&path, Some(20_000), Some(20_000)).unwrap();
@@ -313,7 +313,7 @@ fn a_startup_file_that_is_no_file_of_root_alone_is_refused_in_the_status() {
 fn a_directory_in_the_startup_files_place_is_refused_in_the_status() {
     let slot = Slot::new("noshell");
     fs::create_dir(slot.ctl().join(layout::STARTUP)).unwrap();
-    refused_as_it_stands(&slot, "a directory", "", "no regular file");
+    refused_as_it_stands(&slot, "a directory", "", "not a regular file");
 }
 
 #[test]
@@ -369,7 +369,7 @@ fn an_environment_file_that_is_no_file_of_root_alone_is_a_record_of_stage_enviro
     fs::set_permissions(&path, Permissions::from_mode(0o666)).unwrap();
     refused("writable by everybody", "env.x", "not root's alone");
     nix::unistd::mkfifo(&path, Mode::from_bits_truncate(0o600)).unwrap();
-    refused("a FIFO", "env.x", "no regular file");
+    refused("a FIFO", "env.x", "not a regular file");
     slot.put("env.x", &vec![b'\n'; (1 << 20) + 1]);
     refused("more than a mebibyte", "env.x", "1048576");
 }

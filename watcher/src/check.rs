@@ -91,7 +91,7 @@ fn of_slot(number: u32) -> Vec<Finding> {
     if !in_memory {
         lines.push(Finding::warning(
             &what("ctl"),
-            "is no memory file system: keys of jobs may reach a disk",
+            "is not a memory file system: keys of jobs may reach a disk",
             "give the volume medium: Memory",
         ));
     }

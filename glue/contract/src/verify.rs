@@ -27,7 +27,7 @@ pub struct Expected<'a> {
 pub enum Refusal {
     /// There is none.
     Missing,
-    /// It is no compact JWS, or its parts are not what they have to be.
+    /// It is not a compact JWS, or its parts are not what they have to be.
     Malformed,
     /// Its header names another algorithm or type.
     WrongAlgorithm,

@@ -2,7 +2,7 @@
 //!
 //! What is refused has no business in a batch job: it makes state in the kernel that outlives the job and belongs to a
 //! UID, loads code into the kernel or looks into it, changes what file systems and namespaces there are, or administers
-//! the machine. The rest is allowed: this is no sandbox for a program, and a job's debugger and its threads have to
+//! the machine. The rest is allowed: this is not a sandbox for a program, and a job's debugger and its threads have to
 //! work. `docs/threat-model.md` gives the reason for each group, and says what the engines' own filters refuse.
 #![forbid(unsafe_code)]
 
@@ -10,6 +10,12 @@ use nix::libc::{self, c_long};
 
 /// A system call by its name and its number on this architecture.
 pub type Call = (&'static str, c_long);
+
+#[cfg(target_arch = "x86_64")]
+const KEXEC_FILE_LOAD: c_long = libc::SYS_kexec_file_load;
+/// The libc crate lacks it here: asm-generic/unistd.h.
+#[cfg(not(target_arch = "x86_64"))]
+const KEXEC_FILE_LOAD: c_long = 294;
 
 /// Refused with EPERM, as the kernel refuses what needs a privilege. Numbers from 424 on are the same on all
 /// architectures.
@@ -25,7 +31,7 @@ pub const REFUSED: [Call; 38] = [
     ("finit_module", libc::SYS_finit_module),
     ("delete_module", libc::SYS_delete_module),
     ("kexec_load", libc::SYS_kexec_load),
-    ("kexec_file_load", libc::SYS_kexec_file_load),
+    ("kexec_file_load", KEXEC_FILE_LOAD),
     ("syslog", libc::SYS_syslog),
     // Memory whose reader waits for as long as the job likes, and calls that go past every filter.
     ("userfaultfd", libc::SYS_userfaultfd),
@@ -245,6 +251,7 @@ mod tests {
             }
         }
         // x32 and numbers below zero.
+        #[cfg(target_arch = "x86_64")]
         for number in [0x4000_0000, 0x4000_0000 | 39, 0x4000_0000 | libc::SYS_keyctl as u32, u32::MAX] {
             assert_eq!(run(ARCHITECTURE, number, 0), PERMISSION, "{number:#x}");
         }

@@ -79,7 +79,7 @@ impl Dir {
         let stat = fstat(&fd)?;
         let refuse = |why: core::fmt::Arguments<'_>| Err(refused(format_args!("{}/{name} {why}", self.path)));
         if SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) != SFlag::S_IFREG {
-            return refuse(format_args!("is no regular file: put a file there"));
+            return refuse(format_args!("is not a regular file: put a file there"));
         }
         if stat.st_uid != 0 || stat.st_mode & 0o022 != 0 {
             return refuse(format_args!(

@@ -30,11 +30,12 @@ fn what_is_not_roots_plain_file_is_refused() {
     let why = |name: &str| dir.read_file(name, 10).err().map(|e| e.to_string()).unwrap_or_default();
     std::fs::write(path.join("good"), "x").unwrap();
     symlink("good", path.join("link")).unwrap();
-    assert!(why("link").contains("symbolic"), "{}", why("link"));
+    // C libraries have different words for it.
+    assert!(why("link").to_lowercase().contains("symbolic"), "{}", why("link"));
     std::fs::create_dir(path.join("dir")).unwrap();
-    assert!(why("dir").contains("no regular file"));
+    assert!(why("dir").contains("not a regular file"));
     nix::unistd::mkfifo(&path.join("fifo"), nix::sys::stat::Mode::S_IRUSR).unwrap();
-    assert!(why("fifo").contains("no regular file"), "and it does not wait for a writer");
+    assert!(why("fifo").contains("not a regular file"), "and it does not wait for a writer");
     std::fs::write(path.join("big"), "12345678901").unwrap();
     assert!(why("big").contains("11 bytes"));
     std::fs::write(path.join("twice"), "x").unwrap();

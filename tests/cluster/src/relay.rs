@@ -57,7 +57,7 @@ impl Relay {
     /// Cuts all connections; new ones are passed on. Returns how many there were.
     pub fn cut(&self) -> usize {
         let open = std::mem::take(&mut *self.shared.open.lock().unwrap_or_else(PoisonError::into_inner));
-        // A half that has ended by itself is no connection any more.
+        // A half that has ended by itself is not a connection any more.
         open.iter().filter(|stream| stream.shutdown(Shutdown::Both).is_ok()).count() / 2
     }
 }

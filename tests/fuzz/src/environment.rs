@@ -68,7 +68,7 @@ fn of_env(before: &Environment, data: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
     let entries = data.strip_suffix(b"\0").unwrap_or(data).split(|b| *b == 0).filter(|_| !matches!(data, b"" | b"\0"));
     let mut command = Command::new("/usr/bin/env");
     command.arg("--").env_clear().stdin(Stdio::null());
-    // A name that begins with '-' is no option, since "--" is before it.
+    // A name that begins with '-' is not an option, since "--" is before it.
     for (name, value) in before.iter() {
         command.env(OsStr::from_bytes(name), OsStr::from_bytes(value));
     }

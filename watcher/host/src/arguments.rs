@@ -262,7 +262,7 @@ fn memory(text: &str) -> Result<Amount<u64>, String> {
 }
 
 fn cpus(text: &str) -> Result<Amount<f64>, String> {
-    let number: f64 = text.parse().map_err(|_| format!("{text:?} is no number of processors: write 2 or 0.5"))?;
+    let number: f64 = text.parse().map_err(|_| format!("{text:?} is not a number of processors: write 2 or 0.5"))?;
     if number.is_finite() && (0.0..=4096.0).contains(&number) && (number == 0.0 || number >= 0.01) {
         Ok(Amount(Some(number).filter(|n| *n > 0.0)))
     } else {
@@ -271,7 +271,7 @@ fn cpus(text: &str) -> Result<Amount<f64>, String> {
 }
 
 fn pids(text: &str) -> Result<Amount<u64>, String> {
-    let number: u32 = text.parse().map_err(|_| format!("{text:?} is no number of processes"))?;
+    let number: u32 = text.parse().map_err(|_| format!("{text:?} is not a number of processes"))?;
     Ok(Amount(Some(u64::from(number)).filter(|n| *n > 0)))
 }
 

@@ -13,7 +13,7 @@ pub fn remove(engine: &dyn Engine, rm: &RmArguments) -> Result<(), Failure> {
     let chosen: Vec<&String> = if rm.all { known.iter().collect() } else { rm.names.iter().collect() };
     for name in chosen {
         if !is_pod_name(name) {
-            return Err(failure(format!("{name:?} is no name of a pod; latebind-host ps lists them")));
+            return Err(failure(format!("{name:?} is not a name of a pod; latebind-host ps lists them")));
         }
         if rm.all {
             let Some(_claim) = engine.place().claim(name)? else { continue };

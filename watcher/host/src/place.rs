@@ -25,7 +25,7 @@ pub struct Place {
 
 impl Place {
     /// Makes the directories. What an earlier boot left of the engine's running state is removed: the engine would
-    /// otherwise believe that containers of that boot still run wherever `/run` is no file system in memory.
+    /// otherwise believe that containers of that boot still run wherever `/run` is not a file system in memory.
     pub fn open(state: &Path) -> Result<Self, Failure> {
         let state =
             std::path::absolute(state).context(|| format!("cannot use the state directory {}", state.display()))?;

@@ -71,7 +71,7 @@ pub fn parse(words: &[ByteString]) -> Result<Call, String> {
     let mut words = words.iter();
     let mut job = Job::default();
     let verb = loop {
-        let Some(word) = words.next() else { return Err("which verb? exec, run, test or --version".into()) };
+        let Some(word) = words.next() else { return Err("missing subcommand: exec, run, test or --version".into()) };
         match word.as_bytes() {
             b"--version" => return Ok(Call::Version),
             b"version" => return Ok(Call::Number),

@@ -1,5 +1,5 @@
 //! The clients' socket: for pilots that are not root. Everybody in the pilot container may connect; who a client is,
-//! the kernel says: its UID names its slot, and its cgroup says that it is no payload.
+//! the kernel says: its UID names its slot, and its cgroup says that it is not a payload.
 //!
 //! A connection has at most one job, which ends with it: a client that is killed cannot cancel.
 

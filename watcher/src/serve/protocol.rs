@@ -130,7 +130,7 @@ pub struct Hold {
 
 impl Hold {
     /// What a batch system should hold this ended job for. A limit of the pilot's is one of them: the report calls it
-    /// final, since no other run would differ, but it is no result of the job's own.
+    /// final, since no other run would differ, but it is not a result of the job's own.
     pub fn of(report: &Report) -> Option<Self> {
         let memory = report.limit.as_ref().is_some_and(|crossed| crossed.which == Which::Memory);
         let reason = match (report.class, report.reason) {

@@ -19,13 +19,13 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 
 pub use self::remove::{remove_content, remove_others};
 
-/// Opens a directory that is no link itself.
+/// Opens a directory that is not a link itself.
 pub fn open_dir(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     Ok(nix::fcntl::open(path, flags, Mode::empty())?)
 }
 
-/// Opens a regular file that is no link itself, for reading.
+/// Opens a regular file that is not a link itself, for reading.
 pub fn open_file(path: &Path) -> io::Result<File> {
     let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     let fd = nix::fcntl::open(path, flags, Mode::empty())?;

@@ -94,7 +94,8 @@ impl Walk {
         let Ok(stat) = fstatat(&*dir, entry.name, AtFlags::AT_SYMLINK_NOFOLLOW) else { return true };
         self.count.entries += 1;
         if !is(&stat, SFlag::S_IFDIR) {
-            let names = stat.st_nlink.max(1);
+            #[allow(clippy::useless_conversion, reason = "st_nlink has 32 bits on aarch64")]
+            let names = u64::from(stat.st_nlink).max(1);
             self.count.bytes = self.count.bytes.saturating_add(blocks(&stat) / names);
             self.count.size = self.count.size.saturating_add(u64::try_from(stat.st_size).unwrap_or(0));
             return true;

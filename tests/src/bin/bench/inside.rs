@@ -48,7 +48,7 @@ pub fn run(words: &[&str]) -> Result<Value, Failed> {
 }
 
 fn number(text: &str) -> Result<usize, Failed> {
-    text.parse().map_err(|_| format!("{text:?} is no number"))
+    text.parse().map_err(|_| format!("{text:?} is not a number"))
 }
 
 fn values(sample: &Sample) -> Value {
@@ -190,7 +190,7 @@ fn term_shell(tries: usize) -> Result<Value, Failed> {
 /// The shell loop's jobs, several loops at once: nearly all of the time they sleep. The pilot's side polls with the
 /// same period, and each try begins at a random moment.
 fn shell(tries: usize, loops: usize, seconds: &str) -> Result<Value, Failed> {
-    let period = Duration::from_secs_f64(seconds.parse().map_err(|_| "the period is no number")?);
+    let period = Duration::from_secs_f64(seconds.parse().map_err(|_| "the period is not a number")?);
     let results: Vec<Result<Tries, Failed>> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..loops)
             .map(|n| {

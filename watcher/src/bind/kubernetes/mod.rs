@@ -141,7 +141,7 @@ impl Kubernetes {
         };
         let mut plan = self.plan(image, &before, self.remember(|m| at_rest(m, &before)))?;
         // A container of the wanted image has to differ from one of the old by something; and a text that stands in the
-        // spec already is no change to the kubelet. In both cases the placeholder comes in between.
+        // spec already is not a change to the kubelet. In both cases the placeholder comes in between.
         if image != placeholder && (!plan.expected.is_clear() || plan.reference == before.wanted) {
             Box::pin(self.bind(slot, &placeholder, progress)).await?;
             pod = self.own.get().await?;
