@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bind;
+pub mod caller;
 pub mod check;
 pub mod child;
 pub mod clean;

@@ -7,6 +7,7 @@
 
 mod arguments;
 mod bind_server;
+mod caller;
 mod calls;
 mod container;
 mod docker;
@@ -95,6 +96,7 @@ fn obey(arguments: Arguments) -> Result<u8, Failure> {
     if !is_root {
         return Err(rootless::enter(arguments.state == Path::new(place::DEFAULT_STATE)));
     }
+    caller::settle()?;
     let place = Place::open(&arguments.state)?;
     let engine: Arc<dyn Engine> = if docker { Arc::new(Docker::open(place)?) } else { Arc::new(Podman::open(place)?) };
     match arguments.verb {

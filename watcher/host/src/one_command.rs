@@ -1,6 +1,7 @@
 //! `latebind-host run`: the pilot of a small pod that runs one command, and what of this host it is shown.
 
 use crate::arguments::RunArguments;
+use crate::caller;
 use crate::container::Mount;
 use crate::failure::{Context, Failure, failure};
 use crate::place::directory;
@@ -70,7 +71,7 @@ pub fn translate(run: &RunArguments) -> Result<OneCommand, Failure> {
         option("--inputs", INPUT.to_owned());
     }
     if let Some(results) = &run.results {
-        directory(results, 0o755)?;
+        directory(results, caller::directory_mode())?;
         mounts.push(Mount::writable(existing(results)?, RESULTS));
         option("--results", RESULTS.to_owned());
     }

@@ -39,6 +39,8 @@ fn main() -> ExitCode {
     if !nix::unistd::geteuid().is_root() {
         let _ = latebind_linux::sys::set_dumpable(false);
     }
+    // Best effort: whoever starts it seldom has changed them.
+    let _ = watcher::caller::reset_signals();
     // A code of 2 would be the job's.
     let cli: Cli = match text::arguments(OUR_FAILURE) {
         Ok(cli) => cli,
