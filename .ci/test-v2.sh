@@ -13,7 +13,7 @@ cd "$(dirname "$0")/.." || exit
 cargo=$(need_cargo) || exit
 export LATEBIND_STATE=${LATEBIND_STATE:-/var/lib/latebind-test} # see the Makefile
 export CARGO_TERM_COLOR=never
-tests=${TESTS:-limits looking loss host run_conventions shortages spool steering attacks service rootless docker_systemd}
+tests=${TESTS:-limits looking loss host run_conventions shortages spool steering attacks service rootless docker_systemd slurm}
 work=$(mktemp -d)
 finish() {
     local pid

@@ -1,10 +1,13 @@
 //! latebind-host as an ordinary user has it, who is nobody's root.
 
 use std::fs;
-use std::process::{Command, Output};
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Output, Stdio};
 
 use latebind_tests::pod::{BUSYBOX, DEBIAN, NOSHELL, unique};
 use latebind_v2_tests::{output, shown, succeed};
+
+const TRAPPING: &str = "trap 'exit 9' TERM; echo up; while :; do sleep 0.1; done";
 
 /// An account with a session of its own, as systemd-logind makes one; removed at the end.
 struct Account {
@@ -70,6 +73,16 @@ fn an_ordinary_user_runs_commands_in_several_images() {
     assert!(lines.first().is_some_and(|uid| uid.parse::<u32>().is_ok_and(|uid| uid >= 20_000)), "{}", shown(&ids));
     assert_eq!(lines.get(1), Some(&"2147483648"), "{}", shown(&ids));
     assert!(lines.get(2).is_some_and(|root| root.contains("nodev")), "{}", shown(&ids));
+    // TERM reaches the command, by way of the program outside of the namespace, whose code is the command's.
+    let unit = unique("signalled");
+    let mut command = user.command(&["--unit", &unit, &user.program, "run", BUSYBOX, "--", "sh", "-c", TRAPPING]);
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "up\n");
+    let machine = format!("--machine={}@.host", user.name);
+    succeed("systemctl", &["--user", &machine, "kill", "--kill-whom=main", "--signal=TERM", &unit]);
+    assert_eq!(child.wait().unwrap().code(), Some(9));
     let left = user.host(&["podman", "ps", "--all", "--quiet"]);
     assert_eq!(left.stdout, b"", "{}", shown(&left));
 }

@@ -19,6 +19,10 @@ pub struct Arguments {
     /// What makes the containers; auto: podman where it is installed, else docker.
     #[arg(long, global = true, value_enum, env = "LATEBIND_ENGINE", default_value = "auto")]
     pub engine: EngineName,
+    /// Control group below which containers get theirs, as /proc/PID/cgroup has it; with podman [default: podman's
+    /// choice].
+    #[arg(long, global = true, env = "LATEBIND_CGROUP_PARENT", value_name = "GROUP")]
+    pub cgroup_parent: Option<String>,
     /// What to do.
     #[command(subcommand)]
     pub verb: Verb,

@@ -42,6 +42,7 @@ use crate::images::AllowList;
 use crate::place::Place;
 use crate::pod::Plan;
 use crate::podman::{Podman, guard, nodev};
+use crate::rootless::link::{self, Inside};
 use crate::search_path::in_path;
 use latebind_contract::layout::SLOT_MAX;
 use std::fs;
@@ -68,13 +69,15 @@ fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(code) => return code,
     };
-    match obey(arguments) {
-        Ok(code) => ExitCode::from(code),
-        Err(e) => {
-            text::complain(&format!("latebind-host: {e}"));
-            ExitCode::from(OWN_FAILURE)
-        }
+    let outside = rootless::is_inside().then(Inside::connect).flatten();
+    let code = obey(arguments).unwrap_or_else(|e| {
+        text::complain(&format!("latebind-host: {e}"));
+        OWN_FAILURE
+    });
+    if let Some(outside) = outside {
+        outside.report(code);
     }
+    ExitCode::from(code)
 }
 
 fn obey(arguments: Arguments) -> Result<u8, Failure> {
@@ -93,12 +96,22 @@ fn obey(arguments: Arguments) -> Result<u8, Failure> {
     if docker && (!is_root || rootless::is_inside()) {
         return Err(failure("with docker this must be run as root; an ordinary user's pods are podman's"));
     }
+    if docker && arguments.cgroup_parent.is_some() {
+        return Err(failure("--cgroup-parent is podman's: docker's daemon has an option of that name"));
+    }
     if !is_root {
-        return Err(rootless::enter(arguments.state == Path::new(place::DEFAULT_STATE)));
+        let is_default = arguments.state == Path::new(place::DEFAULT_STATE);
+        let mut again = rootless::again(is_default, arguments.cgroup_parent.is_some())?;
+        if matches!(arguments.verb, Verb::Podman { .. }) {
+            return Err(failure(format!("cannot run podman unshare: {}", again.exec())));
+        }
+        return link::run(again, &random_digits()?);
     }
     caller::settle()?;
     let place = Place::open(&arguments.state)?;
-    let engine: Arc<dyn Engine> = if docker { Arc::new(Docker::open(place)?) } else { Arc::new(Podman::open(place)?) };
+    let parent = arguments.cgroup_parent.as_deref();
+    let engine: Arc<dyn Engine> =
+        if docker { Arc::new(Docker::open(place)?) } else { Arc::new(Podman::open(place, parent)?) };
     match arguments.verb {
         Verb::Pod(pod) => {
             let plan = pod_plan(&*engine, *pod)?;

@@ -210,6 +210,7 @@ impl Slot {
         image_id: &str,
         first: NotStarted,
     ) -> Result<Started, Failure> {
+        tracing::info!(image, error = %first.error, "a container was not started, and is tried once more");
         let second = match self.start(engine, shape, lives, image_id) {
             Ok(started) => return Ok(started),
             Err(failed) => failed,

@@ -27,11 +27,13 @@ struct Machine {
 }
 
 impl Machine {
-    fn look() -> Result<Self, Failure> {
+    /// `has_parent`: the containers' control groups are made in one that is not systemd's to manage.
+    fn look(has_parent: bool) -> Result<Self, Failure> {
         let hard = |what, most: u64| getrlimit(what).map_or(most, |(_, hard)| hard.min(most));
         Ok(Self {
             runtime: runtime(cgroup_v2(), |name| in_path(name).is_some())?,
-            systemd: Path::new("/run/systemd/system").is_dir()
+            systemd: !has_parent
+                && Path::new("/run/systemd/system").is_dir()
                 && fs::read_to_string("/proc/1/comm").is_ok_and(|c| c.trim() == "systemd")
                 && (!rootless::is_inside() || rootless::has_user_bus()),
             open_files: hard(Resource::RLIMIT_NOFILE, OPEN_FILES_MAX),
@@ -40,9 +42,10 @@ impl Machine {
     }
 }
 
-/// Writes the file where it is missing or says something else; returns the name of the runtime.
-pub fn write(place: &Place) -> Result<&'static str, Failure> {
-    let machine = Machine::look()?;
+/// Writes the file where it is missing or says something else; returns the name of the runtime. `has_parent`: the
+/// user has named a control group for those of the containers.
+pub fn write(place: &Place, has_parent: bool) -> Result<&'static str, Failure> {
+    let machine = Machine::look(has_parent)?;
     let text = text(place, &machine)?;
     directory(&place.root(), 0o711)?;
     replace(&place.engine_conf(), &text)?;

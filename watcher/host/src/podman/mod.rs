@@ -6,6 +6,7 @@ pub mod guard;
 pub mod nodev;
 #[cfg(test)]
 mod options_tests;
+mod parent_group;
 
 use crate::calls::{CallError, Calls};
 use crate::container::{ImageVolume, Mount, POD_LABEL, ROLE_LABEL, Role, Spec, text};
@@ -15,6 +16,7 @@ use crate::machine::swap_is_counted;
 use crate::place::Place;
 use crate::search_path::in_path;
 use given::CONTAINER_ANNOTATION;
+use parent_group::ParentGroup;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -40,21 +42,25 @@ pub struct Podman {
     guard: PathBuf,
     /// Whether swap can be limited on this machine.
     swap_is_counted: bool,
+    /// Where the containers' control groups are made, if not in podman's own place.
+    parent: Option<ParentGroup>,
 }
 
 impl Podman {
-    /// Finds podman and writes its configuration.
-    pub fn open(place: Place) -> Result<Self, Failure> {
+    /// Finds podman and writes its configuration. `parent`: the control group for those of the containers.
+    pub fn open(place: Place, parent: Option<&str>) -> Result<Self, Failure> {
         let program = in_path("podman")
             .ok_or_else(|| failure("podman is not installed, and latebind-host runs on it: apt-get install podman"))?;
         if in_path("conmon").is_none() && !PathBuf::from("/usr/libexec/podman/conmon").exists() {
             return Err(failure("conmon, which podman needs, is not installed: apt-get install conmon"));
         }
-        let runtime = config::write(&place)?;
+        let own_groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let parent = ParentGroup::open(parent, &own_groups)?;
+        let runtime = config::write(&place, parent.is_some())?;
         let guard = guard::install(&place, runtime)
             .context(|| format!("cannot put the runtime's guard at {}", place.guard(runtime).display()))?;
         let calls = calls(program, &place, config::names_driver(&place)?);
-        Ok(Self { calls, guard, swap_is_counted: swap_is_counted(), place })
+        Ok(Self { calls, guard, swap_is_counted: swap_is_counted(), place, parent })
     }
 }
 
@@ -82,7 +88,11 @@ impl Engine for Podman {
     }
 
     fn options(&self, spec: &Spec) -> Result<Vec<String>, Failure> {
-        options(spec, &self.guard, self.swap_is_counted)
+        let Some(parent) = &self.parent else { return options(spec, &self.guard, self.swap_is_counted) };
+        let narrowed = Spec { limits: spec.limits.as_ref().map(|limits| parent.narrowed(limits)), ..spec.clone() };
+        let mut all = vec![format!("--cgroup-parent={}", parent.path())];
+        all.append(&mut options(&narrowed, &self.guard, self.swap_is_counted)?);
+        Ok(all)
     }
 
     fn listing(&self) -> String {

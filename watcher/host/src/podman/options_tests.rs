@@ -191,7 +191,13 @@ fn what_podman_says_to_have_removed_is_listed_and_removed_again() {
             fs::write(dir.path().join("containers").join(name), "").unwrap();
         }
         let place = Place::open(&dir.path().join("state")).unwrap();
-        let engine = Podman { calls: calls(podman, &place, true), place, guard: PathBuf::new(), swap_is_counted: true };
+        let engine = Podman {
+            calls: calls(podman, &place, true),
+            place,
+            guard: PathBuf::new(),
+            swap_is_counted: true,
+            parent: None,
+        };
         let done = engine.remove_pod("p", "pause");
         let left = fs::read_dir(dir.path().join("containers")).unwrap().count();
         let calls = fs::read_to_string(dir.path().join("calls")).unwrap();

@@ -1,17 +1,20 @@
 //! Started by an ordinary user: this program runs again in a user namespace of podman's, where the user is root and has
 //! the subordinate IDs of `/etc/subuid` and `/etc/subgid` (subuid(5), podman-unshare(1)).
 
+pub mod link;
+
 use crate::failure::{Failure, failure};
 use crate::search_path::in_path;
 use nix::unistd::{User, getuid};
 use std::env;
 use std::fs;
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 
 /// Set by podman for what it runs in the user's namespace: the user's own ID.
 const OUTSIDE_UID: &str = "_CONTAINERS_ROOTLESS_UID";
+/// The address of a bus that nobody serves.
+const NO_BUS: &str = "unix:path=/dev/null";
 /// How many subordinate IDs are needed: those of pods are taken from 20000-59999, and images have `nobody` at 65534.
 const IDS_NEEDED: u64 = 65_536;
 
@@ -30,23 +33,21 @@ pub fn has_user_bus() -> bool {
     session_directory().is_some_and(|dir| dir.join("systemd/private").exists())
 }
 
-/// Runs this program again, with the same arguments, in the user's namespace. Returns only where that is impossible,
-/// with what to do about it. `is_state_default`: the user has named no state directory.
-pub fn enter(is_state_default: bool) -> Failure {
-    let (podman, program) = match check().and_then(|podman| Ok((podman, own_program()?))) {
-        Ok(found) => found,
-        Err(e) => return e,
-    };
+/// What runs this program again, with the same arguments, in the user's namespace; or what to do where that is
+/// impossible. `is_state_default`: the user has named no state directory. `has_parent`: a control group for those of the
+/// containers.
+pub fn again(is_state_default: bool, has_parent: bool) -> Result<Command, Failure> {
+    let podman = check()?;
     let mut command = Command::new(podman);
-    command.arg("unshare").arg(program).args(env::args_os().skip(1));
+    command.arg("unshare").arg(own_program()?).args(env::args_os().skip(1));
     if is_state_default {
-        match user_state() {
-            Ok(state) => command.env("LATEBIND_STATE", state),
-            Err(e) => return e,
-        };
+        command.env("LATEBIND_STATE", user_state()?);
     }
-    let error = command.exec();
-    failure(format!("cannot run podman unshare: {error}"))
+    if has_parent {
+        // Else podman asks the user's systemd, if there is one, to take its pause process out of the job.
+        command.env("DBUS_SESSION_BUS_ADDRESS", NO_BUS);
+    }
+    Ok(command)
 }
 
 fn own_program() -> Result<PathBuf, Failure> {
