@@ -42,6 +42,8 @@ for purpose; do
     demo) add 5 openssl procps ;;
     test)
         add 20 gcc libc6-dev bash dash util-linux procps openssl shellcheck strace
+        # Archives of each form that inputs may have.
+        add 2 xz-utils zip zstd
         # The tests start a daemon and a registry of their own.
         add 15 docker.io docker-registry
         # rustup's toolchain has its own components; a step that lacks one names it.

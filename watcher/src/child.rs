@@ -17,13 +17,19 @@ const SAID_MAX: usize = 64 << 10;
 /// nothing has that open, at most `within`. Returns that and how the process ended; one that takes longer or says too
 /// much is killed. Meanwhile it is continued again and again: a kill routine of the same slot in another container may
 /// stop it.
-pub fn answer(
+pub fn answer(child: Child, input: &str, from: impl Read + AsFd, within: Duration) -> io::Result<(ExitStatus, String)> {
+    let give_up = Instant::now() + within;
+    let late = || io::Error::new(io::ErrorKind::TimedOut, format!("not done within {within:?}"));
+    answer_until(child, input, from, || (Instant::now() >= give_up).then(late))
+}
+
+/// The same until `over` says why it cannot go on; that is asked for every 50 ms.
+pub fn answer_until(
     mut child: Child,
     input: &str,
     mut from: impl Read + AsFd,
-    within: Duration,
+    over: impl Fn() -> Option<io::Error>,
 ) -> io::Result<(ExitStatus, String)> {
-    let give_up = Instant::now() + within;
     let pid = child.id() as i32;
     let mut said = Vec::new();
     // The input is smaller than a pipe, so this never waits.
@@ -43,8 +49,8 @@ pub fn answer(
                     n => said.extend_from_slice(part.get(..n).unwrap_or_default()),
                 }
             }
-            if Instant::now() >= give_up {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, format!("not done within {within:?}")));
+            if let Some(why) = over() {
+                return Err(why);
             }
             // Not reaped yet: the number is still the child's.
             let _ = latebind_linux::sys::signal_process(pid, Signal::SIGCONT as i32);

@@ -3,16 +3,23 @@
 //! The watcher has threads and is root; the kill routine forks and gives up its rights. So each such task is a fresh
 //! process, which knows nothing of keys and ends when the task is done.
 
+use std::fs::File;
 use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use latebind_contract::layout::Ids;
 use latebind_linux::kill::{Routine, take_ids};
 use latebind_linux::processes::Proc;
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
 use crate::tree::Deadline;
+use crate::tree::unpack::{self, Unpacked};
 use crate::{child, ipc};
 
 /// How long the kill helper is waited for beyond the time that it was given.
@@ -62,6 +69,69 @@ pub fn stop_all(ids: Ids) -> io::Result<()> {
     call("stop-all", ids, "", DETAILS_WITHIN).map(drop)
 }
 
+/// Variable with what the helper for inputs is to do.
+const INPUT: &str = "LATEBIND_INPUT";
+/// Address space of the helper for inputs: what an archive says of itself could make it need any memory.
+const INPUT_MEMORY: u64 = 160 << 20;
+
+/// What the helper for inputs is to do with the file.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Placing {
+    /// Whether it is an archive whose content is wanted.
+    pub unpack: bool,
+    /// Where it goes beneath the directory; empty for the directory itself.
+    pub to: String,
+    /// How much may come of it.
+    pub limits: unpack::Limits,
+}
+
+/// Puts a file, or what is in it, into a directory of the payload's, with the payload's rights. It goes on until
+/// `deadline`.
+pub fn place(
+    ids: Ids,
+    file: &File,
+    to: BorrowedFd<'_>,
+    placing: &Placing,
+    deadline: &Deadline<'_>,
+) -> io::Result<Unpacked> {
+    let numbers = [ids.uid, ids.gid, ids.kill_uid].map(|n| n.to_string());
+    let mut child = Command::new("/proc/self/exe")
+        .args(["helper", "input"])
+        .args(numbers)
+        .env_clear()
+        .env(INPUT, serde_json::to_string(placing)?)
+        .current_dir(format!("/proc/self/fd/{}", to.as_raw_fd()))
+        .stdin(file.try_clone()?)
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let from = child.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
+    let (status, said) = child::answer_until(child, "", from, || deadline.check().err())?;
+    if status.signal() == Some(Signal::SIGABRT as i32) {
+        let why = format!("needs more than {} MiB of memory to be read, or is not an archive", INPUT_MEMORY >> 20);
+        return Ok(Unpacked { problem: Some(unpack::Problem { why, at_target: None }), ..Unpacked::default() });
+    }
+    match serde_json::from_str(&said) {
+        Ok(unpacked) if status.success() => Ok(unpacked),
+        _ => Err(io::Error::other(format!("the helper for inputs ended with {status}"))),
+    }
+}
+
+/// The helper's side of [`place`].
+fn place_input(ids: Ids) -> io::Result<String> {
+    let placing = std::env::var(INPUT).map_err(io::Error::other)?;
+    let placing: Placing = serde_json::from_str(&placing)?;
+    let to = crate::tree::open_dir(Path::new("."))?;
+    let file = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+    setrlimit(Resource::RLIMIT_AS, INPUT_MEMORY, INPUT_MEMORY)?;
+    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+    latebind_linux::sys::set_no_new_privs()?;
+    latebind_linux::sys::set_groups(&[])?;
+    latebind_linux::sys::set_gid(ids.gid)?;
+    take_ids(ids)?;
+    let placed = unpack::place(file, to.as_fd(), placing.unpack, placing.to.as_bytes(), placing.limits);
+    serde_json::to_string(&placed).map_err(io::Error::other)
+}
+
 /// Runs the helper for `task` to its end, at most `within`.
 fn call(task: &str, ids: Ids, input: &str, within: Duration) -> io::Result<String> {
     let call = || {
@@ -89,6 +159,9 @@ fn start(task: &str, ids: Ids) -> io::Result<Child> {
 
 /// The helper's side: `task` with the slot's numbers, the rest on standard input. Returns what to print.
 pub fn main(task: &str, ids: Ids) -> io::Result<String> {
+    if task == "input" {
+        return place_input(ids);
+    }
     let mut input = String::new();
     io::stdin().read_to_string(&mut input)?;
     match task {

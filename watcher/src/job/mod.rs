@@ -9,6 +9,7 @@ mod clock;
 pub mod collect;
 pub mod control;
 pub mod disk;
+pub mod input;
 pub mod life;
 pub mod limits;
 pub mod matches;
@@ -22,6 +23,7 @@ pub mod usage;
 
 pub use self::binds::{Bind, PayloadHas};
 pub use self::clock::{now, rfc3339, seconds_of, uptime};
+pub use self::input::Input;
 pub use self::request::{EnvSource, Request, is_id, plain_path, unique_names};
 pub(crate) use self::request::{ten, yes};
 

@@ -9,6 +9,7 @@ use latebind_contract::startup::{EnvFormat, EnvMode, Object, Rlimit, Stop, check
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::binds::Bind;
+use super::input::{self, Input};
 use super::limits::Limits;
 use crate::bind::ImageCommand;
 use crate::layout::OURS;
@@ -104,6 +105,9 @@ pub struct Request {
     /// A directory whose content is copied into `work/`.
     #[serde(default)]
     pub inputs: Option<PathBuf>,
+    /// Further inputs, after that directory and in their order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub input_files: Vec<Input>,
     /// A file for standard input.
     #[serde(default)]
     pub stdin: Option<PathBuf>,
@@ -181,6 +185,7 @@ impl Request {
             grace_s: ten(),
             kill_s: ten(),
             inputs: None,
+            input_files: Vec::new(),
             stdin: None,
             relay: false,
             sandbox: None,
@@ -231,12 +236,13 @@ impl Request {
                 "{count} outputs with {bytes} bytes of names: at most {OUTPUTS_MAX} and {OUTPUT_NAMES_MAX}; name a directory"
             ));
         }
+        input::check(&self.input_files)?;
         if let Some(sandbox) = &self.sandbox {
             let first = sandbox.split('/').next().unwrap_or_default();
             if !layout::is_beneath(sandbox) || OURS.contains(&first) {
                 return Err(format!("sandbox {sandbox:?}: must be a directory of the client's beneath data/"));
             }
-            if self.inputs.is_some() || !self.outputs.is_empty() {
+            if self.inputs.is_some() || !self.input_files.is_empty() || !self.outputs.is_empty() {
                 return Err("a job in its client's own sandbox has no inputs and outputs to be copied".into());
             }
         }
@@ -270,6 +276,7 @@ impl Request {
     pub fn check_unprivileged(&self) -> Result<(), String> {
         let paths = [
             ("inputs", self.inputs.is_some()),
+            ("input_files", !self.input_files.is_empty()),
             ("stdin", self.stdin.is_some()),
             ("results", self.results.is_some()),
             ("env_files", !self.env_files.is_empty()),
@@ -331,6 +338,7 @@ mod tests {
         assert_eq!(request("sandbox", "execute/dir_1".into()).check_unprivileged(), Ok(()));
         for (field, value) in [
             ("inputs", "/etc".into()),
+            ("input_files", serde_json::json!([{"path": "/etc/shadow", "to": "x"}])),
             ("stdin", "/etc/shadow".into()),
             ("results", "/root".into()),
             ("env_files", serde_json::json!([{"path": "/etc/shadow", "format": "sh"}])),

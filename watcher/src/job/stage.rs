@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use latebind_contract::layout;
+use latebind_contract::layout::{self, Ids};
 use latebind_linux::volume::open_beneath;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -17,11 +17,13 @@ use nix::sys::stat::{Mode, fchmod, fstat, mkdirat};
 use nix::sys::statvfs::fstatvfs;
 use nix::unistd::{Gid, Uid, fchown};
 
-use super::Request;
+use super::{Input, Request};
 use crate::bind::{Failure, Reason};
+use crate::helper::{self, Placing};
 use crate::layout::IO;
 use crate::slot::Slot;
 use crate::tree::copy::{Budget, Copier, Problem, Rules, plain};
+use crate::tree::unpack::{Limits, Problem as Unplaced};
 use crate::tree::walk::{Count, Walk};
 use crate::tree::{self, Deadline, Over};
 use crate::volume_failure::{failed_at, is_full};
@@ -60,7 +62,7 @@ pub fn demand_sandbox(slot: &Slot, path: &str) -> Result<(), Failure> {
 }
 
 /// Puts the job's inputs into `work/` and makes the files of its standard streams.
-pub fn fill(slot: &Slot, request: &Request, deadline: &Deadline<'_>) -> Result<(), Failure> {
+pub fn fill(slot: &Slot, ids: Ids, request: &Request, deadline: &Deadline<'_>) -> Result<(), Failure> {
     let mut budget = Budget::new(BYTES_MAX, ENTRIES_MAX);
     if let Some(inputs) = &request.inputs {
         let to = open_dir(slot, layout::WORK).map_err(failed_at(layout::WORK))?;
@@ -69,6 +71,9 @@ pub fn fill(slot: &Slot, request: &Request, deadline: &Deadline<'_>) -> Result<(
             tree::check_reader(&fstat(&from)?, request.submitter)?;
             copier.content(from.as_fd(), to.as_fd(), "")
         })?;
+    }
+    for input in &request.input_files {
+        place(slot, ids, request, deadline, &mut budget, input)?;
     }
     mkdirat(slot.data.as_fd(), IO, Mode::from_bits_truncate(0o755)).map_err(|e| failed_at(IO)(e.into()))?;
     let io = open_dir(slot, IO).map_err(failed_at(IO))?;
@@ -93,6 +98,53 @@ pub fn fill(slot: &Slot, request: &Request, deadline: &Deadline<'_>) -> Result<(
         }
     }
     Ok(())
+}
+
+/// Puts one input into `work/`, by the helper with the payload's rights: what is in an archive decides nothing that root
+/// does.
+fn place(
+    slot: &Slot,
+    ids: Ids,
+    request: &Request,
+    deadline: &Deadline<'_>,
+    budget: &mut Budget,
+    input: &Input,
+) -> Result<(), Failure> {
+    let shown = input.path.display();
+    let hold = |why: &dyn std::fmt::Display| Failure::hold(Reason::InputUnusable, format!("{shown}: {why}"));
+    let retry = |why: &dyn std::fmt::Display| Failure::retry(Reason::StagingError, format!("{shown}: {why}"));
+    let opened = tree::open_file(&input.path).and_then(|file| {
+        tree::check_reader(&fstat(&file)?, request.submitter)?;
+        Ok(file)
+    });
+    let is_of =
+        |e: &io::Error, errnos: &[Errno]| e.raw_os_error().is_some_and(|n| errnos.contains(&Errno::from_raw(n)));
+    let file = opened.map_err(|e| match plain(e) {
+        e if is_of(&e, &PASSING) => retry(&e),
+        e if is_of(&e, &OF_ITS_USER) => Failure::retry(Reason::InputUnusable, format!("{shown}: {e}")),
+        e => hold(&e),
+    })?;
+    let work = open_dir(slot, layout::WORK).map_err(failed_at(layout::WORK))?;
+    // What no slot of this size could hold is the input's fault, and not that of what else is in the volume.
+    let volume = fstatvfs(slot.data.as_fd()).map_err(|e| failed_at(layout::WORK)(e.into()))?;
+    let size = volume.blocks().saturating_mul(volume.fragment_size());
+    let limits = Limits { bytes: budget.bytes.min(size), entries: budget.entries };
+    let placing = Placing { unpack: input.unpack, to: input.to.clone(), limits };
+    let placed = helper::place(ids, &file, work.as_fd(), &placing, deadline).map_err(|e| match deadline.over() {
+        Some(Over::Stopped(why)) => Failure::not_started(&why),
+        Some(over) => retry(&format!("the job's inputs are {over}")),
+        None => retry(&e),
+    })?;
+    budget.bytes = budget.bytes.saturating_sub(placed.bytes);
+    budget.entries = budget.entries.saturating_sub(placed.entries);
+    match placed.problem {
+        None => Ok(()),
+        Some(Unplaced { why, at_target: None }) => Err(hold(&why)),
+        Some(Unplaced { why, at_target: Some(errno) }) if is_full(&io::Error::from_raw_os_error(errno)) => {
+            Err(no_room(slot, request, deadline, &format!("{shown}: {why}")))
+        }
+        Some(Unplaced { why, .. }) => Err(retry(&why)),
+    }
 }
 
 /// Copies something that the job brought along, from `path`. Whose fault it is when that fails, is said by where it

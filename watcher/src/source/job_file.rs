@@ -9,7 +9,7 @@ use latebind_contract::startup::{EnvFormat, EnvMode, Object, Rlimit, Stop};
 use serde::Deserialize;
 
 use crate::job::limits::Limits;
-use crate::job::{EnvSource, Request, plain_path, ten, unique_names, yes};
+use crate::job::{EnvSource, Input, Request, plain_path, ten, unique_names, yes};
 
 /// `job.json`. Unknown fields are refused.
 #[derive(Debug, Deserialize)]
@@ -57,6 +57,8 @@ pub struct JobFile {
     stdin: Option<String>,
     #[serde(default)]
     outputs: Vec<String>,
+    #[serde(default)]
+    inputs: Vec<InputFile>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -64,6 +66,28 @@ pub struct JobFile {
 struct EnvName {
     name: String,
     format: EnvFormat,
+}
+
+/// One of `inputs`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct InputFile {
+    /// Name of a file beside job.json.
+    file: String,
+    /// Whether it is an archive whose content is wanted.
+    #[serde(default)]
+    unpack: bool,
+    /// Where it goes beneath `work/`: by its own name, or into `work/` itself, where nothing is said.
+    #[serde(default)]
+    to: Option<String>,
+}
+
+impl InputFile {
+    fn input(&self, path: PathBuf) -> Input {
+        let own = if self.unpack { "" } else { &self.file };
+        let to = self.to.as_deref().map_or_else(|| own.to_owned(), plain_path);
+        Input { path, unpack: self.unpack, to: if self.unpack && to == "." { String::new() } else { to } }
+    }
 }
 
 impl JobFile {
@@ -84,6 +108,7 @@ impl JobFile {
         };
         let env_files = self.env_files.iter().map(|f| Ok(EnvSource { path: beside(&f.name)?, format: f.format }));
         let inputs = submitted.join("inputs");
+        let input_files = self.inputs.iter().map(|input| Ok(input.input(beside(&input.file)?)));
         Ok(Request {
             image: self.image,
             argv: self.argv,
@@ -102,6 +127,7 @@ impl JobFile {
             limits: self.limits,
             grace_s: self.grace_s,
             kill_s: self.kill_s,
+            input_files: input_files.collect::<Result<_, String>>()?,
             inputs: inputs.symlink_metadata().is_ok().then_some(inputs),
             stdin: self.stdin.as_deref().map(beside).transpose()?,
             outputs: self.outputs.iter().map(|path| plain_path(path)).collect(),

@@ -308,7 +308,7 @@ const TARGET_SHOWN_MAX: usize = 100;
 
 /// Whether a link to `target` stays within a tree, `levels` below whose top it is. `..` may only be at its beginning,
 /// so that it leaves directories alone and no other link, which may lead elsewhere.
-fn stays_within(target: &[u8], levels: usize) -> bool {
+pub(super) fn stays_within(target: &[u8], levels: usize) -> bool {
     let mut parts = target.split(|b| *b == b'/').filter(|part| !matches!(*part, b"" | b".")).peekable();
     let mut up = 0;
     while parts.next_if_eq(&b"..".as_slice()).is_some() {

@@ -2,9 +2,11 @@
 //! within bounds of memory, descriptors and time.
 
 pub mod copy;
+pub mod decompress;
 pub mod listing;
 pub mod marks;
 pub mod remove;
+pub mod unpack;
 pub mod walk;
 
 use std::fmt;

@@ -1,0 +1,132 @@
+//! Inputs that a job names: files that go to a place of their own, and archives that are unpacked as the payload.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use latebind_tests::pod::{Options, Outcome, Pod, Scratch, put_into, shell, with};
+use serde_json::{Value, json};
+
+/// What a shell leaves as `archive` in an empty directory.
+fn made(script: &str) -> Vec<u8> {
+    let scratch = Scratch::new();
+    let output = Command::new("sh").args(["-ec", script]).current_dir(scratch.path()).output().unwrap();
+    assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+    fs::read(scratch.path().join("archive")).unwrap()
+}
+
+fn with_inputs(script: &str, inputs: Value) -> Value {
+    with(shell(script), "inputs", inputs)
+}
+
+/// The result of a job with one archive, which is unpacked into `work/`.
+fn unpacked(pod: &Pod, name: &str, script: &str, archive: &[u8]) -> Outcome {
+    let job = with_inputs(script, json!([{"file": "archive", "unpack": true}]));
+    put_into(&pod.spool, name, job.to_string().as_bytes(), &[("archive", archive)]);
+    pod.result(name)
+}
+
+#[test]
+fn archives_and_files_are_put_where_the_job_wants_them_and_belong_to_it() {
+    let pod = Pod::start();
+    let tree = "mkdir -p t/deep; echo one >t/one; printf '#!/bin/sh\\necho tool ran\\n' >t/deep/tool; \
+        chmod 4755 t/deep/tool; ln -s deep/tool t/link; ";
+    for (form, script) in [
+        ("tar", "tar -cf archive -C t ."),
+        ("gz", "tar -czf archive -C t ."),
+        ("xz", "tar -cJf archive -C t ."),
+        ("zstd", "tar -cf plain -C t .; zstd -q plain -o archive"),
+        ("zip", "cd t; zip -qry ../archive.zip .; mv ../archive.zip ../archive"),
+    ] {
+        let archive = made(&format!("{tree}{script}"));
+        let inputs = json!([
+            {"file": "archive", "unpack": true, "to": "some/where"},
+            {"file": "archive", "to": "kept/as/it-is"},
+            {"file": "plain"},
+        ]);
+        let job = with_inputs(
+            "cat some/where/one plain beside; some/where/link; cmp archive.want kept/as/it-is && echo same; \
+             stat -c '%u %a' some some/where/deep/tool kept/as/it-is; echo more >>some/where/one && rm -r some",
+            inputs,
+        );
+        let files: [(&str, &[u8]); 4] = [
+            ("archive", &archive),
+            ("plain", b"plain\n"),
+            ("inputs/beside", b"beside\n"),
+            ("inputs/archive.want", &archive),
+        ];
+        put_into(&pod.spool, form, job.to_string().as_bytes(), &files);
+        let outcome = pod.result(form);
+        outcome.is_good();
+        let uid = pod.uid(0);
+        let wanted = format!("one\nplain\nbeside\ntool ran\nsame\n{uid} 755\n{uid} 755\n{uid} 644\n");
+        assert_eq!(outcome.text("stdout"), wanted, "{form}: {}", outcome.text("stderr"));
+    }
+}
+
+#[test]
+fn an_archive_puts_nothing_outside_of_work() {
+    let pod = Pod::start();
+    let link_then_file = "mkdir a b; ln -s /var/lib/latebind a/out; mkdir b/out; echo x >b/out/file; \
+        tar -cf archive -C a out; tar -rf archive -C b out/file";
+    for (name, script) in [
+        ("above", "echo x >x; tar -cPf archive --transform 's,^x,../../above,' x"),
+        ("absolute", "echo x >x; tar -cPf archive --transform 's,^x,/var/lib/latebind/absolute,' x"),
+        ("link", "ln -s /etc/shadow x; tar -cf archive x"),
+        ("through", link_then_file),
+        ("name", "echo x >x; ln x y; tar -cPf archive --transform 'flags=h;s,^x,/etc/shadow,' x y"),
+        ("fifo", "mkfifo x; tar -cf archive x"),
+    ] {
+        let outcome = unpacked(&pod, name, "true", &made(script));
+        outcome.is("hold", "InputUnusable");
+        assert!(outcome.report.message.contains("/archive: "), "{name}: {}", outcome.report.message);
+    }
+    let private: Vec<_> = fs::read_dir(pod.private()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(!private.iter().any(|name| name == "absolute" || name == "file"), "{private:?}");
+    unpacked(&pod, "good", "cat x", &made("echo x >x; tar -cf archive x")).is_good();
+}
+
+#[test]
+fn a_bomb_holds_its_job_and_leaves_the_slot_to_the_next_one() {
+    let pod = Options::new().host(&["--data-size", "100m"]).start();
+    let zeros = "head -c 300000000 /dev/zero >x";
+    for (name, script) in [
+        ("gz", format!("{zeros}; tar -czf archive x")),
+        ("zip", format!("{zeros}; zip -q archive.zip x; mv archive.zip archive")),
+        ("sparse", "truncate -s 1T x; tar -cSf archive x".to_owned()),
+        // Its dictionary alone would take more memory than the helper gets.
+        ("memory", "head -c 1000000 /dev/urandom >x; tar -cf - x | xz --lzma2=dict=1GiB >archive".to_owned()),
+        ("deep", "mkdir -p $(yes d | head -n 100 | tr '\\n' /); tar -cf archive d".to_owned()),
+    ] {
+        let outcome = unpacked(&pod, name, "true", &made(&script));
+        outcome.is("hold", "InputUnusable");
+    }
+    unpacked(&pod, "good", "cat x", &made("echo x >x; tar -czf archive x")).is_good();
+}
+
+#[test]
+fn what_is_not_there_or_not_an_archive_is_said() {
+    let pod = Pod::start();
+    let outcome = unpacked(&pod, "text", "true", &b"not an archive\n".repeat(100));
+    outcome.is("hold", "InputUnusable");
+    for (name, inputs) in
+        [("missing", json!([{"file": "none", "unpack": true}])), ("linked", json!([{"file": "link", "unpack": true}]))]
+    {
+        let dir = pod.spool.join(format!(".{name}"));
+        fs::create_dir(&dir).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", dir.join("link")).unwrap();
+        fs::write(dir.join("job.json"), with_inputs("true", inputs).to_string()).unwrap();
+        fs::rename(dir, pod.spool.join("new").join(name)).unwrap();
+        pod.result(name).is("hold", "InputUnusable");
+    }
+    for (name, inputs) in [
+        ("out", json!([{"file": "x", "to": "../x"}])),
+        ("path", json!([{"file": "/etc/passwd"}])),
+        ("field", json!([{"file": "x", "mode": 1}])),
+        ("many", json!(vec![json!({"file": "x"}); 101])),
+    ] {
+        put_into(&pod.spool, name, with_inputs("true", inputs).to_string().as_bytes(), &[("x", b"x")]);
+        pod.result(name).is("hold", "InvalidJob");
+    }
+    assert!(!Path::new("/x").exists());
+}
