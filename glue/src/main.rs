@@ -5,6 +5,7 @@
 //! all unsafe code.
 #![forbid(unsafe_code)]
 
+mod attend;
 mod claim;
 mod events;
 mod exec_failure;

@@ -2,7 +2,7 @@
 //!
 //! It reads the environment files, sets umask, directory and streams, makes the child that becomes the job, says its
 //! process ID, and ends. The child waits until glue has reaped stage two: no instruction of the job runs while this
-//! process is there. Trackers that judge a process by what it was when first seen find a job that never was root.
+//! process is there. Where the job asks for it, an attendant stays ([`attend`]), to which nothing of ours listens. Trackers that judge a process by what it was when first seen find a job that never was root.
 #![forbid(unsafe_code)]
 
 use std::io;
@@ -11,10 +11,10 @@ use std::os::fd::{AsFd, OwnedFd, RawFd};
 use nix::fcntl::OFlag;
 use nix::sys::stat::{SFlag, fstat, makedev};
 
-use crate::exec_failure;
 use crate::stage_one::{DATA_FD, EXEC_FD, FIRST_ENV_FD, GO_FD, JOB_FD, REPORT_FD, send};
+use crate::{attend, exec_failure};
 use latebind_contract::bytes::ByteString;
-use latebind_contract::command::{self, Amount, Command, EnvFormat, EnvMode, FIELDS, Stream, rlimit_number};
+use latebind_contract::command::{self, Amount, Command, EnvFormat, EnvMode, FIELDS, Rlimit, Stream, rlimit_number};
 use latebind_contract::environment::{
     Environment, OF_ROOT, SyntaxError, apply_docker, apply_export, apply_nul, apply_sh,
 };
@@ -73,11 +73,14 @@ fn start(slot: u32, fifos: [bool; 3], env_files: usize) -> Result<(), Report> {
     let work = layout::work(slot);
     let cwd = job.cwd.as_ref().map_or(work.as_bytes(), ByteString::as_bytes);
     let env = environment(&job, work.as_bytes(), cwd)?;
-    open_streams(&job)?;
+    match job.terminal_size() {
+        Some(size) => attend::open_terminal(slot, size).map_err(at(What::Terminal))?,
+        None => open_streams(&job)?,
+    }
     let mask = nix::sys::stat::Mode::from_bits_truncate(job.umask_bits().unwrap_or(0o022));
     nix::sys::stat::umask(mask);
     nix::unistd::chdir(cwd).map_err(|e| at(What::Directory)(e.into()))?;
-    launch(&job, &env)
+    launch(slot, &job, env)
 }
 
 /// The job's environment: the container's or nothing, defaults for what that leaves unset, then the files, then `env`.
@@ -96,7 +99,9 @@ fn environment(job: &Command, work: &[u8], cwd: &[u8]) -> Result<Environment, Re
     }
     // Before the files, so that they can say $HOME.
     let account = layout::ACCOUNT.as_bytes();
-    for (name, value) in [("HOME", work), ("USER", account), ("LOGNAME", account), ("TMPDIR", work), ("PWD", cwd)] {
+    let defaults = [("HOME", work), ("USER", account), ("LOGNAME", account), ("TMPDIR", work), ("PWD", cwd)];
+    // As docker says of a terminal.
+    for (name, value) in defaults.into_iter().chain(job.terminal.map(|_| ("TERM", &b"xterm"[..]))) {
         if env.get(name.as_bytes()).is_none() {
             env.set(name.as_bytes(), value);
         }
@@ -181,38 +186,80 @@ fn open_stream_file(file: &str, n: RawFd, append: bool) -> io::Result<OwnedFd> {
 }
 
 /// Everything that the child needs between its making and its exec, so that it allocates nothing.
-struct Ready {
+pub struct Ready {
     candidates: CStrings,
     argv: CStrings,
     env: CStrings,
-    limits: Vec<(u32, u64, u64)>,
+    limits: Limits,
 }
 
-fn prepare(job: &Command, env: &Environment) -> io::Result<Ready> {
-    let program = job.argv.first().map(ByteString::as_bytes).unwrap_or_default();
-    let path = env.get(b"PATH").filter(|path| !path.is_empty()).unwrap_or(DEFAULT_PATH.as_bytes());
-    let mut ready =
-        Ready { candidates: CStrings::new(), argv: CStrings::new(), env: CStrings::new(), limits: Vec::new() };
-    candidates(program, path).try_for_each(|parts| ready.candidates.push(&parts))?;
-    job.argv.iter().try_for_each(|argument| ready.argv.push(&[argument.as_bytes()]))?;
-    env.iter().try_for_each(|(name, value)| ready.env.push(&[name, b"=", value]))?;
-    let bound = |amount: Amount| if let Amount::Of(n) = amount { n } else { u64::MAX };
-    for (name, limit) in &job.rlimits.0 {
-        // A name that is not a limit was refused long before.
-        ready.limits.push((rlimit_number(name).unwrap_or(u32::MAX), bound(limit.soft), bound(limit.hard)));
+/// Resource limits: the kernel's number, soft and hard.
+pub type Limits = Vec<(u32, u64, u64)>;
+
+impl Ready {
+    /// Sets the resource limits. Says which one cannot be set.
+    pub fn set_limits(&self) -> Result<(), (usize, io::Error)> {
+        let set = |((number, soft, hard), index): (&(u32, u64, u64), usize)| {
+            sys::set_rlimit(*number, *soft, *hard).map_err(|e| (index, e))
+        };
+        self.limits.iter().zip(0..).try_for_each(set)
     }
+
+    /// Executes the program. Returns only which candidate is why there was none, and its error.
+    pub fn exec(&self) -> (usize, io::Error) {
+        // As execvp(3) does: what is not there is passed over, what may not be run is remembered, all else ends the
+        // search.
+        let mut last = (0, io::Error::from_raw_os_error(nix::libc::ENOENT));
+        for (n, candidate) in self.candidates.as_slice().iter().enumerate() {
+            let error = sys::exec(candidate, &self.argv, &self.env);
+            match error.raw_os_error() {
+                Some(nix::libc::ENOENT | nix::libc::ENOTDIR) => {}
+                Some(nix::libc::EACCES) => last = (n, error),
+                _ => return (n, error),
+            }
+        }
+        last
+    }
+}
+
+/// Prepares the execution of `argv` with this environment and these limits.
+pub fn prepare(argv: &[&[u8]], env: &Environment, limits: Limits) -> io::Result<Ready> {
+    let program = argv.first().copied().unwrap_or_default();
+    let path = env.get(b"PATH").filter(|path| !path.is_empty()).unwrap_or(DEFAULT_PATH.as_bytes());
+    let mut ready = Ready { candidates: CStrings::new(), argv: CStrings::new(), env: CStrings::new(), limits };
+    candidates(program, path).try_for_each(|parts| ready.candidates.push(&parts))?;
+    argv.iter().try_for_each(|argument| ready.argv.push(&[argument]))?;
+    env.iter().try_for_each(|(name, value)| ready.env.push(&[name, b"=", value]))?;
     Ok(ready)
 }
 
-fn launch(job: &Command, env: &Environment) -> Result<(), Report> {
-    let ready = prepare(job, env).map_err(at(What::Arguments))?;
+/// The job's resource limits by the kernel's numbers.
+fn limits(job: &Command) -> Limits {
+    let bound = |amount: Amount| if let Amount::Of(n) = amount { n } else { u64::MAX };
+    // A name that is not a limit was refused long before.
+    let one = |(name, limit): &(String, Rlimit)| {
+        (rlimit_number(name).unwrap_or(u32::MAX), bound(limit.soft), bound(limit.hard))
+    };
+    job.rlimits.0.iter().map(one).collect()
+}
+
+fn launch(slot: u32, job: &Command, env: Environment) -> Result<(), Report> {
+    let argv: Vec<&[u8]> = job.argv.iter().map(ByteString::as_bytes).collect();
+    let ready = prepare(&argv, &env, limits(job)).map_err(at(What::Arguments))?;
     match sys::fork().map_err(at(What::Fork))? {
         Fork::Parent(pid) => {
-            send(&Report::child(pid), REPORT_FD);
+            let mut attendant = 0;
+            if job.exec {
+                match sys::fork().map_err(at(What::Fork))? {
+                    Fork::Child => attend::serve(attend::Job { slot, main: pid, env, limits: ready.limits }),
+                    Fork::Parent(pid) => attendant = pid,
+                }
+            }
+            send(&Report::child(pid, attendant), REPORT_FD);
             Ok(())
         }
         Fork::Child => {
-            let failed = become_job(&ready);
+            let failed = become_job(&ready, job.terminal.is_some());
             send(&failed, EXEC_FD);
             sys::exit_now(127)
         }
@@ -220,7 +267,7 @@ fn launch(job: &Command, env: &Environment) -> Result<(), Report> {
 }
 
 /// The child, up to its exec. Returns only why there was none, and allocates nothing.
-fn become_job(ready: &Ready) -> Report {
+fn become_job(ready: &Ready, has_terminal: bool) -> Report {
     // First of all stage two's pipe: glue waits for its end. What is left is close-on-exec.
     if let Err(e) = sys::close_range(REPORT_FD, RawFd::MAX, false) {
         return Report::of(What::Descriptors, &e);
@@ -231,26 +278,14 @@ fn become_job(ready: &Ready) -> Report {
     if let Err(e) = sys::reset_signals() {
         return Report::of(What::Signals, &e);
     }
-    for ((number, soft, hard), index) in ready.limits.iter().zip(0..) {
-        if let Err(e) = sys::set_rlimit(*number, *soft, *hard) {
-            return Report::at(What::Limit, index, &e);
-        }
+    if has_terminal && let Err(e) = sys::take_terminal() {
+        return Report::of(What::Terminal, &e);
+    }
+    if let Err((index, e)) = ready.set_limits() {
+        return Report::at(What::Limit, index, &e);
     }
     wait_for_glue();
-    // As execvp(3) does: what is not there is passed over, what may not be run is remembered, all else ends the search.
-    let mut last = (0, io::Error::from_raw_os_error(nix::libc::ENOENT));
-    for (n, candidate) in ready.candidates.as_slice().iter().enumerate() {
-        let error = sys::exec(candidate, &ready.argv, &ready.env);
-        match error.raw_os_error() {
-            Some(nix::libc::ENOENT | nix::libc::ENOTDIR) => {}
-            Some(nix::libc::EACCES) => last = (n, error),
-            _ => {
-                last = (n, error);
-                break;
-            }
-        }
-    }
-    let (n, error) = last;
+    let (n, error) = ready.exec();
     exec_failure::examine(ready.candidates.as_slice(), n, &error, ready.argv.as_slice(), ready.env.as_slice())
 }
 

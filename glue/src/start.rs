@@ -91,6 +91,7 @@ pub fn begin(
             stage_two,
             since: None,
             child: None,
+            attendant: 0,
             awaits: Awaits::Report,
             reported: Pipe::new(reported),
             executed: Pipe::new(executed),
@@ -174,6 +175,7 @@ pub struct Starting {
     /// When stage two was made, in the kernel's ticks.
     since: Option<u64>,
     child: Option<i32>,
+    attendant: i32,
     awaits: Awaits,
     reported: Pipe,
     executed: Pipe,
@@ -187,6 +189,8 @@ pub struct Started {
     pub child: Option<i32>,
     /// Why it does not run the job's program; `None`: it does.
     pub failure: Option<Failure>,
+    /// What stage two says is the job's attendant, which is not one of the processes that the job has left; else 0.
+    pub attendant: i32,
 }
 
 impl Starting {
@@ -222,14 +226,17 @@ impl Starting {
             let Some(stage_two) = sys::reap(self.stage_two)? else { return Ok(None) };
             self.stage_two = 0; // the number may be a stranger's from here on
             let report = Report::parse(&self.reported.bytes);
-            let failed = |failure| Ok(Some(Started { child: None, failure: Some(failure) }));
+            let failed = |failure| Ok(Some(Started { child: None, failure: Some(failure), attendant: 0 }));
             match report {
-                Some(Report { what: What::Child, numbers: [pid, ..], .. }) if stage_two.exit_code == Some(0) => {
+                Some(Report { what: What::Child, numbers: [pid, attendant, ..], .. })
+                    if stage_two.exit_code == Some(0) =>
+                {
                     let pid = i32::try_from(pid).unwrap_or(0);
                     if !self.is_waiting_child(proc, pid, order) {
                         return failed(not_the_child());
                     }
                     self.child = Some(pid);
+                    self.attendant = i32::try_from(attendant).unwrap_or(0);
                 }
                 Some(report) => return failed(report.failure().unwrap_or_else(cut_off)),
                 None => return failed(cut_off()),
@@ -250,7 +257,7 @@ impl Starting {
             (_, Some(pid)) if proc.stat(pid).is_ok_and(|stat| stat.no_exec_yet) => Some(cut_off()),
             _ => None,
         };
-        Ok(Some(Started { child: self.child, failure }))
+        Ok(Some(Started { child: self.child, failure, attendant: self.attendant }))
     }
 
     /// Whether `pid` is the child that stage two made: glue's own now, since glue is the subreaper of all below it,
@@ -270,7 +277,7 @@ impl Starting {
         }
         // No instruction runs after the signal. Where the exec was faster, the program may have run.
         let ran = self.go.is_none() && self.child.is_some_and(|pid| proc.stat(pid).is_ok_and(|s| !s.no_exec_yet));
-        Started { child: self.child, failure: (!ran).then_some(failure) }
+        Started { child: self.child, failure: (!ran).then_some(failure), attendant: self.attendant }
     }
 }
 

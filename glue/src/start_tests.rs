@@ -19,6 +19,7 @@ fn starting(stage_two: i32, proc: &Proc) -> (Starting, OwnedFd, OwnedFd, OwnedFd
         stage_two,
         since: Some(proc.stat(std::process::id() as i32).unwrap().start),
         child: None,
+        attendant: 0,
         awaits: Awaits::Report,
         reported: Pipe::new(reported),
         executed: Pipe::new(executed),
@@ -53,7 +54,7 @@ fn nothing_goes_on_before_the_report_is_closed_and_stage_two_reaped() {
     let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
     let (mut start, report, exec, wait) = starting(stage_two.id() as i32, &proc);
     assert_eq!(start.advance(&job, &proc).unwrap(), None);
-    stage_one::send(&Report::child(child.id() as i32), report.as_raw_fd());
+    stage_one::send(&Report::child(child.id() as i32, 0), report.as_raw_fd());
     assert_eq!(start.advance(&job, &proc).unwrap(), None);
     assert_eq!((start.awaits, start.child), (Awaits::Report, None), "the pipe is still open");
     drop(report);
@@ -64,7 +65,7 @@ fn nothing_goes_on_before_the_report_is_closed_and_stage_two_reaped() {
     drop((exec, wait));
     // It was killed, so nothing that it has said counts.
     let started = to_the_end(&mut start, &job, &proc);
-    assert_eq!(started, Started { child: None, failure: Some(cut_off()) });
+    assert_eq!(started, Started { child: None, failure: Some(cut_off()), attendant: 0 });
     child.kill().unwrap();
     child.wait().unwrap();
 }
@@ -78,19 +79,19 @@ fn a_child_that_is_not_what_it_has_to_be_is_not_released() {
     let cases = [right.id() as i32, other.id() as i32, parent, std::process::id() as i32, 1, 0, i32::MAX];
     for (pid, good) in cases.into_iter().zip([true].into_iter().chain(std::iter::repeat(false))) {
         let (mut start, report, exec, wait) = starting(ended("exit 0"), &proc);
-        stage_one::send(&Report::child(pid), report.as_raw_fd());
+        stage_one::send(&Report::child(pid, 0), report.as_raw_fd());
         drop((report, exec));
         let started = to_the_end(&mut start, &job(23_458, 23_458), &proc);
         let released = nix::unistd::read(&wait, &mut [0]) == Ok(1);
         assert_eq!(released, good, "process {pid}");
         if !good {
-            assert_eq!(started, Started { child: None, failure: Some(not_the_child()) }, "process {pid}");
+            assert_eq!(started, Started { child: None, failure: Some(not_the_child()), attendant: 0 }, "process {pid}");
         }
     }
     // One that is older than the start was not made by it.
     let (mut start, report, exec, wait) = starting(ended("exit 0"), &proc);
     start.since = Some(u64::MAX);
-    stage_one::send(&Report::child(right.id() as i32), report.as_raw_fd());
+    stage_one::send(&Report::child(right.id() as i32, 0), report.as_raw_fd());
     drop((report, exec));
     assert_eq!(to_the_end(&mut start, &job(23_458, 23_458), &proc).failure, Some(not_the_child()));
     assert_ne!(nix::unistd::read(&wait, &mut [0]), Ok(1));
@@ -138,14 +139,14 @@ fn a_child_that_ends_before_its_exec_has_not_run() {
     };
     for (child, ran) in [(fork(), false), (ended("exit 0"), true)] {
         let (mut start, report, exec, _wait) = starting(ended("exit 0"), &proc);
-        stage_one::send(&Report::child(child), report.as_raw_fd());
+        stage_one::send(&Report::child(child, 0), report.as_raw_fd());
         drop((report, exec));
         let started = to_the_end(&mut start, &job, &proc);
         while sys::reap(child).unwrap().is_none() {
             std::thread::yield_now();
         }
         let failure = (!ran).then(cut_off);
-        assert_eq!(started, Started { child: Some(child), failure });
+        assert_eq!(started, Started { child: Some(child), failure, attendant: 0 });
     }
 }
 

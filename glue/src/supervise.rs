@@ -83,6 +83,8 @@ struct Supervision<'a> {
     claimed: &'a mut Claimed,
     end: End,
     main: Option<i32>,
+    /// See [`Started::attendant`].
+    attendant: i32,
     /// When the soft kill was sent, if it was.
     soft_kill: Option<Instant>,
     counting_killed: bool,
@@ -105,7 +107,7 @@ pub fn run(slot: &Slot<'_>, claimed: &mut Claimed, on_start: &mut dyn FnMut(i32)
         stop: false,
     };
     let mut links = Links::default();
-    let mut s = Supervision { slot, claimed, end, main: None, soft_kill: None, counting_killed: false };
+    let mut s = Supervision { slot, claimed, end, main: None, attendant: 0, soft_kill: None, counting_killed: false };
     match s.prepare(&mut links) {
         Err(failed) => s.end.failure = Some(failed),
         Ok(starting) => s.supervise(starting, on_start)?,
@@ -160,8 +162,8 @@ impl Supervision<'_> {
     fn supervise(&mut self, starting: Starting, on_start: &mut dyn FnMut(i32)) -> io::Result<()> {
         let limit = self.claimed.order.timeout_s;
         let wall = (limit > 0.0).then(|| Instant::now() + Duration::from_secs_f64(limit));
-        let (Started { child, failure }, ended) = self.await_exec(starting, wall)?;
-        self.main = child;
+        let (Started { child, failure, attendant }, ended) = self.await_exec(starting, wall)?;
+        (self.main, self.attendant) = (child, attendant);
         self.end.failure = failure;
         if let (Some(pid), None) = (child, &self.end.failure) {
             self.end.started = Some((wall_clock(), Instant::now()));
@@ -279,7 +281,8 @@ impl Supervision<'_> {
             let used = used(&reaped.usage);
             add(&mut self.end.usage.tree, &used);
             self.end.processes.reaped += 1;
-            if self.counting_killed && reaped.signal == Some(Signal::SIGKILL as i32) && Some(reaped.pid) != self.main {
+            let is_left = ![self.main, Some(self.attendant)].contains(&Some(reaped.pid));
+            if self.counting_killed && reaped.signal == Some(Signal::SIGKILL as i32) && is_left {
                 self.end.processes.left_over_killed += 1;
             }
             if Some(reaped.pid) == self.main {

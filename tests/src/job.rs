@@ -41,6 +41,8 @@ pub fn new(argv: &[&str], uid: u32, gid: u32, incarnation: &str) -> Startup {
         stdout: file("work/stdout"),
         stderr: file("work/stderr"),
         rlimits: Object::default(),
+        terminal: None,
+        exec: false,
         links: Object::default(),
         passwd: false,
         account: latebind_contract::layout::ACCOUNT.into(),

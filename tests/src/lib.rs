@@ -20,6 +20,7 @@ pub mod rate;
 pub mod scratch;
 pub mod shortage;
 pub mod slot;
+pub mod terminal;
 pub mod tracer;
 pub mod waiting;
 pub mod web;

@@ -10,6 +10,7 @@ use latebind_tests::pod::{
     BUSYBOX, DEBIAN, NOSHELL, Options, Ran, Running, Scratch, eventually, host, kill, podman, probe, shell, unique,
     with,
 };
+use latebind_tests::terminal::Terminal;
 use nix::sys::signal::Signal;
 use serde_json::json;
 
@@ -139,6 +140,28 @@ fn shared_memory_is_as_large_as_was_asked_for() {
     let docker = Daemon::with(&[&OURS[..], &[BUSYBOX]].concat());
     let ran = docker.ran(&["--shm-size", "96m", BUSYBOX, "sh", "-c", "df -k /dev/shm | tail -n 1 | awk '{print $2}'"]);
     assert_eq!((ran.code, ran.out().as_str()), (Some(0), "98304\n"), "{}", ran.err());
+    docker.assert_nothing_is_left();
+}
+
+#[test]
+fn a_command_has_a_terminal_and_another_one_beside_it() {
+    let docker = Daemon::with(&[&OURS[..], &[BUSYBOX]].concat());
+    let name = unique("docker");
+    let mut run = host(&["--engine", "docker", "run", "--name", &name, "--exec", "-it"]);
+    let script = "tty; stty size; echo ready; read line; echo \"line: $line\"; exit 6";
+    run.env("PATH", PATH).env("DOCKER_HOST", docker.host_variable()).args([BUSYBOX, "sh", "-c", script]);
+    let mut terminal = Terminal::start(&run, [33, 77]);
+    let first = terminal.until("33 77");
+    assert!(first.contains("/dev/pts/"), "{first}");
+    terminal.until("ready");
+    assert!(terminal.is_raw());
+    let mut exec = host(&["--engine", "docker", "exec", "-i", &name, "sh", "-c", "cat; exit 3"]);
+    exec.env("PATH", PATH).env("DOCKER_HOST", docker.host_variable());
+    let beside = Running::start(&mut exec, b"beside\n".to_vec()).finish(LIMIT);
+    assert_eq!((beside.code, beside.out().as_str()), (Some(3), "beside\n"), "{}", beside.err());
+    terminal.types("typed\r");
+    terminal.until("line: typed");
+    assert_eq!(terminal.end(), Some(6));
     docker.assert_nothing_is_left();
 }
 

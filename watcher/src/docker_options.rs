@@ -82,7 +82,6 @@ const TABLE: &[(&[&str], &str)] = &[
     (&["--storage-opt"], "the limit on a job's files is --data-size SIZE of latebind-host; in a pod --max-disk BYTES"),
     (&["--sysctl"], OF_THE_HOST),
     (&["--tmpfs"], "/dev/shm is in memory; --data-size SIZE of latebind-host puts the job's directory there, too"),
-    (&["--tty", "-t"], "a command has pipes, not a terminal: leave it out"),
     (&["--use-api-socket"], "no job reaches the engine"),
     (
         &["--user", "-u"],
@@ -111,11 +110,11 @@ pub struct Habits {
     pub sig_proxy: Option<String>,
 }
 
-/// The image, and the command, which may be empty, without the `--` that may stand between them.
+/// The image (or the job), and the command, which may be empty, without the `--` that may stand between them.
 pub fn image_and_command(words: &[OsString]) -> Result<(String, Vec<OsString>), String> {
     let (image, rest) = words.split_first().ok_or("no image is given")?;
     let shown = || printable(&image.to_string_lossy());
-    let image = image.to_str().ok_or_else(|| format!("{}: the name of an image is text", shown()))?;
+    let image = image.to_str().ok_or_else(|| format!("{}: a name is text", shown()))?;
     let command = rest.strip_prefix(&["--".into()]).unwrap_or(rest);
     Ok((image.to_owned(), command.to_vec()))
 }

@@ -29,6 +29,7 @@ pub mod slot;
 pub mod source;
 pub mod stop;
 pub mod store;
+pub mod terminal;
 pub mod text;
 pub mod tree;
 pub mod views;

@@ -42,6 +42,13 @@ pub struct Command {
     /// Resource limits by their Linux names in lower case (`nofile`, `core`, ...).
     #[serde(default)]
     pub rlimits: Object<Rlimit>,
+    /// Size of a terminal, which is all three streams then: its rows, times 65536, and its columns. Its master goes to
+    /// [`layout::attach`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub terminal: Option<u32>,
+    /// Whether an attendant starts further commands beside the job (`watcher exec`).
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub exec: bool,
 }
 
 fn umask_default() -> String {
@@ -154,8 +161,8 @@ impl<'de> Deserialize<'de> for Amount {
 }
 
 /// The fields, in the order in which [`Command::check`] looks at them.
-pub const FIELDS: [&str; 10] =
-    ["command", "argv", "cwd", "env", "env_formats", "stdin", "stdout", "stderr", "umask", "rlimits"];
+pub const FIELDS: [&str; 11] =
+    ["command", "argv", "cwd", "env", "env_formats", "terminal", "stdin", "stdout", "stderr", "umask", "rlimits"];
 
 /// Reads the job's part. The message names line and column; of a value of another type it has the beginning.
 pub fn parse(text: &[u8]) -> Result<Command, Invalid> {
@@ -169,6 +176,11 @@ impl Command {
     /// The standard streams.
     pub fn streams(&self) -> [&Option<Stream>; 3] {
         [&self.stdin, &self.stdout, &self.stderr]
+    }
+
+    /// Rows and columns of the terminal.
+    pub fn terminal_size(&self) -> Option<[u16; 2]> {
+        self.terminal.map(|size| [(size >> 16) as u16, size as u16])
     }
 
     /// Checks everything that needs only the command, and of the order which streams are FIFOs and how many environment
@@ -205,6 +217,9 @@ impl Command {
     }
 
     fn check_streams(&self, fifos: [bool; 3]) -> Result<(), Invalid> {
+        if self.terminal.is_some() && self.streams().into_iter().any(Option::is_some) {
+            return invalid("terminal", "is all three streams: none of them can be something else");
+        }
         let streams = [("stdin", &self.stdin, 0), ("stdout", &self.stdout, 1), ("stderr", &self.stderr, 2)];
         for (field, stream, n) in streams {
             let fifo = stream.as_ref().is_some_and(|stream| stream.fifo.is_some());

@@ -37,6 +37,9 @@ pub const TEMPORARY_SUFFIX: &str = ".tmp";
 /// The job's sandbox within `data/`; its owner defines the slot's payload UID and GID.
 pub const WORK: &str = "work";
 
+/// See [`attach`]; beneath `data/`.
+pub const ATTACH: &str = "io/attach";
+
 /// Largest startup file, in bytes.
 pub const STARTUP_MAX: u64 = 1 << 20;
 /// Largest environment file, in bytes.
@@ -79,6 +82,11 @@ pub fn data(n: u32) -> String {
 /// `/shared/slot/<n>/data/work`: the job's sandbox; payload 0700.
 pub fn work(n: u32) -> String {
     format!("{SHARED}/slot/{n}/data/{WORK}")
+}
+
+/// `/shared/slot/<n>/data/io/attach`: the watcher's socket for terminals and attendants; the payload's to connect to.
+pub fn attach(n: u32) -> String {
+    format!("{SHARED}/slot/{n}/data/{ATTACH}")
 }
 
 /// The numbers of one slot.

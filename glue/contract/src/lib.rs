@@ -5,6 +5,7 @@
 //! Nothing here does input or output, and nothing here is unsafe: both programs, and a fuzzer, use the same code.
 #![forbid(unsafe_code)]
 
+pub mod attach;
 pub mod bytes;
 pub mod command;
 pub mod encoding;

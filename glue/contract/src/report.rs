@@ -17,7 +17,8 @@ const ERRNO_MAX: i32 = 4095;
 numbered! {
     /// What is reported.
     What {
-        /// Stage two made the child that becomes the job; the first number is its process ID.
+        /// Stage two made the child that becomes the job; the first number is its process ID, the second one that of
+        /// the job's attendant, or 0.
         Child,
         /// Default dispositions, empty mask.
         Signals,
@@ -71,6 +72,8 @@ numbered! {
         Limit,
         /// The program; see [`super::exec_reason`].
         Exec,
+        /// A terminal, or handing its master on.
+        Terminal,
     }
 }
 
@@ -97,8 +100,9 @@ impl Report {
     }
 
     /// The child was made.
-    pub fn child(pid: i32) -> Self {
-        Self { what: What::Child, errno: 0, numbers: [u32::try_from(pid).unwrap_or(0), 0, 0, 0, 0] }
+    pub fn child(pid: i32, attendant: i32) -> Self {
+        let number = |pid| u32::try_from(pid).unwrap_or(0);
+        Self { what: What::Child, errno: 0, numbers: [number(pid), number(attendant), 0, 0, 0] }
     }
 
     /// As it is written to a pipe. Allocates nothing.
@@ -138,7 +142,7 @@ impl What {
             Self::Groups | Self::Gid | Self::Bounding | Self::Uid | Self::Capabilities => Stage::Privileges,
             Self::NoNewPrivs | Self::Filter | Self::ReadBack | Self::Dumpable => Stage::Privileges,
             Self::EnvFile | Self::EnvSyntax | Self::Directory | Self::Limit => Stage::Environment,
-            Self::StreamFile | Self::StreamKind | Self::Null | Self::NullKind => Stage::Stdio,
+            Self::StreamFile | Self::StreamKind | Self::Null | Self::NullKind | Self::Terminal => Stage::Stdio,
             Self::Exec => Stage::Exec,
             _ => Stage::Startup,
         })

@@ -14,7 +14,7 @@ fn what_is_sent_is_understood() {
 
 #[test]
 fn nothing_but_one_whole_report_is_understood() {
-    let bytes = Report::child(7).bytes();
+    let bytes = Report::child(7, 0).bytes();
     for length in 0..SIZE {
         assert_eq!(Report::parse(&bytes[..length]), None, "{length} bytes");
     }

@@ -57,6 +57,10 @@ pub struct Startup {
     pub stderr: Option<Stream>,
     /// Resource limits by their Linux names in lower case (`nofile`, `core`, ...).
     pub rlimits: Object<Rlimit>,
+    /// Rows and columns of a terminal in place of the three streams.
+    pub terminal: Option<[u16; 2]>,
+    /// Whether an attendant starts further commands beside the job.
+    pub exec: bool,
     /// Symbolic links that glue makes before the start: absolute path to target.
     pub links: Object<String>,
     /// Whether glue adds a passwd and a group line for the payload UID.
@@ -110,6 +114,8 @@ impl Startup {
             stdout: self.stdout.clone(),
             stderr: self.stderr.clone(),
             rlimits: self.rlimits.clone(),
+            terminal: self.terminal.map(|[rows, columns]| u32::from(rows) << 16 | u32::from(columns)),
+            exec: self.exec,
         };
         (order, command)
     }

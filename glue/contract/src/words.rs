@@ -154,6 +154,7 @@ fn words(what: What) -> &'static str {
         What::Session => "a session of the job's own could not be made",
         What::Limit => " cannot be set for the payload's UID",
         What::Exec => "",
+        What::Terminal => "a terminal could not be made in the container, or not be handed to the client",
     }
 }
 

@@ -14,7 +14,9 @@ mod payload;
 #[cfg(feature = "watcher")]
 mod watcher;
 
-pub use payload::{close_range, exec, is_dumpable, new_session, set_rlimit};
+pub use payload::{
+    close_range, connect, exec, is_dumpable, new_session, open_terminal, send_descriptors, set_rlimit, take_terminal,
+};
 #[cfg(feature = "watcher")]
 pub use watcher::*;
 

@@ -35,6 +35,9 @@ pub enum Verb {
     Pod(Box<PodArguments>),
     /// Run one command in an image; streams, exit code and signals as with `docker run`.
     Run(Box<RunArguments>),
+    /// Start a command beside a job that runs in a pod: latebind-host exec POD[/JOB] CMD ARGS. The job has to be one
+    /// that was made for this (run --exec, `exec` in job.json).
+    Exec(ExecArguments),
     /// Remove what a run that was killed left behind, or one that was kept.
     Rm(RmArguments),
     /// List pods.
@@ -185,6 +188,12 @@ pub struct RunArguments {
     /// Hand our standard input to the command.
     #[arg(short, long)]
     pub interactive: bool,
+    /// Give the command a terminal.
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Let `latebind-host exec` start further commands beside it.
+    #[arg(long)]
+    pub exec: bool,
     /// Environment variable of the command; without a value, ours; may be repeated.
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     pub env: Vec<OsString>,
@@ -228,6 +237,26 @@ pub struct RunArguments {
     /// with or without `--` before them; without a command, what the image runs by itself: its ENTRYPOINT and CMD.
     /// Options come before the image.
     #[arg(required = true, trailing_var_arg = true, value_names = ["IMAGE", "CMD"])]
+    pub words: Vec<OsString>,
+}
+
+/// `latebind-host exec`.
+#[derive(Args, Debug)]
+pub struct ExecArguments {
+    /// Hand our standard input to the command.
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give the command a terminal.
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Environment variable of the command, beside the job's own; may be repeated.
+    #[arg(short, long, value_name = "NAME=VALUE")]
+    pub env: Vec<String>,
+    /// Directory that the command starts in [default: the job's].
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// The pod, and its job where it has more than one that runs; then the command, with or without `--` before it.
+    #[arg(required = true, trailing_var_arg = true, value_names = ["POD[/JOB]", "CMD"])]
     pub words: Vec<OsString>,
 }
 

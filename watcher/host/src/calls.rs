@@ -102,11 +102,18 @@ impl Calls {
         command
     }
 
-    /// As [`Calls::command`], in a process group of its own: Ctrl-C is for us to act on, and an engine half-way through
+    /// As [`Calls::command`], with the working directory.
+    pub fn beside(&self) -> Command {
+        let mut command = self.command();
+        command.current_dir(&self.directory);
+        command
+    }
+
+    /// As [`Calls::beside`], in a process group of its own: Ctrl-C is for us to act on, and an engine half-way through
     /// a start is not to be hit.
     pub fn apart(&self) -> Command {
-        let mut command = self.command();
-        command.current_dir(&self.directory).process_group(0);
+        let mut command = self.beside();
+        command.process_group(0);
         command
     }
 

@@ -211,6 +211,8 @@ pub struct Spec {
     pub environment: Vec<String>,
     /// Whether it reads our standard input.
     pub interactive: bool,
+    /// Whether it has a terminal.
+    pub terminal: bool,
     /// Where the number of its main process is written.
     pub pidfile: PathBuf,
     /// Where its output goes, where it is not ours.
@@ -270,6 +272,7 @@ impl Spec {
         options.extend(self.environment.iter().map(|e| format!("--env={e}")));
         options.extend(self.read_only.then(|| "--read-only".into()));
         options.extend(self.interactive.then(|| "--interactive".into()));
+        options.extend(self.terminal.then(|| "--tty".into()));
         options
     }
 }
@@ -291,6 +294,8 @@ pub struct PilotShape {
     pub limits: Limits,
     /// Whether it reads our standard input.
     pub interactive: bool,
+    /// Whether it has a terminal.
+    pub terminal: bool,
 }
 
 impl PodShape {
@@ -310,6 +315,7 @@ impl PodShape {
             arguments: Vec::new(),
             environment: Vec::new(),
             interactive: false,
+            terminal: false,
             pidfile: self.place.pidfile(&role.to_string()),
             log: Some(self.place.log(&role.to_string())),
             image_volumes: ImageVolume::Ignore,
@@ -401,6 +407,7 @@ impl PodShape {
             environment,
             limits: Some(self.pilot_limits(pilot)),
             interactive: pilot.interactive,
+            terminal: pilot.terminal,
             entrypoint: vec![pilot.program.clone()],
             arguments: pilot.arguments.clone(),
             log: None,

@@ -13,6 +13,9 @@ use std::process::Command;
 use std::time::Duration;
 use watcher::bind;
 
+/// Keys that nobody types one after the other: docker has no way to say "none".
+const NO_KEYS: &str = "ctrl-^,ctrl-@,ctrl-^,ctrl-@,ctrl-^";
+
 /// What an engine says of an image.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
@@ -147,10 +150,13 @@ pub trait Engine: Debug + Send + Sync {
         Ok(self.calls().call(&call, limit)?.trim().to_owned())
     }
 
-    /// Starts a container that was made, and ends with it: its streams are the caller's.
-    fn attach(&self, name: &str, interactive: bool) -> Command {
-        let mut command = self.calls().apart();
+    /// Starts a container that was made, and ends with it: its streams are the caller's. One that has a terminal sets
+    /// the caller's, and so is not put into a process group of its own.
+    fn attach(&self, name: &str, interactive: bool, terminal: bool) -> Command {
+        let mut command = if terminal { self.calls().beside() } else { self.calls().apart() };
         command.args(self.attaching());
+        // Nobody can leave a command behind: the pod goes with its pilot.
+        command.args(terminal.then(|| format!("--detach-keys={NO_KEYS}")));
         command.args(interactive.then_some("--interactive")).arg(name);
         command
     }

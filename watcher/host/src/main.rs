@@ -33,7 +33,7 @@ mod slot;
 mod uids;
 mod volumes;
 
-use crate::arguments::{Arguments, Common, EngineName, PodArguments, RunArguments, Verb};
+use crate::arguments::{Arguments, Common, EngineName, ExecArguments, PodArguments, RunArguments, Verb};
 use crate::container::{Mount, PilotShape, PodShape, Role, SPOOL_IN_PILOT};
 use crate::docker::Docker;
 use crate::engine::Engine;
@@ -53,7 +53,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use tracing_subscriber::EnvFilter;
 use watcher::reference::Reference;
-use watcher::text;
+use watcher::{docker_options, terminal, text};
 
 /// Exit code of this program's own failures, as `docker run` has it.
 const OWN_FAILURE: u8 = 125;
@@ -118,6 +118,7 @@ fn obey(arguments: Arguments) -> Result<u8, Failure> {
             pod::run(&engine, plan)
         }
         Verb::Run(run) => run_one(&engine, *run),
+        Verb::Exec(exec) => exec_beside(&*engine, &exec),
         Verb::Rm(rm) => leftovers::remove(&*engine, &rm).map(|()| 0),
         Verb::Ps => leftovers::list(&*engine).map(|()| 0),
         Verb::CleanIpc(_) => Ok(0),
@@ -133,7 +134,41 @@ fn log_at(level: &str) {
     text::log(filter, text::Form::Text);
 }
 
+/// Becomes the engine, which runs the pod's own watcher: its job's attendant starts the command.
+fn exec_beside(engine: &dyn Engine, exec: &ExecArguments) -> Result<u8, Failure> {
+    check_terminal(exec.interactive, exec.tty)?;
+    let (name, command) = docker_options::image_and_command(&exec.words).map_err(failure)?;
+    let (pod, job) = name.split_once('/').unwrap_or((&name, "."));
+    if command.is_empty() {
+        return Err(failure("no command is given after the pod"));
+    }
+    if !place::is_pod_name(pod) || !engine.place().pod(pod).top().exists() {
+        return Err(failure(format!("there is no pod {pod:?} here: see latebind-host ps")));
+    }
+    let flags = [(exec.interactive, "--interactive"), (exec.tty, "--tty")];
+    let flags = || flags.into_iter().filter(|(given, _)| *given).map(|(_, flag)| flag);
+    let mut call = engine.calls().command();
+    call.arg("exec").args(flags()).arg(format!("{}{pod}-{}", container::CONTAINER_PREFIX, Role::Pilot));
+    call.args([container::WATCHER, "exec"]).args(flags());
+    for (option, values) in [("--env", exec.env.as_slice()), ("--workdir", exec.workdir.as_slice())] {
+        for value in values {
+            call.args([option, value]);
+        }
+    }
+    let error = call.args([job, "--"]).args(command).exec();
+    Err(failure(format!("cannot run the engine: {error}")))
+}
+
+/// As docker says it, before a pod is made.
+fn check_terminal(interactive: bool, tty: bool) -> Result<(), Failure> {
+    if interactive && tty && !terminal::is_input_terminal() {
+        return Err(failure(terminal::NOT_A_TERMINAL));
+    }
+    Ok(())
+}
+
 fn run_one(engine: &Arc<dyn Engine>, run: RunArguments) -> Result<u8, Failure> {
+    check_terminal(run.interactive, run.tty)?;
     let one = one_command::translate(&run)?;
     let image = Reference::parse_full(&one.image).map_err(failure)?;
     // The pilot is started once and takes the pod with it, so it needs nobody to hold the namespaces for the next one;
@@ -151,6 +186,7 @@ fn run_one(engine: &Arc<dyn Engine>, run: RunArguments) -> Result<u8, Failure> {
             environment: run.common.pilot_env.clone(),
             limits: run.common.pilot_limits(),
             interactive: run.interactive,
+            terminal: run.tty,
         },
         shape,
         uids: run.common.uids,
@@ -187,6 +223,7 @@ fn pod_plan(engine: &dyn Engine, pod: PodArguments) -> Result<Plan, Failure> {
             environment: common.pilot_env.clone(),
             limits: common.pilot_limits(),
             interactive: false,
+            terminal: false,
         },
         shape,
         uids: common.uids,

@@ -91,9 +91,8 @@ pub fn translate(run: &RunArguments) -> Result<OneCommand, Failure> {
     if let Some(seconds) = &run.timeout {
         option("--timeout", seconds.clone());
     }
-    if run.interactive {
-        arguments.push("--interactive".into());
-    }
+    let flags = [(run.interactive, "--interactive"), (run.tty, "--tty"), (run.exec, "--exec")];
+    arguments.extend(flags.into_iter().filter(|(given, _)| *given).map(|(_, flag)| flag.to_owned()));
     arguments.extend(run.args.then(|| "--args".to_owned()));
     if let Some(program) = &run.entrypoint {
         let program = text(program).ok_or_else(|| failure("--entrypoint: the program's name has to be UTF-8"))?;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use latebind_contract::text::printable;
 
 use super::board::Board;
+use crate::text::has_hung_up;
 
 /// Signals that end a program which does not say otherwise: HUP, INT, QUIT, KILL, TERM.
 const ENDING: [i32; 5] = [1, 2, 3, 9, 15];
@@ -23,6 +24,8 @@ pub fn ends(signal: i32) -> bool {
 const SIGNAL_MAX: i32 = 64;
 /// Most signals for all processes that wait to be sent.
 const STEERS_MAX: usize = 16;
+/// Most clients that wait for a connection to the job's container.
+const CLIENTS_MAX: usize = 8;
 
 /// Signals and cancellation for one job.
 pub struct Control {
@@ -37,6 +40,7 @@ pub struct Control {
 struct Wanted {
     signals: VecDeque<i32>,
     steer: VecDeque<Steer>,
+    clients: VecDeque<OwnedFd>,
     cancel: Option<String>,
     /// How often that was wanted.
     cancels: u64,
@@ -85,6 +89,31 @@ impl Control {
     /// The next signal for all processes.
     pub fn next_steer(&self) -> Option<Steer> {
         self.wanted.lock().unwrap_or_else(PoisonError::into_inner).steer.pop_front()
+    }
+
+    /// Wants a connection to the job's container sent through this socket of a client's, which waits for it.
+    pub fn connect(&self, client: OwnedFd) -> Result<(), String> {
+        let mut taken = Ok(());
+        self.change(|w| {
+            // One that has gone waits for nothing.
+            w.clients.retain(|client| !has_hung_up(client.as_fd()));
+            if w.clients.len() < CLIENTS_MAX {
+                w.clients.push_back(client);
+            } else {
+                taken = Err(format!("{CLIENTS_MAX} clients wait for the job already"));
+            }
+        });
+        taken
+    }
+
+    /// The client that has waited longest for a connection.
+    pub fn next_client(&self) -> Option<OwnedFd> {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner).clients.pop_front()
+    }
+
+    /// Nobody can be given a connection any more: clients that wait see the end of theirs.
+    pub fn dismiss_clients(&self) {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner).clients.clear();
     }
 
     /// Wants this signal sent to the job's main process. As with the kernel, one that waits already is not sent twice.

@@ -1,5 +1,6 @@
 //! One job: what is asked for, how far it is, and what came of it.
 
+pub mod attach;
 mod binds;
 pub mod board;
 pub mod bounds;

@@ -75,6 +75,12 @@ pub struct Request {
     /// Resource limits.
     #[serde(default)]
     pub rlimits: Object<Rlimit>,
+    /// Rows and columns of a terminal that is the job's standard streams; its client has the other end.
+    #[serde(default)]
+    pub terminal: Option<[u16; 2]>,
+    /// Whether further commands can be started in its container while it runs (`watcher exec`).
+    #[serde(default)]
+    pub exec: bool,
     /// Symbolic links to make in the image's root: path to target.
     #[serde(default)]
     pub links: Object<String>,
@@ -175,6 +181,8 @@ impl Request {
             cwd: None,
             umask: None,
             rlimits: Object::default(),
+            terminal: None,
+            exec: false,
             links: Object::default(),
             binds: Vec::new(),
             passwd: true,
@@ -225,6 +233,9 @@ impl Request {
         }
         if !self.argv.is_empty() && !self.args.is_empty() {
             return Err("argv is the whole command, and args are for the image's ENTRYPOINT: give one of them".into());
+        }
+        if self.terminal.is_some() && (self.relay || self.stdin.is_some()) {
+            return Err("a terminal is all three standard streams: none of them can be something else".into());
         }
         check_times(self.timeout_s, self.grace_s, self.kill_s).map_err(|e| e.to_string())?;
         if let Some(bad) = self.outputs.iter().find(|o| !layout::is_beneath(o)) {

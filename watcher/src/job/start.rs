@@ -98,6 +98,8 @@ pub fn prepare(slot: &Slot, bound: &Bound, request: &Request, routes: &Routes) -
         stdout: stream(1, routes),
         stderr: stream(2, routes),
         rlimits: request.rlimits.clone(),
+        terminal: request.terminal,
+        exec: request.exec,
         links: request.links.clone(),
         passwd: request.passwd,
         account,

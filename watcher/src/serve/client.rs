@@ -70,6 +70,12 @@ impl Client {
         }
     }
 
+    /// Has a running job's attendant serve a client, which waits at the other end of `meeting`.
+    pub fn exec(&self, job: &str, meeting: &UnixStream) -> io::Result<()> {
+        send(&self.0, &Ask::Exec { job: job.to_owned() }, &[meeting])?;
+        self.one().map(drop)
+    }
+
     /// Ends a job.
     pub fn cancel(&self, job: &str, why: &str) -> io::Result<()> {
         send(&self.0, &Ask::Cancel { job: job.to_owned(), why: why.to_owned() }, &[])

@@ -121,7 +121,9 @@ impl Service for Connection<'_> {
             }
             // It is forgotten with its connection.
             Ask::Forget { .. } => return Ok(Some(Tell::Done)),
-            Ask::Jobs | Ask::Top | Ask::Steer { .. } => return Err("ask that at root's socket".into()),
+            Ask::Jobs | Ask::Top | Ask::Steer { .. } | Ask::Exec { .. } => {
+                return Err("ask that at root's socket".into());
+            }
         }
         Ok(None)
     }
@@ -156,6 +158,9 @@ impl Connection<'_> {
     fn submit(&mut self, mut job: Request, descriptors: Vec<OwnedFd>) -> Result<(), String> {
         if self.job.is_some() {
             return Err("this connection has a job already".into());
+        }
+        if job.terminal.is_some() {
+            return Err("terminal: ask for that at root's socket".into());
         }
         match self.client {
             Client::Root => {}

@@ -52,6 +52,12 @@ pub enum Ask {
     },
     /// List all jobs. Answered by [`Tell::Jobs`].
     Jobs,
+    /// Start a further command in the container of a running job: the socket that comes along is sent a connection to
+    /// the job's attendant. Answered by [`Tell::Done`].
+    Exec {
+        /// The job.
+        job: String,
+    },
     /// On the clients' socket: hold this client's slot back, with a reason of its own, until its connection ends.
     Hold {
         /// Why, in words for a user.
@@ -193,8 +199,17 @@ pub fn table(jobs: &[JobLine]) -> String {
     jobs.iter().map(line).collect()
 }
 
-/// The job that a person means: by its whole name, or by that in the spool, where one attempt of it is under way.
+/// The job that a person means: by its whole name, or by that in the spool, where one attempt of it is under way. `.`:
+/// the only one that runs.
 pub fn find(jobs: &[JobLine], name: &str) -> Result<String, String> {
+    if name == "." {
+        let mut running = jobs.iter().filter(|line| line.phase == Phase::Running);
+        return match (running.next(), running.next()) {
+            (Some(one), None) => Ok(one.job.clone()),
+            (None, _) => Err("no job runs: see watcher jobs".into()),
+            (Some(_), Some(_)) => Err("several jobs run: name one, see watcher jobs".into()),
+        };
+    }
     if let Some(whole) = jobs.iter().find(|line| line.job == name) {
         return Ok(whole.job.clone());
     }
@@ -246,5 +261,7 @@ mod tests {
         assert_eq!(find(&jobs, "a.b").as_deref(), Ok("a.b.1"));
         assert_eq!(find(&jobs, "c").as_deref(), Ok("c"));
         assert!(find(&jobs, "b").is_err() && find(&jobs, "").is_err());
+        assert!(find(&jobs, ".").is_err() && find(&jobs[..1], ".").is_err());
+        assert_eq!(find(&jobs[..2], ".").as_deref(), Ok("a.2"));
     }
 }

@@ -108,9 +108,12 @@ impl Service for Root<'_> {
         let control = |job: &str| self.core.control(job).ok_or_else(|| format!("there is no job {job:?}"));
         match ask {
             Ask::Submit { job } => {
+                let has_terminal = job.terminal.is_some();
+                let (client, descriptors) = split_terminal(has_terminal, descriptors)?;
                 let streams = streams_of(job.relay, descriptors, &self.permit)?;
-                self.core.submit(*job, streams, &self.mailbox)?;
+                let control = self.core.submit(*job, streams, &self.mailbox)?;
                 self.under_way += 1;
+                client.map_or(Ok(()), |client| control.connect(client))?;
                 Ok(None)
             }
             Ask::Signal { job, signal } => {
@@ -122,6 +125,10 @@ impl Service for Root<'_> {
                 control(&job)?.cancel(&why);
                 self.core.drop_unwanted();
                 Ok(None)
+            }
+            Ask::Exec { job } => {
+                let (client, _) = split_terminal(true, descriptors)?;
+                client.map_or(Ok(()), |client| self.core.exec(&job, client)).map(|()| Some(Tell::Done))
             }
             Ask::Steer { job, signal } => Ok(Some(Tell::Sent { processes: self.core.steer(&job, signal)? })),
             Ask::Top => {
@@ -147,6 +154,18 @@ impl Service for Root<'_> {
 
     fn purpose(&self) -> Purpose {
         if self.under_way > 0 { Purpose::Waits } else { Purpose::Idle }
+    }
+}
+
+/// The socket through which a client is sent a connection to the job's container, and the other descriptors.
+fn split_terminal(is_wanted: bool, mut descriptors: Vec<OwnedFd>) -> Result<(Option<OwnedFd>, Vec<OwnedFd>), String> {
+    if !is_wanted {
+        return Ok((None, descriptors));
+    }
+    let is_unix = |fd: &OwnedFd| getsockopt(fd, sockopt::PeerCredentials).is_ok();
+    match (descriptors.pop().filter(is_unix), descriptors.is_empty()) {
+        (Some(client), true) => Ok((Some(client), Vec::new())),
+        _ => Err("one descriptor has to come along, of a Unix socket that waits for a connection to the job".into()),
     }
 }
 

@@ -1,5 +1,6 @@
 //! What the core does for people who look on: signals for all of a job, and how the slots are now.
 
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use super::core::Core;
@@ -24,6 +25,20 @@ impl Core {
         match answer.recv_timeout(STEERED_WITHIN) {
             Ok(sent) => sent,
             Err(_) => Err(format!("{id} has ended meanwhile, or has not started yet")),
+        }
+    }
+
+    /// Has a running job's attendant serve a client, which waits at the other end of this socket.
+    pub fn exec(&self, id: &str, client: OwnedFd) -> Result<(), String> {
+        let shared = self.lock();
+        let job = shared.jobs.get(id).ok_or_else(|| format!("there is no job {id:?}: see watcher jobs"))?;
+        match job.state.phase {
+            _ if !job.state.request.exec => Err(format!(
+                "{id} takes no further commands: that has to be said when it is made, by \"exec\": true in job.json or \
+                 run --exec"
+            )),
+            Phase::Running => job.control.connect(client),
+            phase => Err(format!("{id} is not running but {}", phase.name())),
         }
     }
 

@@ -39,6 +39,8 @@ pub struct JobFile {
     #[serde(default)]
     rlimits: Object<Rlimit>,
     #[serde(default)]
+    exec: bool,
+    #[serde(default)]
     links: Object<String>,
     #[serde(default = "yes")]
     passwd: bool,
@@ -120,6 +122,7 @@ impl JobFile {
             cwd: self.cwd,
             umask: self.umask,
             rlimits: self.rlimits,
+            exec: self.exec,
             links: self.links,
             passwd: self.passwd,
             stop: self.stop,

@@ -3,11 +3,11 @@
 
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::libc;
 
-use super::{CStrings, PROC_MAGIC, checked, file_system_type, openat, prctl};
+use super::{CStrings, PROC_MAGIC, checked, file_system_type, openat, owned, prctl};
 
 /// `execve(2)`. Returns only with an error.
 pub fn exec(path: &CStr, argv: &CStrings, env: &CStrings) -> io::Error {
@@ -97,4 +97,88 @@ pub fn new_session() -> io::Result<()> {
     // SAFETY: the call takes nothing.
     checked(libc::c_long::from(unsafe { libc::setsid() }))?;
     Ok(())
+}
+
+/// TIOCGPTPEER of ioctl_tty(2): opens the other end of a terminal, whatever lies at `/dev/pts`.
+const TIOCGPTPEER: i32 = 0x5441;
+
+/// A new terminal of this size: its master, and its slave. None becomes the controlling terminal.
+pub fn open_terminal([rows, columns]: [u16; 2]) -> io::Result<(OwnedFd, OwnedFd)> {
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+    let master = openat(nix::fcntl::AT_FDCWD, c"/dev/ptmx", flags, 0)?;
+    let (fd, locked) = (master.as_raw_fd(), 0i32);
+    // SAFETY: the kernel reads one int from a local that lives through the call.
+    checked(libc::c_long::from(unsafe { libc::ioctl(fd, libc::TIOCSPTLCK as _, &raw const locked) }))?;
+    set_terminal_size(master.as_fd(), [rows, columns])?;
+    // SAFETY: the call takes numbers only.
+    let slave = owned(libc::c_long::from(unsafe { libc::ioctl(fd, TIOCGPTPEER as _, flags) }))?;
+    Ok((master, slave))
+}
+
+/// Makes the terminal at descriptor 0 the controlling one of this process's session.
+pub fn take_terminal() -> io::Result<()> {
+    // SAFETY: the call takes numbers only.
+    checked(libc::c_long::from(unsafe { libc::ioctl(0, libc::TIOCSCTTY as _, 0) })).map(drop)
+}
+
+/// Tells a terminal its size, by either end: whoever runs in it gets SIGWINCH where that is another one.
+pub fn set_terminal_size(terminal: BorrowedFd<'_>, [rows, columns]: [u16; 2]) -> io::Result<()> {
+    let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the kernel reads a struct winsize from a local that lives through the call.
+    let result = unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ as _, &raw const size) };
+    checked(libc::c_long::from(result)).map(drop)
+}
+
+/// Connects to the Unix socket at `path`.
+pub fn connect(path: &str) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes numbers only.
+    let socket =
+        owned(libc::c_long::from(unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) }))?;
+    // SAFETY: sockaddr_un is plain numbers, for which all zeroes is a value; it has room for a NUL behind the path.
+    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
+    address.sun_family = libc::AF_UNIX as libc::sa_family_t;
+    if path.len() >= address.sun_path.len() {
+        return Err(io::Error::from_raw_os_error(libc::ENAMETOOLONG));
+    }
+    address.sun_path.iter_mut().zip(path.bytes()).for_each(|(to, byte)| *to = byte as libc::c_char);
+    let size = std::mem::size_of_val(&address) as libc::socklen_t;
+    // SAFETY: pointer and size are of one local that lives through the call.
+    let result = unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), size) };
+    checked(libc::c_long::from(result)).map(|_| socket)
+}
+
+/// Sends bytes, and at most three descriptors with them (SCM_RIGHTS of unix(7)). Without SIGPIPE.
+#[allow(clippy::unnecessary_cast, reason = "the lengths' type differs between C libraries")]
+pub fn send_descriptors(socket: BorrowedFd<'_>, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    // Room for a header and four numbers, aligned as a cmsghdr has to be.
+    let mut control = [0u64; 4];
+    let size = std::mem::size_of_val(descriptors);
+    // SAFETY: takes a number only.
+    let (length, space) = unsafe { (libc::CMSG_LEN(size as u32), libc::CMSG_SPACE(size as u32)) };
+    if space as usize > std::mem::size_of_val(&control) {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    let mut part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    // SAFETY: msghdr is plain numbers and pointers, for which all zeroes is a value.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    if !descriptors.is_empty() {
+        message.msg_control = control.as_mut_ptr().cast();
+        message.msg_controllen = space as _;
+    }
+    // SAFETY: where there is a control buffer, its first header is in it, and it has room for that and these numbers, as
+    // was looked at.
+    if let Some(header) = unsafe { libc::CMSG_FIRSTHDR(&raw const message).as_mut() } {
+        header.cmsg_level = libc::SOL_SOCKET;
+        header.cmsg_type = libc::SCM_RIGHTS;
+        header.cmsg_len = length as _;
+        for (n, fd) in descriptors.iter().enumerate() {
+            // SAFETY: as above.
+            unsafe { libc::CMSG_DATA(header).cast::<RawFd>().add(n).write_unaligned(fd.as_raw_fd()) };
+        }
+    }
+    // SAFETY: the message points to buffers that live through the call, with their exact sizes.
+    let n = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL) };
+    checked(n as libc::c_long).map(drop)
 }

@@ -7,6 +7,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::libc;
 
+pub use super::payload::set_terminal_size;
+
 use super::checked;
 
 /// A part of what came through a stream socket.
@@ -116,4 +118,12 @@ pub fn set_inode_flags(file: BorrowedFd<'_>, flags: u32) -> io::Result<()> {
     // SAFETY: the kernel reads at most a long, from a local that lives through the call.
     checked(libc::c_long::from(unsafe { libc::ioctl(file.as_raw_fd(), libc::FS_IOC_SETFLAGS as _, &raw const flags) }))
         .map(drop)
+}
+
+/// Rows and columns of a terminal.
+pub fn terminal_size(terminal: BorrowedFd<'_>) -> io::Result<[u16; 2]> {
+    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the kernel writes a struct winsize into a local that lives through the call.
+    let result = unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCGWINSZ as _, &raw mut size) };
+    checked(libc::c_long::from(result)).map(|_| [size.ws_row, size.ws_col])
 }

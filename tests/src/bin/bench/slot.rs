@@ -112,6 +112,8 @@ impl Slot {
             stdout: output("stdout"),
             stderr: output("stderr"),
             rlimits: Object::default(),
+            terminal: None,
+            exec: false,
             links: Object::default(),
             passwd: false,
             account: latebind_contract::layout::ACCOUNT.into(),

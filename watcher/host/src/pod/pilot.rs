@@ -68,14 +68,16 @@ impl Life {
             }
             _ => {}
         }
-        let mut command = self.engine().attach(&name, self.pilot.interactive);
+        let mut command = self.engine().attach(&name, self.pilot.interactive, self.pilot.terminal);
         // It has a process group of its own, from which reading a terminal is not allowed: so we do.
-        let relay = self.pilot.interactive && io::stdin().is_terminal();
+        let relay = self.pilot.interactive && !self.pilot.terminal && io::stdin().is_terminal();
         command.stdin(match (self.pilot.interactive, relay) {
             (false, _) => Stdio::null(),
             (true, true) => Stdio::piped(),
             (true, false) => Stdio::inherit(),
         });
+        // The engine's client makes it raw, and may be ended before it has made it what it was.
+        let _before = self.pilot.terminal.then(watcher::terminal::Before::take);
         let mut child = command.spawn().context(|| "cannot run the engine".into())?;
         if let Some(mut to) = child.stdin.take() {
             // It stays behind in its read when the pilot has ended, and ends with this process.

@@ -35,6 +35,7 @@ fn pilot() -> PilotShape {
         environment: vec!["A=b c".into()],
         limits: Limits { memory: Some(256 << 20), cpus: None, pids: Some(512) },
         interactive: false,
+        terminal: false,
     }
 }
 

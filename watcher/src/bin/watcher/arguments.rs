@@ -93,6 +93,10 @@ pub enum Verb {
         #[arg(long)]
         main: bool,
     },
+    /// Start a command in the container of a running job, with its user ID, environment and directory: watcher exec
+    /// JOB CMD ARGS. The job has to be one that was made for this (run --exec, `exec` in job.json). Exit code: the
+    /// command's, 128+n for a signal, 125 our failure, 126 not executable, 127 not found.
+    Exec(ExecArgs),
     /// Stop all processes of a running job at once. Its limits go on counting.
     Stop(OneJob),
     /// Let a stopped job continue.
@@ -123,6 +127,28 @@ pub struct OneJob {
     pub private: Private,
     /// The job, with or without the number of its attempt.
     pub job: String,
+}
+
+#[derive(Args)]
+pub struct ExecArgs {
+    #[command(flatten)]
+    pub private: Private,
+    /// Forward standard input.
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give the command a terminal.
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Set a variable, beside the job's own.
+    #[arg(short, long, value_name = "NAME=VALUE")]
+    pub env: Vec<OsString>,
+    /// Start there instead of in the job's own directory.
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<OsString>,
+    /// The job, with or without the number of its attempt, or `.` for the only one that runs; then program and
+    /// arguments, with or without `--` before them.
+    #[arg(required = true, trailing_var_arg = true, value_names = ["JOB", "CMD"])]
+    pub words: Vec<OsString>,
 }
 
 #[derive(Args, Clone)]
@@ -337,6 +363,12 @@ pub struct RunArgs {
     /// Forward standard input.
     #[arg(short, long)]
     pub interactive: bool,
+    /// Give the command a terminal.
+    #[arg(short, long, conflicts_with = "socket")]
+    pub tty: bool,
+    /// Let `watcher exec` start further commands beside it.
+    #[arg(long)]
+    pub exec: bool,
     /// Set a variable.
     #[arg(short, long, value_name = "NAME=VALUE")]
     pub env: Vec<OsString>,

@@ -2,26 +2,21 @@
 #![forbid(unsafe_code)]
 
 mod arguments;
+mod asked;
 
-use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arguments::{BinderKind, Cli, CoreArgs, END_NEEDS, Idle, PilotArgs, Private, RunArgs, Verb};
-use latebind_contract::bytes::ByteString;
-use latebind_contract::encoding::{from_base64url, hex};
 use latebind_contract::layout::Ids;
-use latebind_contract::startup::{EnvFormat, Object};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use watcher::bind::Binder;
 use watcher::bind::host::Host;
 use watcher::bind::kubernetes::{self, Kubernetes};
 use watcher::job::life::Settings;
-use watcher::job::{EnvSource, Request, plain_path};
 use watcher::serve::{self, Core, Parts, Running, clients, protocol, server};
 use watcher::slot::Slot;
 use watcher::source::remote::command::Commands;
@@ -29,7 +24,7 @@ use watcher::source::remote::http::{self, Server};
 use watcher::source::remote::{JobSource, Places};
 use watcher::stop::Stop;
 use watcher::views::{self, metrics, results, timeline, top};
-use watcher::{check, docker_options, finding, helper, keys, pilot, run, text};
+use watcher::{check, finding, helper, keys, pilot, run, text};
 
 /// Our own failure, as docker-run(1) has it.
 const OUR_FAILURE: u8 = 125;
@@ -49,7 +44,7 @@ fn main() -> ExitCode {
     let level = match &cli.verb {
         // What its job ends with is said once, at the end.
         Verb::Run(args) if !args.verbose => "error",
-        Verb::Signal { .. } | Verb::Stop(_) | Verb::Continue(_) | Verb::Top { .. } => "warn",
+        Verb::Signal { .. } | Verb::Stop(_) | Verb::Continue(_) | Verb::Exec(_) | Verb::Top { .. } => "warn",
         Verb::Report { .. } | Verb::Timeline { .. } => "warn",
         Verb::Check(_) => "error",
         _ => "info",
@@ -75,6 +70,7 @@ fn main() -> ExitCode {
         Verb::Top { private, json, every, times } => show_top(&private, json, every, times),
         Verb::Jobs(private) => list(&private),
         Verb::Signal { private, job, signal, main } => send_signal(&private, &job, &signal, main),
+        Verb::Exec(args) => asked::exec(&args),
         Verb::Stop(one) => send_signal(&one.private, &one.job, "STOP", false),
         Verb::Continue(one) => send_signal(&one.private, &one.job, "CONT", false),
         Verb::Helper { task, uid, gid, kill_uid } => {
@@ -275,7 +271,9 @@ fn serve_clients(args: &CoreArgs) -> io::Result<ExitCode> {
 }
 
 fn run_one(args: &RunArgs) -> io::Result<ExitCode> {
-    let request = request_of(args)?;
+    let streams = run::Streams { interactive: args.interactive, terminal: args.tty };
+    streams.check()?;
+    let request = asked::request_of(args)?;
     let socket = args.socket.clone().unwrap_or_else(|| args.core.private.private.join(protocol::SOCKET));
     // A watcher that serves already does it; else this process is one, for one job.
     let running = match std::os::unix::net::UnixStream::connect(&socket) {
@@ -285,7 +283,7 @@ fn run_one(args: &RunArgs) -> io::Result<ExitCode> {
         }
         Err(_) => Some(start_core(&args.core, &binder(&args.core)?, true)?),
     };
-    let (report, code) = run::run(&socket, &request, args.interactive, args.verbose)?;
+    let (report, code) = run::run(&socket, &request, streams, args.verbose)?;
     if let Some(dir) = &args.results {
         std::fs::create_dir_all(dir)?;
         watcher::store::put_file(&dir.join("report.json"), text::json_for_people(&report)?.as_bytes(), 0o644)?;
@@ -302,79 +300,6 @@ fn run_one(args: &RunArgs) -> io::Result<ExitCode> {
         let _ = signal_hook::low_level::emulate_default_handler(signal);
     }
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(OUR_FAILURE)))
-}
-
-/// A bare name has to be set here: a job that lacks it would be harder to understand.
-fn variable(given: &OsStr) -> io::Result<(String, ByteString)> {
-    let (name, value) = docker_options::variable(given).map_err(io::Error::other)?;
-    let value = value.ok_or_else(|| io::Error::other(format!("--env {name}: no such variable is set here")))?;
-    Ok((name, value.as_slice().into()))
-}
-
-/// `NAME=VALUE` with the value in base64url.
-fn encoded_variable(given: &str) -> io::Result<(String, ByteString)> {
-    let value = given.split_once('=').and_then(|(name, value)| Some((name, from_base64url(value)?)));
-    let (name, value) = value.ok_or_else(|| io::Error::other("--env-base64: write NAME=BASE64URL"))?;
-    Ok((name.to_owned(), value.as_slice().into()))
-}
-
-fn words_of(args: &RunArgs) -> io::Result<(String, Vec<ByteString>)> {
-    let (image, argv) = docker_options::image_and_command(&args.words).map_err(io::Error::other)?;
-    let plain = |word: &OsString| Some(word.as_bytes().into());
-    let encoded = |word: &OsString| from_base64url(word.to_str()?).map(|bytes| bytes.as_slice().into());
-    let argv: Option<_> = argv.iter().map(|word| if args.argv_base64 { encoded(word) } else { plain(word) }).collect();
-    Ok((image, argv.ok_or_else(|| io::Error::other("--argv-base64: the command is not base64url"))?))
-}
-
-/// `FORMAT:FILE`, or a file of shell assignments.
-fn env_source(given: &Path) -> EnvSource {
-    let (format, path) = EnvFormat::of_prefix(given.as_os_str().as_bytes());
-    EnvSource { path: OsStr::from_bytes(path).into(), format }
-}
-
-fn request_of(args: &RunArgs) -> io::Result<Request> {
-    let mut random = [0; 8];
-    latebind_linux::sys::random(&mut random)?;
-    let (image, argv) = words_of(args)?;
-    let mut request: Request = serde_json::from_value(serde_json::json!({
-        "id": args.name.clone().unwrap_or_else(|| format!("run-{}", hex(&random))),
-        "image": image,
-    }))
-    .map_err(io::Error::other)?;
-    let program = args.entrypoint.iter().filter(|program| !program.is_empty());
-    let words: Vec<ByteString> = program.map(|program| program.as_bytes().into()).chain(argv).collect();
-    match (&args.entrypoint, words.is_empty()) {
-        (Some(_), true) => {
-            return Err(io::Error::other(
-                "--entrypoint \"\" leaves the image's own out: give a command after the image",
-            ));
-        }
-        (None, true) if args.args => {
-            return Err(io::Error::other("--args: give the arguments for the image's ENTRYPOINT after the image"));
-        }
-        _ if args.args => request.args = words,
-        _ => request.argv = words,
-    }
-    let encoded = args.env_base64.iter().map(|given| encoded_variable(given));
-    request.env = args.env.iter().map(|given| variable(given)).chain(encoded).collect::<io::Result<_>>()?;
-    request.rlimits = Object(args.ulimit.clone());
-    request.env_files = args.env_file.iter().map(|given| env_source(given)).collect();
-    if args.clean_env {
-        request.env_mode = latebind_contract::startup::EnvMode::Clear;
-    }
-    request.cwd = args.workdir.as_ref().map(|dir| dir.as_bytes().into());
-    request.inputs = args.inputs.clone();
-    request.outputs = args.output.iter().map(|path| plain_path(path)).collect();
-    request.results = args.results.clone();
-    request.timeout_s = args.timeout;
-    request.grace_s = args.grace;
-    request.stop = args.stop;
-    // A watcher that serves already has maxima of its own, of which the smaller ones hold.
-    request.limits = args.core.most.limits()?;
-    request.owner = args.owner.clone();
-    request.sandbox = args.sandbox.clone();
-    request.relay = true;
-    Ok(request)
 }
 
 fn verify(record: &PathBuf, key: &PathBuf) -> io::Result<ExitCode> {

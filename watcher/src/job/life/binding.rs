@@ -10,8 +10,9 @@ use latebind_contract::status::Status;
 use latebind_linux::processes::Proc;
 
 use crate::bind::{Binder, Failure, Progress, Reason, proof};
+use crate::job::attach::Attach;
 use crate::job::cgroup::Group;
-use crate::job::relay::{Output, Relay};
+use crate::job::relay::{Output, Relay, Route};
 use crate::job::{Began, Bound, Phase, State, class, collect, now, stage, start};
 use crate::keys;
 use crate::slot::dirty_mark;
@@ -284,6 +285,10 @@ impl Life<'_> {
             None if self.state.request.relay => {
                 return Err(Failure::retry(Reason::RelayFailed, "the client's descriptors are gone"));
             }
+            None if self.state.request.terminal.is_some() && self.resumed => {
+                return Err(Failure::retry(Reason::RelayFailed, "the client's terminal is gone"));
+            }
+            None if self.state.request.terminal.is_some() => [Route::Null, Route::Null, Route::Null],
             None => start::kept(&self.state.request),
         };
         let bound = self.bound()?;
@@ -299,6 +304,10 @@ impl Life<'_> {
         slot.ctl.remove(layout::RECORD).map_err(|e| Failure::retry(Reason::VolumeFull, e.to_string()))?;
         let relay = Relay::start(slot, routes, owner, &self.output());
         self.relay = Some(relay.map_err(|e| Failure::retry(Reason::RelayFailed, format!("streams: {e}")))?);
+        if self.state.request.terminal.is_some() || self.state.request.exec {
+            let attach = Attach::listen(slot);
+            self.attach = Some(attach.map_err(|e| Failure::retry(Reason::RelayFailed, format!("io/attach: {e}")))?);
+        }
         self.state.notified_at = Some(now());
         start::hand_over(slot, &self.state.request, &prepared.file)?;
         Ok(Phase::Running)
@@ -313,7 +322,7 @@ impl Life<'_> {
     /// Keeps on reading the output of a job that an earlier watcher has handed over. It has lost no byte by that: what
     /// the job puts out meanwhile waits in the FIFO.
     pub(super) fn resume_output(&mut self) {
-        if self.relay.is_some() || self.state.request.relay {
+        if self.relay.is_some() || self.state.request.relay || self.state.request.terminal.is_some() {
             return;
         }
         match Relay::resume(self.context.slot, &self.output()) {
@@ -321,6 +330,18 @@ impl Life<'_> {
             Err(e) => {
                 let (job, slot) = (&self.state.request.id, self.context.slot.number);
                 tracing::error!(%job, slot, "its output is lost: {e}");
+            }
+        }
+    }
+
+    /// Meets the attendant of a job that an earlier watcher has handed over: it connects again.
+    pub(super) fn resume_attach(&mut self) {
+        if self.attach.is_none() && self.state.request.exec {
+            match Attach::listen(self.context.slot) {
+                Ok(attach) => self.attach = Some(attach),
+                Err(e) => {
+                    tracing::error!(job = %self.state.request.id, "nothing can be started beside it: io/attach: {e}");
+                }
             }
         }
     }

@@ -17,6 +17,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::bind::{Binder, Failure, ImageCommand, Reason};
 use crate::clean;
+use crate::job::attach::Attach;
 use crate::job::binds;
 use crate::job::cgroup::Group;
 use crate::job::control::Control;
@@ -122,6 +123,7 @@ pub fn live(
         context,
         state,
         relay: None,
+        attach: None,
         streams,
         glue: None,
         resumed: false,
@@ -150,6 +152,7 @@ pub fn live(
         life.enter(next);
     }
     while context.control.next_steer().is_some() {} // who still waits for an answer learns that it is over
+    context.control.dismiss_clients();
     let start = class::start_of(&life.state.report);
     After { held: life.held, needs_placeholder: life.needs_placeholder, start }
 }
@@ -158,6 +161,8 @@ struct Life<'a> {
     context: &'a JobContext<'a>,
     state: &'a mut State,
     relay: Option<Relay>,
+    /// Where terminals and attendants are met, while the job runs.
+    attach: Option<Attach>,
     streams: Option<Streams>,
     /// Tells when the glue of the bound container ends.
     glue: Option<OwnedFd>,
@@ -295,7 +300,7 @@ fn span(seconds: f64) -> Duration {
 }
 
 /// Waits until one of the descriptors is readable, or the time is over.
-fn wait(fds: [BorrowedFd<'_>; 3], timeout: Option<Duration>) {
+fn wait<const N: usize>(fds: [BorrowedFd<'_>; N], timeout: Option<Duration>) {
     let millis = timeout.map_or(-1, |t| i32::try_from(t.as_millis()).unwrap_or(i32::MAX).saturating_add(1));
     let mut wait = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
     let _ = poll(&mut wait, PollTimeout::try_from(millis).unwrap_or(PollTimeout::NONE));

@@ -12,6 +12,7 @@ use latebind_linux::processes::{Pinned, Proc};
 use nix::sys::signal::Signal;
 
 use crate::bind::{Failure, Reason, proof};
+use crate::job::attach::Attach;
 use crate::job::control::ends;
 use crate::job::limits::{Crossed, Which};
 use crate::job::monitor::{self, Watched};
@@ -36,6 +37,7 @@ impl Life<'_> {
     /// Waits for the record, the end of glue, or a client's wish.
     pub(super) fn run(&mut self) -> Result<Phase, Failure> {
         self.resume_output();
+        self.resume_attach();
         if self.glue.is_none()
             && let Err(lost) = self.pin_glue()
         {
@@ -52,7 +54,14 @@ impl Life<'_> {
         let _watching = self.watch();
         loop {
             slot.clear_notifications();
-            if self.take_record()? {
+            let is_over = self.take_record()?;
+            // Also of a job that is over: its terminal may still have to be shown.
+            if let Some(attach) = &mut self.attach {
+                attach.settle(self.context.control);
+            }
+            if is_over {
+                self.attach = None;
+                self.context.control.dismiss_clients();
                 return Ok(Phase::Collecting);
             }
             if self.glue.as_ref().is_none_or(proof::has_ended) {
@@ -113,6 +122,7 @@ impl Life<'_> {
                     slot.notified(),
                     self.context.control.woken(),
                     self.glue.as_ref().map_or(slot.notified(), AsFd::as_fd),
+                    self.attach.as_ref().and_then(Attach::as_fd).unwrap_or(slot.notified()),
                 ],
                 timeout,
             );
