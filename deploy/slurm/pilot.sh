@@ -1,6 +1,6 @@
 #!/bin/bash
-# pilot.sh SPOOL [OPTION...]: a Slurm job that is a pilot: it serves a spool (docs/protocol.md#spool) until that is empty,
-# or the job's time is over, in containers within the limits of the job. What the node needs is in docs/slurm.md.
+# pilot.sh SPOOL [OPTION...]: a Slurm job that is a pilot: it serves a spool (docs/protocol.md#spool) until that is
+# empty, or the job's time is over, in containers within the limits of the job. What the node needs is in docs/slurm.md.
 #
 #   sbatch --mem=8G --cpus-per-task=2 --time=12:00:00 deploy/slurm/pilot.sh ~/spool --memory 7g --cpus 2
 #
