@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::stage_two::{Limits, Ready, prepare};
+use crate::ready::{Limits, Ready, prepare};
 use latebind_contract::attach::{End, Kind, REQUEST_MAX, Request};
 use latebind_contract::environment::Environment;
 use latebind_contract::layout;

@@ -12,6 +12,7 @@ mod exec_failure;
 mod install;
 mod log;
 mod pause;
+mod ready;
 mod rootfs;
 mod run;
 mod stage_one;

@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, OwnedFd, RawFd};
 use nix::fcntl::OFlag;
 use nix::sys::stat::{SFlag, fstat, makedev};
 
+use crate::ready::{Limits, Ready, prepare};
 use crate::stage_one::{DATA_FD, EXEC_FD, FIRST_ENV_FD, GO_FD, JOB_FD, REPORT_FD, send};
 use crate::{attend, exec_failure};
 use latebind_contract::bytes::ByteString;
@@ -18,11 +19,10 @@ use latebind_contract::command::{self, Amount, Command, EnvFormat, EnvMode, FIEL
 use latebind_contract::environment::{
     Environment, OF_ROOT, SyntaxError, apply_docker, apply_export, apply_nul, apply_sh,
 };
-use latebind_contract::exec_reason::{DEFAULT_PATH, candidates};
 use latebind_contract::layout;
 use latebind_contract::order::Invalid;
 use latebind_contract::report::{Report, What, number};
-use latebind_linux::sys::{self, CStrings, Fork};
+use latebind_linux::sys::{self, Fork};
 use latebind_linux::volume::{open_beneath, read_whole};
 
 fn at(what: What) -> impl FnOnce(io::Error) -> Report {
@@ -183,54 +183,6 @@ fn open_stream_file(file: &str, n: RawFd, append: bool) -> io::Result<OwnedFd> {
     }
     sys::set_blocking(fd.as_fd())?;
     Ok(fd)
-}
-
-/// Everything that the child needs between its making and its exec, so that it allocates nothing.
-pub struct Ready {
-    candidates: CStrings,
-    argv: CStrings,
-    env: CStrings,
-    limits: Limits,
-}
-
-/// Resource limits: the kernel's number, soft and hard.
-pub type Limits = Vec<(u32, u64, u64)>;
-
-impl Ready {
-    /// Sets the resource limits. Says which one cannot be set.
-    pub fn set_limits(&self) -> Result<(), (usize, io::Error)> {
-        let set = |((number, soft, hard), index): (&(u32, u64, u64), usize)| {
-            sys::set_rlimit(*number, *soft, *hard).map_err(|e| (index, e))
-        };
-        self.limits.iter().zip(0..).try_for_each(set)
-    }
-
-    /// Executes the program. Returns only which candidate is why there was none, and its error.
-    pub fn exec(&self) -> (usize, io::Error) {
-        // As execvp(3) does: what is not there is passed over, what may not be run is remembered, all else ends the
-        // search.
-        let mut last = (0, io::Error::from_raw_os_error(nix::libc::ENOENT));
-        for (n, candidate) in self.candidates.as_slice().iter().enumerate() {
-            let error = sys::exec(candidate, &self.argv, &self.env);
-            match error.raw_os_error() {
-                Some(nix::libc::ENOENT | nix::libc::ENOTDIR) => {}
-                Some(nix::libc::EACCES) => last = (n, error),
-                _ => return (n, error),
-            }
-        }
-        last
-    }
-}
-
-/// Prepares the execution of `argv` with this environment and these limits.
-pub fn prepare(argv: &[&[u8]], env: &Environment, limits: Limits) -> io::Result<Ready> {
-    let program = argv.first().copied().unwrap_or_default();
-    let path = env.get(b"PATH").filter(|path| !path.is_empty()).unwrap_or(DEFAULT_PATH.as_bytes());
-    let mut ready = Ready { candidates: CStrings::new(), argv: CStrings::new(), env: CStrings::new(), limits };
-    candidates(program, path).try_for_each(|parts| ready.candidates.push(&parts))?;
-    argv.iter().try_for_each(|argument| ready.argv.push(&[argument]))?;
-    env.iter().try_for_each(|(name, value)| ready.env.push(&[name, b"=", value]))?;
-    Ok(ready)
 }
 
 /// The job's resource limits by the kernel's numbers.
