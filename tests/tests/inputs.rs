@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use latebind_tests::pod::{Options, Outcome, Pod, Scratch, put_into, shell, with};
+use latebind_tests::web::{Says, WebServer, make_certificates};
 use serde_json::{Value, json};
 
 /// What a shell leaves as `archive` in an empty directory.
@@ -129,4 +130,79 @@ fn what_is_not_there_or_not_an_archive_is_said() {
         pod.result(name).is("hold", "InvalidJob");
     }
     assert!(!Path::new("/x").exists());
+}
+
+/// SHA-256 of these bytes.
+fn digest(bytes: &[u8]) -> String {
+    latebind_contract::encoding::sha256_hex(bytes)
+}
+
+#[test]
+fn inputs_come_from_the_web_where_the_operator_lets_them_and_only_with_their_checksum() {
+    let scratch = Scratch::new();
+    make_certificates(scratch.path());
+    let archive = made("echo packed >file; tar -czf archive file");
+    let served = archive.clone();
+    let server = WebServer::start(Some(scratch.path()), move |asked| match asked.path.as_str() {
+        "/data/a.tar.gz?x=y" => Says::body(served.clone()),
+        "/data/plain" => Says::body("plain\n"),
+        "/data/moved" => Says::status(302).with("Location: /data/plain"),
+        "/data/away" => Says::status(302).with("Location: /secret"),
+        "/data/around" => Says::status(302).with("Location: /data/around"),
+        "/data/large" => Says::body(vec![0; 200 << 20]),
+        "/data/busy" => Says::status(503),
+        "/secret" => Says::body("secret\n"),
+        _ => Says::status(404),
+    });
+    let (mount, allowed) = (format!("{}:/etc/web:ro", scratch.path().display()), server.url("/data/"));
+    let pod = Options::new()
+        .host(&["--network", "host", "--data-size", "100m", "--mount", &mount])
+        .pilot(&["--input-url", &allowed, "--input-ca", "/etc/web/ca.pem", "--max-attempts", "1"])
+        .start();
+    let job = |name: &str, script: &str, inputs: Value| pod.job(name, &with_inputs(script, inputs));
+    let plain = digest(b"plain\n");
+    let good = json!([
+        {"url": server.url("/data/a.tar.gz?x=y"), "sha256": digest(&archive), "unpack": true},
+        {"url": server.url("/data/plain"), "sha256": plain.to_uppercase()},
+        {"url": server.url("/data/moved"), "sha256": plain, "to": "some/where"},
+    ]);
+    let outcome = job("good", "cat file plain some/where; stat -c %u plain", good);
+    outcome.is_good();
+    assert_eq!(outcome.text("stdout"), format!("packed\nplain\nplain\n{}\n", pod.uid(0)));
+    let one = |name: &str, url: String, class: &str, reason: &str| {
+        let outcome = job(name, "true", json!([{"url": url, "sha256": plain, "to": "x"}]));
+        outcome.is(class, reason);
+        outcome.report.message
+    };
+    let changed = json!([{"url": server.url("/data/plain"), "sha256": digest(b"other"), "to": "x"}]);
+    let outcome = job("changed", "true", changed);
+    outcome.is("hold", "InputUnusable");
+    assert!(outcome.report.message.contains("SHA-256"), "{}", outcome.report.message);
+    for (name, path) in [("secret", "/secret"), ("away", "/data/away"), ("above", "/data/%2e%2e/secret")] {
+        let message = one(name, server.url(path), "hold", "InputUnusable");
+        assert!(message.contains("fetches nothing from there"), "{name}: {message}");
+    }
+    assert!(one("around", server.url("/data/around"), "hold", "InputUnusable").contains("redirections"));
+    assert!(one("large", server.url("/data/large"), "hold", "InputUnusable").contains("more than"));
+    assert!(one("none", server.url("/data/none"), "hold", "InputUnusable").contains("404"));
+    assert!(one("busy", server.url("/data/busy"), "retry", "InputUnusable").contains("503"));
+    one("http", server.url("/data/plain").replace("https:", "http:"), "hold", "InvalidJob");
+}
+
+#[test]
+fn a_pilot_fetches_no_input_from_anywhere_unless_it_is_told_to() {
+    let pod = Pod::start();
+    let inputs = json!([{"url": "https://127.0.0.1/x", "sha256": "0".repeat(64)}]);
+    let outcome = pod.job("a", &with_inputs("true", inputs));
+    outcome.is("hold", "InputUnusable");
+    assert!(outcome.report.message.contains("--input-url"), "{}", outcome.report.message);
+    for (name, input) in [
+        ("no-digest", json!({"url": "https://127.0.0.1/x"})),
+        ("bad-digest", json!({"url": "https://127.0.0.1/x", "sha256": "0"})),
+        ("both", json!({"file": "x", "url": "https://127.0.0.1/x", "sha256": "0".repeat(64)})),
+        ("neither", json!({"to": "x"})),
+        ("password", json!({"url": "https://a:b@127.0.0.1/x", "sha256": "0".repeat(64)})),
+    ] {
+        pod.job(name, &with_inputs("true", json!([input]))).is("hold", "InvalidJob");
+    }
 }

@@ -17,6 +17,8 @@ use crate::store::read_bounded;
 const CA_MAX: u64 = 4 << 20;
 /// Longest wait for a connection; what else there is to wait for is a request's own.
 const CONNECT_WITHIN: Duration = Duration::from_secs(30);
+/// Longest time for one request.
+const REQUEST_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Most bytes of a response's headers.
 const HEADERS_MAX: usize = 64 << 10;
 
@@ -77,6 +79,11 @@ pub fn client(trust: Trust, rules: Rules) -> Agent {
         .user_agent(concat!("latebind/", env!("CARGO_PKG_VERSION")))
         .build();
     Agent::new_with_config(config)
+}
+
+/// A time for one request, as the client takes it: one without an end would be added to a clock and overflow it.
+pub fn within(time: Duration) -> Option<Duration> {
+    Some(time.min(REQUEST_MAX))
 }
 
 /// How long the server wants to be left alone, where it says so in seconds.

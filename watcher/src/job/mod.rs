@@ -10,6 +10,7 @@ mod clock;
 pub mod collect;
 pub mod control;
 pub mod disk;
+pub mod download;
 pub mod input;
 pub mod life;
 pub mod limits;

@@ -15,8 +15,9 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::stat::{Mode, fchmod, fstat, mkdirat};
 use nix::sys::statvfs::fstatvfs;
-use nix::unistd::{Gid, Uid, fchown};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, unlinkat};
 
+use super::download::{Problem as Undelivered, Web};
 use super::{Input, Request};
 use crate::bind::{Failure, Reason};
 use crate::helper::{self, Placing};
@@ -62,7 +63,7 @@ pub fn demand_sandbox(slot: &Slot, path: &str) -> Result<(), Failure> {
 }
 
 /// Puts the job's inputs into `work/` and makes the files of its standard streams.
-pub fn fill(slot: &Slot, ids: Ids, request: &Request, deadline: &Deadline<'_>) -> Result<(), Failure> {
+pub fn fill(slot: &Slot, ids: Ids, web: &Web, request: &Request, deadline: &Deadline<'_>) -> Result<(), Failure> {
     let mut budget = Budget::new(BYTES_MAX, ENTRIES_MAX);
     if let Some(inputs) = &request.inputs {
         let to = open_dir(slot, layout::WORK).map_err(failed_at(layout::WORK))?;
@@ -73,7 +74,7 @@ pub fn fill(slot: &Slot, ids: Ids, request: &Request, deadline: &Deadline<'_>) -
         })?;
     }
     for input in &request.input_files {
-        place(slot, ids, request, deadline, &mut budget, input)?;
+        place(slot, ids, web, request, deadline, &mut budget, input)?;
     }
     mkdirat(slot.data.as_fd(), IO, Mode::from_bits_truncate(0o755)).map_err(|e| failed_at(IO)(e.into()))?;
     let io = open_dir(slot, IO).map_err(failed_at(IO))?;
@@ -100,35 +101,81 @@ pub fn fill(slot: &Slot, ids: Ids, request: &Request, deadline: &Deadline<'_>) -
     Ok(())
 }
 
+/// Opens a file that the job names.
+fn open_input(path: &Path, submitter: Option<u32>) -> Result<File, Failure> {
+    let opened = tree::open_file(path).and_then(|file| {
+        tree::check_reader(&fstat(&file)?, submitter)?;
+        Ok(file)
+    });
+    opened.map_err(|e| {
+        let e = plain(e);
+        let is_of = |errnos: &[Errno]| e.raw_os_error().is_some_and(|n| errnos.contains(&Errno::from_raw(n)));
+        let why = format!("{}: {e}", path.display());
+        match () {
+            () if is_of(&PASSING) => Failure::retry(Reason::StagingError, why),
+            () if is_of(&OF_ITS_USER) => Failure::retry(Reason::InputUnusable, why),
+            () => Failure::hold(Reason::InputUnusable, why),
+        }
+    })
+}
+
+/// Name of what is downloaded, for a moment.
+const SCRATCH: &str = ".input";
+
+/// A file in the slot's volume that has no name, so that nobody else can reach it.
+fn scratch(slot: &Slot) -> io::Result<File> {
+    let name = c".input";
+    let _ = unlinkat(slot.data.as_fd(), name, UnlinkatFlags::NoRemoveDir);
+    let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL;
+    let file = slot.data.open_beneath(SCRATCH, flags, 0o600)?;
+    unlinkat(slot.data.as_fd(), name, UnlinkatFlags::NoRemoveDir)?;
+    Ok(File::from(file))
+}
+
 /// Puts one input into `work/`, by the helper with the payload's rights: what is in an archive decides nothing that root
 /// does.
 fn place(
     slot: &Slot,
     ids: Ids,
+    web: &Web,
     request: &Request,
     deadline: &Deadline<'_>,
     budget: &mut Budget,
     input: &Input,
 ) -> Result<(), Failure> {
-    let shown = input.path.display();
+    let shown = input.shown();
     let hold = |why: &dyn std::fmt::Display| Failure::hold(Reason::InputUnusable, format!("{shown}: {why}"));
     let retry = |why: &dyn std::fmt::Display| Failure::retry(Reason::StagingError, format!("{shown}: {why}"));
-    let opened = tree::open_file(&input.path).and_then(|file| {
-        tree::check_reader(&fstat(&file)?, request.submitter)?;
-        Ok(file)
-    });
-    let is_of =
-        |e: &io::Error, errnos: &[Errno]| e.raw_os_error().is_some_and(|n| errnos.contains(&Errno::from_raw(n)));
-    let file = opened.map_err(|e| match plain(e) {
-        e if is_of(&e, &PASSING) => retry(&e),
-        e if is_of(&e, &OF_ITS_USER) => Failure::retry(Reason::InputUnusable, format!("{shown}: {e}")),
-        e => hold(&e),
-    })?;
     let work = open_dir(slot, layout::WORK).map_err(failed_at(layout::WORK))?;
     // What no slot of this size could hold is the input's fault, and not that of what else is in the volume.
     let volume = fstatvfs(slot.data.as_fd()).map_err(|e| failed_at(layout::WORK)(e.into()))?;
     let size = volume.blocks().saturating_mul(volume.fragment_size());
     let limits = Limits { bytes: budget.bytes.min(size), entries: budget.entries };
+    let file = match (&input.path, &input.download) {
+        (Some(path), _) => open_input(path, request.submitter)?,
+        (None, None) => return Ok(()), // refused before
+        (None, Some(what)) => {
+            let mut file = scratch(slot).map_err(failed_at(SCRATCH))?;
+            match web.fetch(what, &mut file, limits.bytes, deadline) {
+                Ok(()) => file,
+                Err(problem) => {
+                    return Err(match (deadline.over(), problem) {
+                        (Some(Over::Stopped(why)), _) => Failure::not_started(&why),
+                        (Some(over), _) => retry(&format!("the job's inputs are {over}")),
+                        (None, Undelivered::Lasting(why)) => hold(&why),
+                        // Whoever chose the server: it must not count against the slot.
+                        (None, Undelivered::Passing(why)) => {
+                            Failure::retry(Reason::InputUnusable, format!("{shown}: {why}"))
+                        }
+                        (None, Undelivered::Target(e)) if is_full(&e) => {
+                            no_room(slot, request, deadline, &format!("{shown}: {e}"))
+                        }
+                        (None, Undelivered::Target(e)) => retry(&e),
+                    });
+                }
+            }
+        }
+    };
     let placing = Placing { unpack: input.unpack, to: input.to.clone(), limits };
     let placed = helper::place(ids, &file, work.as_fd(), &placing, deadline).map_err(|e| match deadline.over() {
         Some(Over::Stopped(why)) => Failure::not_started(&why),

@@ -8,6 +8,7 @@ use latebind_contract::layout::is_component;
 use latebind_contract::startup::{EnvFormat, EnvMode, Object, Rlimit, Stop};
 use serde::Deserialize;
 
+use crate::job::download::Download;
 use crate::job::limits::Limits;
 use crate::job::{EnvSource, Input, Request, plain_path, ten, unique_names, yes};
 
@@ -74,8 +75,13 @@ struct EnvName {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct InputFile {
-    /// Name of a file beside job.json.
-    file: String,
+    /// Name of a file beside job.json, or a URL with the checksum of what is there.
+    #[serde(default)]
+    file: Option<String>,
+    #[serde(default)]
+    url: Option<String>,
+    #[serde(default)]
+    sha256: Option<String>,
     /// Whether it is an archive whose content is wanted.
     #[serde(default)]
     unpack: bool,
@@ -85,10 +91,19 @@ struct InputFile {
 }
 
 impl InputFile {
-    fn input(&self, path: PathBuf) -> Input {
-        let own = if self.unpack { "" } else { &self.file };
+    fn input(&self, beside: impl Fn(&str) -> Result<PathBuf, String>) -> Result<Input, String> {
+        let path = self.file.as_deref().map(beside).transpose()?;
+        let download = match (&self.url, &self.sha256) {
+            (Some(url), Some(sha256)) => Some(Download { url: url.clone(), sha256: sha256.clone() }),
+            (None, None) => None,
+            _ => return Err("inputs: url and sha256 belong together".into()),
+        };
+        let address = self.url.as_deref().unwrap_or_default();
+        let last = address.split(['?', '#']).next().and_then(|path| path.rsplit('/').next());
+        let own = self.file.as_deref().or(last).filter(|_| !self.unpack).unwrap_or_default();
         let to = self.to.as_deref().map_or_else(|| own.to_owned(), plain_path);
-        Input { path, unpack: self.unpack, to: if self.unpack && to == "." { String::new() } else { to } }
+        let to = if self.unpack && to == "." { String::new() } else { to };
+        Ok(Input { path, download, unpack: self.unpack, to })
     }
 }
 
@@ -110,7 +125,7 @@ impl JobFile {
         };
         let env_files = self.env_files.iter().map(|f| Ok(EnvSource { path: beside(&f.name)?, format: f.format }));
         let inputs = submitted.join("inputs");
-        let input_files = self.inputs.iter().map(|input| Ok(input.input(beside(&input.file)?)));
+        let input_files = self.inputs.iter().map(|input| input.input(beside));
         Ok(Request {
             image: self.image,
             argv: self.argv,

@@ -94,6 +94,11 @@ impl<'a> Deadline<'a> {
         Deadline { stop, within: self.within, end: self.end }
     }
 
+    /// How much time is left, whether or not it is wanted.
+    pub fn left(&self) -> Duration {
+        self.end.map_or(Duration::MAX, |end| end.saturating_duration_since(Instant::now()))
+    }
+
     /// Why the work has to end now, if it has to.
     pub fn over(&self) -> Option<Over> {
         if self.end.is_some_and(|end| Instant::now() >= end) {

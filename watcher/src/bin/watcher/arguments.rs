@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use latebind_contract::startup::{Amount, Rlimit, Stop};
 use watcher::bind::host;
 use watcher::job::PayloadHas;
+use watcher::job::download::UrlPrefix;
 use watcher::job::life::Reuse;
 use watcher::job::limits::{Bytes, Limits};
 use watcher::serve;
@@ -218,6 +219,13 @@ pub struct CoreArgs {
     /// beneath. :rw where they can write there.
     #[arg(long, value_name = "PATH[:rw]", value_delimiter = ',', env = "LATEBIND_PAYLOAD_HAS")]
     pub payload_has: Vec<PayloadHas>,
+    /// URLs that jobs may have inputs from, by their beginning: https://HOST/, https://HOST/PATH/, or https:// for all.
+    /// The pilot fetches them, from where it is in the network.
+    #[arg(long, value_name = "PREFIX", value_delimiter = ',', env = "LATEBIND_INPUT_URLS")]
+    pub input_url: Vec<UrlPrefix>,
+    /// A PEM file with the certificates that are believed of their servers, in place of the system's.
+    #[arg(long, value_name = "FILE", env = "LATEBIND_INPUT_CA")]
+    pub input_ca: Option<PathBuf>,
     #[command(flatten)]
     pub most: MostArgs,
 }

@@ -16,6 +16,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use watcher::bind::Binder;
 use watcher::bind::host::Host;
 use watcher::bind::kubernetes::{self, Kubernetes};
+use watcher::job::download::Web;
 use watcher::job::life::Settings;
 use watcher::serve::{self, Core, Parts, Running, clients, protocol, server};
 use watcher::slot::Slot;
@@ -171,6 +172,7 @@ fn start_core(args: &CoreArgs, binder: &Arc<dyn Binder>, for_one_job: bool) -> i
             max_kill_s: seconds(args.most.max_kill)?.as_secs_f64(),
             copy_within: seconds(args.most.copy_within)?,
             clean_within: seconds(args.most.clean_within)?,
+            web: Web::new(args.input_url.clone(), args.input_ca.as_deref())?,
             disk_size: args.most.data_size,
         },
         // What an earlier watcher left then has no client any more.

@@ -183,7 +183,13 @@ impl Life<'_> {
             let control = self.context.control;
             let stop = || control.stop_wanted();
             let ids = slot.ids(held.bound.kill_uid);
-            stage::fill(slot, ids, request, &Deadline::within(self.context.settings.copy_within).unless(&stop))?;
+            stage::fill(
+                slot,
+                ids,
+                &self.context.settings.web,
+                request,
+                &Deadline::within(self.context.settings.copy_within).unless(&stop),
+            )?;
             self.state.report.reused_container = true;
             self.take_bound(held.bound, glue);
             return Ok(Phase::Starting);
@@ -205,11 +211,12 @@ impl Life<'_> {
         };
         let deadline = Deadline::within(self.context.settings.copy_within).unless(&stop);
         let ids = slot.ids(kill_uid(self.context.binder, self.context.slots, slot.number));
+        let web = &self.context.settings.web;
         let (bound, staged) = std::thread::scope(|scope| {
             // Not `scope.spawn`, which ends the watcher where no thread can be made.
             let stage = std::thread::Builder::new().name("stage".into()).spawn_scoped(scope, || {
                 let began = Instant::now();
-                stage::fill(slot, ids, request, &deadline).map(|()| began.elapsed())
+                stage::fill(slot, ids, web, request, &deadline).map(|()| began.elapsed())
             });
             let stage = match stage {
                 Ok(stage) => stage,

@@ -21,6 +21,7 @@ use crate::job::attach::Attach;
 use crate::job::binds;
 use crate::job::cgroup::Group;
 use crate::job::control::Control;
+use crate::job::download::Web;
 use crate::job::limits::{Bytes, Limits};
 use crate::job::relay::{Relay, Streams};
 use crate::job::{Began, Bound, PayloadHas, Phase, State, class, now, rfc3339, stage, uptime};
@@ -68,6 +69,8 @@ pub struct Settings {
     pub copy_within: Duration,
     /// How long a job's end waits for its slot to be cleaned.
     pub clean_within: Duration,
+    /// What may be downloaded as inputs.
+    pub web: Web,
     /// How large a slot's data volume is, where its file system does not say so.
     pub disk_size: Option<Bytes>,
 }

@@ -86,7 +86,7 @@ impl Server {
         if let Some(value) = self.authorization()? {
             request = request.header("Authorization", value);
         }
-        let sent = request.config().timeout_global(Some(left)).build().send(body);
+        let sent = request.config().timeout_global(web::within(left)).build().send(body);
         let mut response = sent.map_err(|e| SourceError::new(format!("{method} {url}: {e}")))?;
         match response.status().as_u16() {
             // 409: the server has a result of this name already. It keeps the first one.
@@ -129,7 +129,7 @@ impl JobSource for Server {
             request = request.header("Authorization", value);
         }
         let error = |e: ureq::Error| SourceError::new(format!("GET {url}: {e}"));
-        let mut response = request.config().timeout_global(Some(left)).build().call().map_err(error)?;
+        let mut response = request.config().timeout_global(web::within(left)).build().call().map_err(error)?;
         match response.status().as_u16() {
             200 => {
                 let body = response.body_mut().with_config().limit(JOB_FILE_MAX).read_to_vec();
