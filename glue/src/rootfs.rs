@@ -75,13 +75,11 @@ enum Change {
 }
 
 impl Links {
-    /// Makes each link, with its missing parents, in place of what is there. The first that fails ends it, and what was
-    /// done before is undone.
-    pub fn make(wanted: &[(String, String)]) -> io::Result<Self> {
-        let mut made = Self::default();
+    /// Makes each link, with its missing parents, in place of what is there. The first that fails ends it; what was done
+    /// before is there until it is removed.
+    pub fn make(&mut self, wanted: &[(String, String)]) -> io::Result<()> {
         for (n, (path, target)) in wanted.iter().enumerate() {
-            if let Err(e) = made.link(path, target, n) {
-                made.remove();
+            if let Err(e) = self.link(path, target, n) {
                 let why = match Errno::from_raw(e.raw_os_error().unwrap_or(0)) {
                     Errno::EBUSY | Errno::EXDEV => " (a mount point, or beneath one: name another path)",
                     Errno::ENOTEMPTY => " (a directory with files of the image stays there: name another path)",
@@ -93,7 +91,7 @@ impl Links {
                 return Err(error(format_args!("the link {path} cannot be made{why}"), &e));
             }
         }
-        Ok(made)
+        Ok(())
     }
 
     fn link(&mut self, path: &str, target: &str, n: usize) -> io::Result<()> {

@@ -241,7 +241,8 @@ impl Glue {
             log::warn(format_args!("status could not be written: {e}"));
         }
         if let Some(failed) = &end.failure {
-            log::line(format_args!("job not started: {} {:?}", failed.message, failed.reported));
+            let kind = failed.reported.map_or(0, |(kind, _)| u32::from(kind));
+            log::line(format_args!("job not started: {} (errno {}, report {kind})", failed.message, failed.errno));
         }
         let record = self.record(claimed, &end);
         let jws =

@@ -24,6 +24,10 @@ use latebind_linux::volume::Dir;
 
 /// How long a child whose start has failed may take to end by itself.
 const ENDS_WITHIN: Duration = Duration::from_secs(1);
+/// The kernel needs time to take apart what was killed, whatever an order says.
+const KILL_LEAST_S: f64 = 1.0;
+/// Children that are reaped before anything else is looked at: a job may make them faster than they are reaped.
+const REAPED_AT_ONCE: u32 = 256;
 
 /// What the supervision of every job of a slot needs.
 pub struct Slot<'a> {
@@ -88,6 +92,8 @@ struct Supervision<'a> {
     /// When the soft kill was sent, if it was.
     soft_kill: Option<Instant>,
     counting_killed: bool,
+    /// How long the kill routine may take.
+    kill_within: Duration,
 }
 
 /// Runs one claimed job to its end. `on_start` is told the main process's ID once the program runs.
@@ -106,8 +112,18 @@ pub fn run(slot: &Slot<'_>, claimed: &mut Claimed, on_start: &mut dyn FnMut(i32)
         warnings: Vec::new(),
         stop: false,
     };
+    let kill_within = Duration::from_secs_f64(claimed.order.kill_s.max(KILL_LEAST_S));
     let mut links = Links::default();
-    let mut s = Supervision { slot, claimed, end, main: None, attendant: 0, soft_kill: None, counting_killed: false };
+    let mut s = Supervision {
+        slot,
+        claimed,
+        end,
+        main: None,
+        attendant: 0,
+        soft_kill: None,
+        counting_killed: false,
+        kill_within,
+    };
     match s.prepare(&mut links) {
         Err(failed) => s.end.failure = Some(failed),
         Ok(starting) => s.supervise(starting, on_start)?,
@@ -130,13 +146,12 @@ impl Supervision<'_> {
             return Err(failure(stage, 0, format_args!("{invalid}")));
         }
         // Nothing of an earlier job, and nobody who would like to be traced: the payload's UID starts alone.
-        let kill_s = self.claimed.order.kill_s;
         let none_left = || -> io::Result<u64> {
             if self.slot.routine.inside()?.is_empty() {
                 return Ok(0);
             }
             log::warn(format_args!("processes of the payload UID were in the container before the job: ending them"));
-            self.slot.routine.run(Instant::now() + Duration::from_secs_f64(kill_s))
+            self.slot.routine.run(Instant::now() + self.kill_within)
         };
         match none_left() {
             Ok(0) => {}
@@ -150,8 +165,7 @@ impl Supervision<'_> {
             Err(e) => return Err(failure(Stage::Startup, errno_of(&e), format_args!("the payload's processes: {e}"))),
         }
         let order = &self.claimed.order;
-        *links = Links::make(&order.links.0)
-            .map_err(|e| failure(Stage::Startup, errno_of(&e), format_args!("links: {e}")))?;
+        links.make(&order.links.0).map_err(|e| failure(Stage::Startup, errno_of(&e), format_args!("links: {e}")))?;
         if order.passwd {
             self.end.warnings = rootfs::add_account(order, self.slot.number);
         }
@@ -172,7 +186,6 @@ impl Supervision<'_> {
                 self.soft_kill(why);
             }
         }
-        self.reap(); // what ended while only the start was looked at
         self.await_end(wall)
     }
 
@@ -202,8 +215,7 @@ impl Supervision<'_> {
             given_up = match events.next(true, starting.pipe(), Some(deadline))? {
                 Event::Pipe | Event::Child | Event::Notified => None,
                 Event::Stop(signal) => {
-                    log::line(format_args!("told to stop by {}", signal_name(signal)));
-                    self.end.stop = true;
+                    self.is_to_stop(signal);
                     Some((not_run("told to stop"), Some(Ended::Stopped)))
                 }
                 Event::Deadline if wall == Some(deadline) => {
@@ -223,23 +235,30 @@ impl Supervision<'_> {
     fn await_end(&mut self, wall: Option<Instant>) -> io::Result<()> {
         let failed = self.end.failure.is_some();
         let over = failed.then(|| Instant::now() + ENDS_WITHIN);
-        while self.main.is_some() && (self.end.main.is_none() || self.others_have_grace()) {
+        loop {
+            let more = self.reap();
+            // Only now: what has ended by itself was not stopped.
+            if self.end.stop && !failed && self.end.main.is_none() {
+                self.soft_kill(Ended::Stopped);
+            }
+            if self.main.is_none() || self.end.main.is_some() && !self.others_have_grace() {
+                return Ok(());
+            }
             let hard = self.soft_kill.map(|at| at + Duration::from_secs_f64(self.claimed.order.grace_s));
-            match self.slot.events.next(true, None, over.or(hard).or(wall))? {
-                Event::Child => self.reap(),
-                Event::Notified | Event::Pipe => {}
-                Event::Stop(signal) => {
-                    log::line(format_args!("told to stop by {}", signal_name(signal)));
-                    self.end.stop = true;
-                    if !failed {
-                        self.soft_kill(Ended::Stopped);
-                    }
+            let deadline = over.or(hard).or(wall);
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                if failed || hard.is_some() {
+                    return Ok(()); // the kill routine follows
                 }
-                Event::Deadline if failed || hard.is_some() => return Ok(()), // the kill routine follows
-                Event::Deadline => self.soft_kill(Ended::TimedOut),
+                self.soft_kill(Ended::TimedOut);
+                continue;
+            }
+            // With more to reap, what else has happened is looked at and not waited for.
+            let until = if more { Some(Instant::now()) } else { deadline };
+            if let Event::Stop(signal) = self.slot.events.next(true, None, until)? {
+                self.is_to_stop(signal);
             }
         }
-        Ok(())
     }
 
     /// Whether what was sent TERM beside a main process that has ended may still end by itself.
@@ -259,6 +278,12 @@ impl Supervision<'_> {
         self.soft_kill.is_some()
     }
 
+    /// A signal has said so.
+    fn is_to_stop(&mut self, signal: i32) {
+        log::line(format_args!("told to stop by {}", signal_name(signal)));
+        self.end.stop = true;
+    }
+
     /// TERM to the main process, or to more as the order says; then grace.
     fn soft_kill(&mut self, why: Ended) {
         if self.soft_kill.is_some() {
@@ -275,9 +300,10 @@ impl Supervision<'_> {
         }
     }
 
-    /// Takes in every child that has ended.
-    fn reap(&mut self) {
-        while let Ok(Some(reaped)) = sys::reap(-1) {
+    /// Takes in children that have ended; whether there may be more of them.
+    fn reap(&mut self) -> bool {
+        for _ in 0..REAPED_AT_ONCE {
+            let Ok(Some(reaped)) = sys::reap(-1) else { return false };
             let used = used(&reaped.usage);
             add(&mut self.end.usage.tree, &used);
             self.end.processes.reaped += 1;
@@ -291,6 +317,7 @@ impl Supervision<'_> {
                 self.end.main = Some(reaped);
             }
         }
+        true
     }
 
     /// After this, no process of the job lives, or those that do are counted.
@@ -301,12 +328,12 @@ impl Supervision<'_> {
             return Ok(());
         }
         self.counting_killed = true;
-        let deadline = Instant::now() + Duration::from_secs_f64(self.claimed.order.kill_s);
+        let deadline = Instant::now() + self.kill_within;
         let mut unkilled = self.slot.routine.run(deadline)?;
         // The kernel may still be busy with taking apart what was killed.
         loop {
-            self.reap();
-            if !has_children() {
+            let more = self.reap();
+            if !more && !has_children() {
                 unkilled = 0;
                 break;
             }
@@ -314,7 +341,9 @@ impl Supervision<'_> {
                 unkilled = unkilled.max(1);
                 break;
             }
-            std::thread::sleep(Duration::from_micros(200));
+            if !more {
+                std::thread::sleep(Duration::from_micros(200));
+            }
         }
         self.end.processes.unkilled = unkilled;
         if unkilled > 0 {

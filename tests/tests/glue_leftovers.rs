@@ -135,6 +135,22 @@ fn a_bomb_that_has_taken_every_process_there_is_is_ended() {
 }
 
 #[test]
+fn a_storm_of_children_that_end_keeps_glue_from_nothing() {
+    let slot = Slot::with(&Shape::of("noshell").pids(300));
+    // The main process stays: the wall limit ends it.
+    let mut stays = slot.job(&["/probe", "storm", "100", "stay"]);
+    (stays.timeout_s, stays.grace_s) = (3.0, 1.0);
+    let record = slot.finish_at_most(Duration::from_secs(60), &slot.submit(&stays)).record;
+    assert_eq!((record.outcome, record.processes.unkilled), (Outcome::TimedOut, 0), "{record:?}");
+    assert!(record.processes.reaped > 300, "no storm: {record:?}");
+    // It ends by itself: its end is seen, and the rest is ended.
+    let record = all_are_ended(&slot, &["/probe", "storm", "100", "leave"]);
+    assert_eq!((record.outcome, record.exit_code), (Outcome::Exited, Some(0)));
+    assert!(record.processes.left_over_killed >= 100, "{record:?}");
+    slot.prove_that_it_serves();
+}
+
+#[test]
 fn nine_hundred_orphans_are_reaped() {
     let slot = Slot::with(&Shape::of("noshell").pids(1024));
     let record = all_are_ended(&slot, &["/probe", "orphans", "900", "50"]);

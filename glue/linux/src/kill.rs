@@ -74,7 +74,7 @@ impl Routine<'_> {
                 // Somebody killed or stalled the child, or a process cannot be ended: again, as long as there is time.
                 Ok(Ending::SomeLeft | Ending::Failed) => {}
                 // No process can be made, because the payload has taken all: make room one by one.
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.sweep()?,
+                Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::OutOfMemory) => self.sweep()?,
                 Err(e) => return Err(e),
             }
             let left = self.inside()?.len() as u64;

@@ -196,11 +196,14 @@ pub struct Pinned {
 }
 
 impl Pinned {
-    /// Pins the process. Kernels before 5.3 have no pidfd: there the number itself is used.
+    /// Pins the process. Kernels before 5.3 have no pidfd, and engines of their time may refuse it: there the number
+    /// itself is used.
     pub fn new(pid: i32) -> io::Result<Self> {
         match sys::pidfd_open(pid) {
             Ok(pidfd) => Ok(Self { pid, pidfd: Some(pidfd) }),
-            Err(e) if e.raw_os_error() == Some(nix::libc::ENOSYS) => Ok(Self { pid, pidfd: None }),
+            Err(e) if matches!(e.raw_os_error(), Some(nix::libc::ENOSYS | nix::libc::EPERM)) => {
+                Ok(Self { pid, pidfd: None })
+            }
             Err(e) => Err(e),
         }
     }

@@ -34,7 +34,8 @@ files             write-file PATH TEXT, read-file PATH, default-acl PATH UID, co
 litter            sparse PATH BYTES, fifos DIR N, directories DIR N, links DIR N, hide name|depth|levels MIB, mark DIR, marks DIR,
                   refill DIR SECONDS
 sockets           abstract-serve NAME SECONDS, abstract-connect NAME
-what it leaves    daemons N, headless, orphans N [MILLISECONDS], bomb N
+what it leaves    daemons N, headless, orphans N [MILLISECONDS], bomb N,
+                  storm N stay|leave
 on a socket       flood PATH COUNT TEXT, descriptors PATH LINES EACH TEXT, silent PATH TEXT, half PATH TEXT
 kernel            keyring put NAME|get|clear, calls, foreign-call, threads N, abort-in-child
 attacks           forge, trace PID, mark-file PATH SECONDS, swap DIRECTORY NAME,... TARGET...,
@@ -99,6 +100,7 @@ fn command(words: &[String], raw: &[OsString]) -> Result<i32, String> {
         "headless" => swarm::headless(),
         "daemons" => swarm::daemons(number(words, 1)?),
         "orphans" => swarm::orphans(number(words, 1)?, number(words, 2).unwrap_or(100)),
+        "storm" => swarm::storm(number(words, 1)?, text(words, 2)? == "stay"),
         "bomb" => swarm::bomb(number(words, 1)?),
         "kill-loop" => swarm::kill_loop(words),
         "stop-everything" => swarm::stop_everything(words),

@@ -107,6 +107,41 @@ pub fn orphans(n: u64, milliseconds: u64) -> Result<i32, String> {
     Ok(0)
 }
 
+/// `n` processes whose parent is glue, and each of which makes others of the same parent that end at once, for ever: glue
+/// has ever more to reap. Then ends well, or stays.
+pub fn storm(n: u64, stays: bool) -> Result<i32, String> {
+    let (reader, mut writer) = sys::pipe().map_err(|e| format!("pipe: {e}"))?;
+    // The storm fills the limit of processes, so it begins once all are there.
+    let (mut go, hold) = sys::pipe().map_err(|e| format!("pipe: {e}"))?;
+    for _ in 0..n {
+        if let Some(child) = fork()? {
+            sys::wait(child);
+            continue;
+        }
+        let own = std::process::id();
+        if !matches!(sys::fork(), Ok(None)) {
+            sys::exit_now(0);
+        }
+        while sys::parent().unsigned_abs() == own {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let _ = writer.write_all(b".");
+        drop(hold);
+        let _ = go.read_to_end(&mut Vec::new());
+        loop {
+            sys::make_brother();
+        }
+    }
+    drop(writer);
+    await_all(reader, n)?;
+    drop(hold);
+    say(&json!({"storm": n}));
+    if stays {
+        std::thread::sleep(FOREVER);
+    }
+    Ok(0)
+}
+
 /// Children that nobody waits for and that the kernel reaps at once: their use of resources is lost to their parent.
 pub fn sigchld_ignored() -> Result<i32, String> {
     sys::ignore(libc::SIGCHLD);
