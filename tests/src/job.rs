@@ -117,8 +117,8 @@ pub struct Finished {
 }
 
 /// Fields of the job's part of a startup file; `env_files` is in both parts.
-pub const COMMAND_FIELDS: [&str; 9] =
-    ["argv", "cwd", "env_mode", "env", "umask", "stdin", "stdout", "stderr", "rlimits"];
+pub const COMMAND_FIELDS: [&str; 11] =
+    ["argv", "cwd", "env_mode", "env", "umask", "stdin", "stdout", "stderr", "rlimits", "terminal", "exec"];
 
 /// A startup file of these fields, which a [`Startup`] has in one object: each goes into the part that has it, whatever
 /// its value is.
