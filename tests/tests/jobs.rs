@@ -321,3 +321,20 @@ fn environment_files_are_taken_as_people_have_them() {
     let ran = run(&["--env-file", file.to_str().unwrap(), BUSYBOX, "--", "true"]);
     assert!(ran.err().contains("my.env: line 1, column 4: carriage return"), "{}", ran.err());
 }
+
+#[test]
+fn the_operator_sets_how_much_is_copied_in_and_out() {
+    let limits = ["--max-input", "1K", "--max-input-files", "3", "--max-output-files", "2", "--max-output", "1M"];
+    let pod = latebind_tests::pod::Options::new().pilot(&limits).start();
+    let job = |script: &str| with(shell(script), "outputs", json!(["d", "e"]));
+    pod.put_with("large", &job("true"), &[("inputs/f", &[b'x'; 1025])]);
+    pod.result("large").is("hold", "InputUnusable");
+    let files: Vec<(String, &[u8])> = (0..4).map(|n| (format!("inputs/{n}"), &b"x"[..])).collect();
+    let files: Vec<(&str, &[u8])> = files.iter().map(|(name, text)| (name.as_str(), *text)).collect();
+    pod.put_with("many", &job("true"), &files);
+    pod.result("many").is("hold", "InputUnusable");
+    pod.put_with("fits", &job("mkdir d; echo 1 >d/1; echo 2 >e"), &files[..2]);
+    let outcome = pod.result("fits");
+    assert_eq!(outcome.report.outputs, ["d"], "{:#?}", outcome.report);
+    assert!(outcome.report.missing_outputs[0].starts_with("e: "), "{:?}", outcome.report.missing_outputs);
+}

@@ -7,6 +7,25 @@ use super::Report;
 use crate::reason::MESSAGE_MAX;
 use crate::text::cut;
 
+/// How much of any job is copied in and out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CopyBounds {
+    /// Most bytes of a job's inputs and standard input, holes included.
+    pub input_bytes: u64,
+    /// Most files and directories of them.
+    pub input_entries: u64,
+    /// Most bytes that are kept and fetched, standard output and error included. A job's own limit may be lower.
+    pub output_bytes: u64,
+    /// Most files and directories that are fetched.
+    pub output_entries: u64,
+}
+
+impl Default for CopyBounds {
+    fn default() -> Self {
+        Self { input_bytes: 64 << 30, input_entries: 1_000_000, output_bytes: 16 << 30, output_entries: 100_000 }
+    }
+}
+
 /// Most outputs that are named as missing; of the others the report says how many they are.
 pub const MISSING_MAX: usize = 100;
 /// Longest of these, bytes.

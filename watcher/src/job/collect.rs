@@ -16,6 +16,7 @@ use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{Mode, SFlag, fchmod, fstat, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
+use super::bounds::CopyBounds;
 use super::limits::{Crossed, Limits, Which};
 use super::matches::{Matches, Pattern};
 use super::{Report, Request, now, rfc3339};
@@ -30,18 +31,14 @@ use crate::tree::{self, Deadline};
 /// How what a payload has made is opened.
 const READ: OFlag = OFlag::O_RDONLY.union(OFlag::O_NONBLOCK);
 
-/// Most bytes that are fetched of one job, standard output and error included, and holes.
-const BYTES_MAX: u64 = 16 << 30;
-/// Most files and directories.
-const ENTRIES_MAX: u64 = 100_000;
 /// Most characters that are shown of a path.
 const SHOWN_MAX: usize = 1024;
 /// How long removing what was fetched in part may take.
 const REMOVE_WITHIN: Duration = Duration::from_secs(60);
 
 /// Most bytes of a job that are kept and fetched, standard output and error included.
-pub fn most(limits: &Limits) -> u64 {
-    limits.output.map_or(BYTES_MAX, |limit| limit.0.min(BYTES_MAX))
+pub fn most(limits: &Limits, bounds: &CopyBounds) -> u64 {
+    limits.output.map_or(bounds.output_bytes, |limit| limit.0.min(bounds.output_bytes))
 }
 
 /// Puts record, standard output and error, and the named outputs into the results directory. What cannot be fetched is
@@ -53,6 +50,7 @@ pub fn collect(
     record: Option<&str>,
     report: &mut Report,
     put_out: u64,
+    bounds: &CopyBounds,
     deadline: &Deadline<'_>,
 ) -> io::Result<()> {
     let Some(results) = &request.results else { return Ok(()) };
@@ -60,7 +58,7 @@ pub fn collect(
     if let Some(record) = record {
         put_file_of_several(&results.join(layout::RECORD), record.as_bytes(), 0o644)?; // report.json follows
     }
-    let most = most(&report.limits);
+    let most = most(&report.limits, bounds);
     report.outputs.clear();
     report.missing_outputs.clear();
     report.missing_left_out = 0;
@@ -71,7 +69,7 @@ pub fn collect(
     };
     let rules = Rules { only_of: Some(slot.uid), reader: None, owner: None, links: true };
     // What of the streams is kept, and a line that says what is not, is fetched in any case.
-    let budget = Budget::new(most.saturating_sub(put_out), ENTRIES_MAX);
+    let budget = Budget::new(most.saturating_sub(put_out), bounds.output_entries);
     let mut copier = Copier { rules, budget, deadline, failed: &mut failed, at_target: false, known: None };
     let fetched = fetch_all(slot, request, &mut copier, &noted);
     let budget = copier.budget;

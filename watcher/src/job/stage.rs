@@ -17,6 +17,7 @@ use nix::sys::stat::{Mode, fchmod, fstat, mkdirat};
 use nix::sys::statvfs::fstatvfs;
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, unlinkat};
 
+use super::bounds::CopyBounds;
 use super::download::{Problem as Undelivered, Web};
 use super::{Input, Request};
 use crate::bind::{Failure, Reason};
@@ -28,11 +29,6 @@ use crate::tree::unpack::{Limits, Problem as Unplaced};
 use crate::tree::walk::{Count, Walk};
 use crate::tree::{self, Deadline, Over};
 use crate::volume_failure::{failed_at, is_full};
-
-/// Most bytes of a job's inputs and standard input, holes included.
-const BYTES_MAX: u64 = 64 << 30;
-/// Most files and directories of them.
-const ENTRIES_MAX: u64 = 1_000_000;
 
 /// What is short at the moment may be there later: it is no fault of the inputs.
 const PASSING: [Errno; 6] = [Errno::EINTR, Errno::EIO, Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ETIMEDOUT];
@@ -63,8 +59,15 @@ pub fn demand_sandbox(slot: &Slot, path: &str) -> Result<(), Failure> {
 }
 
 /// Puts the job's inputs into `work/` and makes the files of its standard streams.
-pub fn fill(slot: &Slot, ids: Ids, web: &Web, request: &Request, deadline: &Deadline<'_>) -> Result<(), Failure> {
-    let mut budget = Budget::new(BYTES_MAX, ENTRIES_MAX);
+pub fn fill(
+    slot: &Slot,
+    ids: Ids,
+    web: &Web,
+    request: &Request,
+    bounds: &CopyBounds,
+    deadline: &Deadline<'_>,
+) -> Result<(), Failure> {
+    let mut budget = Budget::new(bounds.input_bytes, bounds.input_entries);
     if let Some(inputs) = &request.inputs {
         let to = open_dir(slot, layout::WORK).map_err(failed_at(layout::WORK))?;
         copy(slot, request, deadline, &mut budget, inputs, |copier| {

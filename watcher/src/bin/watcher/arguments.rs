@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use latebind_contract::startup::{Amount, Rlimit, Stop};
 use watcher::bind::host;
 use watcher::job::PayloadHas;
+use watcher::job::bounds::CopyBounds;
 use watcher::job::download::UrlPrefix;
 use watcher::job::life::Reuse;
 use watcher::job::limits::{Bytes, Limits};
@@ -249,9 +250,18 @@ pub struct MostArgs {
     /// Bytes in the data volume; 90 % of its size where that is known.
     #[arg(long, value_name = "BYTES", env = "LATEBIND_MAX_DISK")]
     pub max_disk: Option<Bytes>,
-    /// Bytes of standard output and error, and of all that is fetched.
+    /// Bytes of standard output and error, and of all that is fetched; 16G where it is not set.
     #[arg(long, value_name = "BYTES", env = "LATEBIND_MAX_OUTPUT")]
     pub max_output: Option<Bytes>,
+    /// Files and directories that are fetched.
+    #[arg(long, value_name = "N", default_value_t = 100_000, env = "LATEBIND_MAX_OUTPUT_FILES")]
+    pub max_output_files: u64,
+    /// Bytes of its inputs and standard input.
+    #[arg(long, value_name = "BYTES", default_value = "64G", env = "LATEBIND_MAX_INPUT")]
+    pub max_input: Bytes,
+    /// Files and directories of its inputs.
+    #[arg(long, value_name = "N", default_value_t = 1_000_000, env = "LATEBIND_MAX_INPUT_FILES")]
+    pub max_input_files: u64,
     /// Seconds between TERM and KILL; what is ended for any of these has so much longer.
     #[arg(long, value_name = "SECONDS", default_value_t = 10.0, env = "LATEBIND_MAX_GRACE")]
     pub max_grace: f64,
@@ -270,6 +280,15 @@ pub struct MostArgs {
 }
 
 impl MostArgs {
+    pub fn copy_bounds(&self) -> CopyBounds {
+        CopyBounds {
+            input_bytes: self.max_input.0,
+            input_entries: self.max_input_files,
+            output_bytes: self.max_output.map_or(CopyBounds::default().output_bytes, |bytes| bytes.0),
+            output_entries: self.max_output_files,
+        }
+    }
+
     pub fn limits(&self) -> io::Result<Limits> {
         let limits = Limits {
             wall_s: self.max_wall,

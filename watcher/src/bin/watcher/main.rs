@@ -170,6 +170,7 @@ fn start_core(args: &CoreArgs, binder: &Arc<dyn Binder>, for_one_job: bool) -> i
             payload_has: args.payload_has.clone(),
             max_grace_s: seconds(args.most.max_grace)?.as_secs_f64(),
             max_kill_s: seconds(args.most.max_kill)?.as_secs_f64(),
+            copy: args.most.copy_bounds(),
             copy_within: seconds(args.most.copy_within)?,
             clean_within: seconds(args.most.clean_within)?,
             web: Web::new(args.input_url.clone(), args.input_ca.as_deref())?,

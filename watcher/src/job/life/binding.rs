@@ -183,13 +183,9 @@ impl Life<'_> {
             let control = self.context.control;
             let stop = || control.stop_wanted();
             let ids = slot.ids(held.bound.kill_uid);
-            stage::fill(
-                slot,
-                ids,
-                &self.context.settings.web,
-                request,
-                &Deadline::within(self.context.settings.copy_within).unless(&stop),
-            )?;
+            let settings = self.context.settings;
+            let deadline = Deadline::within(settings.copy_within).unless(&stop);
+            stage::fill(slot, ids, &settings.web, request, &settings.copy, &deadline)?;
             self.state.report.reused_container = true;
             self.take_bound(held.bound, glue);
             return Ok(Phase::Starting);
@@ -216,7 +212,8 @@ impl Life<'_> {
             // Not `scope.spawn`, which ends the watcher where no thread can be made.
             let stage = std::thread::Builder::new().name("stage".into()).spawn_scoped(scope, || {
                 let began = Instant::now();
-                stage::fill(slot, ids, web, request, &deadline).map(|()| began.elapsed())
+                let bounds = &self.context.settings.copy;
+                stage::fill(slot, ids, web, request, bounds, &deadline).map(|()| began.elapsed())
             });
             let stage = match stage {
                 Ok(stage) => stage,
@@ -323,7 +320,10 @@ impl Life<'_> {
     /// Where the job's output goes, and how much of it is kept.
     fn output(&self) -> Output {
         let limits = self.state.request.limits.within(&self.context.settings.limits);
-        Output { meter: self.context.control.board.output.clone(), kept_max: collect::most(&limits) }
+        Output {
+            meter: self.context.control.board.output.clone(),
+            kept_max: collect::most(&limits, &self.context.settings.copy),
+        }
     }
 
     /// Keeps on reading the output of a job that an earlier watcher has handed over. It has lost no byte by that: what

@@ -59,9 +59,15 @@ impl Life<'_> {
         let deadline = Deadline::within(context.settings.copy_within).unless(&stop);
         let report = &mut self.state.report;
         let put_out = context.control.board.output.bytes();
-        if let Err(e) =
-            collect::collect(context.slot, &self.state.request, record.as_deref(), report, put_out, &deadline)
-        {
+        if let Err(e) = collect::collect(
+            context.slot,
+            &self.state.request,
+            record.as_deref(),
+            report,
+            put_out,
+            &context.settings.copy,
+            &deadline,
+        ) {
             report.add_missing("results", &e);
         }
         match deadline.over() {

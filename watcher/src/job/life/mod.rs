@@ -19,6 +19,7 @@ use crate::bind::{Binder, Failure, ImageCommand, Reason};
 use crate::clean;
 use crate::job::attach::Attach;
 use crate::job::binds;
+use crate::job::bounds::CopyBounds;
 use crate::job::cgroup::Group;
 use crate::job::control::Control;
 use crate::job::download::Web;
@@ -65,6 +66,8 @@ pub struct Settings {
     pub max_grace_s: f64,
     /// See `max_grace_s`.
     pub max_kill_s: f64,
+    /// How much of a job's inputs and outputs is copied.
+    pub copy: CopyBounds,
     /// How long copying a job's inputs may take, and fetching its outputs.
     pub copy_within: Duration,
     /// How long a job's end waits for its slot to be cleaned.
