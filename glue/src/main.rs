@@ -1,8 +1,8 @@
-//! Glue, the first process of a late-bound payload container: waits, drops privileges, runs one job, signs its end.
+//! Glue, the first process of a late-bound payload container. It stays root, and waits for one job after the other: a
+//! child drops all privileges and becomes the job, glue supervises it and signs how it ended.
 //!
-//! Here: arguments and dispatch. Read on at [`run`]; what a security review looks for is in [`stage_one`] (the
-//! privilege drop), [`claim`] (the key), and in the crate `latebind_linux`: the kill routine, every privileged open,
-//! all unsafe code.
+//! Here: arguments and dispatch. Read on at [`run`]; what a security review looks for is in [`privilege_drop`],
+//! [`claim`] (the key), and in the crate `latebind_linux`: the kill routine, every privileged open, all unsafe code.
 #![forbid(unsafe_code)]
 
 mod attend;
@@ -12,10 +12,10 @@ mod exec_failure;
 mod install;
 mod log;
 mod pause;
+mod privilege_drop;
 mod ready;
 mod rootfs;
 mod run;
-mod stage_one;
 mod stage_two;
 mod start;
 mod supervise;

@@ -11,8 +11,8 @@ use std::os::fd::{AsFd, OwnedFd, RawFd};
 use nix::fcntl::OFlag;
 use nix::sys::stat::{SFlag, fstat, makedev};
 
+use crate::privilege_drop::{DATA_FD, EXEC_FD, FIRST_ENV_FD, GO_FD, JOB_FD, REPORT_FD, send};
 use crate::ready::{Limits, Ready, prepare};
-use crate::stage_one::{DATA_FD, EXEC_FD, FIRST_ENV_FD, GO_FD, JOB_FD, REPORT_FD, send};
 use crate::{attend, exec_failure};
 use latebind_contract::bytes::ByteString;
 use latebind_contract::command::{self, Amount, Command, EnvFormat, EnvMode, FIELDS, Rlimit, Stream, rlimit_number};

@@ -15,7 +15,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::{SFlag, fstat};
 
 use crate::claim::Claimed;
-use crate::stage_one::{self, DATA_FD, EXEC_FD, FIRST_ENV_FD, GO_FD, JOB_FD, Prepared, REPORT_FD};
+use crate::privilege_drop::{self, DATA_FD, EXEC_FD, FIRST_ENV_FD, GO_FD, JOB_FD, Prepared, REPORT_FD};
 use latebind_contract::layout::STREAMS;
 use latebind_contract::order::Order;
 use latebind_contract::record::{Failure, Stage};
@@ -86,7 +86,7 @@ pub fn begin(
         report,
     };
     match sys::fork() {
-        Ok(Fork::Child) => stage_one::run(&prepared, &mut claimed.key),
+        Ok(Fork::Child) => privilege_drop::run(&prepared, &mut claimed.key),
         Ok(Fork::Parent(stage_two)) => Ok(Starting {
             stage_two,
             since: None,

@@ -54,7 +54,7 @@ fn nothing_goes_on_before_the_report_is_closed_and_stage_two_reaped() {
     let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
     let (mut start, report, exec, wait) = starting(stage_two.id() as i32, &proc);
     assert_eq!(start.advance(&job, &proc).unwrap(), None);
-    stage_one::send(&Report::child(child.id() as i32, 0), report.as_raw_fd());
+    privilege_drop::send(&Report::child(child.id() as i32, 0), report.as_raw_fd());
     assert_eq!(start.advance(&job, &proc).unwrap(), None);
     assert_eq!((start.awaits, start.child), (Awaits::Report, None), "the pipe is still open");
     drop(report);
@@ -79,7 +79,7 @@ fn a_child_that_is_not_what_it_has_to_be_is_not_released() {
     let cases = [right.id() as i32, other.id() as i32, parent, std::process::id() as i32, 1, 0, i32::MAX];
     for (pid, good) in cases.into_iter().zip([true].into_iter().chain(std::iter::repeat(false))) {
         let (mut start, report, exec, wait) = starting(ended("exit 0"), &proc);
-        stage_one::send(&Report::child(pid, 0), report.as_raw_fd());
+        privilege_drop::send(&Report::child(pid, 0), report.as_raw_fd());
         drop((report, exec));
         let started = to_the_end(&mut start, &job(23_458, 23_458), &proc);
         let released = nix::unistd::read(&wait, &mut [0]) == Ok(1);
@@ -91,7 +91,7 @@ fn a_child_that_is_not_what_it_has_to_be_is_not_released() {
     // One that is older than the start was not made by it.
     let (mut start, report, exec, wait) = starting(ended("exit 0"), &proc);
     start.since = Some(u64::MAX);
-    stage_one::send(&Report::child(right.id() as i32, 0), report.as_raw_fd());
+    privilege_drop::send(&Report::child(right.id() as i32, 0), report.as_raw_fd());
     drop((report, exec));
     assert_eq!(to_the_end(&mut start, &job(23_458, 23_458), &proc).failure, Some(not_the_child()));
     assert_ne!(nix::unistd::read(&wait, &mut [0]), Ok(1));
@@ -121,7 +121,7 @@ fn a_report_that_is_not_one_is_a_start_that_was_cut_off() {
 fn what_stage_two_reports_is_the_reason() {
     let proc = Proc::open().unwrap();
     let (mut start, report, _exec, _wait) = starting(ended("exit 127"), &proc);
-    stage_one::send(&Report::of(What::Fork, &io::Error::from_raw_os_error(nix::libc::EAGAIN)), report.as_raw_fd());
+    privilege_drop::send(&Report::of(What::Fork, &io::Error::from_raw_os_error(nix::libc::EAGAIN)), report.as_raw_fd());
     drop(report);
     let failure = to_the_end(&mut start, &job(0, 0), &proc).failure.unwrap();
     assert_eq!((failure.stage, failure.errno), (Stage::Startup, nix::libc::EAGAIN));
@@ -139,7 +139,7 @@ fn a_child_that_ends_before_its_exec_has_not_run() {
     };
     for (child, ran) in [(fork(), false), (ended("exit 0"), true)] {
         let (mut start, report, exec, _wait) = starting(ended("exit 0"), &proc);
-        stage_one::send(&Report::child(child, 0), report.as_raw_fd());
+        privilege_drop::send(&Report::child(child, 0), report.as_raw_fd());
         drop((report, exec));
         let started = to_the_end(&mut start, &job, &proc);
         while sys::reap(child).unwrap().is_none() {

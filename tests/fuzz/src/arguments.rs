@@ -8,7 +8,7 @@ mod singularity {
     pub mod arguments;
     pub mod environment;
     pub mod image;
-    pub mod options;
+    pub mod known_options;
 }
 
 use std::ffi::OsString;

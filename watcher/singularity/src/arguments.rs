@@ -4,7 +4,7 @@ use latebind_contract::bytes::ByteString;
 use watcher::job::Bind;
 use watcher::text::printable;
 
-use super::options::{Kind, kind};
+use super::known_options::{Kind, kind};
 
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]

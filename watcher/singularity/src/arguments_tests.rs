@@ -186,12 +186,12 @@ fn arguments_and_directories_are_bytes() {
 #[test]
 fn each_option_is_in_the_document() {
     let document = include_str!("../../../docs/htcondor.md");
-    let options = super::super::options::REFUSED.iter().map(|(name, _)| *name);
-    let all = options.chain(super::super::options::FLAGS).chain(super::super::options::VALUED);
+    let options = super::super::known_options::REFUSED.iter().map(|(name, _)| *name);
+    let all = options.chain(super::super::known_options::FLAGS).chain(super::super::known_options::VALUED);
     for name in all.filter(|name| name.starts_with("--")) {
         assert!(document.contains(&format!("`{name}`")), "docs/htcondor.md does not have {name}");
     }
-    for (name, instead) in super::super::options::REFUSED {
+    for (name, instead) in super::super::known_options::REFUSED {
         let value = if name.starts_with("--") { format!("{name}=x") } else { name.to_owned() };
         assert!(read(&format!("exec {value} docker://x a")).is_err_and(|why| why.contains(instead)), "{name}");
     }

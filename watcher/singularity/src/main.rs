@@ -10,7 +10,7 @@ mod ending;
 mod environment;
 mod image;
 mod job;
-mod options;
+mod known_options;
 mod signals;
 
 use std::os::unix::ffi::OsStringExt;

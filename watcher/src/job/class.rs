@@ -1,5 +1,6 @@
-//! What an ending means to the pilot: the one place where `final`, `retry` and `hold` are decided. `docs/protocol.md`
-//! prints the same as a table.
+//! What the ending of a job that was handed to glue means to the pilot: `final`, `retry` or `hold`. What keeps a job from
+//! getting there says so itself, by the [`Failure`] that it returns. `docs/protocol.md` prints all
+//! of it as a table.
 
 use latebind_contract::layout::FULL_CODE;
 use latebind_contract::record::{Failure as NotStarted, Outcome, Record, Stage};

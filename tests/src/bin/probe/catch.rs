@@ -13,7 +13,7 @@ use crate::{say, swarm, sys};
 
 /// What a job of these tests exits with.
 const EXIT_CODE: i32 = 42;
-/// Descriptors of a start's processes are among these; see `glue/src/stage_one.rs`.
+/// Descriptors of a start's processes are among these; see `glue/src/privilege_drop.rs`.
 const DESCRIPTORS: [i32; 9] = [3, 4, 5, 6, 7, 8, 9, 10, 11];
 /// Most of what was caught that is told one by one.
 const TOLD: usize = 20;
