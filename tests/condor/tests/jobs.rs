@@ -173,8 +173,6 @@ fn what_no_run_can_mend_is_held_with_the_reason() {
     pool.submit(&named("localhost/latebind/no-such-image:1"), &[]).is_held("ImageNotFound");
     pool.submit("universe = vanilla\n+SingularityImage = \"/no/such/table\"\nexecutable = /bin/true\ntransfer_executable = False", &[])
         .is_held("name an image of a registry");
-    // No executable: what the image would run by itself is not known.
-    pool.submit(BUSYBOX, &[]).is_held("an executable has to be given");
     let missing = pool.submit(&format!("{BUSYBOX}executable = /no/such/program\ntransfer_executable = False"), &[]);
     let ad = missing.is_held("CommandNotFound");
     assert_eq!(ad["HoldReasonCode"], 21);
@@ -182,6 +180,18 @@ fn what_no_run_can_mend_is_held_with_the_reason() {
     pool.ask("pool", "alice", &["condor_qedit", &missing.id, "Cmd", "\"/bin/true\""]);
     missing.tool(&["condor_release"]);
     missing.ends_with(0);
+}
+
+#[test]
+fn a_job_without_an_executable_runs_what_its_image_runs() {
+    let pool = Pool::shared();
+    // The image has an ENTRYPOINT; the arguments stand in the place of its CMD.
+    let image = "universe = container\ncontainer_image = docker://localhost/latebind/noshell:1\n";
+    let job = pool.submit(&format!("{image}arguments = exit 7"), &[]);
+    job.ends_with(7);
+    let job = pool.submit(&format!("{image}arguments = hello"), &[]);
+    job.ends_with(0);
+    assert!(job.text("out").contains("from a static program"), "{}", job.text("out"));
 }
 
 #[test]
