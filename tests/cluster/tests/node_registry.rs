@@ -5,6 +5,7 @@ use std::time::Duration;
 use latebind_cluster_tests::faulty::{Fault, Faulty};
 use latebind_cluster_tests::pilot::{Options, Pilot};
 use latebind_cluster_tests::{cluster, eventually};
+use serde_json::json;
 
 const LIMIT: Duration = Duration::from_secs(60);
 const FAILED: [&str; 2] = ["ErrImagePull", "ImagePullBackOff"];
@@ -31,6 +32,17 @@ fn failure(image: &str) -> String {
 fn an_image_that_wants_a_password() {
     let said = failure(&cluster().denied_image());
     assert!(said.contains("401 Unauthorized") || said.contains("no basic auth credentials"), "{said}");
+}
+
+#[test]
+fn a_registry_says_what_an_image_runs_by_itself() {
+    let registry = format!("127.0.0.1:{}", cluster().registry_port());
+    let pilot = Options::new().spool(&["--ask-registry", "--plain-http-registry", &registry]).start();
+    let image = cluster().image_by_digest("noshell", "1");
+    for (name, image) in [("by-digest", image), ("by-tag", cluster().image("noshell"))] {
+        let outcome = pilot.job(name, &json!({"image": image, "args": ["hello"]}));
+        assert!(outcome.is_good().text("stdout").contains("from a static program"), "{}", outcome.text("stdout"));
+    }
 }
 
 #[test]
