@@ -1,9 +1,26 @@
 //! The whole way: `watcher run` in the pilot binds, runs and reports.
 
+use std::process::Command;
 use std::time::Duration;
 
-use latebind_cluster_tests::cluster;
 use latebind_cluster_tests::pilot::Pilot;
+use latebind_cluster_tests::{cluster, eventually};
+
+/// `kubectl exec -it` of a shell line in the pilot, from a terminal: its exit code and what it showed.
+fn in_a_terminal(pilot: &Pilot, line: &str) -> (Option<i32>, String) {
+    let kubectl = cluster().kubectl();
+    let words: Vec<_> = [kubectl.get_program()].into_iter().chain(kubectl.get_args()).collect();
+    let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
+    let pod = pilot.object()["metadata"]["name"].as_str().unwrap().to_owned();
+    let whole = format!("{} -n {} exec -it {pod} -c pilot -- {line}", words.join(" "), pilot.namespace.name());
+    let envs = kubectl.get_envs().filter_map(|(name, value)| Some((name, value?)));
+    let output = Command::new("timeout")
+        .args(["60", "script", "--quiet", "--return", "--command", &whole, "/dev/null"])
+        .envs(envs)
+        .output()
+        .expect("script(1) of bsdutils");
+    (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+}
 
 #[test]
 fn run_has_the_streams_and_the_code_of_the_job() {
@@ -48,4 +65,19 @@ fn check_finds_nothing_wrong_with_the_pod_as_it_is_shipped() {
     let ran = pilot.exec("pilot", &["watcher", "check"]);
     assert_eq!(ran.code, Some(0), "{}{}", ran.out(), ran.err());
     assert!(!ran.out().contains("FAIL") && ran.out().contains("ok "), "{}", ran.out());
+}
+
+#[test]
+fn a_job_has_a_terminal_and_a_command_runs_beside_one() {
+    let pilot = Pilot::start();
+    let busybox = cluster().image("busybox");
+    let (code, shown) = in_a_terminal(&pilot, &format!("watcher run -it {busybox} sh -c 'tty; exit 3'"));
+    assert!(code == Some(3) && shown.contains("/dev/pts/"), "{code:?} {shown}");
+    let job = pilot.spawn(&["--exec", "--name", "long", &busybox, "--", "sleep", "1000"]);
+    eventually("the job runs", Duration::from_secs(60), || {
+        pilot.shell("watcher jobs").contains("long\trunning").then_some(())
+    });
+    let (code, shown) = in_a_terminal(&pilot, "watcher exec -it long sh -c 'tty; id -u; exit 4'");
+    assert!(code == Some(4) && shown.contains("/dev/pts/") && shown.contains("20000"), "{code:?} {shown}");
+    drop(job);
 }
