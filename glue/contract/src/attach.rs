@@ -103,7 +103,7 @@ impl<'a> Request<'a> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "watcher"))]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
     use super::*;

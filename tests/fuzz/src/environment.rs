@@ -1,14 +1,16 @@
-//! Targets `environment-sh` and `environment-nul`: the two formats of environment files.
+//! Targets `environment-sh`, `environment-nul`, `environment-docker` and `environment-export`: the formats of environment
+//! files.
 //!
-//! What is accepted means what a shell makes of it, or what env(1) does.
+//! What is accepted means what a shell makes of it, or env(1), or docker.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
-use latebind_contract::environment::{Environment, SyntaxError, apply_nul, apply_sh};
+use latebind_contract::environment::{Environment, SyntaxError, apply_docker, apply_export, apply_nul, apply_sh};
 
 use crate::input::Input;
 use crate::shells::{Shells, starting_environments};
@@ -42,11 +44,8 @@ pub fn sh(data: &[u8]) {
 
 /// The input is the file.
 pub fn nul(data: &[u8]) {
-    let mut env = Environment::new();
-    // In the order of their names, as `Command` passes them on.
-    env.set(b"A", b"1");
-    env.set(b"BEFORE", b"2");
-    let before = env.clone();
+    let before = with_two();
+    let mut env = before.clone();
     match apply_nul(&mut env, data) {
         Err(refused) => is_message(&refused, data),
         Ok(()) => {
@@ -57,6 +56,101 @@ pub fn nul(data: &[u8]) {
             }
         }
     }
+}
+
+/// Two variables, in the order of their names, as `Command` passes them on.
+fn with_two() -> Environment {
+    let mut env = Environment::new();
+    env.set(b"A", b"1");
+    env.set(b"BEFORE", b"2");
+    env
+}
+
+/// The input is a file for docker's `--env-file`.
+pub fn docker(data: &[u8]) {
+    let before = with_two();
+    let mut env = before.clone();
+    if let Err(refused) = apply_docker(&mut env, data) {
+        return is_message(&refused, data);
+    }
+    keeps_its_order(&before, &env);
+    let text = std::str::from_utf8(data).expect("what is not UTF-8 is refused");
+    let mut wanted: BTreeMap<&str, &str> = BTreeMap::from([("A", "1"), ("BEFORE", "2")]);
+    for line in text.strip_prefix('\u{feff}').unwrap_or(text).split('\n') {
+        let line = line.strip_suffix('\r').unwrap_or(line).trim_start();
+        if !line.is_empty() && !line.starts_with('#') {
+            let (name, value) = line.split_once('=').expect("a name alone is refused");
+            wanted.insert(name, value);
+        }
+    }
+    let wanted: BTreeMap<_, _> =
+        wanted.iter().map(|(name, value)| owned((name.as_bytes(), value.as_bytes()))).collect();
+    assert_eq!(env.iter().map(owned).collect::<BTreeMap<_, _>>(), wanted);
+}
+
+/// Variables that are bash's own: it refuses to set them, or has values of its own for them.
+fn is_bashs_own(name: &[u8]) -> bool {
+    const NAMES: [&[u8]; 18] = [
+        b"PWD",
+        b"OLDPWD",
+        b"SHLVL",
+        b"_",
+        b"UID",
+        b"EUID",
+        b"PPID",
+        b"SHELLOPTS",
+        b"RANDOM",
+        b"SRANDOM",
+        b"SECONDS",
+        b"LINENO",
+        b"HISTCMD",
+        b"DIRSTACK",
+        b"FUNCNAME",
+        b"GROUPS",
+        b"OPTIND",
+        b"POSIXLY_CORRECT",
+    ];
+    NAMES.contains(&name) || [&b"BASH"[..], b"COMP_", b"EPOCH"].iter().any(|start| name.starts_with(start))
+}
+
+/// The input is what `export -p` has printed.
+pub fn export(data: &[u8]) {
+    let before = with_two();
+    let mut env = before.clone();
+    if let Err(refused) = apply_export(&mut env, data) {
+        return is_message(&refused, data);
+    }
+    keeps_its_order(&before, &env);
+    // What bash has printed of an integer, or in one case of letters, it would print so again; other values it changes.
+    let changes = |flags: &[u8]| flags.iter().take_while(|b| b.is_ascii_alphabetic()).any(|b| b"ilu".contains(b));
+    if data.windows(9).enumerate().any(|(at, part)| part == b"declare -" && changes(&data[at + 9..])) {
+        return;
+    }
+    // bash marks what it has quoted by these two bytes, and loses some of those that were there before.
+    if data.contains(&0x01) || data.contains(&0x7f) {
+        return;
+    }
+    let mut bash = Command::new("/bin/bash")
+        .args(["--noprofile", "--norc", "-s"])
+        .env_clear()
+        .envs([("A", "1"), ("BEFORE", "2")])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("bash");
+    let mut script = bash.stdin.take().expect("a pipe");
+    // It may end before it has read all, which the comparison shows.
+    let _ = script.write_all(data).and_then(|()| script.write_all(b"\nexec /usr/bin/env -0\n"));
+    drop(script);
+    let output = bash.wait_with_output().expect("bash ends");
+    let theirs = output.stdout.split(|b| *b == 0).filter_map(|entry| {
+        let at = entry.iter().position(|b| *b == b'=')?;
+        Some((entry[..at].to_vec(), entry[at + 1..].to_vec()))
+    });
+    let theirs: BTreeMap<_, _> = theirs.filter(|(name, _)| !is_bashs_own(name)).collect();
+    let ours: BTreeMap<_, _> = env.iter().map(owned).filter(|(name, _)| !is_bashs_own(name)).collect();
+    assert_eq!(ours, theirs);
 }
 
 fn owned((name, value): (&[u8], &[u8])) -> (Vec<u8>, Vec<u8>) {

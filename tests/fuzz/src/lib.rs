@@ -37,6 +37,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "record", run: record::run },
     Target { name: "environment-sh", run: environment::sh },
     Target { name: "environment-nul", run: environment::nul },
+    Target { name: "environment-docker", run: environment::docker },
+    Target { name: "environment-export", run: environment::export },
     Target { name: "mountinfo", run: mountinfo::run },
     Target { name: "status", run: status::run },
     Target { name: "report", run: report::run },

@@ -59,6 +59,8 @@ replayed! {
     records "record"
     environment_files_in_shell "environment-sh"
     environment_files_with_nul "environment-nul"
+    environment_files_for_docker "environment-docker"
+    environments_as_export_prints_them "environment-export"
     mountinfo_texts "mountinfo"
     status_files "status"
     reports "report"

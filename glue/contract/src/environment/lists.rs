@@ -57,6 +57,9 @@ pub fn apply_docker(env: &mut Environment, text: &[u8]) -> Result<(), SyntaxErro
 ///
 /// On an error the environment has what stood before it, and is of no use.
 pub fn apply_export(env: &mut Environment, text: &[u8]) -> Result<(), SyntaxError> {
+    if let Some(at) = text.iter().position(|byte| *byte == 0) {
+        return Err(error(text, at, Problem::NulByte));
+    }
     let mut reader = Printed { text, at: 0 };
     let mut steps = 0_usize;
     while reader.skip_lines() {
@@ -118,9 +121,9 @@ impl<'a> Printed<'a> {
     fn declaration(&mut self) -> Result<(&'a [u8], Option<Vec<u8>>), Refused> {
         let start = self.at;
         if self.takes(b"declare -") {
-            // Other attributes than that of an array say nothing of the value.
-            let flags = self.run(|b| b.is_ascii_alphabetic());
-            if !flags.contains(&b'x') || flags.iter().any(|b| matches!(b, b'a' | b'A' | b'f' | b'F')) {
+            // These attributes change nothing of a value that was printed.
+            let flags = self.run(|b| b"xrtilu".contains(&b));
+            if !flags.contains(&b'x') {
                 return Err((start, Problem::NotExported));
             }
         } else if !self.takes(b"export") {

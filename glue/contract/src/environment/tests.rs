@@ -294,6 +294,8 @@ fn what_shells_print_of_their_environment_is_read_back() {
         ("declare -x A=\"$HOME\"", "1, column 15", "only $NAME"),
         ("declare -x A=\"`id`\"", "1, column 15", "command substitution"),
         ("declare -ax A=(1)", "1, column 1", "not a line of export -p"),
+        ("declare -xq A=1", "1, column 1", "not a line of export -p"),
+        ("export A='x'\nexport B='\0'", "2, column 11", "NUL byte"),
         ("export A='x\n", "1, column 10", "this single quote"),
         ("export A=\"x\n", "1, column 10", "this double quote"),
         ("export -f a", "1, column 8", "no NAME or NAME=value"),
