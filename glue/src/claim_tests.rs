@@ -15,8 +15,8 @@ fn copies(inverted: &[u8], inverted_text: &[u8]) -> [usize; 2] {
         let (start, end) = (number(start), number(end));
         area.resize(usize::try_from(end - start).unwrap(), 0);
         memory.seek(SeekFrom::Start(start)).unwrap();
-        // What was read is inverted in the same place, so that it is not a copy for an area that follows. An area that has
-        // gone meanwhile has no copy.
+        // What was read is inverted in the same place, so that it is not a copy for an area that follows. An area that
+        // has gone meanwhile has no copy.
         if memory.read_exact(&mut area).is_ok() {
             area.iter_mut().for_each(|byte| *byte = !*byte);
             for (n, needle) in [inverted, inverted_text].into_iter().enumerate() {

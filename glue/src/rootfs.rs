@@ -75,8 +75,8 @@ enum Change {
 }
 
 impl Links {
-    /// Makes each link, with its missing parents, in place of what is there. The first that fails ends it; what was done
-    /// before is there until it is removed.
+    /// Makes each link, with its missing parents, in place of what is there. The first that fails ends it; what was
+    /// done before is there until it is removed.
     pub fn make(&mut self, wanted: &[(String, String)]) -> io::Result<()> {
         for (n, (path, target)) in wanted.iter().enumerate() {
             if let Err(e) = self.link(path, target, n) {

@@ -2,7 +2,8 @@
 //!
 //! It reads the environment files, sets umask, directory and streams, makes the child that becomes the job, says its
 //! process ID, and ends. The child waits until glue has reaped stage two: no instruction of the job runs while this
-//! process is there. Where the job asks for it, an attendant stays ([`attend`]), to which nothing of ours listens. Trackers that judge a process by what it was when first seen find a job that never was root.
+//! process is there. Trackers that judge a process by what it was when first seen find a job that never was root. Where
+//! the job asks for it, an attendant stays ([`attend`]), to which nothing of ours listens.
 #![forbid(unsafe_code)]
 
 use std::io;

@@ -100,8 +100,6 @@ fn some_job() -> Startup {
         env_files: vec![EnvFile { name: "env.a".into(), format: EnvFormat::Sh }],
         stdout: Some(Stream { file: Some("work/out".into()), append: false, fifo: None, keep_open: false }),
         rlimits: Object(vec![("core".into(), Rlimit { soft: Amount::Of(0), hard: Amount::Of(0) })]),
-        terminal: None,
-        exec: false,
         ..least()
     }
 }

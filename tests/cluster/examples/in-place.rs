@@ -1,5 +1,5 @@
-//! Jobs a second in place on Kubernetes, beside `kubectl exec`, which runs the same program one time after the other and
-//! proves nothing about it. On our own cluster, which has to run (`make cluster`).
+//! Jobs a second in place on Kubernetes, beside `kubectl exec`, which runs the same program one time after the other
+//! and proves nothing about it. On our own cluster, which has to run (`make cluster`).
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,5 @@
-//! Targets `environment-sh`, `environment-nul`, `environment-docker` and `environment-export`: the formats of environment
-//! files.
+//! Targets `environment-sh`, `environment-nul`, `environment-docker` and `environment-export`: the formats of
+//! environment files.
 //!
 //! What is accepted means what a shell makes of it, or env(1), or docker.
 
@@ -44,36 +44,34 @@ pub fn sh(data: &[u8]) {
 
 /// The input is the file.
 pub fn nul(data: &[u8]) {
-    let before = with_two();
-    let mut env = before.clone();
-    match apply_nul(&mut env, data) {
-        Err(refused) => is_message(&refused, data),
-        Ok(()) => {
-            keeps_its_order(&before, &env);
-            // What the kernel takes of one argument.
-            if data.len() < 100_000 {
-                assert_eq!(of_env(&before, data), env.iter().map(owned).collect::<Vec<_>>());
-            }
-        }
+    let Some((before, env)) = applied(apply_nul, data) else { return };
+    // What the kernel takes of one argument.
+    if data.len() < 100_000 {
+        assert_eq!(of_env(&before, data), env.iter().map(owned).collect::<Vec<_>>());
     }
 }
 
-/// Two variables, in the order of their names, as `Command` passes them on.
-fn with_two() -> Environment {
-    let mut env = Environment::new();
-    env.set(b"A", b"1");
-    env.set(b"BEFORE", b"2");
-    env
+/// Applies a file to two variables, in the order of their names, as `Command` passes them on. Those, and what became of
+/// them, where the file was accepted.
+fn applied(
+    apply: fn(&mut Environment, &[u8]) -> Result<(), SyntaxError>,
+    data: &[u8],
+) -> Option<(Environment, Environment)> {
+    let mut before = Environment::new();
+    before.set(b"A", b"1");
+    before.set(b"BEFORE", b"2");
+    let mut env = before.clone();
+    if let Err(refused) = apply(&mut env, data) {
+        is_message(&refused, data);
+        return None;
+    }
+    keeps_its_order(&before, &env);
+    Some((before, env))
 }
 
 /// The input is a file for docker's `--env-file`.
 pub fn docker(data: &[u8]) {
-    let before = with_two();
-    let mut env = before.clone();
-    if let Err(refused) = apply_docker(&mut env, data) {
-        return is_message(&refused, data);
-    }
-    keeps_its_order(&before, &env);
+    let Some((_, env)) = applied(apply_docker, data) else { return };
     let text = std::str::from_utf8(data).expect("what is not UTF-8 is refused");
     let mut wanted: BTreeMap<&str, &str> = BTreeMap::from([("A", "1"), ("BEFORE", "2")]);
     for line in text.strip_prefix('\u{feff}').unwrap_or(text).split('\n') {
@@ -115,12 +113,7 @@ fn is_bashs_own(name: &[u8]) -> bool {
 
 /// The input is what `export -p` has printed.
 pub fn export(data: &[u8]) {
-    let before = with_two();
-    let mut env = before.clone();
-    if let Err(refused) = apply_export(&mut env, data) {
-        return is_message(&refused, data);
-    }
-    keeps_its_order(&before, &env);
+    let Some((_, env)) = applied(apply_export, data) else { return };
     // What bash has printed of an integer, or in one case of letters, it would print so again; other values it changes.
     let changes = |flags: &[u8]| flags.iter().take_while(|b| b.is_ascii_alphabetic()).any(|b| b"ilu".contains(b));
     if data.windows(9).enumerate().any(|(at, part)| part == b"declare -" && changes(&data[at + 9..])) {

@@ -159,8 +159,8 @@ fn a_flood_of_connections_keeps_nobody_else_away() {
     for flood in &mut floods {
         flood.says("\"connected\":300");
     }
-    // A slot's own clients and all others have a share, whatever they do; each costs a thread and three descriptors. One
-    // that is refused is there for a moment.
+    // A slot's own clients and all others have a share, whatever they do; each costs a thread and three descriptors.
+    // One that is refused is there for a moment.
     clients.costs_again((before.0 + 8 + 32, before.1 + 3 * (8 + 32)));
     // Root is served at its own socket, and at theirs.
     assert!(clients.root(&["watcher", "top", "--times", "1", "--json"]).contains("\"slots\":"));

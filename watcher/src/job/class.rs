@@ -1,6 +1,6 @@
-//! What the ending of a job that was handed to glue means to the pilot: `final`, `retry` or `hold`. What keeps a job from
-//! getting there says so itself, by the [`Failure`] that it returns. `docs/protocol.md` prints all
-//! of it as a table.
+//! What the ending of a job that was handed to glue means to the pilot: `final`, `retry` or `hold`. What keeps a job
+//! from getting there says so itself, by the [`Failure`] that it returns. `docs/protocol.md` prints all of it as a
+//! table.
 
 use latebind_contract::layout::FULL_CODE;
 use latebind_contract::record::{Failure as NotStarted, Outcome, Record, Stage};

@@ -107,8 +107,8 @@ pub fn orphans(n: u64, milliseconds: u64) -> Result<i32, String> {
     Ok(0)
 }
 
-/// `n` processes whose parent is glue, and each of which makes others of the same parent that end at once, for ever: glue
-/// has ever more to reap. Then ends well, or stays.
+/// `n` processes whose parent is glue, and each of which makes others of the same parent that end at once, for ever:
+/// glue has ever more to reap. Then ends well, or stays.
 pub fn storm(n: u64, stays: bool) -> Result<i32, String> {
     let (reader, mut writer) = sys::pipe().map_err(|e| format!("pipe: {e}"))?;
     // The storm fills the limit of processes, so it begins once all are there.
