@@ -279,9 +279,11 @@ fn a_startup_file_that_is_no_file_of_root_alone_is_refused_in_the_status() {
     let path = slot.ctl().join(layout::STARTUP);
     let good = good(&slot);
     let aside = slot.ctl().join("aside");
-    let write = |mode: u32| {
-        fs::write(&path, &good).unwrap();
-        fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+    // glue looks by itself too: what it finds in the startup file's place must be complete from the first moment.
+    let write = |mode: u32, owner: u32| {
+        fs::write(&aside, &good).unwrap();
+        chown(&aside, Some(owner), Some(owner)).unwrap();
+        fs::set_permissions(&aside, Permissions::from_mode(mode)).unwrap();
     };
 
     fs::write(&aside, &good).unwrap();
@@ -295,16 +297,18 @@ fn a_startup_file_that_is_no_file_of_root_alone_is_refused_in_the_status() {
     nix::unistd::mkfifo(&path, Mode::from_bits_truncate(0o600)).unwrap();
     refused_as_it_stands(&slot, "a FIFO", "", "not a regular file");
 
-    write(0o644);
-    chown(&path, Some(20_000), Some(20_000)).unwrap();
-    refused_as_it_stands(&slot, "a file of the payload", "", "not root's alone");
-    write(0o666);
-    refused_as_it_stands(&slot, "a file that everybody may write", "", "not root's alone");
-    write(0o620);
-    refused_as_it_stands(&slot, "a file that a group may write", "", "not root's alone");
+    for (what, mode, owner) in [
+        ("a file of the payload", 0o644, 20_000),
+        ("a file that everybody may write", 0o666, 0),
+        ("a file that a group may write", 0o620, 0),
+    ] {
+        write(mode, owner);
+        fs::rename(&aside, &path).unwrap();
+        refused_as_it_stands(&slot, what, "", "not root's alone");
+    }
 
-    write(0o600);
-    fs::hard_link(&path, &aside).unwrap();
+    write(0o600, 0);
+    fs::hard_link(&aside, &path).unwrap();
     refused_as_it_stands(&slot, "a file with two names", "", "2 names");
     fs::remove_file(&aside).unwrap();
 }
