@@ -97,14 +97,16 @@ fn run(command: &mut Command, within: Duration, limit: &TimeLimit) -> io::Result
     let began = Instant::now();
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let mut child = command.spawn()?;
-    let heard = listen(&mut child, || limit.left(began, within));
-    // Not reaped yet, so that the number is still that of the group.
+    // The child is reaped last: until then the number is that of the group.
     let group = Pid::from_raw(i32::try_from(child.id()).map_err(io::Error::other)?);
+    let heard = listen(&mut child, group, || limit.left(began, within));
     if heard.is_err() {
         let _ = killpg(group, Signal::SIGTERM);
         let _ = has_ended(&child, GRACE);
     }
     let _ = killpg(group, Signal::SIGKILL);
+    // It may have left its group.
+    let _ = child.kill();
     let status = child.wait()?;
     let (stdout, stderr) = heard?;
     Ok(Ran { status, stdout, stderr })
@@ -120,16 +122,19 @@ fn has_ended(child: &Child, within: Duration) -> io::Result<bool> {
     Ok(poll(&mut wait, millis(within))? > 0)
 }
 
-/// Reads what the command writes until it has ended; what it leaves behind is not waited for.
-fn listen(child: &mut Child, left: impl Fn() -> Duration) -> io::Result<(Vec<u8>, Vec<u8>)> {
+/// Reads what the command writes until it has ended, and what is in the pipes then. What it leaves behind in its group is
+/// killed before that: it could go on writing.
+fn listen(child: &mut Child, group: Pid, left: impl Fn() -> Duration) -> io::Result<(Vec<u8>, Vec<u8>)> {
     let process = latebind_linux::sys::pidfd_open(i32::try_from(child.id()).map_err(io::Error::other)?)?;
     let (mut out, mut err) = (child.stdout.take(), child.stderr.take());
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
     let mut has_ended = false;
     loop {
         let left = left();
-        if left.is_zero() && !has_ended {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "has not ended in its time, and was killed"));
+        if left.is_zero() {
+            let ended = "has ended, and what it has left behind goes on writing";
+            let why = if has_ended { ended } else { "has not ended in its time, and was killed" };
+            return Err(io::Error::new(io::ErrorKind::TimedOut, why));
         }
         let mut waits = vec![PollFd::new(process.as_fd(), PollFlags::POLLIN)];
         waits.extend(out.iter().map(|from| PollFd::new(from.as_fd(), PollFlags::POLLIN)));
@@ -144,7 +149,10 @@ fn listen(child: &mut Child, left: impl Fn() -> Duration) -> io::Result<(Vec<u8>
         if has_ended && !from_out && !from_err {
             return Ok((stdout, stderr));
         }
-        has_ended |= is_ready(0);
+        if is_ready(0) && !has_ended {
+            has_ended = true;
+            let _ = killpg(group, Signal::SIGKILL);
+        }
         if from_out && !read_some(&mut out, &mut stdout)? {
             out = None;
         }
@@ -227,6 +235,12 @@ mod tests {
     #[test]
     fn what_is_left_in_the_background_is_not_waited_for() {
         assert_eq!(fetch("sleep 60 & echo job"), Ok(Answer::Job(b"job\n".to_vec())));
+        assert_eq!(fetch("yes >&2 & echo job"), Ok(Answer::Job(b"job\n".to_vec())));
+        // In a session of its own it is out of reach, and is not waited for either; it is heard, or not.
+        let scratch = tempfile::tempdir().unwrap();
+        let line = "setsid sh -c 'touch up; exec yes >&2' & until [ -e up ]; do :; done; echo job";
+        let ended = commands(line, "", Duration::from_secs(1)).fetch(scratch.path(), &TimeLimit::default());
+        assert!(ended.is_ok() || ended.is_err_and(|e| e.why.contains("goes on writing")));
     }
 
     #[test]
