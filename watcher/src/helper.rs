@@ -128,7 +128,7 @@ fn place_input(ids: Ids) -> io::Result<String> {
     latebind_linux::sys::set_groups(&[])?;
     latebind_linux::sys::set_gid(ids.gid)?;
     take_ids(ids)?;
-    let placed = unpack::place(file, to.as_fd(), placing.unpack, placing.to.as_bytes(), placing.limits);
+    let placed = unpack::place(file, to, placing.unpack, placing.to.as_bytes(), placing.limits);
     serde_json::to_string(&placed).map_err(io::Error::other)
 }
 

@@ -99,6 +99,11 @@ impl<R> Bounded<R> {
     pub fn new(from: R, most: u64, why: String) -> Self {
         Self { from, left: most, why }
     }
+
+    /// How many bytes may still come.
+    pub fn left(&self) -> u64 {
+        self.left
+    }
 }
 
 impl<R: Read> Read for Bounded<R> {

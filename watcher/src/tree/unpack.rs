@@ -89,7 +89,7 @@ impl From<Errno> for Failed {
 }
 
 /// Puts a file at `path` beneath `to`, or unpacks it into the directory that is to be there.
-pub fn place(file: File, to: BorrowedFd<'_>, unpack: bool, path: &[u8], limits: Limits) -> Unpacked {
+pub fn place(file: File, to: OwnedFd, unpack: bool, path: &[u8], limits: Limits) -> Unpacked {
     let mut unpacker = Unpacker { to, left: limits, at: None, shown: String::new() };
     let result = if unpack { unpacker.archive_at(file, path) } else { unpacker.file(file, path) };
     let (bytes, entries) = (limits.bytes - unpacker.left.bytes, limits.entries - unpacker.left.entries);
@@ -125,8 +125,8 @@ enum Kind<'a> {
     Name(Vec<u8>),
 }
 
-struct Unpacker<'a> {
-    to: BorrowedFd<'a>,
+struct Unpacker {
+    to: OwnedFd,
     left: Limits,
     /// The last directory that something was put into.
     at: Option<(Vec<u8>, OwnedFd)>,
@@ -134,21 +134,18 @@ struct Unpacker<'a> {
     shown: String,
 }
 
-impl Unpacker<'_> {
+impl Unpacker {
     fn archive_at(&mut self, file: File, path: &[u8]) -> Result<(), Failed> {
         let parts = components(path).ok_or_else(|| Failed::Archive("the place for it leads out of work/".into()))?;
-        let top = self.directory(&parts)?;
-        let mut inner = Unpacker { to: top.as_fd(), left: self.left, at: None, shown: String::new() };
-        let result = inner.archive(file);
-        (self.left, self.shown) = (inner.left, inner.shown);
-        result
+        (self.to, self.at) = (self.directory(&parts)?, None);
+        self.archive(file)
     }
 
     fn file(&mut self, mut file: File, path: &[u8]) -> Result<(), Failed> {
         let found = file.metadata().map_err(Failed::of_archive)?;
         let (is_program, modified) = (found.mode() & 0o111 != 0, Some(found.mtime()));
         file.rewind().map_err(Failed::of_archive)?;
-        self.left.entries = self.left.entries.saturating_sub(1);
+        self.charge()?;
         self.entry(path, Kind::File { is_program, modified, content: &mut file })
     }
 
@@ -206,20 +203,20 @@ impl Unpacker<'_> {
             self.begin(&name)?;
             let mode = entry.unix_mode().unwrap_or(0o644);
             let kind_bits = mode & SFlag::S_IFMT.bits();
-            let mut counted = Counted { from: Bounded::new(&mut entry, left, why.to_owned()), bytes: 0 };
+            let mut bounded = Bounded::new(&mut entry, left, why.to_owned());
             let kind = if name.ends_with(b"/") {
                 Kind::Directory
             } else if kind_bits == SFlag::S_IFLNK.bits() {
                 let mut target = Vec::new();
-                (&mut counted).take(TARGET_MAX + 1).read_to_end(&mut target).map_err(Failed::of_archive)?;
+                (&mut bounded).take(TARGET_MAX + 1).read_to_end(&mut target).map_err(Failed::of_archive)?;
                 Kind::Link(target)
             } else if kind_bits == 0 || kind_bits == SFlag::S_IFREG.bits() {
-                Kind::File { is_program: mode & 0o111 != 0, modified: None, content: &mut counted }
+                Kind::File { is_program: mode & 0o111 != 0, modified: None, content: &mut bounded }
             } else {
                 return Err(Failed::Archive("is neither a file, a directory nor a link".into()));
             };
             self.entry(&name, kind)?;
-            left = left.saturating_sub(counted.bytes);
+            left = bounded.left();
         }
         Ok(())
     }
@@ -227,6 +224,10 @@ impl Unpacker<'_> {
     /// Notes the entry for messages, and charges it.
     fn begin(&mut self, name: &[u8]) -> Result<(), Failed> {
         self.shown = text::shown(&String::from_utf8_lossy(name), SHOWN_MAX);
+        self.charge()
+    }
+
+    fn charge(&mut self) -> Result<(), Failed> {
         let left = self.left.entries.checked_sub(1);
         self.left.entries =
             left.ok_or_else(|| Failed::Archive("there are more entries than may be unpacked".into()))?;
@@ -238,12 +239,14 @@ impl Unpacker<'_> {
         let mut parts = components(name).ok_or_else(leads_out)?;
         let Some(last) = parts.pop() else { return Ok(()) }; // the directory itself
         let last = CString::new(last).map_err(Failed::of_archive)?;
-        if matches!(kind, Kind::Directory) {
-            parts.push(last.as_bytes());
-            return self.directory(&parts).map(drop);
-        }
         let levels = parts.len();
         let above = self.directory(&parts)?;
+        if matches!(kind, Kind::Directory) {
+            let (open, _) = subdirectory(above.as_fd(), &last)?;
+            parts.push(last.as_bytes());
+            self.at = Some((parts.join(&b'/'), open));
+            return Ok(());
+        }
         match unlinkat(&above, last.as_c_str(), UnlinkatFlags::NoRemoveDir) {
             // A later entry takes the place of an earlier one, as with tar(1).
             Ok(()) | Err(Errno::ENOENT) => {}
@@ -281,10 +284,10 @@ impl Unpacker<'_> {
         let mut parts = components(of).ok_or_else(missing)?;
         let name = CString::new(parts.pop().ok_or_else(missing)?).map_err(Failed::of_archive)?;
         let holder = match parts.as_slice() {
-            [] => self.to.try_clone_to_owned()?,
+            [] => self.to.try_clone()?,
             parts => {
                 let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
-                open_beneath(self.to, parts.join(&b'/'), flags, 0).map_err(|_| missing())?
+                open_beneath(self.to.as_fd(), parts.join(&b'/'), flags, 0).map_err(|_| missing())?
             }
         };
         let found = fstatat(&holder, name.as_c_str(), AtFlags::AT_SYMLINK_NOFOLLOW).map_err(|_| missing())?;
@@ -294,7 +297,7 @@ impl Unpacker<'_> {
         Ok(linkat(&holder, name.as_c_str(), above, last.as_c_str(), AtFlags::empty())?)
     }
 
-    /// Opens a directory beneath the top, and makes what is missing of it.
+    /// Opens a directory beneath the top, and makes what is missing of it. Those are charged: one name may stand for many.
     fn directory(&mut self, parts: &[&[u8]]) -> Result<OwnedFd, Failed> {
         let path = parts.join(&b'/');
         if let Some((last, open)) = &self.at
@@ -302,23 +305,14 @@ impl Unpacker<'_> {
         {
             return Ok(open.try_clone()?);
         }
-        let mut at = self.to.try_clone_to_owned()?;
+        let mut at = self.to.try_clone()?;
         for part in parts {
-            let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
-            at = match open_beneath(at.as_fd(), part, flags, 0) {
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                    let name = CString::new(*part).map_err(Failed::of_archive)?;
-                    mkdirat(&at, name.as_c_str(), Mode::from_bits_truncate(0o755))?;
-                    let made = open_beneath(at.as_fd(), part, flags, 0)?;
-                    // Whatever the umask is.
-                    fchmod(&made, Mode::from_bits_truncate(0o755))?;
-                    made
-                }
-                Err(e) if matches!(e.raw_os_error().map(Errno::from_raw), Some(Errno::ENOTDIR | Errno::ELOOP)) => {
-                    return Err(Failed::Archive("a file or link is where a directory has to be".into()));
-                }
-                opened => opened?,
-            };
+            let name = CString::new(*part).map_err(Failed::of_archive)?;
+            let (open, made) = subdirectory(at.as_fd(), &name)?;
+            at = open;
+            if made {
+                self.charge()?;
+            }
         }
         self.at = Some((path, at.try_clone()?));
         Ok(at)
@@ -342,17 +336,21 @@ impl Unpacker<'_> {
     }
 }
 
-/// Counts what is read.
-struct Counted<R> {
-    from: R,
-    bytes: u64,
-}
-
-impl<R: Read> Read for Counted<R> {
-    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
-        let n = self.from.read(to)?;
-        self.bytes = self.bytes.saturating_add(n as u64);
-        Ok(n)
+/// Opens a directory in another one, and makes it where it is missing. Whether it was.
+fn subdirectory(at: BorrowedFd<'_>, name: &CString) -> Result<(OwnedFd, bool), Failed> {
+    let open = || open_beneath(at, name.as_bytes(), OFlag::O_RDONLY | OFlag::O_DIRECTORY, 0);
+    match open() {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            mkdirat(at, name.as_c_str(), Mode::from_bits_truncate(0o755))?;
+            let made = open()?;
+            // Whatever the umask is.
+            fchmod(&made, Mode::from_bits_truncate(0o755))?;
+            Ok((made, true))
+        }
+        Err(e) if matches!(e.raw_os_error().map(Errno::from_raw), Some(Errno::ENOTDIR | Errno::ELOOP)) => {
+            Err(Failed::Archive("a file or link is where a directory has to be".into()))
+        }
+        opened => Ok((opened?, false)),
     }
 }
 

@@ -2,7 +2,6 @@
 
 use super::*;
 use std::fs;
-use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
@@ -26,7 +25,7 @@ impl Place {
 
     fn unpack(&self, archive: &Path, limits: Limits) -> Unpacked {
         let to = crate::tree::open_dir(&self.work()).unwrap();
-        place(File::open(archive).unwrap(), to.as_fd(), true, b"", limits)
+        place(File::open(archive).unwrap(), to, true, b"", limits)
     }
 
     /// Unpacks these bytes, which have to fail by the archive's fault. Nothing may be outside of the directory.
@@ -178,6 +177,22 @@ fn a_bomb_goes_off_within_its_bounds() {
     let place = Place::new();
     let problem = place.unpack(&place.make(&format!("mkdir -p {deep}; tar -cf archive d")), MANY).problem.unwrap();
     assert!(problem.why.contains("levels"), "{problem:?}");
+}
+
+#[test]
+fn directories_that_have_no_entry_are_counted_too() {
+    let names = ["a/b/c/1", "a/b/2", "a/b/c/d/3"].map(|name| (name, FILE, "", b"".as_slice()));
+    let implied = |entries| {
+        let place = Place::new();
+        let archive = place.0.path().join("made/archive");
+        fs::write(&archive, tar_of(&names)).unwrap();
+        place.unpack(&archive, Limits { bytes: 1, entries })
+    };
+    assert_eq!(implied(7), Unpacked { bytes: 0, entries: 7, problem: None });
+    assert!(implied(6).problem.unwrap().why.contains("more entries"));
+    let place = Place::new();
+    let explicit = place.unpack(&place.make("tar -cf archive t/deep/er"), Limits { bytes: 1, entries: 3 });
+    assert_eq!((explicit.entries, explicit.problem), (3, None), "t and t/deep are made for it");
 }
 
 #[test]
