@@ -8,7 +8,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use latebind_contract::layout::Ids;
@@ -94,15 +94,10 @@ pub fn place(
     placing: &Placing,
     deadline: &Deadline<'_>,
 ) -> io::Result<Unpacked> {
-    let numbers = [ids.uid, ids.gid, ids.kill_uid].map(|n| n.to_string());
-    let mut child = Command::new("/proc/self/exe")
-        .args(["helper", "input"])
-        .args(numbers)
-        .env_clear()
+    let mut child = command("input", ids)
         .env(INPUT, serde_json::to_string(placing)?)
         .current_dir(format!("/proc/self/fd/{}", to.as_raw_fd()))
         .stdin(file.try_clone()?)
-        .stdout(Stdio::piped())
         .spawn()?;
     let from = child.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
     let (status, said) = child::answer_until(child, "", from, || deadline.check().err())?;
@@ -135,7 +130,7 @@ fn place_input(ids: Ids) -> io::Result<String> {
 /// Runs the helper for `task` to its end, at most `within`.
 fn call(task: &str, ids: Ids, input: &str, within: Duration) -> io::Result<String> {
     let call = || {
-        let mut child = start(task, ids)?;
+        let mut child = command(task, ids).stdin(Stdio::piped()).spawn()?;
         let from = child.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
         match child::answer(child, input, from, within)? {
             (status, said) if status.success() => Ok(said),
@@ -145,16 +140,12 @@ fn call(task: &str, ids: Ids, input: &str, within: Duration) -> io::Result<Strin
     call().map_err(|e| io::Error::new(e.kind(), format!("the helper for {task}: {e}")))
 }
 
-fn start(task: &str, ids: Ids) -> io::Result<Child> {
+/// The helper, with an empty environment; its standard input is the caller's to choose.
+fn command(task: &str, ids: Ids) -> Command {
     let numbers = [ids.uid, ids.gid, ids.kill_uid].map(|n| n.to_string());
-    Command::new("/proc/self/exe")
-        .arg("helper")
-        .arg(task)
-        .args(numbers)
-        .env_clear()
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
+    let mut command = Command::new("/proc/self/exe");
+    command.args(["helper", task]).args(numbers).env_clear().stdout(Stdio::piped());
+    command
 }
 
 /// The helper's side: `task` with the slot's numbers, the rest on standard input. Returns what to print.
