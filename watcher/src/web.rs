@@ -27,13 +27,10 @@ const HEADERS_MAX: usize = 64 << 10;
 pub struct Trust(RootCerts);
 
 impl Trust {
-    /// The system's, as OpenSSL finds them (`/etc/ssl/certs`, SSL_CERT_FILE, SSL_CERT_DIR).
-    pub fn of_system() -> Self {
-        Self(RootCerts::PlatformVerifier)
-    }
-
-    /// Those of this PEM file alone.
-    pub fn of_file(path: &Path) -> io::Result<Self> {
+    /// Those of this PEM file alone; without one the system's, as OpenSSL finds them (`/etc/ssl/certs`, SSL_CERT_FILE,
+    /// SSL_CERT_DIR).
+    pub fn new(file: Option<&Path>) -> io::Result<Self> {
+        let Some(path) = file else { return Ok(Self(RootCerts::PlatformVerifier)) };
         let at = |why: String| io::Error::other(format!("{}: {why}", path.display()));
         let pem = File::open(path).and_then(|file| read_bounded(file, CA_MAX)).map_err(|e| at(e.to_string()))?;
         let mut found = Vec::new();
@@ -50,17 +47,9 @@ impl Trust {
     }
 }
 
-/// How requests are made.
-#[derive(Clone, Copy, Debug)]
-pub struct Rules {
-    /// Most redirections that are followed.
-    pub redirects: u32,
-    /// Whether plain HTTP is refused, in redirections too.
-    pub https_only: bool,
-}
-
-/// A client. No status is an error of its own: the caller looks at it.
-pub fn client(trust: Trust, rules: Rules) -> Agent {
+/// A client; with `https_only` plain HTTP is refused. No redirection is followed, and no status is an error of its own:
+/// the caller looks at it.
+pub fn client(trust: Trust, https_only: bool) -> Agent {
     let tls = TlsConfig::builder()
         .provider(TlsProvider::Rustls)
         .root_certs(trust.0)
@@ -69,10 +58,9 @@ pub fn client(trust: Trust, rules: Rules) -> Agent {
     let config = Agent::config_builder()
         .tls_config(tls)
         .http_status_as_error(false)
-        .https_only(rules.https_only)
-        .max_redirects(rules.redirects)
-        // A redirection that is not followed is a status as any other.
-        .max_redirects_will_error(rules.redirects > 0)
+        .https_only(https_only)
+        .max_redirects(0)
+        .max_redirects_will_error(false)
         .timeout_connect(Some(CONNECT_WITHIN))
         .max_response_header_size(HEADERS_MAX)
         .max_idle_connections(2)
@@ -104,9 +92,9 @@ mod tests {
         let path = scratch.path().join("ca.pem");
         for bad in ["", "nothing", "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n"] {
             std::fs::write(&path, bad).unwrap();
-            assert!(Trust::of_file(&path).is_err(), "{bad}");
+            assert!(Trust::new(Some(&path)).is_err(), "{bad}");
         }
-        assert!(Trust::of_file(&scratch.path().join("none")).is_err_and(|e| e.to_string().contains("none")));
+        assert!(Trust::new(Some(&scratch.path().join("none"))).is_err_and(|e| e.to_string().contains("none")));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use ureq::http::uri::Scheme;
 use ureq::{Agent, Body};
 
 use crate::tree::Deadline;
-use crate::web::{self, Rules, Trust};
+use crate::web::{self, Trust};
 
 /// Most redirections of one input.
 const REDIRECTS_MAX: u32 = 5;
@@ -107,8 +107,7 @@ pub struct Web {
 impl Web {
     /// From these URLs, whose servers are known by the system's certificates or by those of a file.
     pub fn new(allowed: Vec<UrlPrefix>, ca: Option<&Path>) -> io::Result<Self> {
-        let trust = ca.map_or_else(|| Ok(Trust::of_system()), Trust::of_file)?;
-        Ok(Self { agent: web::client(trust, Rules { redirects: 0, https_only: true }), allowed })
+        Ok(Self { agent: web::client(Trust::new(ca)?, true), allowed })
     }
 
     /// Writes what is there to `to`, at most `most` bytes, and checks it.

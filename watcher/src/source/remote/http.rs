@@ -13,7 +13,7 @@ use ureq::{Agent, Body};
 use super::{Answer, JobSource, Over, SourceError, TimeLimit};
 use crate::source::JOB_FILE_MAX;
 use crate::store::read_bounded;
-use crate::web::{self, Rules, Trust};
+use crate::web::{self, Trust};
 
 /// Largest file with a token.
 const TOKEN_MAX: u64 = 16 << 10;
@@ -57,9 +57,8 @@ impl Server {
         if uri.scheme_str() == Some("http") && options.token.is_some() {
             tracing::warn!("the token is sent without encryption: use https");
         }
-        let trust = options.ca.as_ref().map_or_else(|| Ok(Trust::of_system()), |path| Trust::of_file(path))?;
-        // No redirection is followed: it would be somebody else who gives out jobs and takes results.
-        let agent = web::client(trust, Rules { redirects: 0, https_only: false });
+        // Redirections are errors: it would be somebody else who gives out jobs and takes results.
+        let agent = web::client(Trust::new(options.ca.as_deref())?, false);
         let server = Self { agent, options };
         server.authorization().map_err(|e| io::Error::other(e.why))?;
         Ok(server)
