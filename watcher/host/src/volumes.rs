@@ -8,7 +8,6 @@ use latebind_contract::mounts;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use std::fs::{self, Permissions};
 use std::io;
-use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 use std::time::Duration;
@@ -98,17 +97,8 @@ pub fn remove(place: &PodPlace) -> Result<(), Failure> {
     for point in mounted.iter().rev().map(|mount| mount.point.as_str()).filter(|p| Path::new(p).starts_with(top)) {
         umount2(point, MntFlags::MNT_DETACH).context(|| format!("cannot unmount {point}"))?;
     }
-    match remove_tree(top) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failure(format!("cannot remove {}: {e}", top.display()))),
-        _ => Ok(()),
-    }
-}
-
-/// A job that ended with its pod has left there what it liked: more levels than can be recursed into, say.
-fn remove_tree(top: &Path) -> io::Result<()> {
-    let dir = tree::open_dir(top)?;
-    tree::remove_content(dir.as_fd(), &Deadline::within(REMOVED_WITHIN))?;
-    fs::remove_dir(top)
+    // A job that ended with its pod has left there what it liked: more levels than can be recursed into, say.
+    tree::remove_tree(top, &Deadline::within(REMOVED_WITHIN)).context(|| format!("cannot remove {}", top.display()))
 }
 
 #[cfg(test)]
@@ -146,7 +136,7 @@ mod tests {
             mkdirat(&at, "d", Mode::from_bits_truncate(0o700)).unwrap();
             at = openat(&at, "d", OFlag::O_RDONLY | OFlag::O_DIRECTORY, Mode::empty()).unwrap();
         }
-        remove_tree(&top).unwrap();
+        tree::remove_tree(&top, &Deadline::within(REMOVED_WITHIN)).unwrap();
         assert!(!top.exists());
     }
 }

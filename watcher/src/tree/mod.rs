@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 
-pub use self::remove::{remove_content, remove_others};
+pub use self::remove::{remove_content, remove_others, remove_tree};
 
 /// Opens a directory that is not a link itself.
 pub fn open_dir(path: &Path) -> io::Result<OwnedFd> {

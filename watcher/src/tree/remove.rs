@@ -1,8 +1,10 @@
 //! Removing what a payload has left: however much it is, however deep, while somebody else may still add to it.
 
 use std::ffi::{CStr, CString};
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use latebind_contract::encoding::hex;
 use nix::errno::Errno;
@@ -11,7 +13,19 @@ use nix::sys::stat::{FileStat, Mode, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::listing::{Kind, Listing, shown};
-use super::{Deadline, marks};
+use super::{Deadline, marks, open_dir};
+
+/// Removes what is at `path`, if anything is: a directory with everything in it, or something else.
+pub fn remove_tree(path: &Path, deadline: &Deadline<'_>) -> io::Result<()> {
+    match open_dir(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(_) => fs::remove_file(path),
+        Ok(dir) => {
+            remove_content(dir.as_fd(), deadline)?;
+            fs::remove_dir(path)
+        }
+    }
+}
 
 /// Removes everything in `top`, but not `top` itself.
 pub fn remove_content(top: BorrowedFd<'_>, deadline: &Deadline<'_>) -> io::Result<()> {

@@ -84,15 +84,7 @@ impl Inbox {
 
     /// An empty directory for the next job.
     fn clear(&self) -> io::Result<()> {
-        match tree::open_dir(&self.dir) {
-            Ok(dir) => {
-                use std::os::fd::AsFd;
-                tree::remove_content(dir.as_fd(), &Deadline::within(CLEAR_WITHIN))?;
-                fs::remove_dir(&self.dir)?;
-            }
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(_) => fs::remove_file(&self.dir)?,
-        }
+        tree::remove_tree(&self.dir, &Deadline::within(CLEAR_WITHIN))?;
         DirBuilder::new().mode(0o700).create(&self.dir)
     }
 

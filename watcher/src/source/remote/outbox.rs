@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -191,14 +190,7 @@ fn result_of(entry: &Path) -> io::Result<PathBuf> {
 }
 
 fn remove(dir: &Path) -> io::Result<()> {
-    match tree::open_dir(dir) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(_) => fs::remove_file(dir),
-        Ok(open) => {
-            tree::remove_content(open.as_fd(), &Deadline::within(REMOVE_WITHIN))?;
-            fs::remove_dir(dir)
-        }
-    }
+    tree::remove_tree(dir, &Deadline::within(REMOVE_WITHIN))
 }
 
 #[cfg(test)]
