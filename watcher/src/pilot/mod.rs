@@ -3,51 +3,45 @@
 //! No single job stops a slot: what cannot be brought to its end now is tried again later, beside the other jobs, and
 //! is set aside in the end. While that happens because there is no room, nothing further is claimed.
 
+mod earlier;
 mod feed;
 mod gate;
+mod name;
+mod one_job;
 
 use std::collections::BTreeSet;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
-use latebind_contract::encoding::hex;
-
 use crate::bind::{Binder, Failure, Reason};
-use crate::job::{Phase, Report, Request, is_id};
-use crate::serve::{Core, Mailbox, News};
+use crate::job::Phase;
+use crate::serve::Core;
 use crate::source::spool::{Spool, has_room};
 use crate::source::{Claimed, Queue};
 use crate::stop::Stop;
 
 pub use self::feed::Remote;
 
+use self::earlier::{forget_delivered, give_back_lost};
 use self::feed::Feed;
 use self::gate::Gate;
+use self::name::own_name;
+use self::one_job::{STOPPED, TRIES_MAX, Undelivered, WAIT_TURN, forget, give_back, one_job, undelivered};
 
 /// How often the spool is looked at while there is nothing to do.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
-
-/// Any long time: a job's thread is woken by what it waits for, and then waits again.
-const WAIT_TURN: Duration = Duration::from_secs(3600);
 
 /// How long to wait before a job that could not be brought to its end is tried again: first, then twice as long each
 /// time, and at most.
 const AGAIN_AFTER: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(256));
 
-/// Why a job is cancelled when a stop is requested.
-const STOPPED: &str = "the pilot was told to stop";
-
 /// Most jobs for each slot that have a thread: one that runs, and those that have left the slot and are delivered.
 const THREADS_PER_SLOT: usize = 4;
 
-/// After so many tries a job is set aside, if there is room for others.
-const TRIES_MAX: u32 = 8;
-
 /// What the loop needs to know.
-#[derive(Clone)]
 pub struct Loop {
     /// The spool.
     pub spool: PathBuf,
@@ -67,27 +61,6 @@ pub struct Loop {
     pub max_attempts: u32,
     /// Ends once nothing waited for this long; never, where it is `None`.
     pub idle_exit: Option<Duration>,
-}
-
-/// The name under which jobs are claimed: the same in every life of this pilot.
-fn own_name(private: &Path, given: Option<&str>) -> io::Result<String> {
-    if let Some(given) = given {
-        let invalid = || io::Error::other(format!("--name {given:?}: use 1 to 128 letters, digits, '.', '_' or '-'"));
-        return is_id(given).then(|| given.to_owned()).ok_or_else(invalid);
-    }
-    let path = private.join("name");
-    match std::fs::read_to_string(&path) {
-        Ok(name) if is_id(&name) => return Ok(name),
-        Ok(bad) => tracing::error!("{}: {bad:?} is not a pilot's name; a new one is made", path.display()),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-        Err(e) if e.kind() == io::ErrorKind::InvalidData => tracing::error!("{}: {e}", path.display()),
-        Err(e) => return Err(e),
-    }
-    let mut random = [0; 6];
-    latebind_linux::sys::random(&mut random)?;
-    let name = format!("pilot-{}", hex(&random));
-    crate::store::put_file(&path, name.as_bytes(), 0o600)?;
-    Ok(name)
 }
 
 /// A job that could not be brought to its end.
@@ -124,18 +97,6 @@ struct Ended {
     /// Whether [`Event::LeavesSlot`] was sent.
     left_slot: bool,
     result: Result<(), Undelivered>,
-}
-
-/// Why a job could not be brought to its end, and its report, if it has one.
-struct Undelivered {
-    why: io::Error,
-    report: Option<Box<Report>>,
-}
-
-impl From<io::Error> for Undelivered {
-    fn from(why: io::Error) -> Self {
-        Self { why, report: None }
-    }
 }
 
 /// The loop's own state.
@@ -239,10 +200,7 @@ impl Pilot<'_> {
         feed.end_fetching();
         while let Ok(Some(mut claimed)) = self.queue.claim() {
             let lost = Failure::retry(Reason::Cancelled, format!("{STOPPED}, before the job was begun"));
-            let delivered = claimed
-                .prepare()
-                .and_then(|()| self.spool.deliver(&claimed, &claimed.refusal(&lost), self.settings.max_attempts));
-            if let Err(e) = delivered {
+            if let Err(e) = give_back(&self.spool, &mut claimed, &lost, self.settings.max_attempts) {
                 tracing::error!(job = %claimed.name, "not given back: {e}");
             }
         }
@@ -303,7 +261,8 @@ impl Pilot<'_> {
 
     /// Takes one job on its way, in a thread of its own.
     fn start(&mut self, Postponed { claimed, tries, .. }: Postponed) {
-        let (settings, spool, stop) = (self.settings.clone(), self.spool.clone(), self.stop.clone());
+        let (core, most) = (self.settings.core.clone(), self.settings.max_attempts);
+        let (spool, stop) = (self.spool.clone(), self.stop.clone());
         let (tell, job) = (self.tell.clone(), claimed.clone());
         self.under_way.insert(claimed.core_name());
         let thread = std::thread::Builder::new().name("job".into()).spawn(move || {
@@ -315,7 +274,7 @@ impl Pilot<'_> {
                     let _ = tell.send(Event::LeavesSlot);
                 }
             };
-            let result = one_job(&settings, &spool, &mut claimed, &stop, &mut leaves_slot);
+            let result = one_job(&core, &spool, &mut claimed, most, &stop, &mut leaves_slot);
             let _ = tell.send(Event::Ended(Box::new(Ended { claimed, tries: tries + 1, left_slot, result })));
         });
         match thread {
@@ -386,163 +345,11 @@ impl Pilot<'_> {
     }
 }
 
-/// The report of a job that is set aside: what came of it is in the message, and in the record.
-fn undelivered(claimed: &Claimed, report: Option<Box<Report>>, why: &io::Error) -> Report {
-    let failure =
-        |what: String| Failure::hold(Reason::DeliveryFailed, format!("{what}; tried {TRIES_MAX} times: {why}"));
-    let Some(mut report) = report else { return claimed.refusal(&failure("this attempt has no result".into())) };
-    let had = format!("{} ({}): {}", report.reason, report.class.name(), report.message);
-    let failure = failure(format!("the result could not be delivered, which was {had}"));
-    (report.class, report.reason, report.message) = (failure.class, failure.reason, failure.message);
-    *report
-}
-
-/// What an earlier life of this pod has left unfinished. What another pod of this name had claimed is lost with that
-/// pod: it goes back as an attempt that was made, else a job that ends its pilots would be every next one's first.
-fn give_back_lost(private: &Path, spool: &Spool, most: u32) -> io::Result<Vec<Claimed>> {
-    let (mark, mut unfinished) = (private.join("serves"), spool.unfinished()?);
-    if mark.exists() {
-        return Ok(unfinished);
-    }
-    let mut undelivered = Vec::new();
-    for mut claimed in unfinished.drain(..) {
-        let message = "the pod in which this attempt was made is gone, and all that it knew";
-        let lost = Failure::retry(Reason::PilotLost, message);
-        let delivered = claimed.prepare().and_then(|()| spool.deliver(&claimed, &claimed.refusal(&lost), most));
-        match delivered {
-            Ok(to) => {
-                let attempt = claimed.attempt;
-                tracing::warn!(job = %claimed.name, attempt, to, "claimed by an earlier pod of this name");
-            }
-            Err(e) => {
-                tracing::error!(job = %claimed.name, "of an earlier pod of this name; not delivered yet: {e}");
-                claimed.verdict = Some(lost);
-                undelivered.push(claimed);
-            }
-        }
-    }
-    crate::store::put_file(&mark, b"", 0o600)?;
-    Ok(undelivered)
-}
-
-fn forget(core: &Core, id: &str) {
-    if let Err(e) = core.forget(id) {
-        tracing::warn!(job = id, "not forgotten: {e}");
-    }
-}
-
-/// Reports that were delivered before the core could forget them.
-fn forget_delivered(core: &Core, unfinished: &[Claimed]) {
-    let wanted: BTreeSet<String> = unfinished.iter().map(Claimed::core_name).collect();
-    for line in core.jobs() {
-        if line.phase == Phase::Done && !wanted.contains(&line.job) {
-            forget(core, &line.job);
-        }
-    }
-}
-
-/// One claimed job, from the core to its place in the spool. Asking the core again never runs the job again: so what
-/// fails here can be repeated, and costs no result.
-fn one_job(
-    settings: &Loop,
-    spool: &Spool,
-    claimed: &mut Claimed,
-    stop: &Stop,
-    leaves_slot: &mut dyn FnMut(),
-) -> Result<(), Undelivered> {
-    claimed.prepare()?;
-    let request = match &claimed.verdict {
-        Some(known) => Err(known.clone()),
-        None => {
-            let checked = claimed.request().and_then(|request| request.check().map(|()| request));
-            checked.map_err(|why| Failure::hold(Reason::InvalidJob, why))
-        }
-    };
-    let report = match &request {
-        Ok(request) => run_in_core(&settings.core, request, stop, leaves_slot)?,
-        Err(failure) => claimed.refusal(failure),
-    };
-    match spool.deliver(claimed, &report, settings.max_attempts) {
-        Err(why) => Err(Undelivered { why, report: Some(Box::new(report)) }),
-        Ok(to) => {
-            let (job, attempt, reason) = (&claimed.name, claimed.attempt, report.reason);
-            tracing::info!(%job, attempt, class = ?report.class, %reason, to, "delivered");
-            forget(&settings.core, &report.job);
-            Ok(())
-        }
-    }
-}
-
-/// Has the core run a job, or attaches to it, and waits for its report.
-fn run_in_core(core: &Core, request: &Request, stop: &Stop, leaves_slot: &mut dyn FnMut()) -> io::Result<Report> {
-    let mailbox = Arc::new(Mailbox::new()?);
-    core.submit(request.clone(), None, &mailbox).map_err(io::Error::other)?;
-    // The loop cancels what it knows to be under way when the stop comes; this job may just not have been known.
-    if stop.is_requested() {
-        core.cancel(&request.id, STOPPED);
-    }
-    loop {
-        match mailbox.wait(WAIT_TURN)? {
-            Some(News::Over(report)) => return Ok(*report),
-            // After any other end the slot may be out of service for a while, and another pilot can have the next job.
-            Some(News::Phase(_, Phase::Cleaning)) if core.has_final_result(&request.id) => leaves_slot(),
-            _ => {}
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
 
     use super::*;
-    use crate::bind::Class;
-    use std::fs;
-
-    #[test]
-    fn a_pilot_keeps_its_name_and_makes_a_new_one_where_it_is_unreadable() {
-        let scratch = tempfile::tempdir().unwrap();
-        let private = scratch.path();
-        let name = own_name(private, None).unwrap();
-        assert_eq!(own_name(private, None).unwrap(), name);
-        for bad in [&b""[..], b"../x", b"\xff"] {
-            fs::write(private.join("name"), bad).unwrap();
-            let new = own_name(private, None).unwrap();
-            assert!(is_id(&new) && new != name, "{new}");
-        }
-        assert_eq!(own_name(private, Some("given")).unwrap(), "given");
-        for bad in ["", "a/b", "..", ".hidden"] {
-            assert!(own_name(private, Some(bad)).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn what_a_lost_pod_had_claimed_is_an_attempt() {
-        let scratch = tempfile::tempdir().unwrap();
-        let top = scratch.path();
-        let job = top.join("spool/new/a");
-        fs::create_dir_all(&job).unwrap();
-        fs::write(job.join("job.json"), r#"{"image":"i","argv":["x"]}"#).unwrap();
-        let spool = Spool::open(&top.join("spool"), "p").unwrap();
-        let claim = || Queue::new(spool.clone()).claim().unwrap();
-        let begin = |pod: &str| {
-            fs::create_dir_all(top.join(pod)).unwrap();
-            give_back_lost(&top.join(pod), &spool, 2).unwrap().len()
-        };
-        assert_eq!(begin("first"), 0);
-        assert!(claim().is_some());
-        assert_eq!(begin("first"), 1, "the same pod goes on with it");
-        assert_eq!(begin("second"), 0);
-        let waits = top.join("spool/retry/a");
-        assert!(waits.join("result.1/report.json").is_file(), "it waits for its next attempt");
-        let claim_file = waits.join("claim.json");
-        let mut kept: serde_json::Value = serde_json::from_slice(&fs::read(&claim_file).unwrap()).unwrap();
-        kept["not_before"] = 0.into();
-        fs::write(claim_file, kept.to_string()).unwrap();
-        assert_eq!(claim().unwrap().attempt, 2);
-        assert_eq!(begin("third"), 0);
-        assert!(top.join("spool/held/a/result/report.json").is_file(), "after the last one it is held");
-    }
 
     #[test]
     fn tries_come_later_and_later() {
@@ -550,18 +357,5 @@ mod tests {
         let after = |tries| Postponed::after(claimed.clone(), tries).due.saturating_duration_since(Instant::now());
         let seconds: Vec<_> = [1, 2, 3, 8, 100].map(|tries| after(tries).as_secs_f64().ceil() as u64).to_vec();
         assert_eq!(seconds, [2, 4, 8, 256, 256]);
-    }
-
-    #[test]
-    fn a_job_that_is_set_aside_says_what_came_of_it() {
-        let claimed = Claimed::new("/nowhere".into(), "a").unwrap();
-        let why = io::Error::other("no way");
-        let bare = undelivered(&claimed, None, &why);
-        assert_eq!((bare.class, bare.reason), (Class::Hold, Reason::DeliveryFailed));
-        let mut had = Report::new(&crate::job::Request::new("a.1".into()));
-        (had.class, had.reason, had.exit_code) = (Class::Final, Reason::Error, Some(3));
-        let report = undelivered(&claimed, Some(Box::new(had)), &why);
-        assert_eq!((report.class, report.reason, report.exit_code), (Class::Hold, Reason::DeliveryFailed, Some(3)));
-        assert!(report.message.contains("Error (final)") && report.message.ends_with("no way"), "{}", report.message);
     }
 }
