@@ -96,10 +96,11 @@ impl Feed {
         })
     }
 
-    /// Asks for a job, unless `waiting` jobs are enough for the pilot, a question is under way, or it is too early.
-    pub fn want(&mut self, waiting: usize, slots: usize) {
+    /// Asks for a job, unless a question is under way, it is too early, or the pilot has no place for one. That is looked
+    /// at last, since it reads the spool.
+    pub fn want(&mut self, has_place: impl FnOnce() -> bool) {
         self.take_answers();
-        if self.is_asked || waiting >= slots || Instant::now() < self.next {
+        if self.is_asked || Instant::now() < self.next || !has_place() {
             return;
         }
         let backlog = self.backlog.load(Ordering::SeqCst);

@@ -240,9 +240,9 @@ impl Pilot<'_> {
         if claimed.is_none()
             && let Some(feed) = &mut self.feed
         {
+            let slots = self.settings.slots;
             // A job that waits for its next attempt keeps a slot's place: else a source could be emptied into retry/.
-            let taken = self.busy + self.postponed.len();
-            feed.want(taken.saturating_add(self.spool.waiting(self.settings.slots)), self.settings.slots);
+            feed.want(|| self.busy + self.postponed.len() + self.spool.waiting(slots) < slots);
         }
         Ok(claimed.map(|claimed| Postponed { claimed, tries: 0, due: Instant::now() }))
     }
