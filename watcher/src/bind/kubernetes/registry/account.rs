@@ -3,12 +3,13 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 use base64ct::{Base64, Encoding};
 use http::Uri;
 use serde::Deserialize;
+
+use crate::store::read_bounded;
 
 /// Largest pull secret, as Kubernetes has it.
 const SECRET_MAX: u64 = 1 << 20;
@@ -61,8 +62,7 @@ impl Accounts {
     pub fn read(path: Option<&Path>) -> Result<Self, String> {
         let Some(path) = path else { return Ok(Self::default()) };
         let at = |e: &dyn std::fmt::Display| format!("the pull secret {}: {e}", path.display());
-        let mut text = Vec::new();
-        File::open(path).and_then(|file| file.take(SECRET_MAX).read_to_end(&mut text)).map_err(|e| at(&e))?;
+        let text = File::open(path).and_then(|file| read_bounded(file, SECRET_MAX)).map_err(|e| at(&e))?;
         // What serde says of a place in it could quote a password.
         serde_json::from_slice(&text).map_err(|_| at(&"is not a .dockerconfigjson"))
     }
