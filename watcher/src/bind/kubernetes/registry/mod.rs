@@ -68,6 +68,8 @@ struct Repository<'a> {
     path: &'a str,
     /// What was sent last to be let in.
     authorization: Option<String>,
+    /// For each host that was asked: it reads certificates, and keeps its connection for the next document.
+    clients: HashMap<String, Client>,
 }
 
 #[derive(Deserialize)]
@@ -159,7 +161,8 @@ impl Registries {
     async fn ask(&self, name: &str, digest: &str) -> Result<Run, Failure> {
         let full = Reference::parse(name).map_err(malformed)?.repository();
         let (registry, path) = full.split_once('/').ok_or_else(|| malformed("its name has no registry"))?;
-        let mut repository = Repository { options: &self.options, registry, path, authorization: None };
+        let (authorization, clients) = (None, HashMap::new());
+        let mut repository = Repository { options: &self.options, registry, path, authorization, clients };
         let mut manifest: Manifest = repository.document("manifests", digest).await?;
         if manifest.config.is_none() {
             let ours = |it: &&Descriptor| it.platform.os == "linux" && it.platform.architecture == architecture();
@@ -189,6 +192,11 @@ fn malformed(why: impl Into<String>) -> Failure {
 
 fn away(why: impl Into<String>) -> Failure {
     Failure::retry(Reason::RegistryUnavailable, why)
+}
+
+/// A request that could not be made.
+fn failed(registry: &str, e: &dyn std::fmt::Display) -> Failure {
+    away(format!("{registry}: {}", one_line(&e.to_string())))
 }
 
 /// What a registry means that answers so.
@@ -235,8 +243,9 @@ impl Repository<'_> {
     }
 
     /// What lets this client in, as the registry has asked for it.
-    async fn let_in(&self, headers: &HeaderMap) -> Result<String, Failure> {
-        let denied = |why: &str| refusal(StatusCode::UNAUTHORIZED, &format!("{} ({why})", self.registry));
+    async fn let_in(&mut self, headers: &HeaderMap) -> Result<String, Failure> {
+        let registry = self.registry;
+        let denied = |why: &str| refusal(StatusCode::UNAUTHORIZED, &format!("{registry} ({why})"));
         let account = Accounts::read(self.options.pull_secret.as_deref()).map_err(away)?.of(self.registry);
         let asked = headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
         match asked.filter_map(Challenge::read).next() {
@@ -264,7 +273,7 @@ impl Repository<'_> {
 
     /// Gets a document, from where the registry sends us. Where that is another host, nothing lets us in there but what
     /// the address has.
-    async fn get(&self, mut url: Uri, mut authorization: Option<String>) -> Result<Response<Body>, Failure> {
+    async fn get(&mut self, mut url: Uri, mut authorization: Option<String>) -> Result<Response<Body>, Failure> {
         for _ in 0..=REDIRECTS_MAX {
             let answer = self.get_once(&url, authorization.as_deref()).await?;
             if !answer.status().is_redirection() {
@@ -281,11 +290,25 @@ impl Repository<'_> {
         Err(away(format!("{} redirects more than {REDIRECTS_MAX} times", self.registry)))
     }
 
-    async fn get_once(&self, url: &Uri, authorization: Option<&str>) -> Result<Response<Body>, Failure> {
-        let failed = |e: &dyn std::fmt::Display| away(format!("{}: {}", self.registry, one_line(&e.to_string())));
+    async fn get_once(&mut self, url: &Uri, authorization: Option<&str>) -> Result<Response<Body>, Failure> {
+        let path = url.path_and_query().map_or("/", |path| path.as_str());
+        let mut request = Request::get(path).header(ACCEPT, MANIFESTS);
+        if let Some(authorization) = authorization {
+            request = request.header(AUTHORIZATION, authorization);
+        }
+        let request = request.body(Body::empty()).map_err(|e| failed(self.registry, &e))?;
+        let sent = self.client(url)?.send(request).await;
+        sent.map_err(|e| failed(self.registry, &super::api::text(&e)))
+    }
+
+    /// A client for the host of this address.
+    fn client(&mut self, url: &Uri) -> Result<Client, Failure> {
         let origin = [url.scheme_str(), Some("://"), url.authority().map(|a| a.as_str())];
         let origin: String = origin.into_iter().flatten().collect();
-        let mut config = Config::new(origin.parse().map_err(|e: http::uri::InvalidUri| failed(&e))?);
+        if let Some(known) = self.clients.get(&origin) {
+            return Ok(known.clone());
+        }
+        let mut config = Config::new(origin.parse().map_err(|e: http::uri::InvalidUri| failed(self.registry, &e))?);
         config.connect_timeout = Some(CONNECT_WITHIN);
         config.default_retry = false;
         if url.scheme_str() == Some("http") {
@@ -294,14 +317,9 @@ impl Repository<'_> {
         } else {
             config.root_cert_file.clone_from(&self.options.ca);
         }
-        let client = Client::try_from(config).map_err(|e| failed(&e))?;
-        let path = url.path_and_query().map_or("/", |path| path.as_str());
-        let mut request = Request::get(path).header(ACCEPT, MANIFESTS);
-        if let Some(authorization) = authorization {
-            request = request.header(AUTHORIZATION, authorization);
-        }
-        let request = request.body(Body::empty()).map_err(|e| failed(&e))?;
-        client.send(request).await.map_err(|e| away(format!("{}: {}", self.registry, super::api::text(&e))))
+        let client = Client::try_from(config).map_err(|e| failed(self.registry, &e))?;
+        self.clients.insert(origin, client.clone());
+        Ok(client)
     }
 }
 
