@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use latebind_contract::encoding::sha256_hex;
 use latebind_tests::made_image::MadeImage;
 use latebind_tests::pod::{Scratch, kill, podman};
+use latebind_tests::web::make_certificates;
 use serde_json::json;
 use watcher::bind::kubernetes::registry::{Options, Registries};
 use watcher::bind::{Failure, ImageCommand, Reason};
@@ -26,24 +27,18 @@ impl Registry {
     fn new() -> Self {
         let scratch = Scratch::new();
         let path = |name: &str| scratch.path().join(name);
-        let made = Command::new("openssl")
-            .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"])
-            .args(["-subj", "/CN=registry", "-addext", "subjectAltName=IP:127.0.0.1"])
-            .args(["-addext", "basicConstraints=critical,CA:FALSE", "-keyout"])
-            .arg(path("key"))
-            .arg("-out")
-            .arg(path("ca.crt"))
-            .output()
-            .unwrap();
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        // podman takes each *.key beside the certificate for a client's.
+        fs::create_dir(path("tls")).unwrap();
+        make_certificates(&path("tls"));
+        fs::copy(path("tls/ca.pem"), path("ca.crt")).unwrap();
         fs::write(path("accounts"), ACCOUNTS).unwrap();
         fs::write(path("config"), "version: 0.1\nlog: {level: info}\nstorage: {inmemory: {}}\n").unwrap();
         let mut server = Command::new("docker-registry")
             .arg("serve")
             .arg(path("config"))
             .env("REGISTRY_HTTP_ADDR", "127.0.0.1:0")
-            .env("REGISTRY_HTTP_TLS_CERTIFICATE", path("ca.crt"))
-            .env("REGISTRY_HTTP_TLS_KEY", path("key"))
+            .env("REGISTRY_HTTP_TLS_CERTIFICATE", path("tls/server.pem"))
+            .env("REGISTRY_HTTP_TLS_KEY", path("tls/server.key"))
             .env("REGISTRY_AUTH", "htpasswd")
             .env("REGISTRY_AUTH_HTPASSWD_REALM", "test")
             .env("REGISTRY_AUTH_HTPASSWD_PATH", path("accounts"))
