@@ -106,6 +106,17 @@ fn a_bomb_holds_its_job_and_leaves_the_slot_to_the_next_one() {
 }
 
 #[test]
+fn inputs_that_fit_one_by_one_and_not_together_are_the_jobs_own_fault() {
+    let pod = Options::new().host(&["--data-size", "100m"]).start();
+    let half = vec![1; 60 << 20];
+    let job = with_inputs("true", json!([{"file": "a"}, {"file": "b"}]));
+    put_into(&pod.spool, "both", job.to_string().as_bytes(), &[("a", &half), ("b", &half)]);
+    let outcome = pod.result("both");
+    outcome.is("hold", "InputUnusable");
+    assert!(outcome.report.message.contains("when it is empty"), "{}", outcome.report.message);
+}
+
+#[test]
 fn what_is_not_there_or_not_an_archive_is_said() {
     let pod = Pod::start();
     let outcome = unpacked(&pod, "text", "true", &b"not an archive\n".repeat(100));
@@ -142,10 +153,12 @@ fn inputs_come_from_the_web_where_the_operator_lets_them_and_only_with_their_che
     let scratch = Scratch::new();
     make_certificates(scratch.path());
     let archive = made("echo packed >file; tar -czf archive file");
-    let served = archive.clone();
+    let half = made("head -c 60000000 /dev/urandom >x; tar -cf archive x");
+    let (served, large) = (archive.clone(), half.clone());
     let server = WebServer::start(Some(scratch.path()), move |asked| match asked.path.as_str() {
         "/data/a.tar.gz?x=y" => Says::body(served.clone()),
         "/data/plain" => Says::body("plain\n"),
+        "/data/half" => Says::body(large.clone()),
         "/data/moved" => Says::status(302).with("Location: /data/plain"),
         "/data/away" => Says::status(302).with("Location: /secret"),
         "/data/around" => Says::status(302).with("Location: /data/around"),
@@ -182,6 +195,11 @@ fn inputs_come_from_the_web_where_the_operator_lets_them_and_only_with_their_che
         let message = one(name, server.url(path), "hold", "InputUnusable");
         assert!(message.contains("fetches nothing from there"), "{name}: {message}");
     }
+    let half = json!([{"url": server.url("/data/half"), "sha256": digest(&half), "unpack": true}]);
+    let outcome = job("half", "true", half);
+    outcome.is("retry", "InputUnusable");
+    let message = outcome.report.message;
+    assert!(message.contains("by themselves"), "there is no room for it and for what is in it: {message}");
     assert!(one("around", server.url("/data/around"), "hold", "InputUnusable").contains("redirections"));
     assert!(one("large", server.url("/data/large"), "hold", "InputUnusable").contains("more than"));
     assert!(one("none", server.url("/data/none"), "hold", "InputUnusable").contains("404"));

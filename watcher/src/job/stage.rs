@@ -18,15 +18,16 @@ use nix::sys::statvfs::fstatvfs;
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, unlinkat};
 
 use super::bounds::CopyBounds;
-use super::download::{Problem as Undelivered, Web};
+use super::download::{Download, Problem as Undelivered, Web};
 use super::{Input, Request};
 use crate::bind::{Failure, Reason};
 use crate::helper::{self, Placing};
 use crate::layout::IO;
 use crate::slot::Slot;
+use crate::text::printable;
 use crate::tree::copy::{Budget, Copier, Problem, Rules, plain};
 use crate::tree::unpack::{Limits, Problem as Unplaced};
-use crate::tree::walk::{Count, Walk};
+use crate::tree::walk::{Count, Walk, blocks};
 use crate::tree::{self, Deadline, Over};
 use crate::volume_failure::{failed_at, is_full};
 
@@ -110,15 +111,25 @@ fn open_input(path: &Path, submitter: Option<u32>) -> Result<File, Failure> {
         tree::check_reader(&fstat(&file)?, submitter)?;
         Ok(file)
     });
-    opened.map_err(|e| {
-        let e = plain(e);
-        let is_of = |errnos: &[Errno]| e.raw_os_error().is_some_and(|n| errnos.contains(&Errno::from_raw(n)));
-        let why = format!("{}: {e}", path.display());
-        match () {
-            () if is_of(&PASSING) => Failure::retry(Reason::StagingError, why),
-            () if is_of(&OF_ITS_USER) => Failure::retry(Reason::InputUnusable, why),
-            () => Failure::hold(Reason::InputUnusable, why),
-        }
+    opened.map_err(|e| unreadable(&path.display().to_string(), &plain(e)))
+}
+
+/// What it means that something the job brought along cannot be read.
+fn unreadable(place: &str, e: &io::Error) -> Failure {
+    let is_of = |errnos: &[Errno]| e.raw_os_error().is_some_and(|n| errnos.contains(&Errno::from_raw(n)));
+    let why = format!("{place}: {e}");
+    match () {
+        () if is_of(&PASSING) => Failure::retry(Reason::StagingError, why),
+        () if is_of(&OF_ITS_USER) => Failure::retry(Reason::InputUnusable, why),
+        () => Failure::hold(Reason::InputUnusable, why),
+    }
+}
+
+/// Why the work on an input had to end before it was done, if it had to.
+fn ended(deadline: &Deadline<'_>, place: &str) -> Option<Failure> {
+    Some(match deadline.over()? {
+        Over::Stopped(why) => Failure::not_started(&why),
+        over => Failure::retry(Reason::StagingError, format!("{place}: the job's inputs are {over}")),
     })
 }
 
@@ -127,12 +138,37 @@ const SCRATCH: &str = ".input";
 
 /// A file in the slot's volume that has no name, so that nobody else can reach it.
 fn scratch(slot: &Slot) -> io::Result<File> {
-    let name = c".input";
-    let _ = unlinkat(slot.data.as_fd(), name, UnlinkatFlags::NoRemoveDir);
+    let _ = unlinkat(slot.data.as_fd(), SCRATCH, UnlinkatFlags::NoRemoveDir);
     let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL;
     let file = slot.data.open_beneath(SCRATCH, flags, 0o600)?;
-    unlinkat(slot.data.as_fd(), name, UnlinkatFlags::NoRemoveDir)?;
+    unlinkat(slot.data.as_fd(), SCRATCH, UnlinkatFlags::NoRemoveDir)?;
     Ok(File::from(file))
+}
+
+/// Downloads an input of at most `most` bytes into the slot's volume.
+fn download(
+    slot: &Slot,
+    web: &Web,
+    request: &Request,
+    deadline: &Deadline<'_>,
+    what: &Download,
+    most: u64,
+) -> Result<File, Failure> {
+    let mut file = scratch(slot).map_err(failed_at(SCRATCH))?;
+    let Err(problem) = web.fetch(what, &mut file, most, deadline) else { return Ok(file) };
+    let shown = printable(&what.url);
+    if let Some(ended) = ended(deadline, &shown) {
+        return Err(ended);
+    }
+    Err(match problem {
+        Undelivered::Lasting(why) => Failure::hold(Reason::InputUnusable, format!("{shown}: {why}")),
+        // Whoever chose the server: it must not count against the slot.
+        Undelivered::Passing(why) => Failure::retry(Reason::InputUnusable, format!("{shown}: {why}")),
+        Undelivered::Target(e) if is_full(&e) => {
+            no_room(slot, request, deadline, Some(&file), &format!("{shown}: {e}"))
+        }
+        Undelivered::Target(e) => Failure::retry(Reason::StagingError, format!("{shown}: {e}")),
+    })
 }
 
 /// Puts one input into `work/`, by the helper with the payload's rights: what is in an archive decides nothing that root
@@ -146,9 +182,6 @@ fn place(
     budget: &mut Budget,
     input: &Input,
 ) -> Result<(), Failure> {
-    let shown = input.shown();
-    let hold = |why: &dyn std::fmt::Display| Failure::hold(Reason::InputUnusable, format!("{shown}: {why}"));
-    let retry = |why: &dyn std::fmt::Display| Failure::retry(Reason::StagingError, format!("{shown}: {why}"));
     let work = open_dir(slot, layout::WORK).map_err(failed_at(layout::WORK))?;
     // What no slot of this size could hold is the input's fault, and not that of what else is in the volume.
     let volume = fstatvfs(slot.data.as_fd()).map_err(|e| failed_at(layout::WORK)(e.into()))?;
@@ -156,42 +189,22 @@ fn place(
     let limits = Limits { bytes: budget.bytes.min(size), entries: budget.entries };
     let file = match (&input.path, &input.download) {
         (Some(path), _) => open_input(path, request.submitter)?,
+        (None, Some(what)) => download(slot, web, request, deadline, what, limits.bytes)?,
         (None, None) => return Ok(()), // refused before
-        (None, Some(what)) => {
-            let mut file = scratch(slot).map_err(failed_at(SCRATCH))?;
-            match web.fetch(what, &mut file, limits.bytes, deadline) {
-                Ok(()) => file,
-                Err(problem) => {
-                    return Err(match (deadline.over(), problem) {
-                        (Some(Over::Stopped(why)), _) => Failure::not_started(&why),
-                        (Some(over), _) => retry(&format!("the job's inputs are {over}")),
-                        (None, Undelivered::Lasting(why)) => hold(&why),
-                        // Whoever chose the server: it must not count against the slot.
-                        (None, Undelivered::Passing(why)) => {
-                            Failure::retry(Reason::InputUnusable, format!("{shown}: {why}"))
-                        }
-                        (None, Undelivered::Target(e)) if is_full(&e) => {
-                            no_room(slot, request, deadline, &format!("{shown}: {e}"))
-                        }
-                        (None, Undelivered::Target(e)) => retry(&e),
-                    });
-                }
-            }
-        }
     };
+    let shown = input.shown();
+    let retry = |why: &dyn std::fmt::Display| Failure::retry(Reason::StagingError, format!("{shown}: {why}"));
     let placing = Placing { unpack: input.unpack, to: input.to.clone(), limits };
-    let placed = helper::place(ids, &file, work.as_fd(), &placing, deadline).map_err(|e| match deadline.over() {
-        Some(Over::Stopped(why)) => Failure::not_started(&why),
-        Some(over) => retry(&format!("the job's inputs are {over}")),
-        None => retry(&e),
-    })?;
+    let placed = helper::place(ids, &file, work.as_fd(), &placing, deadline)
+        .map_err(|e| ended(deadline, &shown).unwrap_or_else(|| retry(&e)))?;
     budget.bytes = budget.bytes.saturating_sub(placed.bytes);
     budget.entries = budget.entries.saturating_sub(placed.entries);
     match placed.problem {
         None => Ok(()),
-        Some(Unplaced { why, at_target: None }) => Err(hold(&why)),
+        Some(Unplaced { why, at_target: None }) => Err(Failure::hold(Reason::InputUnusable, format!("{shown}: {why}"))),
         Some(Unplaced { why, at_target: Some(errno) }) if is_full(&io::Error::from_raw_os_error(errno)) => {
-            Err(no_room(slot, request, deadline, &format!("{shown}: {why}")))
+            let downloaded = input.download.is_some().then_some(&file);
+            Err(no_room(slot, request, deadline, downloaded, &format!("{shown}: {why}")))
         }
         Some(Unplaced { why, .. }) => Err(retry(&why)),
     }
@@ -220,35 +233,38 @@ fn copy(
     *budget = copier.budget;
     let Err(problem) = copied else { return Ok(()) };
     let e = plain(problem.error());
-    let is_of = |errnos: &[Errno]| e.raw_os_error().is_some_and(|n| errnos.contains(&Errno::from_raw(n)));
     let place = inner.map_or_else(|| path.display().to_string(), |inner| format!("{}/{inner}", path.display()));
-    Err(match deadline.over() {
-        Some(Over::Stopped(why)) => Failure::not_started(&why),
-        Some(over) => Failure::retry(Reason::StagingError, format!("{place}: the job's inputs are {over}")),
-        None if at_target && is_full(&e) => no_room(slot, request, deadline, &format!("{place}: {e}")),
-        None if at_target || is_of(&PASSING) => Failure::retry(Reason::StagingError, format!("{place}: {e}")),
-        None if is_of(&OF_ITS_USER) => Failure::retry(Reason::InputUnusable, format!("{place}: {e}")),
-        None => Failure::hold(Reason::InputUnusable, format!("{place}: {e}")),
+    Err(match ended(deadline, &place) {
+        Some(ended) => ended,
+        None if at_target && is_full(&e) => no_room(slot, request, deadline, None, &format!("{place}: {e}")),
+        None if at_target => Failure::retry(Reason::StagingError, format!("{place}: {e}")),
+        None => unreadable(&place, &e),
     })
 }
 
 /// What it means that a slot's volume had no room for a job's inputs: that the job cannot run in such a slot, or that
-/// others have taken the room, which must never be the job's loss.
-fn no_room(slot: &Slot, request: &Request, deadline: &Deadline<'_>, what: &str) -> Failure {
-    let (Ok(volume), Some(need)) = (fstatvfs(slot.data.as_fd()), measure(request, deadline)) else {
+/// others have taken the room, which must never be the job's loss. `downloaded`: an input that is in the volume without a
+/// name.
+fn no_room(slot: &Slot, request: &Request, deadline: &Deadline<'_>, downloaded: Option<&File>, what: &str) -> Failure {
+    let (Ok(volume), Some(mut need)) = (fstatvfs(slot.data.as_fd()), measure(request, deadline)) else {
         return Failure::retry(Reason::VolumeFull, what);
     };
     let bytes = |blocks: u64| blocks.saturating_mul(volume.fragment_size());
     let (size, files) = (bytes(volume.blocks()), volume.files());
-    let counted = format!("the inputs take {} bytes and {} names", need.bytes, need.entries);
+    let counted = |need: &Count| format!("the inputs take {} bytes and {} names", need.bytes, need.entries);
     if need.bytes > size || files > 0 && need.entries > files {
+        let counted = counted(&need);
         let message = format!("{what}: {counted}, and the slot's volume has {size} and {files} when it is empty");
         return Failure::hold(Reason::InputUnusable, message);
     }
     // What was counted is what the inputs are now, and their user may change them at each moment. What has been copied
-    // nobody else can change: where hardly anything else is there, the fault lies with the inputs alone.
+    // nobody else can change, and what is in an archive is only known by it: where hardly anything else is there, the
+    // fault lies with the inputs alone.
     let copied = [layout::WORK, IO].iter().filter_map(|name| count(open_dir(slot, name).ok()?.as_fd(), deadline));
-    let (copied, names) = copied.fold((0, 0), |(bytes, names), c| (bytes + c.bytes, names + c.entries));
+    let unnamed = downloaded.and_then(|file| fstat(file).ok()).map_or(0, |stat| blocks(&stat));
+    let (copied, names) = copied.fold((unnamed, 0), |(bytes, names), c| (bytes + c.bytes, names + c.entries));
+    (need.bytes, need.entries) = (need.bytes.max(copied), need.entries.max(names));
+    let counted = counted(&need);
     let others = bytes(volume.blocks().saturating_sub(volume.blocks_free())).saturating_sub(copied);
     let other_files = files.saturating_sub(volume.files_free()).saturating_sub(names);
     if others <= size / 10 && other_files <= files / 10 {
@@ -273,17 +289,17 @@ fn count(top: BorrowedFd<'_>, deadline: &Deadline<'_>) -> Option<Count> {
     Some(walk.so_far())
 }
 
-/// What a job's inputs and standard input take.
+/// What a job's inputs and standard input take: but for what is downloaded or unpacked, whose size nobody knows before.
 fn measure(request: &Request, deadline: &Deadline<'_>) -> Option<Count> {
     let mut all = Count::default();
     if let Some(inputs) = &request.inputs {
         all = count(tree::open_dir(inputs).ok()?.as_fd(), deadline)?;
     }
-    if let Some(stdin) = &request.stdin {
-        let stat = fstat(&tree::open_file(stdin).ok()?).ok()?;
+    let plain = request.input_files.iter().filter(|input| !input.unpack).filter_map(|input| input.path.as_ref());
+    for path in request.stdin.iter().chain(plain) {
+        let stat = fstat(&tree::open_file(path).ok()?).ok()?;
         let size = u64::try_from(stat.st_size).unwrap_or(0);
-        let blocks = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512);
-        (all.bytes, all.size) = (all.bytes.saturating_add(blocks), all.size.saturating_add(size));
+        (all.bytes, all.size) = (all.bytes.saturating_add(blocks(&stat)), all.size.saturating_add(size));
         all.entries += 1;
     }
     Some(all)

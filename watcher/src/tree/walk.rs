@@ -55,7 +55,8 @@ fn open(dir: BorrowedFd<'_>, name: &std::ffi::CStr) -> Result<OwnedFd, Errno> {
     }
 }
 
-fn blocks(stat: &FileStat) -> u64 {
+/// Bytes of a file's blocks.
+pub fn blocks(stat: &FileStat) -> u64 {
     u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512)
 }
 
