@@ -1,7 +1,7 @@
 //! How a registry lets a client in: credentials of a pull secret, and what the registry asks for (RFC 9110 section 11;
 //! the distribution project's token authentication).
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
 
@@ -20,7 +20,7 @@ const TOKEN_MAX: usize = 16 << 10;
 #[derive(Default, Deserialize)]
 pub struct Accounts {
     #[serde(default)]
-    auths: HashMap<String, Account>,
+    auths: BTreeMap<String, Account>,
 }
 
 #[derive(Deserialize)]
@@ -48,12 +48,15 @@ pub enum Challenge {
     },
 }
 
-/// Host of an entry, which may be an address with a path: `https://index.docker.io/v1/`.
-fn host(entry: &str) -> &str {
+/// Registry and repositories of an entry, which may be an address: `https://index.docker.io/v1/`, `r.example/group`.
+fn scope(entry: &str) -> (&str, &str) {
     let bare = entry.split_once("://").map_or(entry, |(_, bare)| bare);
-    match bare.split('/').next().unwrap_or_default() {
-        "index.docker.io" | "registry-1.docker.io" => "docker.io",
-        host => host,
+    let (host, path) = bare.split_once('/').unwrap_or((bare, ""));
+    let path = path.trim_end_matches('/');
+    let path = if matches!(path, "v1" | "v2") { "" } else { path };
+    match host {
+        "index.docker.io" | "registry-1.docker.io" => ("docker.io", path),
+        host => (host, path),
     }
 }
 
@@ -67,9 +70,16 @@ impl Accounts {
         serde_json::from_slice(&text).map_err(|_| at(&"is not a .dockerconfigjson"))
     }
 
-    /// What lets the account of this registry in, where there is one.
-    pub fn of(&self, registry: &str) -> Option<String> {
-        let account = self.auths.iter().find(|(entry, _)| host(entry) == registry)?.1;
+    /// What lets the account for this repository in, where there is one: of several the one that names it best, as the
+    /// kubelet takes it.
+    pub fn of(&self, registry: &str, repository: &str) -> Option<String> {
+        let is_beneath = |path: &str| {
+            let rest = repository.strip_prefix(path);
+            path.is_empty() || rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        let scopes = self.auths.iter().map(|(entry, account)| (scope(entry), account));
+        let fitting = scopes.filter(|((host, path), _)| *host == registry && is_beneath(path));
+        let account = fitting.max_by_key(|((_, path), _)| path.len())?.1;
         let pair = format!("{}:{}", account.username, account.password);
         let encoded =
             if account.auth.is_empty() { Base64::encode_string(pair.as_bytes()) } else { account.auth.clone() };
@@ -132,11 +142,24 @@ mod tests {
         let text = br#"{"auths": {"https://index.docker.io/v1/": {"auth": "YTpi"}, "r.example:5000": {"username": "a",
                        "password": "b"}}}"#;
         let accounts: Accounts = serde_json::from_slice(text).unwrap();
-        assert_eq!(accounts.of("docker.io").unwrap(), "Basic YTpi");
-        assert_eq!(accounts.of("r.example:5000").unwrap(), "Basic YTpi");
+        assert_eq!(accounts.of("docker.io", "x").unwrap(), "Basic YTpi");
+        assert_eq!(accounts.of("r.example:5000", "x").unwrap(), "Basic YTpi");
         for other in ["r.example", "r.example:5001", "x.r.example:5000", ""] {
-            assert_eq!(accounts.of(other), None, "{other}");
+            assert_eq!(accounts.of(other, "x"), None, "{other}");
         }
+    }
+
+    #[test]
+    fn of_accounts_of_one_registry_the_one_for_the_repository_is_taken() {
+        let text = br#"{"auths": {"https://r.example/v2/": {"auth": "all"}, "r.example/a": {"auth": "a"},
+                       "r.example/a/b": {"auth": "ab"}, "other.example/a/": {"auth": "other"}}}"#;
+        let accounts: Accounts = serde_json::from_slice(text).unwrap();
+        for (path, auth) in [("a/b/c", "ab"), ("a/b", "ab"), ("a/bc", "a"), ("a", "a"), ("ab", "all"), ("x/a/b", "all")]
+        {
+            assert_eq!(accounts.of("r.example", path), Some(format!("Basic {auth}")), "{path}");
+        }
+        assert_eq!(accounts.of("other.example", "a/x").unwrap(), "Basic other");
+        assert_eq!(accounts.of("other.example", "b/x"), None);
     }
 
     #[test]

@@ -246,7 +246,7 @@ impl Repository<'_> {
     async fn let_in(&mut self, headers: &HeaderMap) -> Result<String, Failure> {
         let registry = self.registry;
         let denied = |why: &str| refusal(StatusCode::UNAUTHORIZED, &format!("{registry} ({why})"));
-        let account = Accounts::read(self.options.pull_secret.as_deref()).map_err(away)?.of(self.registry);
+        let account = Accounts::read(self.options.pull_secret.as_deref()).map_err(away)?.of(registry, self.path);
         let asked = headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
         match asked.filter_map(Challenge::read).next() {
             Some(Challenge::Basic) => account.ok_or_else(|| denied("it wants an account, and the pilot has none")),
