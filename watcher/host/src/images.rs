@@ -5,7 +5,7 @@ use crate::engine::{Engine, Image};
 use crate::pattern::matches;
 use std::sync::Arc;
 use watcher::bind::message::Message;
-use watcher::bind::{Failure, ImageCommand, Reason};
+use watcher::bind::{Failure, ImageCommand, Reason, architecture};
 use watcher::reference::Reference;
 
 /// Whether an image that is not here is fetched.
@@ -116,17 +116,6 @@ fn inspect(engine: &dyn Engine, name: &str) -> Result<Option<Image>, Failure> {
         ),
         e => Failure::retry(Reason::EngineError, format!("cannot inspect the image {name}: {e}")),
     })
-}
-
-/// This machine's architecture, as image configurations name it.
-fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        "x86" => "386",
-        "powerpc64" => "ppc64le",
-        other => other,
-    }
 }
 
 /// An image that names no architecture is believed: hand-made ones do not.

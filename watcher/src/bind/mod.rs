@@ -49,6 +49,17 @@ pub struct ContainerState {
     pub pod_ends: Option<(Reason, String)>,
 }
 
+/// This machine's architecture, as manifests and configurations of images name it.
+pub fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        "x86" => "386",
+        "powerpc64" => "ppc64le",
+        other => other,
+    }
+}
+
 /// What a bind tells while it goes on, and asks.
 pub trait Progress {
     /// The old container is gone, and the new one is not there yet: its image is being fetched.

@@ -21,7 +21,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use self::account::{Accounts, Challenge};
-use crate::bind::{Failure, ImageCommand, Reason};
+use crate::bind::{Failure, ImageCommand, Reason, architecture};
 use crate::reference::{Reference, is_digest, of_image_id};
 use crate::text::one_line;
 
@@ -174,15 +174,6 @@ impl Registries {
         let config = manifest.config.ok_or_else(|| malformed("its manifest has no configuration"))?;
         let image: Image = repository.document("blobs", &config.digest).await?;
         Ok(image.config.unwrap_or_default())
-    }
-}
-
-/// This machine's architecture, as manifests name it.
-fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
     }
 }
 
