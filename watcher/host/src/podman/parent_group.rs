@@ -3,6 +3,7 @@
 
 use crate::container::Limits;
 use crate::failure::{Context, Failure, failure};
+use latebind_linux::cgroup::path_of;
 use std::fs;
 use std::path::{Component, Path};
 
@@ -62,7 +63,7 @@ impl ParentGroup {
 }
 
 fn demand_none_needed(own_groups: &str) -> Result<(), Failure> {
-    let group = own_groups.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default();
+    let group = path_of(own_groups, "").unwrap_or_default();
     if !group.split('/').any(|part| part.ends_with(OF_SLURM)) {
         return Ok(());
     }
