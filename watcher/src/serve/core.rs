@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::mailbox::{Mailbox, News};
 use super::{holds, marks, protocol, service};
-use crate::bind::{Binder, Class, Failure, Reason};
+use crate::bind::{Binder, Class, Failure};
 use crate::job::control::Control;
 use crate::job::life::Settings;
 use crate::job::relay::Streams;
@@ -243,7 +243,7 @@ impl Core {
             });
         }
         for (name, why) in unwanted {
-            self.give_up(&name, Failure::retry(Reason::Cancelled, format!("{why}, before it had started")));
+            self.give_up(&name, Failure::not_started(&why));
         }
     }
 }

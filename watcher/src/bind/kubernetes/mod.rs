@@ -411,7 +411,7 @@ impl Binder for Kubernetes {
                 }
                 bound
             }
-            Either::Right((why, _)) => Err(Failure::retry(Reason::Cancelled, format!("{why}, before it had started"))),
+            Either::Right((why, _)) => Err(Failure::not_started(&why)),
         }
     }
 
