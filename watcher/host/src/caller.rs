@@ -1,5 +1,5 @@
-//! What this program has from whoever started it: a umask, limits and signals that are meant for the caller's own files
-//! and children, and that would reach the pod's directories and containers.
+//! What this program has from whoever started it: a umask and limits that are meant for the caller's own files and
+//! children, and that would reach the pod's directories and containers.
 
 use crate::failure::{Context, Failure, failure};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -13,9 +13,8 @@ const OPEN_FILES: u64 = 4096;
 
 static UMASK: OnceLock<u32> = OnceLock::new();
 
-/// Sets right what the caller has left. To be called once, before there are threads.
+/// Sets right what the caller has left. To be called once.
 pub fn settle() -> Result<(), Failure> {
-    watcher::caller::reset_signals().context(|| "cannot set the signals".into())?;
     // Payloads, whose user IDs are others, go through directories that are made here.
     let _ = UMASK.set(umask(Mode::S_IWGRP | Mode::S_IWOTH).bits());
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).context(|| "cannot read the limit on open files".into())?;

@@ -69,8 +69,10 @@ fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(code) => return code,
     };
+    // Before there are threads, and also where all that is done here is to wait for the pod of an ordinary user.
+    let signals = watcher::caller::reset_signals().context(|| "cannot set the signals".into());
     let outside = rootless::is_inside().then(Inside::connect).flatten();
-    let code = obey(arguments).unwrap_or_else(|e| {
+    let code = signals.and_then(|()| obey(arguments)).unwrap_or_else(|e| {
         text::complain(&format!("latebind-host: {e}"));
         OWN_FAILURE
     });
