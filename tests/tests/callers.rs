@@ -53,6 +53,7 @@ fn a_callers_umask_is_for_its_own_results_alone() {
 fn few_open_files_do_not_break_a_pod_or_are_named() {
     says(&called("ulimit -Sn 32; exec $RUN $BUSYBOX echo ok"), 0, "ok");
     says(&called("ulimit -n 128; exec $RUN $BUSYBOX echo ok"), 0, "ok");
+    says(&called("ulimit -Sn 8; ulimit -Hn 1024; exec $RUN $BUSYBOX echo ok"), 0, "ok");
     let few = called("ulimit -n 64; exec $RUN $BUSYBOX echo ok");
     // Who may raise the limit does so.
     if few.code != Some(0) {

@@ -18,13 +18,16 @@ pub fn settle() -> Result<(), Failure> {
     // Payloads, whose user IDs are others, go through directories that are made here.
     let _ = UMASK.set(umask(Mode::S_IWGRP | Mode::S_IWOTH).bits());
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).context(|| "cannot read the limit on open files".into())?;
-    let wanted = hard.max(OPEN_FILES);
-    if setrlimit(Resource::RLIMIT_NOFILE, wanted, wanted).is_ok() || hard >= OPEN_FILES_MIN {
+    let set = |most| setrlimit(Resource::RLIMIT_NOFILE, most, most);
+    if set(hard.max(OPEN_FILES)).is_ok() {
         return Ok(());
     }
-    Err(failure(format!(
-        "this shell may open {hard} files at once (ulimit -Hn), and a pod needs {OPEN_FILES_MIN}: raise the limit"
-    )))
+    if hard < OPEN_FILES_MIN {
+        return Err(failure(format!(
+            "this shell may open {hard} files at once (ulimit -Hn), and a pod needs {OPEN_FILES_MIN}: raise the limit"
+        )));
+    }
+    set(hard).context(|| format!("cannot raise the limit on open files to {hard}"))
 }
 
 /// The mode of a directory that the caller gets, by the caller's own umask.
