@@ -285,7 +285,7 @@ impl Slot {
         let (exit_code, oom_killed) = (said.exit_code, said.oom_killed || payload.oom_killed());
         let last_words = || {
             let last = last_lines(engine, &shape.spec(payload.role, "", &[]));
-            tracing::warn!(slot = self.number, image, exit_code, "the payload container ended; it said: {last}");
+            tracing::warn!(slot = self.number, image, exit_code, "the payload container ended{}", quoted(&last));
             last
         };
         let last = if said.running { String::new() } else { payload.last_words.get_or_init(last_words).clone() };
@@ -315,7 +315,10 @@ fn remove(engine: &dyn Engine, name: &str) {
 
 /// The end of a container's log, for a message.
 pub fn glue_said(engine: &dyn Engine, spec: &Spec) -> String {
-    let last = last_lines(engine, spec);
+    quoted(&last_lines(engine, spec))
+}
+
+fn quoted(last: &str) -> String {
     if last.is_empty() { String::new() } else { format!("; it said: {last}") }
 }
 
