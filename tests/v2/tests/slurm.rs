@@ -8,6 +8,7 @@ use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use latebind_tests::pod::{BUSYBOX, NOSHELL, Outcome, look_into, probe, shell, unique, with};
+use latebind_tests::processes::{Process, all_pids, cgroup};
 use latebind_v2_tests::{output, shown, succeed};
 use serde_json::{Value, json};
 
@@ -106,17 +107,9 @@ impl User {
     fn command(&self, words: &[&str]) -> Output {
         let mut command = Command::new("setpriv");
         let id = self.id.to_string();
-        command.args([
-            "--reuid",
-            &id,
-            "--regid",
-            &id,
-            "--clear-groups",
-            "env",
-            "-i",
-            "PATH=/usr/local/bin:/usr/bin:/bin",
-        ]);
-        command.args([&format!("HOME={}", self.home.display()), &format!("IMAGES={IMAGES}"), "IDLE_EXIT=0.5"]);
+        command.args(["--reuid", &id, "--regid", &id, "--clear-groups", "env", "-i"]);
+        command.args(["PATH=/usr/local/bin:/usr/bin:/bin", "IDLE_EXIT=0.5"]);
+        command.args([format!("HOME={}", self.home.display()), format!("IMAGES={IMAGES}")]);
         command.args(words).current_dir(&self.home).output().unwrap()
     }
 
@@ -185,22 +178,15 @@ impl SlurmJob<'_> {
     }
 
     fn assert_nothing_is_left(&self) {
-        let ids = format!("{}-{}", self.user.id, self.user.id);
         let own = fs::read_to_string("/etc/subuid").unwrap();
         let own = own.lines().find_map(|line| line.strip_prefix(&format!("{}:", self.user.name))).unwrap();
         let (first, count) = own.split_once(':').unwrap();
         let first: u32 = first.parse().unwrap();
         let range = first..first + count.parse::<u32>().unwrap();
-        let all = fs::read_dir("/proc").unwrap().flatten();
-        let left: Vec<String> = all
-            .filter(|entry| {
-                use std::os::unix::fs::MetadataExt;
-                entry.file_name().to_string_lossy().parse::<u32>().is_ok()
-                    && entry.metadata().is_ok_and(|m| m.uid() == self.user.id || range.contains(&m.uid()))
-            })
-            .filter_map(|entry| fs::read_to_string(entry.path().join("cmdline")).ok())
-            .collect();
-        assert_eq!(left, Vec::<String>::new(), "of {ids}\n{}", self.user.log());
+        let is_users = |uid: &u32| *uid == self.user.id || range.contains(uid);
+        let processes = all_pids().into_iter().filter_map(Process::look);
+        let left: Vec<Process> = processes.filter(|process| process.uids.iter().any(is_users)).collect();
+        assert_eq!(left, [], "{}", self.user.log());
         let groups = succeed("find", &["/sys/fs/cgroup", "-name", &format!("job_{}", self.id)]);
         assert_eq!(groups, "", "{}", self.user.log());
         let files = ["find", "/tmp", "/var/tmp", "-maxdepth", "1", "-user", &self.user.name];
@@ -209,10 +195,9 @@ impl SlurmJob<'_> {
 }
 
 fn group_of(arguments: &[&str]) -> Option<String> {
-    let wanted: Vec<u8> = arguments.iter().flat_map(|word| word.bytes().chain([0])).collect();
-    let mut processes = fs::read_dir("/proc").unwrap().flatten();
-    let found = processes.find(|entry| fs::read(entry.path().join("cmdline")).is_ok_and(|line| line == wanted))?;
-    fs::read_to_string(found.path().join("cgroup")).ok()
+    let wanted = arguments.join(" ");
+    let found = all_pids().into_iter().filter_map(Process::look).find(|process| process.command == wanted)?;
+    cgroup(found.pid)
 }
 
 #[test]
