@@ -77,7 +77,8 @@ if [ "$MUSL_ARCH" = x86_64 ]; then
 else
     cc=$MUSL_ARCH-linux-gnu-gcc
     command -v "$cc" >/dev/null || fail "$cc is missing: run .ci/setup.sh build, which installs gcc-aarch64-linux-gnu"
-    own=$(.ci/musl.sh arm64)
+    . .ci/deb.sh
+    own=$(kept_debs bookworm arm64 musl musl-dev)/usr
     musl=$own/lib/$MUSL_ARCH-linux-musl
     mkdir -p "$target"
     cat >"$target/$MUSL_ARCH-musl-gcc" <<C

@@ -36,7 +36,7 @@ for purpose; do
         add 20 ca-certificates gcc libc6-dev binutils
         # Debian's toolchain comes with the sources of std, which the release recipe rebuilds for musl.
         [ "$(static_recipe)" = rustup ] || add 60 rustc-web cargo-web rust-web-src musl-tools
-        [ "$MUSL_ARCH" = x86_64 ] || add 20 gcc-aarch64-linux-gnu curl
+        [ "$MUSL_ARCH" = x86_64 ] || add 20 gcc-aarch64-linux-gnu
         ;;
     images) add 30 podman runc crun netavark busybox-static debootstrap gcc libc6-dev ;;
     demo) add 5 openssl procps ;;
@@ -58,7 +58,7 @@ for purpose; do
         command -v busybox >/dev/null || add 5 busybox-static
         [ -n "$(dev_cargo)" ] || add 60 rustc-web cargo-web
         ;;
-    v2) add 5 curl debootstrap e2fsprogs util-linux ;;
+    v2) add 5 debootstrap e2fsprogs util-linux ;;
     # Programs for tests/cluster, which takes the rest apart from what is installed.
     cluster) add 20 golang-go dpkg-dev libseccomp2 openssl jq curl ;;
     *)

@@ -6,7 +6,6 @@
 # While it runs, this machine's kernel executes programs for aarch64 by the emulator (binfmt_misc).
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
-. images/debian-root.sh
 . .ci/deb.sh
 . .ci/rust.sh
 . .ci/steps.sh
@@ -18,11 +17,9 @@ target=aarch64-unknown-linux-musl
 # Debian 12's emulator lacks openat2(2), which glue needs.
 emulator=${XDG_CACHE_HOME:-$HOME/.cache}/latebind/qemu-aarch64
 [ -x "$emulator" ] || {
-    unpacked=$(mktemp -d)
-    unpack_deb "$(debian_mirror)" trixie amd64 qemu-user "$unpacked" || exit
-    mkdir -p "${emulator%/*}"
-    mv "$unpacked/usr/bin/qemu-aarch64" "$emulator"
-    rm -rf "$unpacked"
+    unpack_debs "$emulator.debs" trixie amd64 qemu-user || exit
+    mv "$emulator.debs/usr/bin/qemu-aarch64" "$emulator"
+    rm -rf "$emulator.debs"
 }
 
 # On x86_64, without the emulator: what is said of the other architecture's programs.
@@ -42,7 +39,8 @@ mount -t binfmt_misc binfmt_misc "$binfmt" || exit
 # P: it gets argv[0] as the program would; C: with the program's own credentials.
 [ -e "$binfmt/$name" ] || printf ':%s:M::%s:%s:%s:FPC' "$name" \
     '\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00' \
-    '\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff' "$emulator" >"$binfmt/register" || exit
+    '\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff' "$emulator" \
+    >"$binfmt/register" || exit
 
 programs=$(TARGET=$target .ci/build.sh --tests) || exit
 for program in $programs; do

@@ -13,6 +13,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 umask 022
+. .ci/deb.sh
 export LC_ALL=C
 # Raise when this script makes other images of the same inputs.
 readonly format=1
@@ -48,11 +49,9 @@ input() {
         ;;
     busybox)
         [ -x /bin/busybox ] || die "/bin/busybox is missing: .ci/setup.sh images"
-        if [ "$dist" = dist ]; then
-            echo /bin/busybox
-        else
-            images/busybox-arm64.sh
-        fi
+        local debs=''
+        [ "$dist" = dist ] || debs=$(kept_debs bookworm arm64 busybox-static) || exit
+        echo "$debs/bin/busybox"
         ;;
     debian.tar)
         [ -s "$debian" ] || images/debian/debootstrap.sh "$debian" >&2

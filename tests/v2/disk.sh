@@ -8,15 +8,14 @@
 # trixie (boot.sh).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-. images/debian-root.sh
+. .ci/deb.sh
 suite=${1:?usage: disk.sh SUITE}
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/latebind/v2
 # What is written below decides what the disk has: another text, another disk.
-version=$(cat images/debian-root.sh tests/v2/disk.sh tests/v2/latebind-v2.service | sha256sum | cut -c1-12)
+version=$(cat images/debian-root.sh .ci/deb.sh tests/v2/disk.sh tests/v2/latebind-v2.service | sha256sum | cut -c1-12)
 disk=$cache/$suite-$version.ext4
 kernel=$cache/kernel-$version
 mirror=$(debian_mirror)
-mirror=${mirror%/}
 mkdir -p "$cache"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -26,27 +25,17 @@ fail() {
     exit 1
 }
 
-# The kernel's package is found by the archive's index, as apt would, and checked against it.
-fetch_kernel() {
-    local index=$mirror/dists/sid/main/binary-amd64/Packages.gz entry file sum
-    entry=$(curl -fsS "$index" | zcat | awk -v RS= '/^Package: user-mode-linux\n/')
-    file=$(sed -n 's/^Filename: //p' <<<"$entry")
-    sum=$(sed -n 's/^SHA256: //p' <<<"$entry")
-    [ -n "$file" ] || fail "the archive at $mirror has no user-mode-linux in sid"
-    curl -fsS -o "$work/kernel.deb" "$mirror/$file"
-    echo "$sum  $work/kernel.deb" | sha256sum --quiet --check || fail "$file is not what the archive's index says"
-    dpkg-deb -x "$work/kernel.deb" "$work/kernel"
+exec 9>"$cache/lock"
+flock 9
+[ -x "$kernel/usr/bin/linux.uml" ] || {
+    unpack_debs "$work/kernel" sid amd64 user-mode-linux
     rm -rf "$cache"/kernel-*
     mv "$work/kernel" "$kernel"
 }
-
-exec 9>"$cache/lock"
-flock 9
-[ -x "$kernel/usr/bin/linux.uml" ] || fetch_kernel >&2
 [ -e "$disk" ] || {
-    echo "disk.sh: fetching Debian $suite with podman from $mirror, about two minutes, once; kept as $disk" >&2
+    echo "disk.sh: fetching Debian $suite from $mirror, about four minutes, once; kept as $disk" >&2
     root=$work/root
-    debootstrap --variant=minbase "$suite" "$root" "$mirror/" >"$work/log" 2>&1 || fail "debootstrap of $suite failed"
+    debootstrap --variant=minbase "$suite" "$root" "$mirror" >"$work/log" 2>&1 || fail "debootstrap of $suite failed"
     # In Debian 12 the client is part of it.
     docker=docker.io
     [ "$suite" = bookworm ] || docker="docker.io docker-cli"
