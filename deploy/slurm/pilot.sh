@@ -25,9 +25,10 @@ flock --nonblock 9 || {
     exit 1
 }
 
-# scancel and the time limit send TERM to this shell alone; the pod takes it as the request to drain.
-host='' ends=''
-trap 'ends=1; [ -z "$host" ] || kill -TERM "$host"' TERM
+# scancel and the time limit send TERM to this shell alone; the pod takes it as the request to drain, and a second one
+# as that to end at once.
+ends=''
+trap 'ends=1' TERM
 # Short, as podman 4 wants it, and not that of a session of the user on this node, which is outside of the job.
 run=$(mktemp -d /tmp/lb.XXXXXX)
 state=$(mktemp -d "${TMPDIR:-/tmp}/latebind.XXXXXX")
@@ -47,6 +48,7 @@ export LATEBIND_CGROUP_PARENT
 latebind-host pod --name "slurm-$SLURM_JOB_ID" --spool "$spool" --private "$private" --stop-timeout 20 "$@" \
     -- pilot --spool /spool --idle-exit "${IDLE_EXIT:-60}" &
 host=$!
+trap 'kill -TERM "$host" 2>/dev/null || :' TERM
 [ -z "$ends" ] || kill -TERM "$host"
 code=0
 # A signal ends a wait and not what it waits for.
