@@ -6,8 +6,8 @@
 #                    for; the latter into dist/aarch64/
 #   RECIPE           debian or rustup: how static binaries are built (default: rustup if it has the musl target)
 
-.PHONY: help build install images push archive demo test test-condor test-v2 test-aarch64 test-cluster cluster cluster-down
-.PHONY: attack-start bench bench-cluster fuzz soak audit clean
+.PHONY: help build install images push archive demo test test-condor test-v2 test-aarch64
+.PHONY: test-cluster cluster cluster-down attack-start bench bench-cluster fuzz soak audit clean
 
 # Checked before anything is built, which takes minutes.
 ifneq ($(filter push,$(MAKECMDGOALS)),)

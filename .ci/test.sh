@@ -34,7 +34,8 @@ step "audit" glue/audit.sh
 # Apart from the build, so that its output does not hide the tests' own.
 step "build of the tests" "$cargo" test --quiet --locked --workspace --no-run
 step "unit tests" "$cargo" test --locked --no-fail-fast --workspace --exclude latebind-tests \
-    --exclude latebind-cluster-tests --exclude latebind-condor-tests --exclude latebind-v2-tests --exclude latebind-aarch64-tests
+    --exclude latebind-cluster-tests --exclude latebind-condor-tests --exclude latebind-v2-tests \
+    --exclude latebind-aarch64-tests
 # Two at a time: each starts several containers, and two cores are enough for all there is to test.
 step "integration tests" "$cargo" test --locked --no-fail-fast -p latebind-tests -- --test-threads=2
 

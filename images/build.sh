@@ -119,8 +119,8 @@ build() {
         rm -rf "$work/$name.tree"
     fi
     old=$(podman images -q --no-trunc "$image")
-    podman build --quiet ${platform[@]+"${platform[@]}"} --layers=false --network=none --pull=never --label "latebind.inputs=${digest[$name]}" --timestamp 0 \
-        -t "$image" "$context" >/dev/null || die "building $image failed"
+    podman build --quiet "${platform[@]}" --layers=false --network=none --pull=never \
+        --label "latebind.inputs=${digest[$name]}" --timestamp 0 -t "$image" "$context" >/dev/null || die "building $image failed"
     # The one before goes, unless a container still runs it.
     if [ -n "$old" ]; then podman rmi "$old" >/dev/null 2>&1 || :; fi
     rm -rf "$context"

@@ -1,8 +1,8 @@
 #!/bin/bash
 # publish.sh push|archive [NAME...]: takes images that build.sh has made to a cluster (default: glue pilot busybox debian).
 #
-# push      to $REGISTRY, a host[:port][/path], under the tag $TAG (default: the project's version); where an image was built
-#           for arm64 too, both in one manifest list. Prints what to put into a kustomization, and leaves one in
+# push      to $REGISTRY, a host[:port][/path], under the tag $TAG (default: the project's version); where an image was
+#           built for arm64 too, both in one manifest list. Prints what to put into a kustomization, and leaves one in
 #           dist/deploy. TLS is left out on loopback, and elsewhere with INSECURE=1.
 # archive   into dist/images/NAME.tar, for `kind load image-archive`, `minikube image load`, `ctr -n k8s.io images import`
 set -euo pipefail
@@ -20,8 +20,8 @@ for name; do
     podman image exists "localhost/latebind/$name:1" || die "localhost/latebind/$name:1 is not there: make images"
 done
 
-# send NAME DESTINATION: pushes an image; as a manifest list, where it was built for another architecture too. Its digest
-# goes to $work/digest.
+# send NAME DESTINATION: pushes an image; as a manifest list, where it was built for another architecture too. Its
+# digest goes to $work/digest.
 send() {
     local list=localhost/latebind/$1:list
     if ! podman image exists "localhost/latebind/$1:1-arm64"; then

@@ -1,7 +1,7 @@
 # shellcheck shell=sh
-# What `watcher pilot` is told to run: `fetch` prints the next job of the job server, `report DIR NAME` sends a result there.
-# For HTTP there is busybox nc: with wget the password would be in an argument, and those can be read by every process of the
-# pod. A server with TLS, tokens and PUT needs none of this: `watcher pilot --source URL`.
+# What `watcher pilot` is told to run: `fetch` prints the next job of the job server, `report DIR NAME` sends a result
+# there. For HTTP there is busybox nc: with wget the password would be in an argument, and those can be read by every
+# process of the pod. A server with TLS, tokens and PUT needs none of this: `watcher pilot --source URL`.
 
 # ask METHOD PATH [FILE]: one request, with FILE as its body; prints the answer's body.
 ask() {

@@ -311,8 +311,8 @@ fn pids(text: &str) -> Result<Amount<u64>, String> {
 fn mount(text: &str) -> Result<Mount, String> {
     let wrong = || {
         format!(
-            "{text:?} is not a mount: write SOURCE:TARGET or SOURCE:TARGET:ro, with an absolute target; the pilot sees it, \
-             and no job does"
+            "{text:?} is not a mount: write SOURCE:TARGET or SOURCE:TARGET:ro, with an absolute target; the pilot sees \
+             it, and no job does"
         )
     };
     let mut parts = text.split(':');

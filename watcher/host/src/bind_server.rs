@@ -124,8 +124,8 @@ impl BindServer {
         known?.pop().ok_or_else(|| bad("the engine said nothing of the image"))
     }
 
-    /// Makes sure that the images of glue, of the pilot and of `only`, fetched as `pull` says, are here. Returns the ID of glue's. A pull shows
-    /// its progress to the user.
+    /// Makes sure that the images of glue, of the pilot and of `only`, fetched as `pull` says, are here. Returns the ID
+    /// of glue's. A pull shows its progress to the user.
     pub fn look_at_images(&self, only: Option<&Reference>, pull: Pull) -> Result<String, failure::Failure> {
         let ours = [&self.shape.glue_image, &self.shape.pilot_image]
             .map(|image| Reference::parse_full(image).map(|image| image.to_string()).map_err(failure));

@@ -246,7 +246,8 @@ fn shape(engine: &dyn Engine, common: &Common, kind: &str, slots: u32) -> Result
         Some(name) if place::is_pod_name(name) => name.clone(),
         Some(name) => {
             return Err(failure(format!(
-                "{name:?} is not a name for a pod: at most 40 lower-case letters, digits and '-', the last not at its ends"
+                "{name:?} is not a name for a pod: at most 40 lower-case letters, digits and '-', the last not at its \
+                 ends"
             )));
         }
         None => format!("{kind}-{}", random_digits()?),

@@ -34,8 +34,8 @@ pub fn has_user_bus() -> bool {
 }
 
 /// What runs this program again, with the same arguments, in the user's namespace; or what to do where that is
-/// impossible. `is_state_default`: the user has named no state directory. `has_parent`: a control group for those of the
-/// containers.
+/// impossible. `is_state_default`: the user has named no state directory. `has_parent`: a control group for those of
+/// the containers.
 pub fn again(is_state_default: bool, has_parent: bool) -> Result<Command, Failure> {
     let podman = check()?;
     let mut command = Command::new(podman);
