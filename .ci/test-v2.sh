@@ -13,7 +13,8 @@ cd "$(dirname "$0")/.." || exit
 cargo=$(need_cargo) || exit
 export LATEBIND_STATE=${LATEBIND_STATE:-/var/lib/latebind-test} # see the Makefile
 export CARGO_TERM_COLOR=never
-tests=${TESTS:-limits looking loss host run_conventions shortages spool steering attacks service rootless docker_systemd slurm}
+tests=${TESTS:-limits looking loss host run_conventions shortages spool steering attacks service rootless \
+    docker_systemd slurm}
 work=$(mktemp -d)
 finish() {
     local pid
@@ -47,18 +48,19 @@ PROGRAMS=$programs tests/v2/disk-of-tests.sh "$work/disk" || exit
 printf 'CHECKOUT=%s\nLATEBIND_STATE=%s\n' "$PWD" "$LATEBIND_STATE" >"$work/exchange/settings"
 cp tests/v2/run "$work/exchange/"
 
-# start SUITE: boots its machine, which goes on beside this script; writes its process ID to SUITE.pid
+declare -A pids # of the machines
+# start SUITE: boots its machine, which goes on beside this script
 start() {
     cp -a "$work/exchange" "$work/$1"
     : >"$work/$1/out"
     cp --sparse=always "$work/disk" "$work/disk.$1"
     tests/v2/boot.sh "$1" "$work/$1" "$work/disk.$1" >"$work/$1.console" 2>&1 &
-    echo $! >"$work/$1.pid"
+    pids[$1]=$!
 }
 
 # machine SUITE: its tests' output, and a failure unless it came to its end with all of them passed
 machine() {
-    tail -n +1 -f --pid="$(cat "$work/$1.pid")" "$work/$1/out"
+    tail -n +1 -f --pid="${pids[$1]}" "$work/$1/out"
     [ "$(cat "$work/$1/code" 2>/dev/null)" = 0 ] || {
         echo "test-v2.sh: the machine of $1 failed, or was lost; the last lines of its console:"
         tail -n 20 "$work/$1.console"
