@@ -117,8 +117,10 @@ C
 esac
 
 if [ "${1:-}" = --tests ]; then
-    # std is built to end a panic at once, so each test runs in a process of its own.
-    "build_$recipe" tests "-Cpanic=abort -Zpanic_abort_tests" 2>"$target/tests.log" || {
+    # The release recipe's std is built to end a panic at once, so each test runs in a process of its own.
+    flags=''
+    [ "$recipe" = rustup ] || flags="-Cpanic=abort -Zpanic_abort_tests"
+    "build_$recipe" tests "$flags" 2>"$target/tests.log" || {
         cat "$target/tests.log" >&2
         fail "the tests of glue's crates cannot be built for $MUSL_TARGET"
     }
