@@ -9,8 +9,9 @@
 //! next connection.
 #![forbid(unsafe_code)]
 
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
 
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -39,7 +40,7 @@ pub struct Job {
 /// Connects to the watcher's socket and hands on the master of a new terminal, which is the standard streams then.
 pub fn open_terminal(slot: u32, size: [u16; 2]) -> io::Result<()> {
     let (master, slave) = sys::open_terminal(size)?;
-    let to = sys::connect(&layout::attach(slot))?;
+    let to = UnixStream::connect(layout::attach(slot))?;
     sys::send_descriptors(to.as_fd(), &[Kind::Terminal as u8], &[master.as_fd()])?;
     (0..3).try_for_each(|n| sys::duplicate_to(slave.as_fd(), n))
 }
@@ -59,9 +60,9 @@ fn attend(job: Job) -> io::Result<()> {
     sys::new_session()?;
     let path = layout::attach(job.slot);
     loop {
-        let connection = sys::connect(&path).ok();
+        let connection = UnixStream::connect(&path).ok();
         let timeout = if connection.is_some() { PollTimeout::NONE } else { PollTimeout::from(AGAIN_AFTER) };
-        let asks = connection.as_ref().unwrap_or(&main).as_fd();
+        let asks = connection.as_ref().map_or(main.as_fd(), AsFd::as_fd);
         let [over, asked, _] = wait([main.as_fd(), asks, asks], timeout);
         if over {
             return Ok(());
@@ -71,7 +72,7 @@ fn attend(job: Job) -> io::Result<()> {
         if let (true, Some(connection)) = (asked, connection)
             && let Ok(Fork::Child) = sys::fork()
         {
-            return serve_client(job, main.as_fd(), connection.as_fd());
+            return serve_client(job, main.as_fd(), &connection);
         }
     }
 }
@@ -83,30 +84,19 @@ fn wait(fds: [BorrowedFd<'_>; 3], timeout: PollTimeout) -> [bool; 3] {
     polled.map(|one| one.any().unwrap_or(false))
 }
 
-/// Fills `bytes` with what the client sends.
-fn read_all(client: BorrowedFd<'_>, mut bytes: &mut [u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match nix::unistd::read(client, bytes)? {
-            0 => return Err(io::Error::from_raw_os_error(nix::libc::EPIPE)),
-            n => bytes = bytes.get_mut(n..).unwrap_or_default(),
-        }
-    }
-    Ok(())
-}
-
 /// Runs one client's command to its end.
-fn serve_client(job: Job, main: BorrowedFd<'_>, client: BorrowedFd<'_>) -> io::Result<()> {
+fn serve_client(job: Job, main: BorrowedFd<'_>, mut client: &UnixStream) -> io::Result<()> {
     let mut length = [0; 4];
-    read_all(client, &mut length)?;
+    client.read_exact(&mut length)?;
     let mut body = vec![0; usize::try_from(u32::from_le_bytes(length)).unwrap_or(usize::MAX).min(REQUEST_MAX)];
-    read_all(client, &mut body)?;
+    client.read_exact(&mut body)?;
     let end = match Request::parse(&body) {
         Some(request) => {
-            run(job, main, client, &request).unwrap_or_else(|e| End::Failed(e.raw_os_error().unwrap_or(0)))
+            run(job, main, client.as_fd(), &request).unwrap_or_else(|e| End::Failed(e.raw_os_error().unwrap_or(0)))
         }
         None => End::Failed(nix::libc::EINVAL),
     };
-    sys::send_descriptors(client, &end.bytes(), &[])
+    sys::send_descriptors(client.as_fd(), &end.bytes(), &[])
 }
 
 fn run(job: Job, main: BorrowedFd<'_>, client: BorrowedFd<'_>, request: &Request<'_>) -> io::Result<End> {

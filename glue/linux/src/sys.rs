@@ -15,7 +15,7 @@ mod payload;
 mod watcher;
 
 pub use payload::{
-    close_range, connect, exec, is_dumpable, new_session, open_terminal, send_descriptors, set_rlimit, take_terminal,
+    close_range, exec, is_dumpable, new_session, open_terminal, send_descriptors, set_rlimit, take_terminal,
 };
 #[cfg(feature = "watcher")]
 pub use watcher::*;

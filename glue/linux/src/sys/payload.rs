@@ -129,24 +129,6 @@ pub fn set_terminal_size(terminal: BorrowedFd<'_>, [rows, columns]: [u16; 2]) ->
     checked(libc::c_long::from(result)).map(drop)
 }
 
-/// Connects to the Unix socket at `path`.
-pub fn connect(path: &str) -> io::Result<OwnedFd> {
-    // SAFETY: the call takes numbers only.
-    let socket =
-        owned(libc::c_long::from(unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) }))?;
-    // SAFETY: sockaddr_un is plain numbers, for which all zeroes is a value; it has room for a NUL behind the path.
-    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
-    address.sun_family = libc::AF_UNIX as libc::sa_family_t;
-    if path.len() >= address.sun_path.len() {
-        return Err(io::Error::from_raw_os_error(libc::ENAMETOOLONG));
-    }
-    address.sun_path.iter_mut().zip(path.bytes()).for_each(|(to, byte)| *to = byte as libc::c_char);
-    let size = std::mem::size_of_val(&address) as libc::socklen_t;
-    // SAFETY: pointer and size are of one local that lives through the call.
-    let result = unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), size) };
-    checked(libc::c_long::from(result)).map(|_| socket)
-}
-
 /// Sends bytes, and at most three descriptors with them (SCM_RIGHTS of unix(7)). Without SIGPIPE.
 #[allow(clippy::unnecessary_cast, reason = "the lengths' type differs between C libraries")]
 pub fn send_descriptors(socket: BorrowedFd<'_>, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
