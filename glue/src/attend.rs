@@ -18,7 +18,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::ready::{Limits, Ready, prepare};
 use latebind_contract::attach::{End, Kind, REQUEST_MAX, Request};
-use latebind_contract::environment::Environment;
+use latebind_contract::environment::{Environment, halves};
 use latebind_contract::layout;
 use latebind_linux::sys::{self, Fork};
 
@@ -105,8 +105,7 @@ fn run(job: Job, main: BorrowedFd<'_>, client: BorrowedFd<'_>, request: &Request
         env.set(b"PWD", request.cwd);
     }
     for variable in &request.env {
-        let mut halves = variable.splitn(2, |byte| *byte == b'=');
-        if let (Some(name), Some(value)) = (halves.next(), halves.next()) {
+        if let Some((name, value)) = halves(variable) {
             env.set(name, value);
         }
     }

@@ -18,7 +18,7 @@ use crate::{attend, exec_failure};
 use latebind_contract::bytes::ByteString;
 use latebind_contract::command::{self, Amount, Command, EnvFormat, EnvMode, FIELDS, Rlimit, Stream, rlimit_number};
 use latebind_contract::environment::{
-    Environment, OF_ROOT, SyntaxError, apply_docker, apply_export, apply_nul, apply_sh,
+    Environment, OF_ROOT, SyntaxError, apply_docker, apply_export, apply_nul, apply_sh, halves,
 };
 use latebind_contract::layout;
 use latebind_contract::order::Invalid;
@@ -89,8 +89,7 @@ fn environment(job: &Command, work: &[u8], cwd: &[u8]) -> Result<Environment, Re
     let mut env = Environment::new();
     if job.env_mode == EnvMode::Inherit {
         for variable in sys::environment() {
-            let mut halves = variable.splitn(2, |b| *b == b'=');
-            if let (Some(name), Some(value)) = (halves.next(), halves.next())
+            if let Some((name, value)) = halves(variable)
                 && !name.is_empty()
                 && !OF_ROOT.iter().any(|of_root| of_root.as_bytes() == name)
             {

@@ -5,6 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use clap::Args;
+use latebind_contract::environment::halves;
 
 use crate::text::printable;
 
@@ -122,8 +123,8 @@ pub fn image_and_command(words: &[OsString]) -> Result<(String, Vec<OsString>), 
 /// `NAME=VALUE`; a bare name has the value that it has here, if any.
 pub fn variable(given: &OsStr) -> Result<(String, Option<Vec<u8>>), String> {
     let bytes = given.as_bytes();
-    let (name, value) = match bytes.iter().position(|byte| *byte == b'=') {
-        Some(at) => (bytes.get(..at).unwrap_or_default(), bytes.get(at + 1..).map(<[u8]>::to_vec)),
+    let (name, value) = match halves(bytes) {
+        Some((name, value)) => (name, Some(value.to_vec())),
         None => (bytes, std::env::var_os(given).map(OsString::into_vec)),
     };
     match std::str::from_utf8(name) {

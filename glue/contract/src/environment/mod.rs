@@ -67,6 +67,12 @@ impl Environment {
     }
 }
 
+/// The name and the value of `NAME=VALUE`. `None` where there is no `=`.
+pub fn halves(variable: &[u8]) -> Option<(&[u8], &[u8])> {
+    let at = variable.iter().position(|byte| *byte == b'=')?;
+    Some((variable.get(..at)?, variable.get(at.saturating_add(1)..)?))
+}
+
 /// Why an environment file is refused, and where. The caller adds the file's name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SyntaxError {
@@ -103,11 +109,10 @@ pub fn apply_nul(env: &mut Environment, text: &[u8]) -> Result<(), SyntaxError> 
         if n >= STEPS_MAX {
             return refuse(Problem::TooMany);
         }
-        let mut halves = entry.splitn(2, |b| *b == b'=');
-        match (halves.next(), halves.next()) {
-            (Some([]), Some(_)) => return refuse(Problem::EntryWithoutName),
-            (Some(name), Some(value)) => env.set(name, value),
-            _ => return refuse(Problem::EntryWithoutEquals),
+        match halves(entry) {
+            Some(([], _)) => return refuse(Problem::EntryWithoutName),
+            Some((name, value)) => env.set(name, value),
+            None => return refuse(Problem::EntryWithoutEquals),
         }
     }
     Ok(())
