@@ -187,8 +187,8 @@ fn follow_size(master: OwnedFd, raw: Raw) -> io::Result<()> {
 
 /// One direction: what was read waits until it can be written.
 struct Flow {
-    from: Option<OwnedFd>,
-    to: Option<OwnedFd>,
+    from: OwnedFd,
+    to: OwnedFd,
     part: Vec<u8>,
     /// From the command to the user.
     is_output: bool,
@@ -196,50 +196,40 @@ struct Flow {
 
 impl Flow {
     fn new(from: OwnedFd, to: OwnedFd, is_output: bool) -> Self {
-        Self { from: Some(from), to: Some(to), part: Vec::new(), is_output }
+        Self { from, to, part: Vec::new(), is_output }
     }
 
     /// What it waits for.
-    fn waits_for(&self) -> Option<PollFd<'_>> {
-        match (&self.from, &self.to) {
-            (_, Some(to)) if !self.part.is_empty() => Some(PollFd::new(to.as_fd(), PollFlags::POLLOUT)),
-            (Some(from), Some(_)) => Some(PollFd::new(from.as_fd(), PollFlags::POLLIN)),
-            _ => None,
+    fn waits_for(&self) -> PollFd<'_> {
+        if self.part.is_empty() {
+            PollFd::new(self.from.as_fd(), PollFlags::POLLIN)
+        } else {
+            PollFd::new(self.to.as_fd(), PollFlags::POLLOUT)
         }
     }
 
-    /// Goes one step, which was waited for. Says how many bytes were read.
-    fn step(&mut self) -> usize {
+    /// Goes one step, which was waited for. Says how many bytes were read; `None`: it is at its end.
+    fn step(&mut self) -> Option<usize> {
         let mut read = 0;
-        if self.part.is_empty()
-            && let Some(from) = &self.from
-        {
+        if self.part.is_empty() {
             let mut bytes = [0; PART];
-            match nix::unistd::read(from, &mut bytes) {
+            match nix::unistd::read(&self.from, &mut bytes) {
                 Ok(n) if n > 0 => {
                     self.part.extend(bytes.get(..n).unwrap_or_default());
                     read = n;
                 }
-                Err(Errno::EAGAIN | Errno::EINTR) => return 0,
+                Err(Errno::EAGAIN | Errno::EINTR) => return Some(0),
                 // A terminal whose last user has gone says EIO.
-                _ => self.from = None,
+                _ => return None,
             }
         }
-        if let Some(to) = &self.to {
-            match nix::unistd::write(to, &self.part) {
-                Ok(n) => drop(self.part.drain(..n)),
-                Err(Errno::EAGAIN | Errno::EINTR) => {}
-                // Nobody reads it any more: what it comes from sees that.
-                Err(_) => (self.from, self.to) = (None, None),
-            }
+        match nix::unistd::write(&self.to, &self.part) {
+            Ok(n) => drop(self.part.drain(..n)),
+            Err(Errno::EAGAIN | Errno::EINTR) => {}
+            // Nobody reads it any more: what it comes from sees that.
+            Err(_) => return None,
         }
-        if self.to.is_none() {
-            self.part.clear();
-        }
-        if self.from.is_none() && self.part.is_empty() {
-            self.to = None;
-        }
-        read
+        Some(read)
     }
 }
 
@@ -273,10 +263,8 @@ pub fn relay(streams: Streams, interactive: bool, raw: &Raw, over: &impl AsFd) -
         }
     }
     let (mut give_up, mut left): (Option<Instant>, _) = (None, LAST_MAX);
-    while flows.iter().any(|flow| flow.is_output && flow.to.is_some()) {
-        let waits: Vec<Option<PollFd<'_>>> = flows.iter().map(Flow::waits_for).collect();
-        let mut polled: Vec<PollFd<'_>> = waits.iter().flatten().cloned().collect();
-        let n = polled.len();
+    while flows.iter().any(|flow| flow.is_output) {
+        let mut polled: Vec<PollFd<'_>> = flows.iter().map(Flow::waits_for).collect();
         if give_up.is_none() {
             polled.push(PollFd::new(over.as_fd(), PollFlags::POLLIN));
         }
@@ -292,20 +280,21 @@ pub fn relay(streams: Streams, interactive: bool, raw: &Raw, over: &impl AsFd) -
             continue;
         }
         let ready: Vec<bool> = polled.iter().map(|one| one.any().unwrap_or(false)).collect();
-        let (ready, ends) = ready.split_at_checked(n).unwrap_or_default();
-        let mut ready = ready.iter();
-        let can_go: Vec<bool> =
-            waits.iter().map(|wait| wait.is_some() && ready.next().copied().unwrap_or(false)).collect();
-        drop((waits, polled));
+        let mut ready = ready.into_iter();
         let mut moved = false;
-        for (flow, _) in flows.iter_mut().zip(&can_go).filter(|(_, can)| **can) {
+        flows.retain_mut(|flow| {
+            if ready.next() != Some(true) {
+                return true;
+            }
             let read = flow.step();
             if flow.is_output {
                 moved = true;
-                left = if give_up.is_some() { left.saturating_sub(read) } else { left };
+                left = if give_up.is_some() { left.saturating_sub(read.unwrap_or(0)) } else { left };
             }
-        }
-        if ends.first() == Some(&true) {
+            read.is_some()
+        });
+        // Behind the flows' is that of `over`.
+        if ready.next() == Some(true) {
             give_up = Some(Instant::now() + LAST_WITHIN);
             flows.retain(|flow| flow.is_output);
         } else if give_up.is_some_and(|at| !moved && is_empty || left == 0 || Instant::now() >= at) {
