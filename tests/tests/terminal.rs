@@ -134,6 +134,8 @@ impl Beside {
 fn a_command_beside_a_job_has_what_the_job_has() {
     let job = Beside::start(&["-e", "A=job"], "id -u >uid");
     let uid = fs::read_to_string(job.work().join("uid")).unwrap();
+    // It shows nothing any more and goes on for longer than an attendant may take to answer.
+    let silent = Running::start(&mut job.exec(&[], &["sh", "-c", "exec >&- 2>&-; sleep 12; exit 5"]), Vec::new());
     let same = job.execs(&[], &["sh", "-c", "id -u; pwd; echo $A; cat; exit 3"], b"not meant for it");
     let wanted = format!("{uid}/shared/slot/0/data/work\njob\n");
     assert_eq!((same.code, same.out()), (Some(3), wanted), "{}", same.err());
@@ -143,6 +145,8 @@ fn a_command_beside_a_job_has_what_the_job_has() {
     let missing = job.execs(&[], &["no-such-program"], b"");
     assert_eq!((missing.code, missing.err().contains("not found")), (Some(127), true), "{}", missing.err());
     assert_eq!(job.execs(&[], &["/tmp"], b"").code, Some(126));
+    let silent = silent.finish(JOB_WITHIN);
+    assert_eq!(silent.code, Some(5), "{}", silent.err());
     // None of them is left, and the attendant is not one of the job's.
     let report = job.end();
     assert_eq!(report["record"]["processes"]["left_over_killed"], json!(0), "{report:#}");

@@ -27,7 +27,7 @@ const NOBODY_READS: i32 = SIGIO;
 
 /// How long a job's attendant may take to be there.
 const ATTENDED_WITHIN: Duration = Duration::from_secs(10);
-/// How long a terminal's last output may take once its job is over, beyond what [`terminal::relay`] takes.
+/// How long a terminal's last output may take once its job is over: more than [`terminal::relay`] does.
 const SHOWN_WITHIN: Duration = Duration::from_secs(40);
 
 /// What of the user's standard streams a command has.

@@ -1,7 +1,7 @@
 //! The user's side of a command in a container: the terminal or the pipes that it is seen through.
 //!
 //! The other end is the payload's, which may say what it likes, or nothing. So whatever comes from there is bounded and
-//! has a deadline, what is no terminal or pipe is refused, and the user's own descriptors never go there.
+//! has a deadline, what is neither a terminal nor a pipe is refused, and the user's own descriptors never go there.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -111,11 +111,15 @@ fn failed(mut connection: &UnixStream) -> io::Error {
     }
 }
 
-/// How a command has ended; `None` where its container is gone, or the job.
+/// How a command has ended; `None` where its container is gone, or the job. Waits as long as the command runs: one that
+/// has closed all that it shows may go on.
 pub fn end(mut connection: &UnixStream) -> Option<End> {
     let mut bytes = [0; 5];
+    let (kind, number) = bytes.split_at_mut(1);
+    connection.set_read_timeout(None).ok()?;
+    connection.read_exact(kind).ok()?;
     connection.set_read_timeout(Some(ANSWERS_WITHIN)).ok()?;
-    connection.read_exact(&mut bytes).ok()?;
+    connection.read_exact(number).ok()?;
     End::parse(bytes)
 }
 
@@ -127,8 +131,7 @@ impl Raw {
     /// Makes the terminal at standard input raw, where there is one and `is_wanted`.
     pub fn begin(&self, is_wanted: bool) -> io::Result<()> {
         if is_wanted && is_input_terminal() {
-            let before = tcgetattr(sys::inherited(0))?;
-            *self.before() = Some(before);
+            *self.before() = Some(tcgetattr(sys::inherited(0))?);
             self.again()?;
         }
         Ok(())
