@@ -143,7 +143,9 @@ impl Raw {
 
     /// After the user's shell had the terminal.
     fn again(&self) -> io::Result<()> {
-        let Some(mut settings) = self.before().clone() else { return Ok(()) };
+        // Held until it is done: whoever restores the terminal meanwhile does so after that.
+        let before = self.before();
+        let Some(mut settings) = before.clone() else { return Ok(()) };
         cfmakeraw(&mut settings);
         Ok(tcsetattr(sys::inherited(0), SetArg::TCSANOW, &settings)?)
     }
