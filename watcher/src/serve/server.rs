@@ -108,8 +108,10 @@ impl Service for Root<'_> {
         let control = |job: &str| self.core.control(job).ok_or_else(|| format!("there is no job {job:?}"));
         match ask {
             Ask::Submit { job } => {
-                let has_terminal = job.terminal.is_some();
-                let (client, descriptors) = split_terminal(has_terminal, descriptors)?;
+                let (client, descriptors) = match job.terminal {
+                    Some(_) => (Some(meeting(descriptors)?), Vec::new()),
+                    None => (None, descriptors),
+                };
                 let streams = streams_of(job.relay, descriptors, &self.permit)?;
                 let control = self.core.submit(*job, streams, &self.mailbox)?;
                 self.under_way += 1;
@@ -126,10 +128,7 @@ impl Service for Root<'_> {
                 self.core.drop_unwanted();
                 Ok(None)
             }
-            Ask::Exec { job } => {
-                let (client, _) = split_terminal(true, descriptors)?;
-                client.map_or(Ok(()), |client| self.core.exec(&job, client)).map(|()| Some(Tell::Done))
-            }
+            Ask::Exec { job } => self.core.exec(&job, meeting(descriptors)?).map(|()| Some(Tell::Done)),
             Ask::Steer { job, signal } => Ok(Some(Tell::Sent { processes: self.core.steer(&job, signal)? })),
             Ask::Top => {
                 let (slots, queued) = self.core.top();
@@ -157,16 +156,12 @@ impl Service for Root<'_> {
     }
 }
 
-/// The socket through which a client is sent a connection to the job's container, and the other descriptors.
-fn split_terminal(is_wanted: bool, mut descriptors: Vec<OwnedFd>) -> Result<(Option<OwnedFd>, Vec<OwnedFd>), String> {
-    if !is_wanted {
-        return Ok((None, descriptors));
-    }
+/// The socket that came along, through which a client is sent a connection to the job's container.
+fn meeting(descriptors: Vec<OwnedFd>) -> Result<OwnedFd, String> {
     let is_unix = |fd: &OwnedFd| getsockopt(fd, sockopt::PeerCredentials).is_ok();
-    match (descriptors.pop().filter(is_unix), descriptors.is_empty()) {
-        (Some(client), true) => Ok((Some(client), Vec::new())),
-        _ => Err("one descriptor has to come along, of a Unix socket that waits for a connection to the job".into()),
-    }
+    <[OwnedFd; 1]>::try_from(descriptors).ok().map(|[client]| client).filter(is_unix).ok_or_else(|| {
+        "one descriptor has to come along, of a Unix socket that waits for a connection to the job".into()
+    })
 }
 
 /// The descriptors that came with a job, where it wants its streams relayed. Those that do not fit are closed.
