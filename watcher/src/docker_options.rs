@@ -111,6 +111,17 @@ pub struct Habits {
     pub sig_proxy: Option<String>,
 }
 
+/// Which program of an image a command is given to.
+#[derive(Debug, Clone, Args)]
+pub struct Program {
+    /// The command is arguments of the image's ENTRYPOINT, in place of its CMD, as docker always has it.
+    #[arg(long, conflicts_with = "entrypoint")]
+    pub args: bool,
+    /// Run this program, with the command as its arguments; empty: the command as it is.
+    #[arg(long, value_name = "PROGRAM")]
+    pub entrypoint: Option<OsString>,
+}
+
 /// The image (or the job), and the command, which may be empty, without the `--` that may stand between them.
 pub fn image_and_command(words: &[OsString]) -> Result<(String, Vec<OsString>), String> {
     let (image, rest) = words.split_first().ok_or("no image is given")?;

@@ -7,8 +7,8 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
+use clap::Args;
 use latebind_contract::attach::{self, End};
-
 use signal_hook::consts::{SIGHUP, SIGINT, SIGIO, SIGPIPE, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
 
@@ -31,26 +31,33 @@ const ATTENDED_WITHIN: Duration = Duration::from_secs(10);
 const SHOWN_WITHIN: Duration = Duration::from_secs(40);
 
 /// What of the user's standard streams a command has.
-#[derive(Clone, Copy, Debug)]
+#[derive(Args, Clone, Copy, Debug)]
 pub struct Streams {
-    /// Input too.
+    /// Forward standard input.
+    #[arg(short, long)]
     pub interactive: bool,
-    /// By a terminal in its container.
+    /// Give the command a terminal.
+    #[arg(short = 't', long = "tty")]
     pub terminal: bool,
 }
 
 impl Streams {
-    /// Refuses what docker refuses.
+    /// Refuses what docker refuses, with its message.
     pub fn check(self) -> io::Result<()> {
         match self {
             Self { interactive: true, terminal: true } if !terminal::is_input_terminal() => {
-                Err(io::Error::other(terminal::NOT_A_TERMINAL))
+                Err(io::Error::other("the input device is not a TTY"))
             }
             _ => Ok(()),
         }
     }
 
-    /// Its size, where there is one.
+    /// The options that ask for them, of these programs and of engines.
+    pub fn options(self) -> impl Iterator<Item = &'static str> {
+        self.interactive.then_some("--interactive").into_iter().chain(self.terminal.then_some("--tty"))
+    }
+
+    /// The terminal's size, where there is one.
     pub fn size(self) -> Option<[u16; 2]> {
         self.terminal.then(terminal::size)
     }

@@ -30,9 +30,6 @@ const QUIET_FOR: u16 = 300;
 /// How long showing them may take: the user may have stopped the terminal.
 const LAST_WITHIN: Duration = Duration::from_secs(30);
 
-/// Docker's message where `-t` and `-i` are given and standard input is not a terminal.
-pub const NOT_A_TERMINAL: &str = "the input device is not a TTY";
-
 /// Whether standard input is a terminal.
 pub fn is_input_terminal() -> bool {
     io::IsTerminal::is_terminal(&sys::inherited(0))

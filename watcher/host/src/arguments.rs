@@ -7,6 +7,8 @@ use crate::uids::IdRange;
 use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
 use std::path::PathBuf;
+use watcher::docker_options::{Habits, Program};
+use watcher::run::Streams;
 use watcher::size::Bytes;
 
 /// Pods of late-bound containers on one machine, without Kubernetes.
@@ -185,12 +187,8 @@ pub struct PodArguments {
 pub struct RunArguments {
     #[command(flatten)]
     pub common: Common,
-    /// Hand our standard input to the command.
-    #[arg(short, long)]
-    pub interactive: bool,
-    /// Give the command a terminal.
-    #[arg(short, long)]
-    pub tty: bool,
+    #[command(flatten)]
+    pub streams: Streams,
     /// Let `latebind-host exec` start further commands beside it.
     #[arg(long)]
     pub exec: bool,
@@ -223,16 +221,12 @@ pub struct RunArguments {
     #[arg(long, value_name = "SECONDS")]
     pub stop_timeout: Option<String>,
     #[command(flatten)]
-    pub habits: watcher::docker_options::Habits,
+    pub habits: Habits,
     /// Further argument of `watcher run`, taken as it is; may be repeated.
     #[arg(long, allow_hyphen_values = true, value_name = "ARG")]
     pub watcher_arg: Vec<String>,
-    /// The command is arguments of the image's ENTRYPOINT, in place of its CMD, as docker always has it.
-    #[arg(long, conflicts_with = "entrypoint")]
-    pub args: bool,
-    /// Run this program, with the command as its arguments; empty: the command as it is.
-    #[arg(long, value_name = "PROGRAM")]
-    pub entrypoint: Option<OsString>,
+    #[command(flatten)]
+    pub program: Program,
     /// The image, fully written: docker.io/library/debian:12, localhost/mine:1; then the command and its arguments,
     /// with or without `--` before them; without a command, what the image runs by itself: its ENTRYPOINT and CMD.
     /// Options come before the image.
@@ -243,12 +237,8 @@ pub struct RunArguments {
 /// `latebind-host exec`.
 #[derive(Args, Debug)]
 pub struct ExecArguments {
-    /// Hand our standard input to the command.
-    #[arg(short, long)]
-    pub interactive: bool,
-    /// Give the command a terminal.
-    #[arg(short, long)]
-    pub tty: bool,
+    #[command(flatten)]
+    pub streams: Streams,
     /// Environment variable of the command, beside the job's own; may be repeated.
     #[arg(short, long, value_name = "NAME=VALUE")]
     pub env: Vec<String>,
@@ -389,7 +379,7 @@ mod tests {
         let Verb::Run(run) = Arguments::try_parse_from(line).unwrap().verb else { panic!("not run") };
         assert_eq!(run.words, ["localhost/a:1", "--", "ls", "-l", "--", "--help"]);
         assert_eq!(run.watcher_arg, ["--x"]);
-        assert!(run.interactive);
+        assert!(run.streams.interactive);
         assert!(Arguments::try_parse_from(["latebind-host", "run"]).is_err());
         let line = ["latebind-host", "podman", "--", "ps", "-a"];
         let Verb::Podman { arguments } = Arguments::try_parse_from(line).unwrap().verb else { panic!("not podman") };

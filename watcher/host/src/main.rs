@@ -53,7 +53,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use tracing_subscriber::EnvFilter;
 use watcher::reference::Reference;
-use watcher::{docker_options, terminal, text};
+use watcher::run::Streams;
+use watcher::{docker_options, text};
 
 /// Exit code of this program's own failures, as `docker run` has it.
 const OWN_FAILURE: u8 = 125;
@@ -138,7 +139,7 @@ fn log_at(level: &str) {
 
 /// Becomes the engine, which runs the pod's own watcher: its job's attendant starts the command.
 fn exec_beside(engine: &dyn Engine, exec: &ExecArguments) -> Result<u8, Failure> {
-    check_terminal(exec.interactive, exec.tty)?;
+    check(exec.streams)?;
     let (name, command) = docker_options::image_and_command(&exec.words).map_err(failure)?;
     let (pod, job) = name.split_once('/').unwrap_or((&name, "."));
     if command.is_empty() {
@@ -147,11 +148,9 @@ fn exec_beside(engine: &dyn Engine, exec: &ExecArguments) -> Result<u8, Failure>
     if !place::is_pod_name(pod) || !engine.place().pod(pod).top().exists() {
         return Err(failure(format!("there is no pod {pod:?} here: see latebind-host ps")));
     }
-    let flags = [(exec.interactive, "--interactive"), (exec.tty, "--tty")];
-    let flags = || flags.into_iter().filter(|(given, _)| *given).map(|(_, flag)| flag);
     let mut call = engine.calls().command();
-    call.arg("exec").args(flags()).arg(format!("{}{pod}-{}", container::CONTAINER_PREFIX, Role::Pilot));
-    call.args([container::WATCHER, "exec"]).args(flags());
+    call.arg("exec").args(exec.streams.options()).arg(format!("{}{pod}-{}", container::CONTAINER_PREFIX, Role::Pilot));
+    call.args([container::WATCHER, "exec"]).args(exec.streams.options());
     for (option, values) in [("--env", exec.env.as_slice()), ("--workdir", exec.workdir.as_slice())] {
         for value in values {
             call.args([option, value]);
@@ -162,15 +161,12 @@ fn exec_beside(engine: &dyn Engine, exec: &ExecArguments) -> Result<u8, Failure>
 }
 
 /// As docker says it, before a pod is made.
-fn check_terminal(interactive: bool, tty: bool) -> Result<(), Failure> {
-    if interactive && tty && !terminal::is_input_terminal() {
-        return Err(failure(terminal::NOT_A_TERMINAL));
-    }
-    Ok(())
+fn check(streams: Streams) -> Result<(), Failure> {
+    streams.check().map_err(|e| failure(e.to_string()))
 }
 
 fn run_one(engine: &Arc<dyn Engine>, run: RunArguments) -> Result<u8, Failure> {
-    check_terminal(run.interactive, run.tty)?;
+    check(run.streams)?;
     let one = one_command::translate(&run)?;
     let image = Reference::parse_full(&one.image).map_err(failure)?;
     // The pilot is started once and takes the pod with it, so it needs nobody to hold the namespaces for the next one;
@@ -187,8 +183,8 @@ fn run_one(engine: &Arc<dyn Engine>, run: RunArguments) -> Result<u8, Failure> {
             private: private(&shape, &run.common)?,
             environment: run.common.pilot_env.clone(),
             limits: run.common.pilot_limits(),
-            interactive: run.interactive,
-            terminal: run.tty,
+            interactive: run.streams.interactive,
+            terminal: run.streams.terminal,
         },
         shape,
         uids: run.common.uids,

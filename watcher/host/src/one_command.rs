@@ -91,10 +91,9 @@ pub fn translate(run: &RunArguments) -> Result<OneCommand, Failure> {
     if let Some(seconds) = &run.timeout {
         option("--timeout", seconds.clone());
     }
-    let flags = [(run.interactive, "--interactive"), (run.tty, "--tty"), (run.exec, "--exec")];
-    arguments.extend(flags.into_iter().filter(|(given, _)| *given).map(|(_, flag)| flag.to_owned()));
-    arguments.extend(run.args.then(|| "--args".to_owned()));
-    if let Some(program) = &run.entrypoint {
+    let flags = run.exec.then_some("--exec").into_iter().chain(run.program.args.then_some("--args"));
+    arguments.extend(run.streams.options().chain(flags).map(str::to_owned));
+    if let Some(program) = &run.program.entrypoint {
         let program = text(program).ok_or_else(|| failure("--entrypoint: the program's name has to be UTF-8"))?;
         arguments.push(format!("--entrypoint={program}"));
     }

@@ -7,11 +7,13 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use latebind_contract::startup::{Amount, Rlimit, Stop};
 use watcher::bind::host;
+use watcher::docker_options::{Habits, Program};
 use watcher::job::PayloadHas;
 use watcher::job::bounds::CopyBounds;
 use watcher::job::download::UrlPrefix;
 use watcher::job::life::Reuse;
 use watcher::job::limits::{Bytes, Limits};
+use watcher::run::Streams;
 use watcher::serve;
 
 /// Seconds that a job may need for its end by default: soft to hard kill, the kill routine, and its results.
@@ -135,12 +137,8 @@ pub struct OneJob {
 pub struct ExecArgs {
     #[command(flatten)]
     pub private: Private,
-    /// Forward standard input.
-    #[arg(short, long)]
-    pub interactive: bool,
-    /// Give the command a terminal.
-    #[arg(short, long)]
-    pub tty: bool,
+    #[command(flatten)]
+    pub streams: Streams,
     /// Set a variable, beside the job's own.
     #[arg(short, long, value_name = "NAME=VALUE")]
     pub env: Vec<OsString>,
@@ -381,18 +379,14 @@ pub struct RunArgs {
     pub core: CoreArgs,
     /// Have the job run by the watcher that listens there, and end it when this command ends; the only way for a caller
     /// that is not root but has a slot's payload UID.
-    #[arg(long, value_name = "PATH", conflicts_with_all = ["results", "owner", "env_file", "inputs"])]
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["results", "owner", "env_file", "inputs", "terminal"])]
     pub socket: Option<PathBuf>,
     /// A directory of the payload's beneath the slot's data/ to run in, instead of work/; nothing in it is copied or
     /// removed.
     #[arg(long, value_name = "PATH", conflicts_with_all = ["inputs", "output"])]
     pub sandbox: Option<String>,
-    /// Forward standard input.
-    #[arg(short, long)]
-    pub interactive: bool,
-    /// Give the command a terminal.
-    #[arg(short, long, conflicts_with = "socket")]
-    pub tty: bool,
+    #[command(flatten)]
+    pub streams: Streams,
     /// Let `watcher exec` start further commands beside it.
     #[arg(long)]
     pub exec: bool,
@@ -431,7 +425,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "NAME=SOFT[:HARD]", value_parser = ulimit)]
     pub ulimit: Vec<(String, Rlimit)>,
     #[command(flatten)]
-    pub habits: watcher::docker_options::Habits,
+    pub habits: Habits,
     /// Seconds between soft and hard kill.
     #[arg(long, visible_alias = "stop-timeout", value_name = "SECONDS", default_value_t = 10.0)]
     pub grace: f64,
@@ -450,12 +444,8 @@ pub struct RunArgs {
     /// Say what goes on.
     #[arg(long)]
     pub verbose: bool,
-    /// The command is arguments of the image's ENTRYPOINT, in place of its CMD, as docker always has it.
-    #[arg(long, conflicts_with = "entrypoint")]
-    pub args: bool,
-    /// Run this program, with the command as its arguments; empty: the command as it is.
-    #[arg(long, value_name = "PROGRAM")]
-    pub entrypoint: Option<OsString>,
+    #[command(flatten)]
+    pub program: Program,
     /// The image, then program and arguments, with or without `--` before them; without, what the image runs by itself:
     /// its ENTRYPOINT and CMD. Options come before the image.
     #[arg(required = true, trailing_var_arg = true, value_names = ["IMAGE", "CMD"])]

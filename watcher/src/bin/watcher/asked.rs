@@ -33,8 +33,7 @@ pub fn exec(args: &ExecArgs) -> io::Result<ExitCode> {
         env,
         cwd: args.workdir.as_ref().map(|dir| dir.as_bytes()).unwrap_or_default(),
     };
-    let streams = run::Streams { interactive: args.interactive, terminal: args.tty };
-    let code = run::exec(&args.private.private.join(protocol::SOCKET), &command, streams)?;
+    let code = run::exec(&args.private.private.join(protocol::SOCKET), &command, args.streams)?;
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(OUR_FAILURE)))
 }
 
@@ -76,18 +75,19 @@ pub fn request_of(args: &RunArgs) -> io::Result<Request> {
         "image": image,
     }))
     .map_err(io::Error::other)?;
-    let program = args.entrypoint.iter().filter(|program| !program.is_empty());
+    let docker_options::Program { args: are_args, entrypoint } = &args.program;
+    let program = entrypoint.iter().filter(|program| !program.is_empty());
     let words: Vec<ByteString> = program.map(|program| program.as_bytes().into()).chain(argv).collect();
-    match (&args.entrypoint, words.is_empty()) {
+    match (entrypoint, words.is_empty()) {
         (Some(_), true) => {
             return Err(io::Error::other(
                 "--entrypoint \"\" leaves the image's own out: give a command after the image",
             ));
         }
-        (None, true) if args.args => {
+        (None, true) if *are_args => {
             return Err(io::Error::other("--args: give the arguments for the image's ENTRYPOINT after the image"));
         }
-        _ if args.args => request.args = words,
+        _ if *are_args => request.args = words,
         _ => request.argv = words,
     }
     let encoded = args.env_base64.iter().map(|given| encoded_variable(given));
@@ -108,7 +108,7 @@ pub fn request_of(args: &RunArgs) -> io::Result<Request> {
     request.limits = args.core.most.limits()?;
     request.owner = args.owner.clone();
     request.sandbox = args.sandbox.clone();
-    request.terminal = args.tty.then(watcher::terminal::size);
+    request.terminal = args.streams.size();
     request.relay = request.terminal.is_none();
     request.exec = args.exec;
     Ok(request)

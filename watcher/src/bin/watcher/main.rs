@@ -274,8 +274,7 @@ fn serve_clients(args: &CoreArgs) -> io::Result<ExitCode> {
 }
 
 fn run_one(args: &RunArgs) -> io::Result<ExitCode> {
-    let streams = run::Streams { interactive: args.interactive, terminal: args.tty };
-    streams.check()?;
+    args.streams.check()?;
     let request = asked::request_of(args)?;
     let socket = args.socket.clone().unwrap_or_else(|| args.core.private.private.join(protocol::SOCKET));
     // A watcher that serves already does it; else this process is one, for one job.
@@ -286,7 +285,7 @@ fn run_one(args: &RunArgs) -> io::Result<ExitCode> {
         }
         Err(_) => Some(start_core(&args.core, &binder(&args.core)?, true)?),
     };
-    let (report, code) = run::run(&socket, &request, streams, args.verbose)?;
+    let (report, code) = run::run(&socket, &request, args.streams, args.verbose)?;
     if let Some(dir) = &args.results {
         std::fs::create_dir_all(dir)?;
         watcher::store::put_file(&dir.join("report.json"), text::json_for_people(&report)?.as_bytes(), 0o644)?;
