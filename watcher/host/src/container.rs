@@ -14,8 +14,6 @@ use std::path::{Path, PathBuf};
 pub const POD_LABEL: &str = "latebind.pod";
 /// Label that has the container's part in the pod.
 pub const ROLE_LABEL: &str = "latebind.role";
-/// What the names of all containers begin with.
-pub const CONTAINER_PREFIX: &str = "latebind-";
 /// Seconds between the stop signal and SIGKILL.
 pub const STOP_SECONDS: u64 = 10;
 /// Where the bind socket's directory is in the pilot container.
@@ -132,6 +130,11 @@ pub enum Role {
     Payload(u32, u64),
 }
 
+/// The engine's name for the container of a pod that has this role.
+pub fn container_name(pod: &str, role: impl fmt::Display) -> String {
+    format!("latebind-{pod}-{role}")
+}
+
 impl fmt::Display for Role {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -239,7 +242,7 @@ pub struct Namespaces {
 impl Spec {
     /// The engine's name for it.
     pub fn name(&self) -> String {
-        format!("{CONTAINER_PREFIX}{}-{}", self.pod, self.role)
+        container_name(&self.pod, self.role)
     }
 
     /// The options that all engines have. `swap_is_counted`: whether swap can be limited on this machine.
@@ -335,7 +338,7 @@ impl PodShape {
             let (ipc, hostname) = (Some("shareable".to_owned()), Some(self.name.clone()));
             return Namespaces { ipc, network: own_network, hostname, ..Namespaces::default() };
         }
-        let base = format!("container:{CONTAINER_PREFIX}{}-{}", self.name, self.base);
+        let base = format!("container:{}", container_name(&self.name, self.base));
         let payload = matches!(role, Role::Payload(..));
         let alone = payload && self.slots > 1 && self.network == Network::None;
         Namespaces {

@@ -2,7 +2,7 @@
 //! is common is here, and an engine says what it has of its own.
 
 use crate::calls::{CALL_LIMIT, CallError, Calls, PULL_LIMIT};
-use crate::container::{CONTAINER_PREFIX, POD_LABEL, Spec};
+use crate::container::{POD_LABEL, Spec, container_name};
 use crate::failure::{Context, Failure, failure};
 use crate::metadata::Metadata;
 use crate::place::Place;
@@ -199,7 +199,7 @@ pub trait Engine: Debug + Send + Sync {
     fn remove_pod(&self, pod: &str, base: &str) -> Result<(), Failure> {
         let filter = format!("label={POD_LABEL}={pod}");
         let list = ["ps", "--all", "--filter", filter.as_str(), "--format={{.Names}}"];
-        let base = format!("{CONTAINER_PREFIX}{pod}-{base}");
+        let base = container_name(pod, base);
         let mut names = base.clone();
         for _ in 0..4 {
             let call: Vec<&str> = self.removal().iter().copied().chain(names.lines()).collect();

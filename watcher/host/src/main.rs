@@ -34,7 +34,7 @@ mod uids;
 mod volumes;
 
 use crate::arguments::{Arguments, Common, EngineName, ExecArguments, PodArguments, RunArguments, Verb};
-use crate::container::{Mount, PilotShape, PodShape, Role, SPOOL_IN_PILOT};
+use crate::container::{Mount, PilotShape, PodShape, Role, SPOOL_IN_PILOT, container_name};
 use crate::docker::Docker;
 use crate::engine::Engine;
 use crate::failure::{Context, Failure, failure};
@@ -149,7 +149,7 @@ fn exec_beside(engine: &dyn Engine, exec: &ExecArguments) -> Result<u8, Failure>
         return Err(failure(format!("there is no pod {pod:?} here: see latebind-host ps")));
     }
     let mut call = engine.calls().command();
-    call.arg("exec").args(exec.streams.options()).arg(format!("{}{pod}-{}", container::CONTAINER_PREFIX, Role::Pilot));
+    call.arg("exec").args(exec.streams.options()).arg(container_name(pod, Role::Pilot));
     call.args([container::WATCHER, "exec"]).args(exec.streams.options());
     for (option, values) in [("--env", exec.env.as_slice()), ("--workdir", exec.workdir.as_slice())] {
         for value in values {

@@ -4,7 +4,7 @@ mod pilot;
 
 use crate::bind_server::BindServer;
 use crate::calls::{CALL_LIMIT, CallError};
-use crate::container::{CONTAINER_PREFIX, PilotShape, PodShape, Role, Spec};
+use crate::container::{PilotShape, PodShape, Role, Spec, container_name};
 use crate::engine::Engine;
 use crate::failure::{Context, Failure, failure};
 use crate::hosts;
@@ -138,7 +138,7 @@ pub fn remove_leftovers(engine: &dyn Engine, name: &str) -> Result<(), Failure> 
     if engine.place().pod(name).top().exists() {
         // All of it at once, as the kernel does it. One by one, a pilot whose payload goes first would take that for a
         // loss, and claim a job that it has no time for.
-        engine.kill(&format!("{CONTAINER_PREFIX}{name}-{}", Role::Pause));
+        engine.kill(&container_name(name, Role::Pause));
     }
     remove(engine, name, Role::Pause)
 }
