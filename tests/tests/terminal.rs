@@ -139,8 +139,10 @@ fn a_command_beside_a_job_has_what_the_job_has() {
     let same = job.execs(&[], &["sh", "-c", "id -u; pwd; echo $A; cat; exit 3"], b"not meant for it");
     let wanted = format!("{uid}/shared/slot/0/data/work\njob\n");
     assert_eq!((same.code, same.out()), (Some(3), wanted), "{}", same.err());
-    let apart = job.execs(&["-i", "-w", "/tmp", "-e", "A=own"], &["--", "sh", "-c", "pwd; echo $A >&2; cat"], b"read");
-    assert_eq!((apart.code, apart.out().as_str(), apart.err().as_str()), (Some(0), "/tmp\nread", "own\n"));
+    let options = ["-i", "-w", "/tmp", "-e", "A=own", "-e", "HERE", "-e", "NOT_SET_HERE"];
+    let mut apart = job.exec(&options, &["--", "sh", "-c", "pwd; echo $A $HERE >&2; cat"]);
+    let apart = Running::start(apart.env("HERE", "caller"), b"read".to_vec()).finish(JOB_WITHIN);
+    assert_eq!((apart.code, apart.out().as_str(), apart.err().as_str()), (Some(0), "/tmp\nread", "own caller\n"));
     assert_eq!(job.execs(&[], &["sh", "-c", "kill -KILL $$"], b"").code, Some(128 + 9));
     let missing = job.execs(&[], &["no-such-program"], b"");
     assert_eq!((missing.code, missing.err().contains("not found")), (Some(127), true), "{}", missing.err());

@@ -239,9 +239,9 @@ pub struct RunArguments {
 pub struct ExecArguments {
     #[command(flatten)]
     pub streams: Streams,
-    /// Environment variable of the command, beside the job's own; may be repeated.
-    #[arg(short, long, value_name = "NAME=VALUE")]
-    pub env: Vec<String>,
+    /// Environment variable of the command, beside the job's own; without a value, ours; may be repeated.
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub env: Vec<OsString>,
     /// Directory that the command starts in [default: the job's].
     #[arg(short, long, value_name = "DIR")]
     pub workdir: Option<String>,

@@ -151,11 +151,12 @@ fn exec_beside(engine: &dyn Engine, exec: &ExecArguments) -> Result<u8, Failure>
     let mut call = engine.calls().command();
     call.arg("exec").args(exec.streams.options()).arg(container_name(pod, Role::Pilot));
     call.args([container::WATCHER, "exec"]).args(exec.streams.options());
-    for (option, values) in [("--env", exec.env.as_slice()), ("--workdir", exec.workdir.as_slice())] {
-        for value in values {
-            call.args([option, value]);
-        }
+    for (name, value) in one_command::variables(&exec.env)? {
+        let value =
+            String::from_utf8(value).map_err(|_| failure(format!("--env {name}: the value has to be UTF-8")))?;
+        call.args(["--env".to_owned(), format!("{name}={value}")]);
     }
+    call.args(exec.workdir.iter().flat_map(|directory| ["--workdir", directory]));
     let error = call.args([job, "--"]).args(command).exec();
     Err(failure(format!("cannot run the engine: {error}")))
 }

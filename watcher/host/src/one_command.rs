@@ -115,7 +115,7 @@ fn text(word: &OsString) -> Option<String> {
 
 /// Each variable that was given, the last value of a name. As docker does, a bare name that is not set here is not set
 /// there.
-fn variables(given: &[OsString]) -> Result<BTreeMap<String, Vec<u8>>, Failure> {
+pub fn variables(given: &[OsString]) -> Result<BTreeMap<String, Vec<u8>>, Failure> {
     let mut all = BTreeMap::new();
     for assignment in given {
         let (name, value) = docker_options::variable(assignment).map_err(failure)?;
