@@ -82,12 +82,14 @@ impl<'a> Request<'a> {
         let variables = u16::try_from(self.env.len()).ok()?;
         [rows, columns, variables].iter().for_each(|number| body.extend(number.to_le_bytes()));
         for text in core::iter::once(&self.cwd).chain(&self.env).chain(&self.argv) {
+            if text.contains(&0) {
+                return None;
+            }
             body.extend(*text);
             body.push(0);
         }
-        let has_nul = core::iter::once(&self.cwd).chain(&self.env).chain(&self.argv).any(|text| text.contains(&0));
         let length = u32::try_from(body.len()).ok()?;
-        (!has_nul && body.len() <= REQUEST_MAX).then(|| [&length.to_le_bytes()[..], &body].concat())
+        (body.len() <= REQUEST_MAX).then(|| [&length.to_le_bytes()[..], &body].concat())
     }
 
     /// Understands what follows the number of bytes.
@@ -125,7 +127,7 @@ mod tests {
         assert_eq!(Request { argv: vec![b"a\0b"], ..Request::default() }.bytes(), None);
         let long = vec![b'x'; REQUEST_MAX];
         assert_eq!(Request { argv: vec![&long], ..Request::default() }.bytes(), None);
-        // Whatever else comes is refused, and nothing of it is looked at.
+        // Whatever else comes is refused, or is another request; it ends nothing.
         let bytes = whole.bytes().unwrap();
         for cut in 0..bytes.len() - 4 {
             let _ = Request::parse(&bytes[4..4 + cut]);
