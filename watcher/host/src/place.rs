@@ -101,9 +101,11 @@ impl Place {
     pub fn engine_tmp(&self) -> PathBuf {
         self.run.join("libpod")
     }
-    /// The engine's configuration, instead of the one in `/etc`.
-    pub fn engine_conf(&self) -> PathBuf {
-        self.state.join("containers.conf")
+    /// The engine's configuration, instead of the one in `/etc`. One for each text: what a caller may do decides some of
+    /// it, and several may run pods here.
+    pub fn engine_conf(&self, text: &str) -> PathBuf {
+        let hash = sha256_hex(text.as_bytes());
+        self.state.join(format!("containers-{}.conf", hash.get(..12).unwrap_or(&hash)))
     }
     /// This program in place of the runtime: see [`crate::podman::guard`].
     pub fn guard(&self, runtime: &str) -> PathBuf {

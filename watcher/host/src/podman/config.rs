@@ -42,14 +42,15 @@ impl Machine {
     }
 }
 
-/// Writes the file where it is missing or says something else; returns the name of the runtime. `has_parent`: the
-/// user has named a control group for those of the containers.
-pub fn write(place: &Place, has_parent: bool) -> Result<&'static str, Failure> {
+/// Writes the file where it is missing or says something else; returns it, and the name of the runtime. `has_parent`:
+/// the user has named a control group for those of the containers.
+pub fn write(place: &Place, has_parent: bool) -> Result<(PathBuf, &'static str), Failure> {
     let machine = Machine::look(has_parent)?;
     let text = text(place, &machine)?;
     directory(&place.root(), 0o711)?;
-    replace(&place.engine_conf(), &text)?;
-    Ok(machine.runtime)
+    let file = place.engine_conf(&text);
+    replace(&file, &text)?;
+    Ok((file, machine.runtime))
 }
 
 fn replace(path: &Path, text: &str) -> Result<(), Failure> {
@@ -128,7 +129,20 @@ fn text(place: &Place, machine: &Machine) -> Result<String, Failure> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
     use super::*;
+
+    #[test]
+    fn callers_who_may_open_other_numbers_of_files_have_a_configuration_each() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = Place::open(&dir.path().join("state")).unwrap();
+        let of = |open_files| {
+            let machine = Machine { runtime: "runc", systemd: false, open_files, processes: 1 };
+            place.engine_conf(&text(&place, &machine).unwrap())
+        };
+        assert_eq!(of(128), of(128));
+        assert_ne!(of(128), of(20_000));
+    }
 
     #[test]
     fn the_runtime_fits_the_machine() {

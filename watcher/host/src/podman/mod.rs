@@ -56,15 +56,15 @@ impl Podman {
         }
         let own_groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let parent = ParentGroup::open(parent, &own_groups)?;
-        let runtime = config::write(&place, parent.is_some())?;
+        let (conf, runtime) = config::write(&place, parent.is_some())?;
         let guard = guard::install(&place, runtime)
             .context(|| format!("cannot put the runtime's guard at {}", place.guard(runtime).display()))?;
-        let calls = calls(program, &place, config::names_driver(&place)?);
+        let calls = calls(program, &place, conf, config::names_driver(&place)?);
         Ok(Self { calls, guard, swap_is_counted: swap_is_counted(), place, parent })
     }
 }
 
-fn calls(program: PathBuf, place: &Place, names_driver: bool) -> Calls {
+fn calls(program: PathBuf, place: &Place, conf: PathBuf, names_driver: bool) -> Calls {
     let pair = |option: &str, value: PathBuf| [option.into(), value.into_os_string()];
     let mut options: Vec<_> = [pair("--root", place.root()), pair("--runroot", place.runroot())].concat();
     options.extend(names_driver.then(|| "--storage-driver=overlay".into()));
@@ -72,7 +72,7 @@ fn calls(program: PathBuf, place: &Place, names_driver: bool) -> Calls {
     options.push("--storage-opt=overlay.mountopt=nodev".into());
     // Else some distributions mount the host's subscriptions in every container.
     options.push("--default-mounts-file=/dev/null".into());
-    let set = vec![("CONTAINERS_CONF", place.engine_conf().into_os_string())];
+    let set = vec![("CONTAINERS_CONF", conf.into_os_string())];
     let mut calls = Calls::new(program, place.run().to_owned());
     (calls.options, calls.unset, calls.set) = (options, &FOREIGN, set);
     calls

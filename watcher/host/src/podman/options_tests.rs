@@ -193,7 +193,7 @@ fn what_podman_says_to_have_removed_is_listed_and_removed_again() {
         }
         let place = Place::open(&dir.path().join("state")).unwrap();
         let engine = Podman {
-            calls: calls(podman, &place, true),
+            calls: calls(podman, &place, PathBuf::new(), true),
             place,
             guard: PathBuf::new(),
             swap_is_counted: true,
