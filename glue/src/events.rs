@@ -47,12 +47,11 @@ impl Events {
 
     /// Waits for the next event. Signals come first: whoever says stop is heard before a new job is looked for.
     ///
-    /// `busy` says that a job runs: notifications then wait, and so does SIGCONT, which only continues a suspended
-    /// glue.
+    /// `busy` says that a job runs: notifications then wait.
     pub fn next(&self, busy: bool, pipe: Option<BorrowedFd<'_>>, deadline: Option<Instant>) -> io::Result<Event> {
         loop {
             while let Some(signal) = sys::next_signal(self.signals.as_fd())? {
-                if let Some(event) = self.meaning(&signal, busy) {
+                if let Some(event) = self.meaning(&signal) {
                     return Ok(event);
                 }
             }
@@ -94,11 +93,12 @@ impl Events {
         }
     }
 
-    /// What a signal means. An image chooses the signal that stops it, so any that can be caught means stop.
-    fn meaning(&self, signal: &sys::Signal, busy: bool) -> Option<Event> {
+    /// What a signal means. An image chooses the signal that stops it, so any that can be caught means stop, but for
+    /// SIGCONT: that continues a glue which somebody has suspended.
+    fn meaning(&self, signal: &sys::Signal) -> Option<Event> {
         match signal.number {
             SIGCHLD if signal.code > FROM_A_PROCESS => Some(Event::Child),
-            SIGCONT if busy => None,
+            SIGCONT => None,
             // Our own write to a pipe without a reader (SIGPIPE) counts as sent by ourselves.
             _ if signal.sender == self.own_pid => None,
             number => Some(Event::Stop(number)),

@@ -169,8 +169,6 @@ impl Glue {
         loop {
             match claim::look(&self.ctl, self.ids, &self.status.incarnation)? {
                 Claim::Nothing => match self.events.next(false, None, None)? {
-                    // A glue that somebody had stopped goes on, with the job that came meanwhile.
-                    Event::Stop(nix::libc::SIGCONT) if self.ctl.stat_of(layout::STARTUP).is_ok() => {}
                     Event::Stop(signal) => {
                         log::line(format_args!("idle, told to stop by {}", signal_name(signal)));
                         return Ok(STOPPED);

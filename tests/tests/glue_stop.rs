@@ -35,6 +35,20 @@ fn an_idle_glue_that_has_served_ends_too() {
 }
 
 #[test]
+fn an_idle_glue_that_was_suspended_waits_on() {
+    let slot = Slot::new("noshell");
+    for _ in 0..2 {
+        slot.signal(Signal::SIGSTOP);
+        within(LIMIT, "a suspended glue", || (Process::look(slot.glue())?.state == 'T').then_some(()));
+        slot.signal(Signal::SIGCONT);
+        within(LIMIT, "a glue that has taken the signal", || {
+            Process::look(slot.glue()).filter(|glue| !glue.has_pending_signals() && glue.state == 'S').map(drop)
+        });
+        slot.prove_that_it_serves();
+    }
+}
+
+#[test]
 fn a_suspended_glue_goes_on_where_it_was() {
     let slot = Slot::new("busybox");
     let submitted = slot.submit(&slot.job(&["/bin/sh", "-c", WAIT_FOR_GO]));
