@@ -230,14 +230,11 @@ impl Glue {
             routine: &routine,
         };
         let (status, ctl, notify) = (&mut self.status, &self.ctl, &self.notify);
-        let mut written = Ok(());
+        // The watcher, which would else wait for it in vain, learns from glue's end that it cannot be written.
         let end = supervise::run(&slot, claimed, &mut |main| {
             status.main_pid = Some(main);
-            written = put_status(ctl, notify, status);
+            put_status(ctl, notify, status)
         })?;
-        if let Err(e) = written {
-            log::warn(format_args!("status could not be written: {e}"));
-        }
         if let Some(failed) = &end.failure {
             let kind = failed.reported.map_or(0, |(kind, _)| u32::from(kind));
             log::line(format_args!("job not started: {} (errno {}, report {kind})", failed.message, failed.errno));

@@ -96,8 +96,11 @@ struct Supervision<'a> {
     kill_within: Duration,
 }
 
-/// Runs one claimed job to its end. `on_start` is told the main process's ID once the program runs.
-pub fn run(slot: &Slot<'_>, claimed: &mut Claimed, on_start: &mut dyn FnMut(i32)) -> io::Result<End> {
+/// Takes in the main process's ID once the program runs. Where it fails, supervision ends with its error.
+pub type OnStart<'a> = dyn FnMut(i32) -> io::Result<()> + 'a;
+
+/// Runs one claimed job to its end.
+pub fn run(slot: &Slot<'_>, claimed: &mut Claimed, on_start: &mut OnStart<'_>) -> io::Result<End> {
     let now = || (wall_clock(), Instant::now());
     let before = cgroup::read(slot.whereabouts);
     let end = End {
@@ -173,7 +176,7 @@ impl Supervision<'_> {
         start::begin(self.claimed, slot.number, slot.program, slot.filtered, slot.ctl, slot.data)
     }
 
-    fn supervise(&mut self, starting: Starting, on_start: &mut dyn FnMut(i32)) -> io::Result<()> {
+    fn supervise(&mut self, starting: Starting, on_start: &mut OnStart<'_>) -> io::Result<()> {
         let limit = self.claimed.order.timeout_s;
         let wall = (limit > 0.0).then(|| Instant::now() + Duration::from_secs_f64(limit));
         let (Started { child, failure, attendant }, ended) = self.await_exec(starting, wall)?;
@@ -181,7 +184,7 @@ impl Supervision<'_> {
         self.end.failure = failure;
         if let (Some(pid), None) = (child, &self.end.failure) {
             self.end.started = Some((wall_clock(), Instant::now()));
-            on_start(pid);
+            on_start(pid)?;
             if let Some(why) = ended {
                 self.soft_kill(why);
             }

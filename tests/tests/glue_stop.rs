@@ -6,7 +6,9 @@ use latebind_contract::record::Outcome;
 use latebind_contract::startup::Stop;
 use latebind_contract::verify::Refusal;
 use latebind_tests::processes::{Process, in_cgroup};
+use latebind_tests::scratch::Scratch;
 use latebind_tests::slot::{Shape, Slot, WAIT_FOR_GO};
+use latebind_tests::tracer::Tracer;
 use latebind_tests::waiting::{LIMIT, within};
 use nix::libc;
 use nix::sys::signal::Signal;
@@ -218,4 +220,19 @@ fn pause_ends_on_term() {
         process.is_none_or(|p| !p.lives()).then_some(())
     });
     assert_eq!(latebind_tests::engine::exit_code(&name), 0, "it was not killed");
+}
+
+#[test]
+fn a_status_that_cannot_be_written_while_a_job_runs_ends_glue_and_the_job_at_once() {
+    let slot = Slot::new("busybox");
+    let scratch = Scratch::new();
+    // The first is the claim's, the second has the main process.
+    let tracer =
+        Tracer::attach(slot.glue(), &["--inject=renameat:error=ENOSPC:when=2"], &scratch.path().join("strace"))
+            .unwrap();
+    slot.submit(&slot.job(&["/bin/sh", "-c", WAIT_FOR_GO]));
+    assert_eq!(slot.exit_code(), layout::FULL_CODE, "{}", slot.log());
+    tracer.detach().unwrap();
+    assert!(slot.log().contains("status.json cannot be written"), "{}", slot.log());
+    assert!(slot.processes_of_the_payload().is_empty() && !slot.ctl().join(layout::RECORD).exists());
 }
