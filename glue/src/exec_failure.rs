@@ -14,6 +14,7 @@ use latebind_contract::exec_reason::{OWN_MACHINE, Reason, SHEBANG_MAX, STRING_MA
 use latebind_contract::record::NUMBERS;
 use latebind_contract::report::{Report, What, number};
 use latebind_linux::sys;
+use latebind_linux::volume::is;
 
 /// How much of a file is looked at.
 const LOOK_AT: usize = 4096;
@@ -62,10 +63,11 @@ fn too_long(argv: &[CString], env: &[CString]) -> [u32; 3] {
 fn of_file(file: &CStr, errno: i32) -> (Reason, [u32; 3]) {
     let Ok(stat) = stat(file) else { return (Reason::Unknown, [0; 3]) };
     let mode = stat.st_mode & 0o7777;
-    match stat.st_mode & SFlag::S_IFMT.bits() {
-        kind if kind == SFlag::S_IFDIR.bits() => return (Reason::Directory, [0; 3]),
-        kind if kind != SFlag::S_IFREG.bits() => return (Reason::NotRegular, [0; 3]),
-        _ => {}
+    if is(&stat, SFlag::S_IFDIR) {
+        return (Reason::Directory, [0; 3]);
+    }
+    if !is(&stat, SFlag::S_IFREG) {
+        return (Reason::NotRegular, [0; 3]);
     }
     let denied = errno == libc::EACCES;
     if denied && mode & 0o111 == 0 {

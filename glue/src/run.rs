@@ -26,7 +26,7 @@ use latebind_linux::error::{errno_of, error, refused};
 use latebind_linux::kill::Routine;
 use latebind_linux::processes::Proc;
 use latebind_linux::sys::{self, Capabilities};
-use latebind_linux::volume::Dir;
+use latebind_linux::volume::{Dir, is, is_roots};
 
 /// Told to stop, and did; `--stop-code` puts another in its place.
 pub const STOPPED: i32 = 0;
@@ -299,7 +299,7 @@ fn put_status(ctl: &Dir, notify: &OwnedFd, status: &mut Status) -> io::Result<()
 /// look.
 fn check_program(program: &File) -> io::Result<()> {
     let stat = nix::sys::stat::fstat(program)?;
-    if stat.st_uid == 0 && stat.st_mode & 0o066 == 0 {
+    if is_roots(&stat, 0o066) {
         return Ok(());
     }
     Err(refused(format_args!(
@@ -337,7 +337,7 @@ fn check_volumes(ctl: &Dir, data: &Dir, kill_uid: u32) -> io::Result<Ids> {
     let work =
         data.stat_of(layout::WORK).map_err(|e| error(format_args!("data/work: run `glue install` first"), &e))?;
     // Its mode is the payload's own business: it may have changed it, and gains nothing by that.
-    if work.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFDIR.bits() {
+    if !is(&work, SFlag::S_IFDIR) {
         return Err(refused(format_args!("data/work is not a directory: run `glue install` first")));
     }
     let ids = Ids { uid: work.st_uid, gid: work.st_gid, kill_uid };

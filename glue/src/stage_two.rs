@@ -24,7 +24,7 @@ use latebind_contract::layout;
 use latebind_contract::order::Invalid;
 use latebind_contract::report::{Report, What, number};
 use latebind_linux::sys::{self, Fork};
-use latebind_linux::volume::{open_beneath, read_whole};
+use latebind_linux::volume::{is, open_beneath, read_whole};
 
 fn at(what: What) -> impl FnOnce(io::Error) -> Report {
     move |error| Report::of(what, &error)
@@ -151,7 +151,7 @@ fn open_null(n: RawFd) -> io::Result<OwnedFd> {
     let flags = if n == 0 { OFlag::O_RDONLY } else { OFlag::O_WRONLY };
     let fd = sys::openat(nix::fcntl::AT_FDCWD, c"/dev/null", (flags | OFlag::O_CLOEXEC).bits(), 0)?;
     let stat = fstat(&fd)?;
-    if stat.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFCHR.bits() || stat.st_rdev != makedev(1, 3) {
+    if !is(&stat, SFlag::S_IFCHR) || stat.st_rdev != makedev(1, 3) {
         return Err(other_kind());
     }
     Ok(fd)
@@ -178,7 +178,7 @@ fn open_stream_file(file: &str, n: RawFd, append: bool) -> io::Result<OwnedFd> {
     };
     // O_NONBLOCK, so that a FIFO that somebody put there is an error and not a wait.
     let fd = open_beneath(sys::inherited(DATA_FD), file, flags | OFlag::O_NONBLOCK, 0o600)?;
-    if fstat(&fd)?.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFREG.bits() {
+    if !is(&fstat(&fd)?, SFlag::S_IFREG) {
         return Err(other_kind());
     }
     sys::set_blocking(fd.as_fd())?;

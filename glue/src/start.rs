@@ -23,7 +23,7 @@ use latebind_contract::report::{Report, SIZE, What};
 use latebind_linux::error::{errno_of, error, refused};
 use latebind_linux::processes::{Proc, Stat};
 use latebind_linux::sys::{self, CStrings, Fork};
-use latebind_linux::volume::Dir;
+use latebind_linux::volume::{Dir, is, is_roots};
 
 /// Descriptors that are to be handed on wait above this number, out of the way of those that stage two gets.
 pub const OUT_OF_THE_WAY: RawFd = 64;
@@ -113,8 +113,8 @@ fn open_stream_fifo(ctl: &Dir, name: &str, input: bool) -> io::Result<OwnedFd> {
     let fd = ctl.open_beneath(name, flags | OFlag::O_NONBLOCK, 0);
     let fd = fd.map_err(|e| error(format_args!("the FIFO {name} cannot be opened, or has no reader"), &e))?;
     let stat = fstat(&fd)?;
-    if stat.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFIFO.bits() || stat.st_uid != 0 {
-        return Err(refused(format_args!("{name} in ctl/ is no FIFO of root")));
+    if !is(&stat, SFlag::S_IFIFO) || !is_roots(&stat, 0) {
+        return Err(refused(format_args!("{name} in ctl/ is not a FIFO of root")));
     }
     sys::set_blocking(fd.as_fd())?;
     Ok(fd)

@@ -378,7 +378,7 @@ fn a_fifo_that_is_missing_or_no_fifo_or_without_a_reader_is_an_error_of_stdio() 
     assert!(unread.message.contains("no reader"), "{}", unread.message);
     fs::remove_file(slot.ctl().join("out")).unwrap();
     slot.put("out", b"a file");
-    assert!(run().message.contains("no FIFO"));
+    assert!(run().message.contains("not a FIFO"));
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use latebind_contract::encoding::hex;
 use latebind_contract::layout;
-use latebind_linux::volume::Dir;
+use latebind_linux::volume::{Dir, is_roots};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat, renameat};
 use nix::sys::stat::{FileStat, Mode, SFlag, mkdirat};
@@ -72,7 +72,7 @@ pub fn reset_volumes(
             layout::GLUE_NOTIFY | layout::WATCHER_NOTIFY => SFlag::S_IFIFO,
             _ => return false,
         };
-        tree::is(stat, kind) && stat.st_uid == 0 && stat.st_mode & 0o022 == 0
+        tree::is(stat, kind) && is_roots(stat, 0o022)
     })?;
     let is_dir = |stat: &FileStat| tree::is(stat, SFlag::S_IFDIR);
     tree::remove_others(data, deadline, &|name, stat| {

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use latebind_contract::attach::{End, Kind};
-use latebind_linux::sys;
+use latebind_linux::{sys, volume};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -81,9 +81,8 @@ pub fn streams(connection: &UnixStream) -> io::Result<Streams> {
     }
     let is = |fd: &OwnedFd, kind: SFlag| {
         fstat(fd).is_ok_and(|stat| {
-            let is_kind = stat.st_mode & SFlag::S_IFMT.bits() == kind.bits();
             // A terminal's master, and nothing else, is /dev/ptmx.
-            is_kind && (kind != SFlag::S_IFCHR || stat.st_rdev == makedev(5, 2))
+            volume::is(&stat, kind) && (kind != SFlag::S_IFCHR || stat.st_rdev == makedev(5, 2))
         })
     };
     let of_kind = |fds: &[OwnedFd], kind| fds.iter().all(|fd| is(fd, kind));

@@ -15,6 +15,16 @@ use crate::error::{error, refused};
 use crate::sys;
 use latebind_contract::layout;
 
+/// Whether a file is of this type.
+pub fn is(stat: &FileStat, kind: SFlag) -> bool {
+    stat.st_mode & SFlag::S_IFMT.bits() == kind.bits()
+}
+
+/// Whether a file is root's, without any of the mode bits `forbidden`.
+pub fn is_roots(stat: &FileStat, forbidden: u32) -> bool {
+    stat.st_uid == 0 && stat.st_mode & forbidden == 0
+}
+
 fn c_string(path: &[u8]) -> io::Result<CString> {
     CString::new(path).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
 }
@@ -78,10 +88,10 @@ impl Dir {
         let fd = self.open_beneath(name, OFlag::O_RDONLY | OFlag::O_NONBLOCK, 0)?;
         let stat = fstat(&fd)?;
         let refuse = |why: core::fmt::Arguments<'_>| Err(refused(format_args!("{}/{name} {why}", self.path)));
-        if SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) != SFlag::S_IFREG {
+        if !is(&stat, SFlag::S_IFREG) {
             return refuse(format_args!("is not a regular file: put a file there"));
         }
-        if stat.st_uid != 0 || stat.st_mode & 0o022 != 0 {
+        if !is_roots(&stat, 0o022) {
             return refuse(format_args!(
                 "is not root's alone (owner {}, mode {:o})",
                 stat.st_uid,
@@ -146,12 +156,7 @@ impl Dir {
 
     /// Opens a FIFO for reading and writing, so that it never ends; makes it where there is none that is root's alone.
     pub fn open_fifo(&self, name: &str) -> io::Result<OwnedFd> {
-        let good = |stat: &FileStat| {
-            stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFIFO.bits()
-                && stat.st_uid == 0
-                && stat.st_mode & 0o022 == 0
-        };
-        if !self.stat_of(name).is_ok_and(|stat| good(&stat)) {
+        if !self.stat_of(name).is_ok_and(|stat| is(&stat, SFlag::S_IFIFO) && is_roots(&stat, 0o022)) {
             self.remove(name)?;
             nix::unistd::mkfifoat(&self.fd, name, nix::sys::stat::Mode::from_bits_truncate(0o600))
                 .map_err(|e| error(format_args!("the FIFO {}/{name} cannot be made", self.path), &e.into()))?;
@@ -176,7 +181,7 @@ pub fn read_whole(fd: BorrowedFd<'_>, most: usize) -> io::Result<Vec<u8>> {
 }
 
 fn demand_root_only(stat: &FileStat, path: &str, forbidden: u32) -> io::Result<()> {
-    if stat.st_uid == 0 && stat.st_mode & forbidden == 0 {
+    if is_roots(stat, forbidden) {
         return Ok(());
     }
     Err(refused(format_args!(

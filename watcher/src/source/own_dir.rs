@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
+use latebind_linux::volume;
 use nix::sys::stat::{Mode, fchmod, fstat};
 
 use crate::tree::{self, marks};
@@ -87,5 +88,5 @@ pub fn create_if_missing(path: &Path) -> io::Result<()> {
 /// Whether this is a directory that root alone can have made and filled.
 pub fn is_roots(path: &Path) -> bool {
     let stat = tree::open_dir(path).and_then(|dir| Ok(fstat(&dir)?));
-    stat.is_ok_and(|stat| stat.st_uid == 0 && stat.st_mode & OTHERS_WRITE == 0)
+    stat.is_ok_and(|stat| volume::is_roots(&stat, OTHERS_WRITE))
 }

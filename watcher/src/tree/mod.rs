@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 
+pub use latebind_linux::volume::is;
+
 pub use self::remove::{remove_content, remove_others, remove_tree};
 
 /// Opens a directory that is not a link itself.
@@ -46,11 +48,6 @@ pub fn check_reader(stat: &FileStat, reader: Option<u32>) -> io::Result<()> {
         }
         _ => Ok(()),
     }
-}
-
-/// Whether this is of that kind.
-pub fn is(stat: &FileStat, kind: SFlag) -> bool {
-    stat.st_mode & SFlag::S_IFMT.bits() == kind.bits()
 }
 
 /// Until when work on files that others made may go on: for some time, and while it is wanted.

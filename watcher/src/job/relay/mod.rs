@@ -20,6 +20,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use latebind_contract::layout::STREAMS;
+use latebind_linux::volume::is;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{Mode, SFlag, fchmod, fstat};
@@ -101,11 +102,10 @@ impl Streams {
 /// kernel, not from the client, and counts only if it leads, without links, to the very file that the descriptor is of.
 fn find_route(fd: &OwnedFd, n: usize, slot: &Slot) -> Option<Route> {
     let stat = fstat(fd).ok()?;
-    let kind = stat.st_mode & SFlag::S_IFMT.bits();
-    if kind == SFlag::S_IFCHR.bits() && stat.st_rdev == nix::sys::stat::makedev(1, 3) {
+    if is(&stat, SFlag::S_IFCHR) && stat.st_rdev == nix::sys::stat::makedev(1, 3) {
         return Some(Route::Null);
     }
-    if kind != SFlag::S_IFREG.bits() {
+    if !is(&stat, SFlag::S_IFREG) {
         return None;
     }
     // A name has no position: what was read of an input already must not be read again.
