@@ -19,7 +19,7 @@ use latebind_contract::layout;
 use latebind_contract::order::Order;
 use latebind_linux::error::{errno_of, error, refused};
 use latebind_linux::sys;
-use latebind_linux::volume::{open_beneath, read_whole};
+use latebind_linux::volume::{is, is_roots, open_beneath, read_whole};
 
 /// Longest account file that is read.
 const ACCOUNTS_MAX: usize = 1 << 20;
@@ -48,7 +48,7 @@ fn writing(parent: &OwnedFd, act: impl Fn() -> nix::Result<()>) -> io::Result<()
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let open = sys::openat(parent.as_fd(), c".", flags.bits(), 0)?;
     let stat = fstat(&open)?;
-    if stat.st_uid != 0 || stat.st_mode & 0o200 != 0 {
+    if !is_roots(&stat, 0o200) {
         return Ok(first?);
     }
     let chmod = |bits| fchmod(&open, Mode::from_bits_truncate(bits));
@@ -58,9 +58,9 @@ fn writing(parent: &OwnedFd, act: impl Fn() -> nix::Result<()>) -> io::Result<()
     Ok(second?)
 }
 
-/// What was changed in an image's root for one job's links, in its order; undone backwards when the job is over.
+/// What was changed in an image's root for one job, in its order; undone backwards when the job is over.
 #[derive(Default)]
-pub struct Links(Vec<(String, Change)>);
+pub struct Changes(Vec<(String, Change)>);
 
 /// What was done at a path.
 enum Change {
@@ -72,12 +72,16 @@ enum Change {
     Removed(u32),
     /// A link with this target was made.
     Link(String),
+    /// A file was made.
+    File,
+    /// A file of this length has got lines at its end.
+    Longer(u64),
 }
 
-impl Links {
+impl Changes {
     /// Makes each link, with its missing parents, in place of what is there. The first that fails ends it; what was
     /// done before is there until it is removed.
-    pub fn make(&mut self, wanted: &[(String, String)]) -> io::Result<()> {
+    pub fn make_links(&mut self, wanted: &[(String, String)]) -> io::Result<()> {
         for (n, (path, target)) in wanted.iter().enumerate() {
             if let Err(e) = self.link(path, target, n) {
                 let why = match Errno::from_raw(e.raw_os_error().unwrap_or(0)) {
@@ -125,7 +129,7 @@ impl Links {
     }
 
     /// Undoes all of it. Whether everything is as it was.
-    pub fn remove(&mut self) -> bool {
+    pub fn undo(&mut self) -> bool {
         let mut undone = true;
         while let Some((path, change)) = self.0.pop() {
             if let Err(e) = undo(&path, &change) {
@@ -142,7 +146,11 @@ fn undo(path: &str, change: &Change) -> io::Result<()> {
     match change {
         Change::Directory => writing(&parent, || unlinkat(&parent, name, UnlinkatFlags::RemoveDir)),
         Change::Link(target) if readlinkat(&parent, name)? != target.as_str() => Err(Errno::EEXIST.into()),
-        Change::Link(_) => writing(&parent, || unlinkat(&parent, name, UnlinkatFlags::NoRemoveDir)),
+        Change::Link(_) | Change::File => writing(&parent, || unlinkat(&parent, name, UnlinkatFlags::NoRemoveDir)),
+        Change::Longer(length) => {
+            let file = File::from(open_accounts(path, OFlag::empty())?);
+            if file.metadata()?.len() < *length { Err(Errno::EEXIST.into()) } else { file.set_len(*length) }
+        }
         Change::Aside(aside) => rename(&parent, aside, &CString::new(name)?),
         Change::Removed(mode) => make_directory(&parent, name, *mode),
     }
@@ -166,50 +174,51 @@ fn rename(parent: &OwnedFd, from: &CStr, to: &CStr) -> io::Result<()> {
 const ACCOUNTS: [&str; 2] = ["/etc/passwd", "/etc/group"];
 
 /// Opens an account file of the image for reading and appending.
-fn open_accounts(root: &OwnedFd, path: &str, more: OFlag) -> io::Result<OwnedFd> {
+fn open_accounts(path: &str, more: OFlag) -> io::Result<OwnedFd> {
     let flags = OFlag::O_RDWR | OFlag::O_APPEND | OFlag::O_NONBLOCK | more;
-    open_beneath(root.as_fd(), path.trim_start_matches('/'), flags, 0o644)
+    let fd = open_beneath(root()?.as_fd(), path.trim_start_matches('/'), flags, 0o644)?;
+    let stat = fstat(&fd)?;
+    if !is(&stat, SFlag::S_IFREG) || !is_roots(&stat, 0) || stat.st_nlink != 1 {
+        return Err(refused(format_args!("is not a regular file of root with one name")));
+    }
+    Ok(fd)
 }
 
 /// Has the file system make this container's copies of the account files, which takes milliseconds where layers are
 /// copied on write: now, and not when a job waits. Errors are the job's to hear, when it wants a line there.
 pub fn prepare_accounts() {
     for path in ACCOUNTS {
-        let _ = root().and_then(|root| open_accounts(&root, path, OFlag::empty()));
+        let _ = open_accounts(path, OFlag::empty());
     }
 }
 
-/// Adds a passwd and a group line for the payload's numbers where there is none. Returns what could not be done.
-pub fn add_account(order: &Order, slot: u32) -> Vec<String> {
-    let Order { account, uid, gid, .. } = order;
-    let work = layout::work(slot);
-    let home = order.home.as_ref().unwrap_or(&work);
-    let passwd = format!("{account}:x:{uid}:{gid}:{account}:{home}:/bin/sh\n");
-    let group = format!("{account}:x:{gid}:\n");
-    let mut failed = Vec::new();
-    for (path, id, line) in [(ACCOUNTS[0], *uid, &passwd), (ACCOUNTS[1], *gid, &group)] {
-        if let Err(e) = append_line(path, account, id, line) {
-            failed.push(e.to_string());
+impl Changes {
+    /// Adds a passwd and a group line for the payload's numbers where there is none. Returns what could not be done.
+    pub fn add_account(&mut self, order: &Order, slot: u32) -> Vec<String> {
+        let Order { account, uid, gid, .. } = order;
+        let work = layout::work(slot);
+        let home = order.home.as_ref().unwrap_or(&work);
+        let passwd = format!("{account}:x:{uid}:{gid}:{account}:{home}:/bin/sh\n");
+        let group = format!("{account}:x:{gid}:\n");
+        let mut failed = Vec::new();
+        for (path, id, line) in [(ACCOUNTS[0], *uid, &passwd), (ACCOUNTS[1], *gid, &group)] {
+            if let Err(e) = self.append_line(path, account, id, line) {
+                failed.push(error(format_args!("{path}: no line for the payload was added"), &e).to_string());
+            }
         }
+        failed
     }
-    failed
-}
 
-fn append_line(path: &str, account: &str, id: u32, line: &str) -> io::Result<()> {
-    let add = || -> io::Result<()> {
-        let root = root()?;
-        let fd = match open_accounts(&root, path, OFlag::empty()) {
+    fn append_line(&mut self, path: &str, account: &str, id: u32, line: &str) -> io::Result<()> {
+        let fd = match open_accounts(path, OFlag::empty()) {
             Err(e) if e.raw_os_error() == Some(Errno::ENOENT as i32) => {
-                let fd = open_accounts(&root, path, OFlag::O_CREAT | OFlag::O_EXCL)?;
-                nix::sys::stat::fchmod(&fd, nix::sys::stat::Mode::from_bits_truncate(0o644))?; // whatever the umask
+                let fd = open_accounts(path, OFlag::O_CREAT | OFlag::O_EXCL)?;
+                self.0.push((path.to_owned(), Change::File));
+                fchmod(&fd, Mode::from_bits_truncate(0o644))?; // whatever the umask
                 fd
             }
             result => result?,
         };
-        let stat = fstat(&fd)?;
-        if stat.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFREG.bits() || stat.st_uid != 0 || stat.st_nlink != 1 {
-            return Err(refused(format_args!("is not a regular file of root with one name")));
-        }
         let mut file = File::from(fd);
         let text = read_whole(file.as_fd(), ACCOUNTS_MAX)?;
         let known = text.split(|b| *b == b'\n').any(|l| {
@@ -221,7 +230,7 @@ fn append_line(path: &str, account: &str, id: u32, line: &str) -> io::Result<()>
             return Ok(());
         }
         let newline = if text.last().is_none_or(|b| *b == b'\n') { "" } else { "\n" };
+        self.0.push((path.to_owned(), Change::Longer(file.metadata()?.len())));
         file.write_all(format!("{newline}{line}").as_bytes())
-    };
-    add().map_err(|e| error(format_args!("{path}: no line for the payload was added"), &e))
+    }
 }

@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use crate::claim::Claimed;
 use crate::events::{Event, Events, signal_name};
 use crate::log;
-use crate::rootfs::{self, Links};
+use crate::rootfs::Changes;
 use crate::start::{self, Started, Starting, failure};
 use latebind_contract::order::{START_WITHIN, Stop};
 use latebind_contract::record::{Failure, Processes, Stage, Usage, Used};
@@ -116,7 +116,7 @@ pub fn run(slot: &Slot<'_>, claimed: &mut Claimed, on_start: &mut OnStart<'_>) -
         stop: false,
     };
     let kill_within = Duration::from_secs_f64(claimed.order.kill_s.max(KILL_LEAST_S));
-    let mut links = Links::default();
+    let mut changes = Changes::default();
     let mut s = Supervision {
         slot,
         claimed,
@@ -127,7 +127,7 @@ pub fn run(slot: &Slot<'_>, claimed: &mut Claimed, on_start: &mut OnStart<'_>) -
         counting_killed: false,
         kill_within,
     };
-    match s.prepare(&mut links) {
+    match s.prepare(&mut changes) {
         Err(failed) => s.end.failure = Some(failed),
         Ok(starting) => s.supervise(starting, on_start)?,
     }
@@ -136,14 +136,14 @@ pub fn run(slot: &Slot<'_>, claimed: &mut Claimed, on_start: &mut OnStart<'_>) -
     }
     s.end_all_processes()?;
     // No later job may find the root file system changed.
-    s.end.stop |= !links.remove();
+    s.end.stop |= !changes.undo();
     s.end.cgroup = cgroup::read(slot.whereabouts).since(&before);
     Ok(s.end)
 }
 
 impl Supervision<'_> {
     /// Everything before the fork.
-    fn prepare(&mut self, links: &mut Links) -> Result<Starting, Failure> {
+    fn prepare(&mut self, changes: &mut Changes) -> Result<Starting, Failure> {
         if let Some(invalid) = &self.claimed.invalid {
             let stage = if invalid.field == "env_files" { Stage::Environment } else { Stage::Startup };
             return Err(failure(stage, 0, format_args!("{invalid}")));
@@ -168,9 +168,11 @@ impl Supervision<'_> {
             Err(e) => return Err(failure(Stage::Startup, errno_of(&e), format_args!("the payload's processes: {e}"))),
         }
         let order = &self.claimed.order;
-        links.make(&order.links.0).map_err(|e| failure(Stage::Startup, errno_of(&e), format_args!("links: {e}")))?;
+        changes
+            .make_links(&order.links.0)
+            .map_err(|e| failure(Stage::Startup, errno_of(&e), format_args!("links: {e}")))?;
         if order.passwd {
-            self.end.warnings = rootfs::add_account(order, self.slot.number);
+            self.end.warnings = changes.add_account(order, self.slot.number);
         }
         let slot = self.slot;
         start::begin(self.claimed, slot.number, slot.program, slot.filtered, slot.ctl, slot.data)

@@ -507,25 +507,42 @@ fn a_link_that_cannot_be_made_says_why_and_changes_nothing() {
 #[test]
 fn passwd_gives_the_payload_an_account() {
     let slot = Slot::new("busybox");
-    let mut startup = slot.job(&["/bin/sh", "-c", "id -un; id -gn; grep -c payload /etc/passwd /etc/group"]);
+    let script = "id -un; id -gn; grep -c payload /etc/passwd /etc/group; grep -e ^root -e payload /etc/passwd";
+    let mut startup = slot.job(&["/bin/sh", "-c", script]);
     startup.passwd = true;
-    for _ in 0..2 {
-        startup.nonce = slot.job(&["x"]).nonce;
-        let finished = slot.run(&startup);
-        assert_eq!(finished.record.warnings, Vec::<String>::new());
-        assert_eq!(finished.out, "payload\npayload\n/etc/passwd:1\n/etc/group:1\n");
-    }
-    let passwd = fs::read_to_string(in_root(&slot, "/etc/passwd")).unwrap();
+    let finished = slot.run(&startup);
+    assert_eq!(finished.record.warnings, Vec::<String>::new());
+    let lines = finished.out.strip_prefix("payload\npayload\n/etc/passwd:1\n/etc/group:1\n");
+    let passwd = lines.unwrap_or_else(|| panic!("{}", finished.out));
     assert!(passwd.starts_with("root:x:0:0:"), "{passwd}");
-    assert!(passwd.contains(&format!("\npayload:x:20000:20000:payload:{WORK}:/bin/sh\n")), "{passwd}");
+    assert!(passwd.ends_with(&format!("\npayload:x:20000:20000:payload:{WORK}:/bin/sh\n")), "{passwd}");
 }
 
 #[test]
 fn the_account_has_the_name_and_the_home_that_were_asked_for() {
     let slot = Slot::new("busybox");
-    let mut startup = slot.job(&["/bin/sh", "-c", "id -un; id -gn; echo ~slot1_2"]);
-    (startup.passwd, startup.account, startup.home) = (true, "slot1_2".into(), Some("/some/where else".into()));
-    assert_eq!(slot.run(&startup).out, "slot1_2\nslot1_2\n/some/where else\n");
+    let accounts = || ["/etc/passwd", "/etc/group"].map(|path| fs::read(in_root(&slot, path)).unwrap());
+    let of_the_image = accounts();
+    // Each job of an owner has what it asked for, and not what an earlier one did.
+    for (account, home) in [("slot1_2", "/some/where else"), ("payload", "/tmp"), ("slot1_2", "/")] {
+        let script = format!("id -un; id -gn; echo ~{account}");
+        let mut startup = slot.job(&["/bin/sh", "-c", &script]);
+        (startup.passwd, startup.account, startup.home) = (true, account.into(), Some(home.into()));
+        assert_eq!(slot.run(&startup).out, format!("{account}\n{account}\n{home}\n"));
+        assert!(accounts() == of_the_image, "the accounts are as the image has them");
+    }
+}
+
+#[test]
+fn an_account_file_that_an_image_lacks_is_there_for_the_job_alone() {
+    let slot = Slot::new("busybox");
+    fs::remove_file(in_root(&slot, "/etc/group")).unwrap();
+    for _ in 0..2 {
+        let mut startup = slot.job(&["/bin/sh", "-c", "id -gn; cat /etc/group"]);
+        startup.passwd = true;
+        assert_eq!(slot.run(&startup).out, "payload\npayload:x:20000:\n");
+        assert!(in_root(&slot, "/etc/group").symlink_metadata().is_err());
+    }
 }
 
 #[test]
