@@ -4,10 +4,11 @@
 #   REGISTRY         where `push` takes the images: host[:port][/path]; TAG is their tag, INSECURE=1 leaves TLS out
 #   TARGET           x86_64-unknown-linux-musl (default) or aarch64-unknown-linux-musl: what `build` and `images` build
 #                    for; the latter into dist/aarch64/
+#   ON               kind, k3s, microshift or current: where `first-record` gets its cluster
 #   RECIPE           debian or rustup: how static binaries are built (default: rustup if it has the musl target)
 
 .PHONY: help build install images push archive demo test test-condor test-v2 test-aarch64
-.PHONY: test-cluster cluster cluster-down attack-start bench bench-cluster fuzz soak audit clean
+.PHONY: first-record test-cluster cluster cluster-down attack-start bench bench-cluster fuzz soak audit clean
 
 # Checked before anything is built, which takes minutes.
 ifneq ($(filter push,$(MAKECMDGOALS)),)
@@ -22,6 +23,7 @@ help:
 	@echo 'make images        the images of demo and tests, made here without a registry'
 	@echo 'make push          pushes the images of pilot and glue: make push REGISTRY=registry.example.org/me'
 	@echo 'make archive       the same images as files in dist/images, for kind, minikube and ctr'
+	@echo 'make first-record  from nothing to one record on Kubernetes: ON=kind, k3s, microshift, or current with REGISTRY='
 	@echo 'make install       programs, the unit of a pod, manual pages, completions: PREFIX=/usr/local, DESTDIR='
 	@echo 'make test          format, lints, documentation, dependencies, unit tests, integration tests on real containers'
 	@echo 'make test-cluster  the tests on Kubernetes: on a cluster of one node, made and stopped here; or on yours, if'
@@ -58,6 +60,13 @@ push: images
 
 archive: images
 	@images/publish.sh archive
+
+first-record:
+	@.ci/setup.sh build images
+	@.ci/build.sh
+	@images/build.sh glue pilot busybox debian
+	@images/publish.sh archive glue pilot busybox
+	@deploy/first-record.sh '$(ON)'
 
 demo:
 	@.ci/setup.sh build images demo

@@ -6,8 +6,12 @@
 #                                   nodes pull from. Unless both are set, a cluster of one node is built and started here,
 #                                   and stopped afterwards; one that runs already (make cluster) is used and left running.
 #
-# Tests in files named node_* use the node's own processes, or make the kubelet pull from this machine: they need our
-# cluster.
+#   LATEBIND_NODE_EXEC              how a command is run as root on the node: "ssh node", "docker exec -i kind-control-plane".
+#                                   By default the node of our own cluster is this machine.
+#   LATEBIND_KUBELET_DIR            the kubelet's directory there, on a cluster of yours (default /var/lib/kubelet)
+#
+# Each test says which servers it is for and what it needs of the cluster (tests/cluster/src/needs.rs). Those that this
+# cluster is not for are named with the reason, left out, and not counted.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 . .ci/rust.sh
@@ -16,7 +20,7 @@ cargo=$(need_cargo) || exit
 export LATEBIND_STATE=${LATEBIND_STATE:-/var/lib/latebind-test} # see the Makefile
 export CARGO_TERM_COLOR=never
 package=latebind-cluster-tests
-targets=()
+left_out=() # arguments that leave tests out
 started='' # whether the cluster that runs is one that was started here
 stop_cluster() {
     [ -n "$started" ] || return 0
@@ -38,14 +42,6 @@ prepare "$cargo" test --quiet --locked --no-run -p "$package"
 if [ -n "${KUBECONFIG:-}" ] && [ -n "${LATEBIND_REGISTRY:-}" ]; then
     echo "test-cluster.sh: on the cluster of $KUBECONFIG, with images from $LATEBIND_REGISTRY"
     prepare tests/cluster/push.sh
-    targets=(--lib)
-    for file in tests/cluster/tests/*.rs; do
-        name=$(basename "$file" .rs)
-        case $name in
-        node_*) echo "test-cluster.sh: $name is not run here: it needs our own cluster" ;;
-        *) targets+=(--test "$name") ;;
-        esac
-    done
 else
     unset KUBECONFIG LATEBIND_REGISTRY
     prepare tests/cluster/install.sh
@@ -54,8 +50,18 @@ else
     prepare tests/cluster/up.sh
     prepare tests/cluster/push.sh
 fi
+list=$(prepare "$cargo" run --quiet --locked -p "$package" --bin left-out) || {
+    echo "$list"
+    exit 1
+}
+while read -r name file reason; do
+    [ -n "$name" ] || continue
+    echo "test-cluster.sh: left out: $file: $name: $reason"
+    left_out+=(--skip "$name")
+    announced=$((${announced:-0} + 1))
+done <<<"$list"
 # Two at a time: so many pods fit on our node.
-step "tests on Kubernetes" "$cargo" test --locked --no-fail-fast -p "$package" ${targets[@]+"${targets[@]}"} \
-    -- --test-threads=2
+step "tests on Kubernetes" "$cargo" test --locked --no-fail-fast -p "$package" \
+    -- --test-threads=2 --exact ${left_out[@]+"${left_out[@]}"}
 stop_cluster
 conclude

@@ -13,16 +13,16 @@ const RUNS: u32 = 10;
 
 fn main() -> Result<(), String> {
     let pilot = Options::new().spool(&["--reuse", "same-owner"]).start();
-    rate::put(&pilot.spool(), JOBS, &cluster().image_by_digest("busybox", "1"))?;
+    rate::put(&pilot.spool_here(), JOBS, &cluster().image_by_digest("busybox", "1"))?;
     let began = Instant::now();
-    let is_done = |n: usize| pilot.spool().join(format!("done/job-{n:05}/result/report.json")).exists();
+    let is_done = |n: usize| pilot.spool_here().join(format!("done/job-{n:05}/result/report.json")).exists();
     while !(0..JOBS).all(is_done) {
         if began.elapsed() > Duration::from_secs(300) {
             return Err("the jobs have no results after 300 s".into());
         }
         std::thread::sleep(Duration::from_millis(100));
     }
-    let jobs = rate::in_place(&pilot.spool(), JOBS)?;
+    let jobs = rate::in_place(&pilot.spool_here(), JOBS)?;
     let began = Instant::now();
     for _ in 0..RUNS {
         let ran = pilot.exec("payload", &["/bin/busybox", "true"]);

@@ -21,6 +21,7 @@ pub struct Cluster {
     cache: PathBuf,
     registry: String,
     digests: PathBuf,
+    own: bool,
     node: Option<Node>,
 }
 
@@ -61,7 +62,8 @@ impl Cluster {
                 cache: std::env::temp_dir().join("latebind-kubectl"),
                 digests: digests(&registry),
                 registry,
-                node: None,
+                own: false,
+                node: Node::of_another(),
             };
         }
         let kubeconfig = state.join("kubeconfig");
@@ -76,7 +78,8 @@ impl Cluster {
             cache: state.join("run/kubectl"),
             digests: digests(&registry),
             registry,
-            node: Some(Node::new(state)),
+            own: true,
+            node: Some(Node::own(state)),
         }
     }
 
@@ -110,33 +113,63 @@ impl Cluster {
 
     /// The port of the registry. Of our own cluster only.
     pub fn registry_port(&self) -> u16 {
-        let _ = self.node();
+        self.need_own();
         port(7500)
     }
 
     /// An image that is there, in a registry which wants a password for it. Of our own cluster only.
     pub fn denied_image(&self) -> String {
-        let _ = self.node();
+        self.need_own();
         format!("127.0.0.1:{}/latebind/busybox:1", port(7501))
     }
 
     /// The port on loopback of our own cluster's API server.
     pub fn api_port(&self) -> u16 {
-        let _ = self.node();
+        self.need_own();
         port(7443)
     }
 
     /// Whether this is our own cluster.
     pub fn is_own(&self) -> bool {
-        self.node.is_some()
+        self.own
     }
 
-    /// The node of our own cluster.
+    fn need_own(&self) {
+        assert!(self.own, "only our own cluster has this: the test's needs(...) do not say so");
+    }
+
+    /// The node, where there is a way to it.
+    pub fn node_if_any(&self) -> Option<&Node> {
+        self.node.as_ref()
+    }
+
+    /// The node.
     ///
     /// # Panics
-    /// On any other cluster: the test belongs in a file named `node_*`, which is not run there.
+    /// If there is no way to it: the test has to say `needs("...; node")`.
     pub fn node(&self) -> &Node {
-        self.node.as_ref().expect("only our own cluster has a node to reach for: name the test's file node_*")
+        let way = "set LATEBIND_NODE_EXEC to a command that runs others as root on the node: docs/kubernetes.md";
+        self.node.as_ref().unwrap_or_else(|| panic!("there is no way to the node of this cluster: {way}"))
+    }
+
+    /// How many nodes it has.
+    pub fn nodes(&self) -> usize {
+        self.ask_json(&["get", "nodes"])["items"].as_array().map_or(0, Vec::len)
+    }
+
+    /// The server's version: major and minor number.
+    pub fn server(&self) -> (u32, u32) {
+        static VERSION: OnceLock<(u32, u32)> = OnceLock::new();
+        *VERSION.get_or_init(|| {
+            let said = self.ask_json(&["version"]);
+            // Some vendors add a plus sign.
+            let number = |field: &str| {
+                let text = said["serverVersion"][field].as_str().unwrap_or_default();
+                let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+                digits.parse().unwrap_or_else(|e| panic!("the server's version: {field} is {text:?}: {e}"))
+            };
+            (number("major"), number("minor"))
+        })
     }
 
     /// kubectl on this cluster, to be given its arguments.

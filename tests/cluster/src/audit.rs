@@ -1,8 +1,6 @@
 //! What pilots have asked the API server for, by its own audit log (tests/cluster/up.sh says what is in it). Our own
 //! cluster only.
 
-use std::fs;
-
 use serde_json::Value;
 
 use crate::access::cluster;
@@ -33,13 +31,11 @@ fn is_mark(request: &Request) -> bool {
 }
 
 fn all(namespace: &Namespace) -> Vec<Request> {
-    let path = cluster().node().log("audit");
-    // Made with the first request.
-    let log = fs::read_to_string(&path).unwrap_or_default();
+    let log = cluster().node().log("audit");
     let user = format!("system:serviceaccount:{}:", namespace.name());
     let ours = log.lines().filter(|line| line.contains(&user));
     ours.map(|line| {
-        let event: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("{}: {e}: {line}", path.display()));
+        let event: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("the audit log: {e}: {line}"));
         let text = |field: &str| event[field].as_str().unwrap_or_default().to_owned();
         Request { verb: text("verb"), uri: text("requestURI") }
     })

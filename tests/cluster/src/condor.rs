@@ -1,9 +1,7 @@
 //! An HTCondor pool on our own cluster: central manager and access point in a pod, pilots of
 //! `deploy/htcondor-before-1.32` in another.
 
-use std::fs;
 use std::net::TcpListener;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use latebind_tests::pod::{Ran, Running, Scratch, eventually, unique};
@@ -11,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::access::{CALL_WITHIN, cluster};
 use crate::namespace::Namespace;
+use crate::node::directory::Directory;
 use crate::pilot::{Options, Pilot};
 
 /// How long one step of a job may take, its image's fetching and a wait after a failure included.
@@ -38,14 +37,14 @@ pub mod status {
 pub struct Pool {
     /// Its pilot; the pool's own pod is in the same namespace.
     pub pilot: Pilot,
-    home: Scratch,
+    home: Directory,
 }
 
 impl Pool {
     /// Makes the pool, then the pilot, with the changes that `options` gets, and waits for its slot.
     #[track_caller]
     pub fn start(change: impl FnOnce(Options) -> Options) -> Self {
-        let (namespace, home) = (Namespace::new(), Scratch::new());
+        let (namespace, home) = (Namespace::new(), cluster().node().directory());
         // All pods share the node's network, with other pools: a port that is free now.
         let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).unwrap().port();
         namespace.create(&pool_objects(&namespace, &home, port));
@@ -53,8 +52,9 @@ impl Pool {
             let ran = namespace.call(&["exec", "pool", "--", "cat", "/secret/tokens/pool"]);
             (ran.code == Some(0) && !ran.stdout.is_empty()).then(|| ran.out())
         });
-        let file = home.path().join("pool.token");
-        fs::write(&file, token).unwrap();
+        let scratch = Scratch::new();
+        let file = scratch.path().join("pool.token");
+        std::fs::write(&file, token).unwrap();
         // As docs/htcondor.md has it.
         let from = format!("--from-file=pool={}", file.display());
         namespace.ask(&["create", "secret", "generic", "latebind-htcondor-token", &from]);
@@ -102,11 +102,7 @@ impl Pool {
     #[track_caller]
     pub fn submit(&self, image: &str, lines: &str, script: Option<&str>) -> Job<'_> {
         let name = unique("job");
-        let dir = self.home.path().join(&name);
-        fs::create_dir(&dir).unwrap();
-        if let Some(script) = script {
-            fs::write(dir.join("job.sh"), format!("#!/bin/sh\n{script}\n")).unwrap();
-        }
+        let program = script.map(|script| format!("#!/bin/sh\n{script}\n"));
         let image = if image.contains('/') { image.to_owned() } else { cluster().image(image) };
         let executable = script.map_or("", |_| "executable = job.sh\n");
         let text = format!(
@@ -114,13 +110,13 @@ impl Pool {
              should_transfer_files = YES\nwhen_to_transfer_output = ON_EXIT\noutput = out\nerror = err\nlog = log\n\
              request_cpus = 1\nrequest_memory = 100MB\nrequest_disk = 10MB\nleave_in_queue = True\nqueue\n"
         );
-        fs::write(dir.join("job.sub"), text).unwrap();
-        let owned = Command::new("chown").args(["-R", &format!("{ALICE}:{ALICE}")]).arg(&dir).status().unwrap();
-        assert!(owned.success());
+        let mut files = vec![("job.sub", text.as_bytes())];
+        files.extend(program.iter().map(|program| ("job.sh", program.as_bytes())));
+        self.home.put(&name, ALICE, &files);
         let said = self.ask("alice", &format!("cd /home/alice/{name} && condor_submit -terse job.sub"));
         // 7.0 - 7.0
         let id = said.split_whitespace().next().unwrap_or_else(|| panic!("condor_submit said {said:?}")).to_owned();
-        Job { pool: self, id, dir }
+        Job { pool: self, id, name }
     }
 
     /// A job that runs this in busybox's shell.
@@ -167,7 +163,7 @@ impl Pool {
 }
 
 /// The pool's pod, which is of the pilot's image, and the scripts that make a pool of it.
-fn pool_objects(namespace: &Namespace, home: &Scratch, port: u16) -> [Value; 2] {
+fn pool_objects(namespace: &Namespace, home: &Directory, port: u16) -> [Value; 2] {
     let metadata = |name: &str| json!({"name": name, "namespace": namespace.name()});
     let scripts =
         json!({"token": include_str!("../../condor/pool/token"), "start": include_str!("../../condor/pool/start")});
@@ -198,7 +194,7 @@ pub struct Job<'p> {
     pool: &'p Pool,
     /// Cluster and number.
     pub id: String,
-    dir: std::path::PathBuf,
+    name: String,
 }
 
 impl Job<'_> {
@@ -260,6 +256,6 @@ impl Job<'_> {
 
     /// A file of the user's directory, which may not be there.
     pub fn text(&self, name: &str) -> String {
-        String::from_utf8_lossy(&fs::read(self.dir.join(name)).unwrap_or_default()).into_owned()
+        String::from_utf8_lossy(&self.pool.home.read(&format!("{}/{name}", self.name)).unwrap_or_default()).into_owned()
     }
 }

@@ -2,17 +2,17 @@
 //! misbehaves.
 //!
 //! ```no_run
-//! use latebind_cluster_tests::{cluster, pilot::Pilot};
+//! use latebind_cluster_tests::{cluster, needs, pilot::Pilot};
 //!
+//! needs("1.20 or later");
 //! let pilot = Pilot::start();
 //! let ran = pilot.run(&[&cluster().image("busybox"), "--", "sh", "-c", "exit 7"]);
 //! assert_eq!(ran.code, Some(7), "{}", ran.err());
 //! ```
 //!
 //! The cluster is the one of `KUBECONFIG` with the registry of `LATEBIND_REGISTRY` where both are set, else our own
-//! (`make cluster`).
-//! Only our own has a [`node`] to reach for and pulls from this machine: tests that need that are in files named
-//! `node_*`.
+//! (`make cluster`). What tests need of the [`node`] itself goes through one command, `LATEBIND_NODE_EXEC`. Each test
+//! says first which servers it is for and what it needs ([`needs()`]); `left-out` lists those that this cluster is not for.
 //! `LATEBIND_KEEP=1` leaves a test's namespace in place, to look at it afterwards.
 //!
 //! Everything has a limit in time and ends a test by panicking. A test that fails prints its pods, events and logs.
@@ -33,11 +33,14 @@ pub mod history;
 pub mod inside;
 pub mod manifest;
 pub mod namespace;
+pub mod needs;
 pub mod node;
 mod options;
+pub mod patcher;
 pub mod pilot;
 pub mod relay;
 mod turn;
 
 pub use access::{Cluster, cluster};
 pub use latebind_tests::pod::{Ran, Running, eventually, unique};
+pub use needs::needs;

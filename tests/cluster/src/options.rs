@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
-use latebind_tests::pod::{Scratch, eventually};
+use latebind_tests::pod::eventually;
 use serde_json::{Value, json};
 
 use crate::access::cluster;
 use crate::manifest;
 use crate::namespace::Namespace;
+use crate::node::directory::Directory;
 use crate::pilot::{Pilot, START_WITHIN};
 
 type Change = Box<dyn FnOnce(&mut Value)>;
@@ -104,8 +105,7 @@ impl Options {
         self
     }
 
-    /// A spool on this machine at /spool in the pilot, which serves it: `watcher pilot --spool /spool` and these
-    /// arguments. Of our own cluster only.
+    /// A spool on the node at /spool in the pilot, which serves it: `watcher pilot --spool /spool` and these arguments.
     pub fn spool(self, arguments: &[&str]) -> Self {
         self.pilot(&[&["pilot", "--spool", "/spool"], arguments].concat()).spool_volume()
     }
@@ -113,7 +113,6 @@ impl Options {
     /// The same, but the pilot is what the manifest or [`command`](Self::command) says. Replaces a volume `spool` of
     /// the manifest.
     pub fn spool_volume(mut self) -> Self {
-        let _ = cluster().node();
         self.spool = true;
         self
     }
@@ -152,7 +151,7 @@ impl Options {
     /// The same in a namespace that has something in it already.
     #[track_caller]
     pub fn start_in(mut self, namespace: Namespace) -> Pilot {
-        let scratch = self.spool.then(Scratch::new);
+        let home = self.spool.then(|| cluster().node().directory());
         let wait = self.wait;
         let mut objects: Vec<Value> =
             self.manifests.iter().flat_map(|d| manifest::for_namespace(d, namespace.name())).collect();
@@ -166,30 +165,30 @@ impl Options {
         let is_pilot = |o: &mut Value| manifest::pod_spec(o).is_some_and(|spec| manifest::has(spec, "pilot"));
         let maker = objects.iter_mut().position(is_pilot).expect("one of the objects makes a pod with a pilot");
         let maker = &mut objects[maker];
-        self.change_all(manifest::pod_spec(maker).expect("it makes pods"), scratch.as_ref().map(Scratch::path));
+        self.change_all(manifest::pod_spec(maker).expect("it makes pods"), home.as_ref());
         if self.as_pod.is_some() {
             *maker = bare_pod(maker);
         }
         let maker = maker.clone();
-        if scratch.is_some() {
+        if home.is_some() {
             objects.retain(|o| o["kind"] != "PersistentVolumeClaim");
         }
         namespace.create(&objects);
         let pod = pod_name(&namespace, &maker);
-        let pilot = Pilot { namespace, pod, scratch };
+        let pilot = Pilot { namespace, pod, home };
         if wait {
             pilot.ready();
         }
         pilot
     }
 
-    fn change_all(&mut self, spec: &mut Value, scratch: Option<&Path>) {
+    fn change_all(&mut self, spec: &mut Value, home: Option<&Directory>) {
         if self.slots != 1 {
             manifest::set_slots(spec, self.slots);
         }
-        if let Some(scratch) = scratch {
-            std::fs::create_dir_all(scratch.join("spool/new")).unwrap();
-            mount_spool(spec, &scratch.join("spool"));
+        if let Some(home) = home {
+            home.make("spool/new");
+            mount_spool(spec, &home.path().join("spool"));
         }
         let pilot = manifest::container(spec, "pilot");
         if let Some(arguments) = self.arguments.take() {

@@ -4,18 +4,20 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use latebind_tests::pod::{Outcome, Ran, Running, Scratch, look_into, put_into, unique};
+use latebind_tests::pod::{Outcome, Ran, Running, look_into, unique};
 use serde_json::{Value, json};
 use watcher::job::Report;
 
 use crate::access::cluster;
 use crate::namespace::Namespace;
+use crate::node::directory::Directory;
 pub use crate::options::Options;
 
 /// How long a pod may take until its pilot serves.
 pub const START_WITHIN: Duration = Duration::from_secs(90);
 /// How long a short job may take, its image's fetching included.
 pub const JOB_WITHIN: Duration = Duration::from_secs(120);
+const SIGKILL: i32 = 9;
 /// How often the API server is asked; each time is a process.
 const LOOK_EVERY: Duration = Duration::from_millis(150);
 /// How long a pod whose containers run may take until its kubelet is reminded of it.
@@ -27,7 +29,7 @@ pub struct Pilot {
     pub namespace: Namespace,
     /// Its name.
     pub pod: String,
-    pub(crate) scratch: Option<Scratch>,
+    pub(crate) home: Option<Directory>,
 }
 
 impl Pilot {
@@ -190,23 +192,50 @@ impl Pilot {
         self.namespace.ask(&["patch", "pod", &self.pod, "--type=strategic", "-p", &patch.to_string()]);
     }
 
-    /// Process ID, on our own cluster's node, of a container's main process.
+    /// Process ID, on the node, of a container's main process.
     #[track_caller]
     pub fn main_process(&self, container: &str) -> i32 {
         cluster().node().main_process(&self.container_id(container))
     }
 
-    /// The spool, on this machine.
+    /// Kills a container's main process, behind the kubelet's back.
+    #[track_caller]
+    pub fn kill_main_process(&self, container: &str) {
+        cluster().node().kill(&[self.main_process(container)], SIGKILL);
+    }
+
+    fn home(&self) -> &Directory {
+        self.home.as_ref().expect("Options::spool was not called")
+    }
+
+    /// The spool as it is now, to be read on this machine: a copy where that is not the node.
     ///
     /// # Panics
     /// If the pilot was started without one.
+    #[track_caller]
     pub fn spool(&self) -> PathBuf {
-        self.scratch.as_ref().expect("Options::spool was not called").path().join("spool")
+        self.home().now().join("spool")
+    }
+
+    /// The spool itself, for what writes into it. On this machine's own cluster only.
+    #[track_caller]
+    pub fn spool_here(&self) -> PathBuf {
+        assert!(cluster().node().shell().is_here(), "the spool is on another machine");
+        self.spool()
     }
 
     /// Puts a job into the spool; [`shell`] and [`probe`] make some.
+    #[track_caller]
     pub fn put(&self, name: &str, job: &Value) {
-        put_into(&self.spool(), name, job.to_string().as_bytes(), &[]);
+        self.put_with(name, job, &[]);
+    }
+
+    /// The same with files beside job.json.
+    #[track_caller]
+    pub fn put_with(&self, name: &str, job: &Value, files: &[(&str, &[u8])]) {
+        let job = job.to_string();
+        let files = [&[("job.json", job.as_bytes())], files].concat();
+        self.home().put(&format!("spool/new/{name}"), 0, &files);
     }
 
     /// Waits for a job's result.
@@ -233,8 +262,8 @@ impl Pilot {
     /// The same with another limit.
     #[track_caller]
     pub fn attempt_within(&self, name: &str, number: u32, limit: Duration) -> Report {
-        let spool = self.spool();
         latebind_tests::pod::eventually(&format!("attempt {number} of {name}"), limit, || {
+            let spool = self.spool();
             let claimed = std::fs::read_dir(spool.join("claimed")).into_iter().flatten().flatten().map(|e| e.path());
             let mut places = ["retry", "done", "held"].into_iter().map(|place| spool.join(place)).chain(claimed);
             let file = format!("{name}/result.{number}/report.json");

@@ -2,7 +2,7 @@
 //! jobs before it and beside it. It gets none of them, and the next job runs.
 
 use latebind_cluster_tests::pilot::{Options, Pilot};
-use latebind_cluster_tests::{cluster, eventually};
+use latebind_cluster_tests::{cluster, eventually, needs};
 use serde_json::Value;
 
 /// Runs a script that prints what worked, one line each, and then `looked`.
@@ -25,6 +25,7 @@ fn each_other_process(attempt: &str) -> String {
 
 #[test]
 fn the_pilots_secrets_are_out_of_reach() {
+    needs("1.20 or later");
     let pilot = Pilot::start();
     // A token that a payload could find would be there.
     let token = pilot.shell("cat /var/run/secrets/kubernetes.io/serviceaccount/token");
@@ -79,6 +80,7 @@ fn is_its_own(what: &str) -> bool {
 
 #[test]
 fn a_forger_gets_nothing_but_its_own_files() {
+    needs("1.20 or later");
     let pilot = Pilot::start();
     let ran = pilot.run(&[&cluster().image("busybox"), "--", "/probe", "forge"]);
     assert_eq!(ran.code, Some(0), "{}{}", ran.out(), ran.err());
@@ -96,6 +98,7 @@ fn a_forger_gets_nothing_but_its_own_files() {
 
 #[test]
 fn nobody_but_the_payload_can_be_signalled() {
+    needs("1.20 or later");
     let pilot = Pilot::start();
     let before = pilot.container_id("pilot");
     nothing_works(
@@ -142,16 +145,19 @@ fn another_owner_sees_nothing(arguments: &[&str]) {
 
 #[test]
 fn nothing_of_a_job_reaches_the_next_one() {
+    needs("1.20 or later");
     another_owner_sees_nothing(&[]);
 }
 
 #[test]
 fn nothing_of_a_job_reaches_another_owners_where_containers_are_kept() {
+    needs("1.20 or later");
     another_owner_sees_nothing(&["--reuse", "same-owner", "--idle", "keep"]);
 }
 
 #[test]
 fn a_neighbouring_slot_is_out_of_reach() {
+    needs("1.20 or later");
     let pilot = Options::new().slots(2).start();
     let image = cluster().image("busybox");
     let name = pilot.namespace.name();

@@ -1,8 +1,8 @@
 //! Images that lie, that have no shell, that stop by odd signals, or that put something in glue's way: their jobs end
 //! as their own programs do, or are refused before glue gets a key; and the slot serves the next job.
 
-use latebind_cluster_tests::cluster;
 use latebind_cluster_tests::pilot::Pilot;
+use latebind_cluster_tests::{cluster, needs};
 use latebind_tests::pod::Ran;
 use serde_json::Value;
 
@@ -47,6 +47,7 @@ fn nothing_was_stolen(pilot: &Pilot, image: &str) {
 
 #[test]
 fn images_that_lie_or_lack_something() {
+    needs("1.20 or later");
     let pilot = Pilot::start();
     // It is what the job ran, and its code is the truth about it.
     ends_with(&pilot, "liar-shell", &[], &["/bin/sh", "-c", "exit 7"], 0, "job finished");
@@ -68,6 +69,7 @@ fn images_that_lie_or_lack_something() {
 
 #[test]
 fn images_of_any_stop_signal_give_way_to_the_next() {
+    needs("1.20 or later");
     let pilot = Pilot::start();
     for signal in ["quit", "winch", "rtmin3"] {
         ends_with(&pilot, &format!("stopsignal-{signal}"), &[], &["/bin/sh", "-c", "echo ran"], 0, "ran\n");
@@ -80,6 +82,7 @@ fn images_of_any_stop_signal_give_way_to_the_next() {
 
 #[test]
 fn images_with_volumes_over_ours() {
+    needs("1.20 or later");
     let pilot = Pilot::start();
     // containerd leaves a volume out whose path is one of our mounts.
     for image in ["volume-bin", "volume-ctl"] {
@@ -102,6 +105,7 @@ fn is_refused(pilot: &Pilot, image: &str) -> (String, String) {
 
 #[test]
 fn an_image_that_shadows_glue_is_refused_before_it_gets_a_key() {
+    needs("1.20 or later");
     let pilot = Pilot::start();
     // Its link leads the engine to put the image's own volume, with a glue in it, over ours: the foreign one runs as
     // root, says that it is ready, and waits for a key. What it says is in its log, or this test would prove nothing.
@@ -121,6 +125,7 @@ fn an_image_that_shadows_glue_is_refused_before_it_gets_a_key() {
 
 #[test]
 fn an_image_that_owns_the_way_to_the_volumes_is_refused() {
+    needs("1.20 or later");
     let pilot = Pilot::start();
     let (class, reason) = is_refused(&pilot, "shared-writable");
     assert_eq!((class.as_str(), reason.as_str()), ("hold", "ContainerCannotRun"));

@@ -1,9 +1,9 @@
-//! An admission webhook that refuses images, or puts others in their place. It is on this machine, as the spool is: our
-//! own cluster only.
+//! An admission webhook that refuses images, or puts others in their place. It is on this machine, so the API server
+//! has to be here too.
 
 use latebind_cluster_tests::admission::{Ruling, Webhook};
-use latebind_cluster_tests::cluster;
 use latebind_cluster_tests::pilot::{Options, Pilot};
+use latebind_cluster_tests::{cluster, needs};
 use serde_json::{Value, json};
 
 const AT_ONCE: f64 = 10.0;
@@ -26,6 +26,7 @@ fn judged(judge: impl Fn(&str) -> Ruling + Send + Sync + 'static) -> (Webhook, P
 
 #[test]
 fn an_image_that_the_cluster_refuses() {
+    needs("1.20 or later; node, loopback");
     let words = "images of debian cannot be used here: ask for busybox";
     let (webhook, pilot) = judged(move |image| match image.contains("/debian:") {
         true => Ruling::Deny(words.into()),
@@ -42,6 +43,7 @@ fn an_image_that_the_cluster_refuses() {
 
 #[test]
 fn an_image_that_the_cluster_exchanges() {
+    needs("1.20 or later; node, loopback, registries");
     let mirror = |image: &str| image.replace("127.0.0.1:", "localhost:");
     let wrong = cluster().image("debian");
     let (webhook, pilot) = judged(move |image| match image {

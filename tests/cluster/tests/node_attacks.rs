@@ -1,11 +1,11 @@
-//! A payload that has found the API server: it is nobody there. Our own cluster only, whose API server is in every
-//! pod's network, and for the programs of this machine, since no image has one that speaks TLS.
+//! A payload that has found the API server: it is nobody there. The server is in every pod's network; the client is this
+//! machine's, since no image has one that speaks TLS.
 
 use std::process::Command;
 
-use latebind_cluster_tests::cluster;
 use latebind_cluster_tests::pilot::{Options, debian};
-use latebind_tests::pod::{Running, put_into};
+use latebind_cluster_tests::{cluster, needs};
+use latebind_tests::pod::Running;
 
 /// openssl and its libraries, to be taken along as inputs.
 fn openssl() -> Vec<(String, Vec<u8>)> {
@@ -22,6 +22,7 @@ fn openssl() -> Vec<(String, Vec<u8>)> {
 
 #[test]
 fn the_api_server_does_not_know_a_payload() {
+    needs("1.20 or later; node, host network");
     let pilot = Options::new().spool(&[]).start();
     let server = format!("127.0.0.1:{}", cluster().api_port());
     let pod = format!("/api/v1/namespaces/{}/pods/{}", pilot.namespace.name(), pilot.pod);
@@ -42,7 +43,7 @@ fn the_api_server_does_not_know_a_payload() {
     let script: Vec<String> = requests.iter().map(ask).collect();
     let files = openssl();
     let files: Vec<(&str, &[u8])> = files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
-    put_into(&pilot.spool(), "asks", debian(&script.join("\n")).to_string().as_bytes(), &files);
+    pilot.put_with("asks", &debian(&script.join("\n")), &files);
     let outcome = pilot.result("asks");
     let answers = outcome.is_good().text("stdout");
     assert_eq!(answers.lines().count(), requests.len(), "{answers}{}", outcome.text("stderr"));

@@ -1,15 +1,15 @@
 //! One slot, one bind after the other: each job in a container of the image that it asked for, quickly, and with few
-//! requests to the API server. Its audit log and the spool are our own cluster's.
+//! requests to the API server, which its audit log counts.
 
 use std::collections::HashSet;
 use std::thread::sleep;
 use std::time::Duration;
 
 use latebind_cluster_tests::audit::{Request, count, requests};
-use latebind_cluster_tests::cluster;
 use latebind_cluster_tests::history::History;
 use latebind_cluster_tests::manifest::container;
 use latebind_cluster_tests::pilot::{Options, Pilot};
+use latebind_cluster_tests::{cluster, needs};
 use latebind_tests::pod::{Outcome, with};
 use serde_json::{Value, json};
 
@@ -83,6 +83,7 @@ fn were_few(requests: &[Request]) {
 
 #[test]
 fn five_jobs_in_four_images_of_one_slot() {
+    needs("1.20 or later; node, parts");
     let pilot = Options::new().spool(&[]).start();
     let before = requests(&pilot.namespace).len();
     let names = ["busybox", "debian", "noshell", "stopsignal-winch", "busybox"];
@@ -118,6 +119,7 @@ fn five_jobs_in_four_images_of_one_slot() {
 
 #[test]
 fn the_same_image_ten_times_in_containers_of_their_own() {
+    needs("1.20 or later; node, parts");
     let pilot = Options::new().spool(&["--reuse", "never"]).start();
     let (history, before) = (History::of(&pilot, "payload"), requests(&pilot.namespace).len());
     let image = cluster().image_by_digest("busybox", "1");
@@ -130,6 +132,7 @@ fn the_same_image_ten_times_in_containers_of_their_own() {
 
 #[test]
 fn the_same_image_ten_times_for_one_owner_in_one_container() {
+    needs("1.20 or later; node, parts");
     let pilot = Options::new().spool(&["--reuse", "same-owner"]).start();
     let (history, before) = (History::of(&pilot, "payload"), requests(&pilot.namespace).len());
     let image = cluster().image_by_digest("busybox", "1");
@@ -163,17 +166,20 @@ fn in_turn(one: &str, another: &str) {
 
 #[test]
 fn two_images_in_turn_by_digest() {
+    needs("1.20 or later; node, parts");
     in_turn(&cluster().image_by_digest("busybox", "1"), &cluster().image_by_digest("noshell", "1"));
 }
 
 #[test]
 fn two_images_in_turn_by_tag() {
+    needs("1.20 or later; node, parts");
     // From the second time on the watcher knows their digests.
     in_turn(&cluster().image("busybox"), &cluster().image("noshell"));
 }
 
 #[test]
 fn the_same_content_by_digest_and_then_by_tag_is_proven_by_way_of_the_placeholder() {
+    needs("1.20 or later; node");
     let pilot = Options::new().spool(&[]).start();
     let by_digest = cluster().image_by_digest("debian", "first");
     let jobs = [two_seconds(&by_digest), two_seconds(&cluster().image("debian")), two_seconds(&by_digest)];
@@ -188,6 +194,7 @@ fn the_same_content_by_digest_and_then_by_tag_is_proven_by_way_of_the_placeholde
 
 #[test]
 fn an_image_without_a_digest_has_to_wait_and_that_is_said_before() {
+    needs("1.20 or later; node");
     let image = cluster().node().import();
     let never = |spec: &mut Value| container(spec, "payload")["imagePullPolicy"] = json!("Never");
     let pilot = Options::new().spool(&[]).change(never).start();

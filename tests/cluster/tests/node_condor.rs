@@ -1,11 +1,11 @@
 //! HTCondor's pilot in a pod, from `deploy/htcondor-before-1.32`: a real pool's container jobs, each in a container of
-//! its image. The pool is in the node's network, as its pilots are: our own cluster only.
+//! its image. The pool is in the node's network, as its pilots are.
 
 use std::net::TcpListener;
 
-use latebind_cluster_tests::cluster;
 use latebind_cluster_tests::condor::{JOB, Job, Pool, status};
 use latebind_cluster_tests::relay::Relay;
+use latebind_cluster_tests::{cluster, needs};
 use serde_json::json;
 
 const SIGKILL: i32 = 9;
@@ -50,6 +50,7 @@ fn rights_are_few(pool: &Pool) {
 
 #[test]
 fn jobs_in_several_images_go_through_one_pod_which_then_completes() {
+    needs("1.20 or later; node, host network");
     let pool = Pool::start(|o| o.setting("ACCEPT_IDLE_MINUTES", "1").setting("GLIDEIN_Site", "Here"));
     // As big as the payload container; memory 5 % below, disk 10 %.
     let slot = pool.slot();
@@ -102,6 +103,7 @@ fn runs_again(job: &Job, words: &str) {
 
 #[test]
 fn what_is_not_the_jobs_own_ending_is_none() {
+    needs("1.20 or later; node, host network, loopback, registries");
     let pool = Pool::start(|o| o);
     // The registry is down for a while. An image that no other test has: the node would know it by another registry's
     // name, too.
@@ -136,6 +138,7 @@ fn what_is_not_the_jobs_own_ending_is_none() {
 
 #[test]
 fn a_deleted_pods_job_runs_in_the_next_one() {
+    needs("1.20 or later; node, host network");
     let pool = Pool::start(|o| o);
     let job = pool.shell("echo > begun; sleep 15; echo whole");
     job.has_begun();

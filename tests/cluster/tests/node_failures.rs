@@ -1,14 +1,13 @@
 //! Binds and jobs that fail: each is told at once, with its class and in the words of whoever has refused it, and the
-//! slot runs the next job. The registries that fail are on this machine, as the spool is: our own cluster only.
+//! slot runs the next job. The registries that fail are on this machine.
 
-use std::fs;
 use std::time::Duration;
 
 use latebind_cluster_tests::faulty::{Fault, Faulty};
 use latebind_cluster_tests::manifest::container;
 use latebind_cluster_tests::pilot::{Options, Pilot, shell};
-use latebind_cluster_tests::{cluster, eventually};
-use latebind_tests::pod::{Outcome, put_into};
+use latebind_cluster_tests::{cluster, eventually, needs};
+use latebind_tests::pod::Outcome;
 use serde_json::{Value, json};
 
 /// How long a bind may take until it is known to fail: the old container's end, and one answer of a registry.
@@ -48,6 +47,7 @@ fn fails(pilot: &Pilot, name: &str, image: &str, class: &str, reason: &str, word
 
 #[test]
 fn images_that_can_not_be_had() {
+    needs("1.20 or later; node, loopback, registries");
     let pilot = pilot(&[]).start();
     let here = cluster();
     fails(&pilot, "bad-name", "UPPER/case:is not a name", "hold", "InvalidImageName", &["InvalidImageName: "]);
@@ -73,6 +73,7 @@ fn images_that_can_not_be_had() {
 
 #[test]
 fn images_that_can_not_be_run() {
+    needs("1.20 or later; node");
     let pilot = pilot(&[]).start();
     let image = |name| cluster().image(name);
     let words = ["is not directory"];
@@ -96,11 +97,12 @@ fn phase(pilot: &Pilot, name: &str) -> String {
 
 #[test]
 fn a_registry_that_is_late_and_one_that_never_answers() {
+    needs("1.20 or later; node, loopback, registries");
     let pilot = pilot(&["--pull-timeout", "15"]).start();
     // While the node waits for the image, the job's inputs are put in place.
     let late = Faulty::start(Fault::Late(cluster().registry_port()));
     let job = json!({"image": late.image_of("stopsignal-quit"), "argv": ["/bin/cat", "input"]});
-    put_into(&pilot.spool(), "late", job.to_string().as_bytes(), &[("inputs/input", b"from the spool\n")]);
+    pilot.put_with("late", &job, &[("inputs/input", b"from the spool\n")]);
     eventually("late is pulling", LIMIT, || (phase(&pilot, "late") == "pulling").then_some(()));
     assert_eq!(pilot.shell("cat /shared/slot/0/data/work/input"), "from the spool\n");
     assert!(late.asked() > 0);
@@ -128,6 +130,7 @@ fn a_registry_that_is_late_and_one_that_never_answers() {
 
 #[test]
 fn a_job_that_takes_too_much_memory() {
+    needs("1.20 or later; node");
     let small = |spec: &mut Value| {
         let resources = &mut container(spec, "payload")["resources"];
         resources["requests"]["memory"] = json!("64Mi");
@@ -136,7 +139,9 @@ fn a_job_that_takes_too_much_memory() {
     let pilot = pilot(&[]).change(small).start();
     let outcome = pilot.job("all", &shell("exec tail /dev/zero"));
     outcome.is("hold", "OutOfMemory");
-    assert!(outcome.report.verified, "glue lives on and has seen it: {:#?}", outcome.report);
+    // Newer kubelets have the kernel end all of a container (memory.oom.group), glue too: then there is no record.
+    let record = outcome.report.record.is_some();
+    assert!(outcome.report.verified || (!record && cluster().server() >= (1, 28)), "{:#?}", outcome.report);
     the_next_job_runs(&pilot, "all");
     assert_eq!(pilot.status("pilot")["restartCount"], 0);
 }
@@ -152,6 +157,7 @@ fn small_volume(spec: &mut Value) {
 
 #[test]
 fn a_job_that_fills_its_volume_is_ended_before_the_pod_is_where_the_size_is_known() {
+    needs("1.20 or later; node");
     let pilot = pilot(&[]).change(small_volume).env("LATEBIND_DATA_SIZE", "16Mi").start();
     let uid = pilot.object()["metadata"]["uid"].clone();
     let script =
@@ -167,6 +173,7 @@ fn a_job_that_fills_its_volume_is_ended_before_the_pod_is_where_the_size_is_know
 
 #[test]
 fn a_job_that_fills_its_volume_costs_the_pod() {
+    needs("1.20 or later; node");
     let pilot = pilot(&["--name", "same"]).change(small_volume).start();
     let uid = pilot.object()["metadata"]["uid"].clone();
     pilot.put("big", &shell("dd if=/dev/zero of=big bs=1M count=64 && sleep 600"));
@@ -183,5 +190,5 @@ fn a_job_that_fills_its_volume_costs_the_pod() {
     let (_, words) = evicted.expect("an event of the eviction");
     assert!(words.contains("data-0"), "{words}");
     the_next_job_runs(&pilot, "big");
-    assert!(fs::read_dir(pilot.spool().join("claimed/same")).unwrap().next().is_none());
+    assert!(std::fs::read_dir(pilot.spool().join("claimed/same")).unwrap().next().is_none());
 }

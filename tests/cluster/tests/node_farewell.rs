@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use latebind_cluster_tests::needs;
 use latebind_cluster_tests::pilot::{Options, Pilot, START_WITHIN, shell};
 use latebind_tests::pod::look_into;
 use serde_json::json;
@@ -43,6 +44,7 @@ fn goes_back_in_time(end: impl FnOnce(&Pilot)) {
 
 #[test]
 fn a_pod_that_is_deleted() {
+    needs("1.20 or later; node");
     goes_back_in_time(|pilot| {
         let grace = format!("--grace-period={}", GRACE.as_secs());
         pilot.namespace.ask(&["delete", "pod", &pilot.pod, "--wait=false", &grace]);
@@ -52,9 +54,12 @@ fn a_pod_that_is_deleted() {
 /// What `kubectl drain` does to each pod of a node.
 #[test]
 fn a_pod_that_is_evicted() {
+    needs("1.20 or later; node");
     goes_back_in_time(|pilot| {
         let (namespace, pod) = (pilot.namespace.name(), &pilot.pod);
-        let eviction = json!({"apiVersion": "policy/v1beta1", "kind": "Eviction",
+        // Each is all that some servers know.
+        let api = if latebind_cluster_tests::cluster().server() < (1, 22) { "policy/v1beta1" } else { "policy/v1" };
+        let eviction = json!({"apiVersion": api, "kind": "Eviction",
             "metadata": {"name": pod, "namespace": namespace}, "deleteOptions": {"gracePeriodSeconds": GRACE.as_secs()}});
         let path = format!("/api/v1/namespaces/{namespace}/pods/{pod}/eviction");
         latebind_cluster_tests::cluster().ask_with_input(&["create", "--raw", &path, "-f", "-"], eviction.to_string());
@@ -64,6 +69,7 @@ fn a_pod_that_is_evicted() {
 /// Nobody is left to put it back: the next pilot of the name finds it claimed.
 #[test]
 fn a_pod_that_is_torn_away() {
+    needs("1.20 or later; node");
     let (pilot, uid) = in_mid_job();
     pilot.namespace.ask(&["delete", "pod", &pilot.pod, "--wait=false", "--grace-period=0", "--force"]);
     another_pod_ends_it(&pilot, &uid);

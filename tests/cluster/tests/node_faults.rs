@@ -1,17 +1,16 @@
 //! Watcher, glue, payload container, pilot container and pairs of them are killed at each step of a job, and the pod's
 //! sandbox under it:
-//! no job is lost, none is reported twice, and none is good without a verified record. Our own cluster only.
+//! no job is lost, none is reported twice, and none is good without a verified record.
 //!
 //! `LATEBIND_CLUSTER_FAULTS` says how many jobs, `LATEBIND_FAULT_SEED` repeats a run.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::time::Duration;
 
+use latebind_cluster_tests::inside::until_let_go;
 use latebind_cluster_tests::pilot::{JOB_WITHIN, Options, Pilot, shell};
-use latebind_cluster_tests::{cluster, eventually};
+use latebind_cluster_tests::{cluster, eventually, needs};
 use latebind_tests::fault::{STEPS, Target, case, comes_to, is_reported_once, number, places, say};
-use latebind_tests::pod::kill;
 use watcher::bind::Class;
 
 const SIGKILL: i32 = 9;
@@ -20,27 +19,23 @@ const PILOTS_OF_A_POD: u32 = 2;
 /// How long a job may take with all its attempts and the kubelet's waits.
 const RESULT_WITHIN: Duration = Duration::from_secs(240);
 
-fn processes(container: &str) -> Vec<i32> {
-    cluster().node().processes(container)
-}
-
 /// Kills a part of the pod, if it is there just now.
 fn strike(pilot: &Pilot, target: Target) -> bool {
     let name = if target.is_of_the_pilot() { "pilot" } else { "payload" };
     let status = latebind_cluster_tests::pilot::status_of(&pilot.object(), name);
     let Some(container) = status.as_ref().and_then(latebind_cluster_tests::pilot::container_id) else { return false };
-    let all = processes(&container);
-    // The first one made is the main process.
+    let all = cluster().node().processes(&container);
     let hit = match target {
-        Target::Watcher | Target::Glue => all.iter().min().copied().into_iter().collect(),
+        Target::Watcher | Target::Glue => all.into_iter().take(1).collect(),
         Target::PayloadContainer | Target::PilotContainer => all,
     };
-    hit.iter().for_each(|pid| kill(*pid, SIGKILL));
+    cluster().node().kill(&hit, SIGKILL);
     !hit.is_empty()
 }
 
 #[test]
 fn at_each_step_no_job_is_lost_and_none_reported_twice() {
+    needs("1.20 or later; node");
     let (seed, runs) = (number("LATEBIND_FAULT_SEED").unwrap_or(3), number("LATEBIND_CLUSTER_FAULTS").unwrap_or(6));
     say(&format!("faults on the cluster: {runs} jobs, seed {seed} (LATEBIND_FAULT_SEED={seed} repeats it)"));
     let (mut kills, mut attempts, mut pilots) = (BTreeMap::<String, u32>::new(), 0, 0);
@@ -77,30 +72,22 @@ fn at_each_step_no_job_is_lost_and_none_reported_twice() {
     assert!(u64::from(total) > runs / 2, "{kills:?}");
 }
 
-/// The first process of the pod's PID namespace, which holds its sandbox.
-fn pause_of(pilot: &Pilot) -> i32 {
-    let namespace = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
-    let ours = namespace(pilot.main_process("payload"));
-    let pids = fs::read_dir("/proc").unwrap().flatten().filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
-    let mut inside = pids.filter(|pid| ours.is_some() && namespace(*pid) == ours);
-    let is_first = |pid: &i32| {
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        status.lines().any(|l| l.starts_with("NSpid:") && l.split_whitespace().last() == Some("1"))
-    };
-    inside.find(is_first).expect("a PID namespace has a first process")
-}
-
 /// All containers of the pod end at once, and others are made over the same volumes, install among them.
 #[test]
 fn a_sandbox_is_made_again_over_the_old_volumes() {
+    needs("1.20 or later; node");
     let pilot = Options::new().spool(&[]).start();
     let inside = pilot.inside();
-    pilot.put("under-way", &shell("echo begun; sleep 6; echo ended"));
+    pilot.put("under-way", &until_let_go());
     inside.runs("under-way.1", 0);
-    fs::write(inside.volume("ctl-0").join("left"), "by the sandbox before").unwrap();
+    inside.write("ctl-0", "left", "by the sandbox before");
     let (uid, before) = (pilot.object()["metadata"]["uid"].clone(), pilot.container_id("pilot"));
-    kill(pause_of(&pilot), SIGKILL);
+    // The first process of the pod's PID namespace holds its sandbox.
+    let pause = inside.process(1).expect("a PID namespace has a first process");
+    cluster().node().kill(&[pause], SIGKILL);
     pilot.replaced("pilot", &before, RESULT_WITHIN);
+    inside.runs("under-way.2", 0);
+    inside.let_go(0);
     let outcome = eventually("a result of under-way", RESULT_WITHIN, || {
         latebind_tests::pod::look_into(&pilot.spool(), "under-way")
     });

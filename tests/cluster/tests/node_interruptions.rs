@@ -1,5 +1,5 @@
 //! API server, kubelet and the connections between go away in mid-job and in mid-bind: the job is not touched, the bind
-//! goes on once they are back. Our own cluster only.
+//! goes on once they are back.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use latebind_cluster_tests::inside::Inside;
 use latebind_cluster_tests::node::{Node, Outage};
 use latebind_cluster_tests::pilot::{Options, Pilot, debian, probe, shell};
 use latebind_cluster_tests::relay::Relay;
-use latebind_cluster_tests::{cluster, eventually};
+use latebind_cluster_tests::{cluster, eventually, needs};
 use latebind_tests::pod::{Outcome, look_into};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -63,16 +63,19 @@ fn a_job_ends_and_the_next_one_waits(take: fn(&'static Node) -> Outage<'static>)
 
 #[test]
 fn the_api_server_is_gone_while_a_job_runs() {
+    needs("1.20 or later; node, parts");
     a_job_ends_and_the_next_one_waits(|node| node.stop("kube-apiserver"));
 }
 
 #[test]
 fn the_api_server_hangs_while_a_job_runs() {
+    needs("1.20 or later; node, parts");
     a_job_ends_and_the_next_one_waits(|node| node.freeze("kube-apiserver"));
 }
 
 #[test]
 fn the_api_server_goes_right_after_the_patch() {
+    needs("1.20 or later; node, parts");
     let (pilot, inside) = alone();
     patched(&pilot, &inside, "bound");
     let outage = cluster().node().stop("kube-apiserver");
@@ -84,6 +87,7 @@ fn the_api_server_goes_right_after_the_patch() {
 
 #[test]
 fn a_server_and_a_kubelet_that_are_away_for_long_end_no_bind() {
+    needs("1.20 or later; node, parts");
     let (pilot, inside) = alone();
     pilot.job("first", &probe(&["hello"])).is_good();
     // The kubelet sees nothing of the patch.
@@ -100,6 +104,7 @@ fn a_server_and_a_kubelet_that_are_away_for_long_end_no_bind() {
 
 #[test]
 fn the_kubelet_is_started_again_in_mid_job_and_in_mid_bind() {
+    needs("1.20 or later; node, parts");
     let (pilot, inside) = alone();
     pilot.put("under-way", &shell("echo begun; sleep 8; echo ended"));
     inside.runs("under-way.1", 0);
@@ -115,6 +120,7 @@ fn the_kubelet_is_started_again_in_mid_job_and_in_mid_bind() {
 
 #[test]
 fn connections_to_the_api_server_are_cut() {
+    needs("1.20 or later; node, host network, loopback");
     let relay = Relay::to(cluster().api_port());
     let pilot = Options::new().spool(&[]).env("KUBERNETES_SERVICE_PORT", &relay.port().to_string()).start();
     let inside = pilot.inside();

@@ -1,19 +1,20 @@
-//! The other manifests of `deploy/`, as they are shipped. Their jobs name images of this project without a registry,
-//! and their servers are pods that only this node reaches: our own cluster only.
+//! The other manifests of `deploy/`, as they are shipped.
 
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use latebind_cluster_tests::namespace::Namespace;
 use latebind_cluster_tests::pilot::{Options, debian, shell};
-use latebind_cluster_tests::{cluster, eventually, manifest};
-use latebind_tests::pod::{Scratch, look_into, put_into};
+use latebind_cluster_tests::{cluster, eventually, manifest, needs};
+use latebind_tests::pod::{Running, Scratch, look_into};
 use serde_json::{Value, json};
 
 const LIMIT: Duration = Duration::from_secs(120);
 
 #[test]
 fn a_job_before_1_32_completes_with_its_work() {
+    needs("1.20 or later; node");
     let pilot =
         Options::new().manifest("deploy/job-before-1.32").spool(&["--idle-exit", "3", "--name", "pilot"]).start();
     let missing = json!({"image": cluster().missing_image(), "argv": ["true"]});
@@ -21,12 +22,12 @@ fn a_job_before_1_32_completes_with_its_work() {
     for (name, job) in
         [("a", shell("echo a")), ("b", missing), ("c", debian("cat /etc/debian_version")), ("d", shell("exit 3"))]
     {
-        put_into(&pilot.spool(), name, job.to_string().as_bytes(), &[]);
+        pilot.put(name, &job);
     }
     // More binds than the failures that a Job is given by default: its controller takes each for one.
     let more = ["e", "f", "g", "h"];
     for (name, job) in more.iter().zip([debian("true"), shell("true")].iter().cycle()) {
-        put_into(&pilot.spool(), name, job.to_string().as_bytes(), &[]);
+        pilot.put(name, job);
     }
     pilot.result("a").is_good();
     pilot.result("b").is("hold", "ImageNotFound");
@@ -53,6 +54,7 @@ fn a_job_before_1_32_completes_with_its_work() {
 
 #[test]
 fn a_fixed_sequence_of_images_runs_to_its_end() {
+    needs("1.20 or later");
     // Ready: the sequence is over.
     let pilot = Options::new().manifests(&["deploy/base", "deploy/examples/fixed-sequence"]).start();
     let log = pilot.log("pilot");
@@ -68,6 +70,7 @@ fn a_fixed_sequence_of_images_runs_to_its_end() {
 
 #[test]
 fn jobs_of_a_server_are_fetched_run_and_sent_back() {
+    needs("1.20 or later");
     let (namespace, directory) = (Namespace::new(), "deploy/examples/dynamic");
     let is_pilot = |o: &Value| o["metadata"]["name"] == "latebind-dynamic" && o["kind"] == "Pod";
     let mut objects = manifest::for_namespace(directory, namespace.name());
@@ -101,23 +104,31 @@ fn jobs_of_a_server_are_fetched_run_and_sent_back() {
     assert_eq!((of("3-fails", "stderr").as_str(), &failed["verified"]), ("this job fails\n", &json!(true)));
 }
 
-/// A kustomization outside of the project that lays the patch over `deploy/`, as docs/kubernetes.md says.
-fn with_second_slot(scratch: &Path) -> String {
+/// A kustomization outside of the project that lays patches over one of its directories, as docs/kubernetes.md says.
+/// kustomize takes no absolute paths; the one of our own cluster's kubectl 1.20 wants other fields than its successors.
+fn laid_over(scratch: &Path, directory: &str, patches: &[(&str, &str)], lines: &str) -> String {
     let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap();
-    std::fs::copy(project.join("deploy/examples/second-slot.yaml"), scratch.join("second-slot.yaml")).unwrap();
-    // kustomize takes no absolute paths; the one of our own cluster's kubectl 1.20 wants other fields than its
-    // successors.
     let up: String = scratch.canonicalize().unwrap().components().skip(1).map(|_| "../").collect();
-    let deploy = format!("{up}{}", project.join("deploy").strip_prefix("/").unwrap().display());
-    let text = format!(
-        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nbases:\n- {deploy}\npatchesStrategicMerge:\n- second-slot.yaml\n"
+    let base = format!("{up}{}", project.join(directory).strip_prefix("/").unwrap().display());
+    let mut text = format!(
+        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nbases:\n- {base}\n{lines}patchesStrategicMerge:\n"
     );
+    for (name, patch) in patches {
+        std::fs::write(scratch.join(name), patch).unwrap();
+        text += &format!("- {name}\n");
+    }
     std::fs::write(scratch.join("kustomization.yaml"), text).unwrap();
     scratch.display().to_string()
 }
 
+/// A kustomization with the patch for a second slot.
+fn with_second_slot(scratch: &Path) -> String {
+    laid_over(scratch, "deploy", &[("second-slot.yaml", include_str!("../../../deploy/examples/second-slot.yaml"))], "")
+}
+
 #[test]
 fn the_patch_for_a_second_slot_makes_one() {
+    needs("1.20 or later; node");
     let scratch = Scratch::new();
     let pilot = Options::new().manifest(&with_second_slot(scratch.path())).spool(&[]).start();
     // Each waits for the other's processes: alone neither would end.
@@ -132,4 +143,31 @@ fn the_patch_for_a_second_slot_makes_one() {
     assert_ne!(one.is_good().report.slot, other.is_good().report.slot);
     let check = pilot.exec("pilot", &["watcher", "check"]);
     assert_eq!(check.code, Some(0), "{}", check.out());
+}
+
+#[test]
+fn one_script_leads_to_the_first_record() {
+    needs("1.20 or later");
+    let (namespace, scratch) = (Namespace::new(), Scratch::new());
+    let mut patch = json!({"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "latebind"},
+        "spec": {"template": {"spec": {"containers": [{"name": "pilot", "env": []}]}}}});
+    if cluster().is_own() {
+        manifest::fit_own_cluster(manifest::pod_spec(&mut patch).unwrap());
+    }
+    let image = |name: &str| {
+        format!("- {{name: localhost/latebind/{name}, newName: {}{name}, newTag: \"1\"}}\n", cluster().image_prefix())
+    };
+    let lines = format!("namespace: {}\nimages:\n{}{}", namespace.name(), image("glue"), image("pilot"));
+    let kustomization = laid_over(scratch.path(), "deploy", &[("own.yaml", &patch.to_string())], &lines);
+    let kubectl = cluster().kubectl();
+    let mut script = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/first-record.sh"));
+    script.arg("current").envs(kubectl.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let programs = Path::new(kubectl.get_program()).parent().unwrap().display().to_string();
+    let path = [programs, std::env::var("PATH").unwrap()].join(":");
+    script.env("PATH", path.trim_start_matches(':')).env("KUSTOMIZATION", kustomization);
+    script.env("NAMESPACE", namespace.name()).env("IMAGE", cluster().image("busybox")).env_remove("REGISTRY");
+    let ran = Running::start(&mut script, Vec::new()).finish(LIMIT);
+    assert_eq!(ran.code, Some(0), "{}{}", ran.out(), ran.err());
+    let said = ran.out();
+    assert!(said.lines().any(|line| line == "hello") && said.contains("exited 0"), "{said}");
 }

@@ -1,10 +1,10 @@
 //! The watcher says whether its pod has work, where everybody looks: a label, and the cost of its deletion. One patch
-//! for each change.
-//! Our own cluster only, whose audit log counts the patches.
+//! for each change, by the API server's audit log.
 
 use std::time::Duration;
 
 use latebind_cluster_tests::audit::marks;
+use latebind_cluster_tests::needs;
 use latebind_cluster_tests::pilot::{Options, Pilot, shell};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -23,6 +23,7 @@ fn is_marked(pilot: &Pilot, state: &str, cost: &str) {
 
 #[test]
 fn a_pod_is_idle_or_busy() {
+    needs("1.20 or later; node, parts");
     let pilot = Options::new().spool(&[]).start();
     is_marked(&pilot, "idle", "0");
     for name in ["first", "second"] {
@@ -40,6 +41,7 @@ fn a_pod_is_idle_or_busy() {
 
 #[test]
 fn a_pod_that_may_not_be_marked_serves_all_the_same() {
+    needs("1.20 or later; node");
     let pilot = Options::new().spool(&[]).start();
     is_marked(&pilot, "idle", "0");
     // While a job runs, nothing else is asked for.

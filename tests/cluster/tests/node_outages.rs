@@ -1,12 +1,11 @@
-//! A part of the cluster goes away for a while; the pod's containers go on. Our own cluster only.
+//! A part of the cluster goes away for a while; the pod's containers go on.
 
 use std::time::Duration;
 
 use latebind_cluster_tests::pilot::{Options, Pilot};
-use latebind_cluster_tests::{cluster, eventually};
+use latebind_cluster_tests::{cluster, eventually, needs};
 
 const LIMIT: Duration = Duration::from_secs(60);
-const SIGKILL: i32 = 9;
 
 fn idle(options: Options) -> Pilot {
     options.command(&["/bin/sleep", "1000000"]).start()
@@ -14,10 +13,11 @@ fn idle(options: Options) -> Pilot {
 
 #[test]
 fn glue_that_is_killed_is_started_again() {
+    needs("1.20 or later; node");
     let pilot = idle(Options::new());
     let old = pilot.container_id("payload");
     let before = eventually("glue is ready", LIMIT, || Some(pilot.glue(0)).filter(|s| s["phase"] == "ready"));
-    cluster().node().kill(&old, SIGKILL);
+    pilot.kill_main_process("payload");
     pilot.replaced("payload", &old, LIMIT);
     eventually("another glue is ready", LIMIT, || {
         Some(pilot.glue(0)).filter(|s| s["phase"] == "ready" && s["incarnation"] != before["incarnation"])
@@ -28,6 +28,7 @@ fn glue_that_is_killed_is_started_again() {
 
 #[test]
 fn containers_outlive_the_kubelet() {
+    needs("1.20 or later; node, parts");
     let pilot = idle(Options::new().alone());
     let (id, process) = (pilot.container_id("payload"), pilot.main_process("payload"));
     cluster().node().restart("kubelet");
@@ -39,6 +40,7 @@ fn containers_outlive_the_kubelet() {
 
 #[test]
 fn containers_outlive_the_api_server() {
+    needs("1.20 or later; node, parts");
     let pilot = idle(Options::new().alone());
     let (id, process) = (pilot.container_id("payload"), pilot.main_process("payload"));
     let outage = cluster().node().stop("kube-apiserver");
@@ -50,6 +52,7 @@ fn containers_outlive_the_api_server() {
 
 #[test]
 fn an_api_server_that_hangs_comes_back() {
+    needs("1.20 or later; node, parts");
     let pilot = idle(Options::new().alone());
     let outage = cluster().node().freeze("kube-apiserver");
     let ran = cluster().call(&["get", "--raw", "/readyz", "--request-timeout=2s"]);

@@ -1,17 +1,15 @@
 //! Whatever happens in the moment of a bind, no job ever runs in another image than its own: somebody else patches the
-//! pod, the container ends near the patch, jobs are shorter than the kubelet's look. Our own cluster only, where all of
-//! that can be timed.
+//! pod, the container ends near the patch, jobs are shorter than the kubelet's look.
 
 use std::thread::sleep;
 use std::time::Duration;
 
-use latebind_cluster_tests::cluster;
+use latebind_cluster_tests::patcher::Patcher;
 use latebind_cluster_tests::pilot::{Options, Pilot, debian, shell};
-use latebind_tests::pod::{Outcome, kill};
+use latebind_cluster_tests::{cluster, needs};
+use latebind_tests::pod::Outcome;
 use serde_json::{Value, json};
 use watcher::bind::{Class, Reason};
-
-const SIGKILL: i32 = 9;
 
 /// A job that ends well in its own image alone, and that image.
 fn job(number: usize) -> (Value, &'static str) {
@@ -46,12 +44,14 @@ fn earlier_ones_are_no_results(pilot: &Pilot, name: &str, outcome: &Outcome) -> 
 
 #[test]
 fn somebody_else_patches_the_same_container() {
+    needs("1.20 or later; node");
     let pilot = Options::new().spool(&["--max-attempts", "6"]).start();
     let inside = pilot.inside();
     let path = format!("/api/v1/namespaces/{}/pods/{}", pilot.namespace.name(), pilot.pod);
+    let patcher = Patcher::start();
     let patch = |image: &str| {
         let image = cluster().image(image);
-        cluster().node().patch(&path, &json!({"spec": {"containers": [{"name": "payload", "image": image}]}}));
+        patcher.patch(&path, &json!({"spec": {"containers": [{"name": "payload", "image": image}]}}));
     };
     let mut changed = 0;
     // Before the job is put, and so many milliseconds after its bind has begun: before our patch, between it and the
@@ -83,12 +83,13 @@ fn somebody_else_patches_the_same_container() {
 
 #[test]
 fn the_container_ends_shortly_before_the_patch() {
+    needs("1.20 or later; node");
     let pilot = Options::new().spool(&["--max-attempts", "6"]).start();
     for (number, before) in [0, 100, 200, 300, 450, 600].into_iter().enumerate() {
         let (wanted, image) = job(number);
         let name = format!("ended-{number}");
         // Of the last job's image or the placeholder: the kubelet is about to start that once more.
-        kill(pilot.main_process("payload"), SIGKILL);
+        pilot.kill_main_process("payload");
         sleep(Duration::from_millis(before));
         let outcome = pilot.job(&name, &wanted);
         let case = format!("{image}, put {before} ms after the container's end");
@@ -100,6 +101,7 @@ fn the_container_ends_shortly_before_the_patch() {
 /// Each bind follows so closely that the kubelet's word about the container before is still on its way.
 #[test]
 fn jobs_that_are_shorter_than_the_kubelets_look() {
+    needs("1.20 or later; node");
     let pilot = Options::new().slots(1).spool(&[]).start();
     let jobs = 8;
     for number in 0..jobs {

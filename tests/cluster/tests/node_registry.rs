@@ -1,10 +1,10 @@
-//! Registries that deny, fail or hang, as the kubelet reports them. They are on this machine: our own cluster only.
+//! Registries that deny, fail or hang, as the kubelet reports them. They are on this machine.
 
 use std::time::Duration;
 
 use latebind_cluster_tests::faulty::{Fault, Faulty};
 use latebind_cluster_tests::pilot::{Options, Pilot};
-use latebind_cluster_tests::{cluster, eventually};
+use latebind_cluster_tests::{cluster, eventually, needs};
 use serde_json::json;
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -30,12 +30,14 @@ fn failure(image: &str) -> String {
 
 #[test]
 fn an_image_that_wants_a_password() {
+    needs("1.20 or later; registries");
     let said = failure(&cluster().denied_image());
     assert!(said.contains("401 Unauthorized") || said.contains("no basic auth credentials"), "{said}");
 }
 
 #[test]
 fn a_registry_says_what_an_image_runs_by_itself() {
+    needs("1.20 or later; node, host network, registries");
     let registry = format!("127.0.0.1:{}", cluster().registry_port());
     let pilot = Options::new().spool(&["--ask-registry", "--plain-http-registry", &registry]).start();
     let image = cluster().image_by_digest("noshell", "1");
@@ -47,6 +49,7 @@ fn a_registry_says_what_an_image_runs_by_itself() {
 
 #[test]
 fn a_registry_that_is_asked_too_often() {
+    needs("1.20 or later; loopback");
     let registry = Faulty::start(Fault::too_many_requests(1));
     let said = failure(&registry.image());
     assert!(said.contains("429"), "{said}");
@@ -55,6 +58,7 @@ fn a_registry_that_is_asked_too_often() {
 
 #[test]
 fn a_registry_that_fails() {
+    needs("1.20 or later; loopback");
     for status in [500, 503] {
         let registry = Faulty::start(Fault::Status(status, vec![]));
         let said = failure(&registry.image());
@@ -64,6 +68,7 @@ fn a_registry_that_fails() {
 
 #[test]
 fn a_registry_that_is_not_there() {
+    needs("1.20 or later; loopback");
     let image = Faulty::start(Fault::Hang).image();
     let said = failure(&image);
     assert!(said.contains("connection refused"), "{said}");
@@ -71,6 +76,7 @@ fn a_registry_that_is_not_there() {
 
 #[test]
 fn a_registry_that_never_answers_keeps_nobody_else_waiting() {
+    needs("1.20 or later; node, loopback");
     let registry = Faulty::start(Fault::Hang);
     let pilot = idle();
     let old = pilot.container_id("payload");

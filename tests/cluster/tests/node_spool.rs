@@ -1,10 +1,11 @@
-//! A pilot that serves a spool, which lies on this machine: our own cluster only.
+//! A pilot that serves a spool, which is a directory of the node.
 
-use latebind_cluster_tests::cluster;
 use latebind_cluster_tests::pilot::{Options, probe, shell};
+use latebind_cluster_tests::{cluster, needs};
 
 #[test]
 fn jobs_of_a_spool_end_with_their_results() {
+    needs("1.20 or later; node");
     let pilot = Options::new().spool(&[]).start();
     let good = pilot.job("good", &shell("echo from the job"));
     good.is_good();
@@ -15,6 +16,7 @@ fn jobs_of_a_spool_end_with_their_results() {
 
 #[test]
 fn two_slots_run_two_jobs_at_once() {
+    needs("1.20 or later; node");
     let pilot = Options::new().slots(2).spool(&[]).start();
     // Each waits for the other's processes, which it sees since the pod has one PID namespace: alone neither would end.
     let script = |own: u32, other: u32| {
@@ -33,6 +35,7 @@ fn two_slots_run_two_jobs_at_once() {
 
 #[test]
 fn account_files_that_are_traps_are_left_alone() {
+    needs("1.20 or later; node");
     let pilot = Options::new().spool(&[]).start();
     let mut job = shell("stat -c %s /etc/target; [ -L /etc/passwd ] && echo still a link");
     job["image"] = cluster().image("passwd-link").into();

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use latebind_cluster_tests::cluster;
 use latebind_cluster_tests::pilot::{Options, Pilot};
+use latebind_cluster_tests::{cluster, needs};
 
 const LIMIT: Duration = Duration::from_secs(60);
 const FAILED: [&str; 2] = ["ErrImagePull", "ImagePullBackOff"];
@@ -14,6 +14,7 @@ fn idle() -> Pilot {
 
 #[test]
 fn an_image_that_is_not_there() {
+    needs("1.20 or later");
     let pilot = idle();
     let old = pilot.container_id("payload");
     pilot.patch_image("payload", &cluster().missing_image());
@@ -30,6 +31,7 @@ fn an_image_that_is_not_there() {
 
 #[test]
 fn a_digest_that_is_not_there() {
+    needs("1.20 or later");
     let pilot = idle();
     let nothing = "0".repeat(64);
     pilot.patch_image("payload", &format!("{}@sha256:{nothing}", cluster().image("busybox")));
@@ -39,6 +41,7 @@ fn a_digest_that_is_not_there() {
 
 #[test]
 fn a_name_that_is_none() {
+    needs("1.20 or later");
     let pilot = idle();
     pilot.patch_image("payload", "UPPER/case:is not a name");
     let (_, message) = pilot.waiting("payload", &["InvalidImageName"], LIMIT);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use latebind_cluster_tests::pilot::Pilot;
-use latebind_cluster_tests::{cluster, eventually};
+use latebind_cluster_tests::{cluster, eventually, needs};
 use serde_json::json;
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -36,6 +36,7 @@ fn bad(pilot: &Pilot) -> Vec<String> {
 
 #[test]
 fn each_verb_of_the_role_is_needed_and_named_where_it_is_missing() {
+    needs("1.20 or later");
     let pilot = Pilot::start();
     let image = cluster().image("busybox");
     assert_eq!(bad(&pilot), [""; 0]);

@@ -4,7 +4,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use latebind_cluster_tests::pilot::Pilot;
-use latebind_cluster_tests::{cluster, eventually};
+use latebind_cluster_tests::{cluster, eventually, needs};
 
 /// `kubectl exec -it` of a shell line in the pilot, from a terminal: its exit code and what it showed.
 fn in_a_terminal(pilot: &Pilot, line: &str) -> (Option<i32>, String) {
@@ -24,6 +24,7 @@ fn in_a_terminal(pilot: &Pilot, line: &str) -> (Option<i32>, String) {
 
 #[test]
 fn run_has_the_streams_and_the_code_of_the_job() {
+    needs("1.20 or later");
     let pilot = Pilot::start();
     let script = "cat; echo to stderr >&2; exit 7";
     let ran = pilot.run_with_input(&["-i", &cluster().image("busybox"), "--", "sh", "-c", script], b"from stdin\n");
@@ -33,6 +34,7 @@ fn run_has_the_streams_and_the_code_of_the_job() {
 
 #[test]
 fn one_pod_runs_one_image_after_the_other() {
+    needs("1.20 or later");
     let pilot = Pilot::start();
     // A shell; a whole distribution; one static program and nothing else.
     let busybox = pilot.run(&[&cluster().image("busybox"), "--", "/bin/busybox", "echo", "busybox"]);
@@ -51,6 +53,7 @@ fn one_pod_runs_one_image_after_the_other() {
 
 #[test]
 fn an_image_that_is_not_there_is_said_so_and_the_next_job_runs() {
+    needs("1.20 or later");
     let pilot = Pilot::start();
     let missing = pilot.run(&[&cluster().missing_image(), "--", "true"]);
     assert_eq!(missing.code, Some(125), "{}", missing.err());
@@ -61,6 +64,7 @@ fn an_image_that_is_not_there_is_said_so_and_the_next_job_runs() {
 
 #[test]
 fn check_finds_nothing_wrong_with_the_pod_as_it_is_shipped() {
+    needs("1.20 or later");
     let pilot = Pilot::start();
     let ran = pilot.exec("pilot", &["watcher", "check"]);
     assert_eq!(ran.code, Some(0), "{}{}", ran.out(), ran.err());
@@ -69,6 +73,7 @@ fn check_finds_nothing_wrong_with_the_pod_as_it_is_shipped() {
 
 #[test]
 fn a_job_has_a_terminal_and_a_command_runs_beside_one() {
+    needs("1.20 or later");
     let pilot = Pilot::start();
     let busybox = cluster().image("busybox");
     let (code, shown) = in_a_terminal(&pilot, &format!("watcher run -it {busybox} sh -c 'tty; exit 3'"));

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use latebind_cluster_tests::pilot::{Options, Pilot};
-use latebind_cluster_tests::{cluster, eventually};
+use latebind_cluster_tests::{cluster, eventually, needs};
 use serde_json::json;
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -16,6 +16,7 @@ fn idle() -> Pilot {
 
 #[test]
 fn install_ends_and_glue_waits() {
+    needs("1.20 or later");
     let pilot = idle();
     assert_eq!(pilot.status("install")["state"]["terminated"]["exitCode"], 0);
     let glue = eventually("glue is ready", LIMIT, || Some(pilot.glue(0)).filter(|s| s["phase"] == "ready"));
@@ -29,6 +30,7 @@ fn install_ends_and_glue_waits() {
 
 #[test]
 fn glue_is_silent_until_there_is_something_to_say() {
+    needs("1.20 or later");
     let pilot = idle();
     eventually("glue is ready", LIMIT, || Some(pilot.glue(0)).filter(|s| s["phase"] == "ready"));
     assert_eq!(pilot.status("payload")["restartCount"], 0);
@@ -38,6 +40,7 @@ fn glue_is_silent_until_there_is_something_to_say() {
 
 #[test]
 fn the_volumes_are_roots_and_the_token_the_pilots() {
+    needs("1.20 or later");
     let pilot = idle();
     let look = |path: &str| pilot.shell(&format!("stat -L -c '%u:%g %a' {path}")).trim().to_owned();
     assert_eq!(look("/shared/slot/0/ctl"), "0:0 700");
@@ -67,6 +70,7 @@ fn the_volumes_are_roots_and_the_token_the_pilots() {
 
 #[test]
 fn the_pilots_account_may_do_what_it_needs_and_no_more() {
+    needs("1.20 or later");
     let pilot = idle();
     let user = format!("system:serviceaccount:{}:latebind-pilot", pilot.namespace.name());
     let may = |verb: &str, what: &str| {
@@ -88,6 +92,7 @@ fn the_pilots_account_may_do_what_it_needs_and_no_more() {
 
 #[test]
 fn a_second_slot_has_a_glue_and_a_uid_of_its_own() {
+    needs("1.20 or later");
     let pilot = Options::new().slots(2).command(&["/bin/sleep", "1000000"]).start();
     for slot in [0, 1] {
         let glue = eventually("glue is ready", LIMIT, || Some(pilot.glue(slot)).filter(|s| s["phase"] == "ready"));
@@ -98,6 +103,7 @@ fn a_second_slot_has_a_glue_and_a_uid_of_its_own() {
 
 #[test]
 fn the_payload_gets_another_image_and_the_same_glue() {
+    needs("1.20 or later");
     let pilot = idle();
     let before = eventually("glue is ready", LIMIT, || Some(pilot.glue(0)).filter(|s| s["phase"] == "ready"));
     let old = pilot.container_id("payload");
