@@ -171,3 +171,43 @@ fn one_script_leads_to_the_first_record() {
     let said = ran.out();
     assert!(said.lines().any(|line| line == "hello") && said.contains("exited 0"), "{said}");
 }
+
+#[test]
+fn the_patch_for_pilot_jobs_makes_a_container_from_which_jobs_run_in_slot_0() {
+    needs("1.20 or later");
+    let scratch = Scratch::new();
+    let patch = ("pilot-job.yaml", include_str!("../../../deploy/examples/pilot-job.yaml"));
+    let directory = laid_over(scratch.path(), "deploy", &[patch], "");
+    let mut rendered = manifest::objects(&directory);
+    let set = rendered.iter_mut().find(|o| o["kind"] == "StatefulSet").unwrap();
+    let spec = manifest::pod_spec(set).unwrap();
+    let mounts = |container: &Value, volume: &str| -> Vec<String> {
+        let all = container["volumeMounts"].as_array().into_iter().flatten();
+        all.filter(|m| m["name"] == volume).map(|m| format!("{} {}", m["mountPath"], m["readOnly"])).collect()
+    };
+    for container in manifest::containers(spec) {
+        let (socket, token) = match container["name"].as_str().unwrap() {
+            "pilot" => (vec!["\"/clients/slot/1\" null"], 1),
+            "payload-1" => (vec!["\"/run/latebind\" true"], 0),
+            _ => (vec![], 0),
+        };
+        assert_eq!(mounts(container, "clients-1"), socket, "{container:#}");
+        assert_eq!(mounts(container, "token").len(), token, "{container:#}");
+    }
+    let pilot = Options::new().manifest(&directory).start();
+    let client = "watcher run --socket /run/latebind/clients.sock";
+    let [busybox, debian] = ["busybox", "debian"].map(|name| cluster().image(name));
+    let script = format!(
+        "id -u; {client} --report a {busybox} -- id -u; {client} --report b {debian} -- cat /etc/debian_version; \
+         grep -h '\"verified\"' a b; ls /shared/slot /var/run/secrets /clients; \
+         for p in /proc/[0-9]*; do [ $(stat -c %u $p) = $(id -u) ] || ls $p/root/ $p/cwd/; done"
+    );
+    let pilot_job = ["watcher", "run", "--pilot-job", &cluster().image("pilot"), "--", "sh", "-c", &script];
+    let ran = pilot.exec("pilot", &pilot_job);
+    let out = ran.out();
+    let lines: Vec<&str> = out.lines().map(|line| line.trim().trim_end_matches(',')).collect();
+    assert_eq!(lines.first().zip(lines.get(1)), Some((&"20001", &"20000")), "{out} {}", ran.err());
+    assert!(lines.get(2).is_some_and(|version| version.starts_with("12.")), "{out}");
+    assert_eq!(lines.get(3..), Some(&["\"verified\": true", "\"verified\": true", "/shared/slot:", "1"][..]), "{out}");
+    assert_eq!(pilot.run(&[&busybox, "--", "echo", "next"]).out(), "next\n");
+}

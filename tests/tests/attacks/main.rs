@@ -11,6 +11,7 @@ mod leftovers;
 mod namespaces;
 mod other_slots;
 mod pilot;
+mod pilot_jobs;
 mod races;
 mod record;
 mod spool;

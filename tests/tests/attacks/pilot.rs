@@ -6,6 +6,28 @@ use std::process::Stdio;
 
 use latebind_tests::pod::{JOB_WITHIN, Options, Outcome, Pod, eventually, host, probe, shell};
 
+/// Prints what of any other UID's process can be looked into.
+pub(super) const LOOK: &str = "exec 2>/dev/null; seen=; for p in /proc/[0-9]*; do \
+    [ \"$(stat -c %u $p)\" = \"$(id -u)\" ] && continue; seen=\"$seen $(cat $p/comm)\"; \
+    [ -n \"$(head -c 1 $p/environ | od -A n -t x1)\" ] && echo \"environ of $p\"; \
+    [ -n \"$(ls $p/root/)\" ] && echo \"root of $p\"; \
+    [ -n \"$(ls $p/cwd/)\" ] && echo \"cwd of $p\"; \
+    [ -n \"$(ls $p/fd)\" ] && echo \"fd of $p\"; \
+    [ -n \"$(ls $p/map_files)\" ] && echo \"map_files of $p\"; \
+    for t in $p/task/*; do [ -n \"$(ls $t/fd)\" ] && echo \"fd of $t\"; done; \
+    [ -n \"$(readlink $p/exe)\" ] && echo \"exe of $p\"; \
+    head -c 1 $p/mem && echo \"mem of $p\"; \
+    [ -n \"$(head -c 10 $p/maps)\" ] && echo \"maps of $p\"; \
+    [ -n \"$(readlink $p/ns/mnt)\" ] && echo \"namespace of $p\"; \
+    ( : >>$p/mem ) && echo \"mem of $p for writing\"; \
+    echo 1 >$p/oom_score_adj && echo \"oom score of $p\"; \
+         done; case $seen in *watcher*glue*|*glue*watcher*) echo looked;; *) echo \"saw only $seen\";; esac";
+
+/// Sends signals to any other UID's process, and prints which got there.
+pub(super) const SIGNAL: &str = "for s in 0 KILL STOP TERM USR1 CONT; do for p in /proc/[0-9]*; do p=${p#/proc/}; \
+                  [ \"$(stat -c %u /proc/$p 2>/dev/null)\" = \"$(id -u)\" ] && continue; \
+                  kill -$s $p 2>/dev/null && echo \"$s $p\"; done; done; kill -KILL 1 2>/dev/null && echo 1; echo tried";
+
 /// Runs a script that prints what worked, one line each.
 fn nothing_works(name: &str, script: &str) -> Outcome {
     let pod = Pod::start();
@@ -18,24 +40,7 @@ fn nothing_works(name: &str, script: &str) -> Outcome {
 
 #[test]
 fn the_pilots_process_can_not_be_looked_into() {
-    nothing_works(
-        "looker",
-        "exec 2>/dev/null; seen=; for p in /proc/[0-9]*; do \
-           [ \"$(stat -c %u $p)\" = \"$(id -u)\" ] && continue; seen=\"$seen $(cat $p/comm)\"; \
-           [ -n \"$(head -c 1 $p/environ | od -A n -t x1)\" ] && echo \"environ of $p\"; \
-           [ -n \"$(ls $p/root/)\" ] && echo \"root of $p\"; \
-           [ -n \"$(ls $p/cwd/)\" ] && echo \"cwd of $p\"; \
-           [ -n \"$(ls $p/fd)\" ] && echo \"fd of $p\"; \
-           [ -n \"$(ls $p/map_files)\" ] && echo \"map_files of $p\"; \
-           for t in $p/task/*; do [ -n \"$(ls $t/fd)\" ] && echo \"fd of $t\"; done; \
-           [ -n \"$(readlink $p/exe)\" ] && echo \"exe of $p\"; \
-           head -c 1 $p/mem && echo \"mem of $p\"; \
-           [ -n \"$(head -c 10 $p/maps)\" ] && echo \"maps of $p\"; \
-           [ -n \"$(readlink $p/ns/mnt)\" ] && echo \"namespace of $p\"; \
-           ( : >>$p/mem ) && echo \"mem of $p for writing\"; \
-           echo 1 >$p/oom_score_adj && echo \"oom score of $p\"; \
-         done; case $seen in *watcher*glue*|*glue*watcher*) echo looked;; *) echo \"saw only $seen\";; esac",
-    );
+    nothing_works("looker", LOOK);
 }
 
 #[test]
@@ -63,10 +68,7 @@ fn neither_watcher_nor_glue_can_be_signalled() {
     pod.serves();
     let pilot = pod.main_process("pilot");
     let pause = pod.main_process("pause");
-    let script = "for s in 0 KILL STOP TERM USR1 CONT; do for p in /proc/[0-9]*; do p=${p#/proc/}; \
-                  [ \"$(stat -c %u /proc/$p 2>/dev/null)\" = \"$(id -u)\" ] && continue; \
-                  kill -$s $p 2>/dev/null && echo \"$s $p\"; done; done; kill -KILL 1 2>/dev/null && echo 1; echo tried";
-    let outcome = pod.job("killer", &shell(script));
+    let outcome = pod.job("killer", &shell(SIGNAL));
     assert_eq!(outcome.is_good().text("stdout"), "tried\n");
     assert_eq!((pod.main_process("pilot"), pod.main_process("pause")), (pilot, pause));
     assert!(!pod.said().contains("is started again"));

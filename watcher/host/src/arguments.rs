@@ -162,6 +162,13 @@ pub struct PodArguments {
     /// Number of payload containers.
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub slots: u32,
+    /// Number of further containers for jobs that are pilots themselves (`pilot_job` in job.json); the first of them
+    /// serves slot 0, the next one slot 1.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub pilot_jobs: u32,
+    /// Memory of each of those; 0: no limit.
+    #[arg(long, default_value = "512m", value_parser = memory, value_name = "SIZE")]
+    pub pilot_job_memory: Amount<u64>,
     /// Images that the pilot may bind besides localhost/*, fully written, `*` for any text; may be repeated.
     #[arg(long, value_name = "PATTERN")]
     pub allow: Vec<String>,

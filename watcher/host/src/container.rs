@@ -9,6 +9,7 @@ use crate::uids::PodIds;
 use latebind_contract::layout::{self, Ids};
 use std::fmt;
 use std::path::{Path, PathBuf};
+use watcher::serve::pilot_jobs;
 
 /// Label that has the pod's name.
 pub const POD_LABEL: &str = "latebind.pod";
@@ -171,6 +172,10 @@ pub struct PodShape {
     pub pilot_image: String,
     /// Number of payload containers.
     pub slots: u32,
+    /// How many of them, the last ones, are for jobs that are pilots themselves.
+    pub pilot_jobs: u32,
+    /// Bytes of memory that each of those may have.
+    pub pilot_job_memory: Option<u64>,
     /// Limits of each payload container.
     pub limits: Limits,
     /// Bytes that each payload container's `/dev/shm` may have, where it is not the engine's default.
@@ -374,6 +379,12 @@ impl PodShape {
     pub fn payload(&self, slot: u32, life: u64, ids: &Ids, image_id: &str) -> Spec {
         let mut mounts = vec![Mount::read_only(self.place.bin(), layout::BIN), self.hosts()];
         mounts.extend(self.slot_volumes(slot));
+        let mut limits = self.limits;
+        if self.is_for_pilot_jobs(slot) {
+            // As with the bind socket: it can be connected to, and not be replaced.
+            mounts.push(Mount::read_only(self.place.clients(slot), pilot_jobs::SOCKET_DIR));
+            limits.memory = self.pilot_job_memory;
+        }
         let (number, kill_uid) = (slot.to_string(), ids.kill_uid.to_string());
         let mut entrypoint =
             [layout::GLUE, "run", "--slot", &number, "--kill-uid", &kill_uid].map(str::to_owned).to_vec();
@@ -382,11 +393,16 @@ impl PodShape {
         Spec {
             mounts,
             entrypoint,
-            limits: Some(self.limits),
+            limits: Some(limits),
             shm_size: self.shm_size,
             image_volumes: self.image_volume,
             ..spec
         }
+    }
+
+    /// Whether the slot is for jobs that are pilots themselves.
+    pub fn is_for_pilot_jobs(&self, slot: u32) -> bool {
+        slot >= self.slots.saturating_sub(self.pilot_jobs)
     }
 
     /// The pilot container: all volumes, the bind socket, limits of its own. Its output is ours, so it needs no log.
@@ -398,12 +414,19 @@ impl PodShape {
             Mount::read_only(self.place.bind(), BIND_IN_PILOT),
         ];
         mounts.extend((0..self.slots).flat_map(|slot| self.slot_volumes(slot)));
+        let for_pilot_jobs = (0..self.slots).filter(|slot| self.is_for_pilot_jobs(*slot));
+        mounts.extend(
+            for_pilot_jobs.map(|slot| {
+                Mount::writable(self.place.clients(slot), pilot_jobs::dir_in_pilot(slot).to_string_lossy())
+            }),
+        );
         // The user's own list, where there is one.
         mounts.extend((!pilot.mounts.iter().any(|mount| mount.target == HOSTS)).then(|| self.hosts()));
         mounts.extend(pilot.mounts.iter().cloned());
         let uids: Vec<String> = (0..self.slots).map(|slot| ids.of(slot).uid.to_string()).collect();
         let mut environment = vec!["LATEBIND_BINDER=host".to_owned(), format!("LATEBIND_SLOTS={}", self.slots)];
         environment.push(format!("LATEBIND_SLOT_UIDS={}", uids.join(",")));
+        environment.push(format!("LATEBIND_PILOT_JOBS={}", self.pilot_jobs));
         environment.extend(pilot.environment.iter().cloned());
         Spec {
             mounts,

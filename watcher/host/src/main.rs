@@ -202,7 +202,14 @@ fn run_one(engine: &Arc<dyn Engine>, run: RunArguments) -> Result<u8, Failure> {
 
 fn pod_plan(engine: &dyn Engine, pod: PodArguments) -> Result<Plan, Failure> {
     let common = &pod.common;
-    let shape = shape(engine, common, "pod", pod.slots)?;
+    if pod.pilot_jobs > pod.slots {
+        return Err(failure(format!("--pilot-jobs {}: each needs a slot to serve: at most --slots", pod.pilot_jobs)));
+    }
+    let shape = PodShape {
+        pilot_jobs: pod.pilot_jobs,
+        pilot_job_memory: pod.pilot_job_memory.0,
+        ..shape(engine, common, "pod", pod.slots.saturating_add(pod.pilot_jobs))?
+    };
     let mut mounts = host_mounts(common)?;
     if let Some(spool) = &pod.spool {
         mounts.push(existing(&Mount::writable(spool, SPOOL_IN_PILOT))?);
@@ -259,6 +266,8 @@ fn shape(engine: &dyn Engine, common: &Common, kind: &str, slots: u32) -> Result
         glue_image: common.glue_image.clone(),
         pilot_image: common.pilot_image.clone(),
         slots,
+        pilot_jobs: 0,
+        pilot_job_memory: None,
         limits: common.limits(),
         shm_size: common.shm_size(),
         data_size: common.data_size.and_then(|size| size.0),

@@ -215,6 +215,10 @@ impl PodPlace {
     pub fn data(&self, slot: u32) -> PathBuf {
         self.0.join(format!("slot-{slot}/data"))
     }
+    /// Directory of the socket that a slot for pilot-jobs has.
+    pub fn clients(&self, slot: u32) -> PathBuf {
+        self.0.join(format!("slot-{slot}/clients"))
+    }
     /// What the guard says of a container that it let through.
     pub fn given(&self, container: &str) -> PathBuf {
         self.log(&format!("{container}.given"))

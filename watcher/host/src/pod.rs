@@ -271,7 +271,7 @@ impl Life {
     fn set_up(&self) -> Result<(), Failure> {
         let began = Instant::now();
         let shape = self.shape();
-        volumes::make(&shape.place, shape.slots, &self.ids, shape.data_size)?;
+        volumes::make(shape, &self.ids)?;
         hosts::write(&shape.place.hosts(), &shape.name, shape.network)?;
         thread::scope(|scope| {
             let base = scope.spawn(|| if shape.base == Role::Pilot { self.create_pilot() } else { self.start_pause() });

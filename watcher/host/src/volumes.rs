@@ -1,5 +1,6 @@
 //! The volumes of a pod on the host: made before its containers, removed after them.
 
+use crate::container::PodShape;
 use crate::failure::{Context, Failure, failure};
 use crate::place::{PodPlace, directory};
 use crate::uids::PodIds;
@@ -22,13 +23,14 @@ const REMOVED_WITHIN: Duration = Duration::from_secs(300);
 
 /// Makes all directories of a pod, mounts what lies in memory, and gives each slot's volumes the owners and modes that
 /// `glue install` gives them.
-pub fn make(place: &PodPlace, slots: u32, ids: &PodIds, data_size: Option<u64>) -> Result<(), Failure> {
+pub fn make(shape: &PodShape, ids: &PodIds) -> Result<(), Failure> {
+    let PodShape { place, slots, data_size, .. } = shape;
     directory(place.top(), 0o700)?;
     volume(&place.bin(), 0o755)?;
     for path in [place.private(), place.bind(), place.logs(), place.pidfiles()] {
         directory(&path, 0o700)?;
     }
-    for slot in 0..slots {
+    for slot in 0..*slots {
         let ctl = place.ctl(slot);
         directory(&ctl, 0o700)?;
         mount_memory(&ctl, MsFlags::MS_NOEXEC, CTL_OPTIONS)?;
@@ -36,6 +38,9 @@ pub fn make(place: &PodPlace, slots: u32, ids: &PodIds, data_size: Option<u64>) 
         if let Some(bytes) = data_size {
             // Jobs run programs from there.
             mount_memory(&place.data(slot), MsFlags::empty(), &format!("size={bytes},mode=0755"))?;
+        }
+        if shape.is_for_pilot_jobs(slot) {
+            volume(&place.clients(slot), 0o755)?;
         }
         let work = place.data(slot).join(layout::WORK);
         directory(&work, 0o700)?;

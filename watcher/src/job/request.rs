@@ -127,6 +127,13 @@ pub struct Request {
     /// The slot that it has to have; any where none is given.
     #[serde(default)]
     pub slot: Option<u32>,
+    /// Whether the job is a pilot itself: it runs in a slot for such jobs, and its own jobs in the slot that this one
+    /// serves.
+    #[serde(default)]
+    pub pilot_job: bool,
+    /// The pilot-job that submitted it. The core sets it.
+    #[serde(default)]
+    pub parent: Option<String>,
     /// Whether the job ends with its client's connection. The core sets it.
     #[serde(default)]
     pub tied: bool,
@@ -198,6 +205,8 @@ impl Request {
             relay: false,
             sandbox: None,
             slot: None,
+            pilot_job: false,
+            parent: None,
             tied: false,
             results: None,
             outputs: Vec::new(),
@@ -295,6 +304,9 @@ impl Request {
             // It would decide who gets a container that was used before.
             ("owner", !self.owner.is_empty()),
             ("submitter", self.submitter.is_some()),
+            // Its slot's own are a slot's; it could be any other pilot's.
+            ("pilot_job", self.pilot_job),
+            ("parent", self.parent.is_some()),
         ];
         match paths.into_iter().find(|(_, given)| *given) {
             Some((field, _)) => Err(format!("{field}: only root may give this; pass descriptors and use a sandbox")),

@@ -55,8 +55,10 @@ pub struct Loop {
     pub private: PathBuf,
     /// The pilot's name, if it is given one.
     pub name: Option<String>,
-    /// How many jobs at once.
+    /// How many jobs at once. A pilot-job is one of them, and its own jobs are not.
     pub slots: usize,
+    /// How many slots there are, those for pilot-jobs included.
+    pub all_slots: usize,
     /// Attempts that a job has before it is held.
     pub max_attempts: u32,
     /// Ends once nothing waited for this long; never, where it is `None`.
@@ -145,7 +147,7 @@ pub fn run(settings: &Loop, stop: &Stop) -> io::Result<usize> {
         stop,
         queue: Queue::new(spool.clone()),
         spool,
-        gate: Gate::new(settings.binder.clone(), settings.private.clone(), settings.slots),
+        gate: Gate::new(settings.binder.clone(), settings.private.clone(), settings.all_slots),
         postponed: unfinished.into_iter().map(now).collect(),
         feed: feed.transpose()?,
         room: None,

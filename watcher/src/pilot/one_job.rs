@@ -48,7 +48,7 @@ pub fn one_job(
     let request = match &claimed.verdict {
         Some(known) => Err(known.clone()),
         None => {
-            let checked = claimed.request().and_then(|request| request.check().map(|()| request));
+            let checked = claimed.request().and_then(|request| core.check(&request).map(|()| request));
             checked.map_err(|why| Failure::hold(Reason::InvalidJob, why))
         }
     };

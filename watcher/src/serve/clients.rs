@@ -1,8 +1,12 @@
 //! The clients' socket: for pilots that are not root. Everybody in the pilot container may connect; who a client is,
 //! the kernel says: its UID names its slot, and its cgroup says that it is not a payload.
 //!
+//! Each slot for pilot-jobs has such a socket of its own, which its container alone can reach, and there its payload's
+//! UID alone is let in, while a pilot-job runs.
+//!
 //! A connection has at most one job, which ends with it: a client that is killed cannot cancel.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
@@ -18,6 +22,7 @@ use nix::sys::socket::{UnixCredentials, getsockopt, sockopt};
 use super::Core;
 use super::connection::{self, Purpose, Service, TIMES};
 use super::mailbox::{Mailbox, News};
+use super::pilot_jobs::{SOCKET, SOCKET_DIR, dir_in_pilot};
 use super::protocol::{Ask, Hold, Tell};
 use super::quota::{Permit, Quota, Shares};
 use super::server::{listen_with, streams_of};
@@ -27,13 +32,23 @@ use crate::job::control::Control;
 /// Connections at once. HTCondor has one for each slot's job, and one of its startd.
 const SHARES: Shares = Shares { root: 32, slot: 8, others: 32, other: 8 };
 
+/// The same at the socket of a slot for pilot-jobs.
+const PILOT_JOB_SHARES: Shares = Shares { root: 0, slot: 8, others: 0, other: 0 };
+
 /// Who a client is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Client {
     /// Root: any slot, and every field of a job.
     Root,
     /// The payload UID of this slot, outside of its container.
     OfSlot(u32),
+    /// A process of a pilot-job.
+    PilotJob {
+        /// The core's name for it.
+        name: String,
+        /// The slot that it serves.
+        slot: u32,
+    },
     /// Anybody else in the pilot container: may look on.
     Other,
 }
@@ -44,8 +59,36 @@ pub fn listen(core: Core, path: &Path) -> io::Result<()> {
         std::fs::DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
     }
     let quota = Quota::new(SHARES, core.uids.clone());
-    listen_with(path, 0o666, &quota, move |stream, permit| serve(&core, &stream, permit))
+    listen_with(path, 0o666, &quota, move |stream, permit| serve(&core, &stream, permit, admit))
         .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))
+}
+
+/// Listens for the pilot-jobs of each slot for such jobs, until the process ends.
+pub fn listen_to_pilot_jobs(core: &Core) -> io::Result<()> {
+    for slot in core.pilot_jobs.all() {
+        let (core, path) = (core.clone(), dir_in_pilot(slot).join(SOCKET));
+        let own: BTreeMap<u32, u32> = core.uids.iter().filter(|(_, of)| **of == slot).map(|(a, b)| (*a, *b)).collect();
+        let quota = Quota::new(PILOT_JOB_SHARES, Arc::new(own));
+        let admit = move |core: &Core, peer: &UnixCredentials| admit_pilot_job(core, peer, slot);
+        listen_with(&path, 0o666, &quota, move |stream, permit| serve(&core, &stream, permit, admit)).map_err(|e| {
+            let volume =
+                "the pilot container needs a volume there that the slot's payload container has too, read-only,";
+            io::Error::new(e.kind(), format!("{}: {e}: {volume} at {SOCKET_DIR}", path.display()))
+        })?;
+    }
+    Ok(())
+}
+
+/// Whoever has the UID is in the slot's payload container. While a pilot-job runs there, that container is proven, and
+/// what has the UID is the job: root of an image that is not proven finds no pilot-job that runs.
+fn admit_pilot_job(core: &Core, peer: &UnixCredentials, slot: u32) -> Result<(Client, Pinned), String> {
+    let pinned = Pinned::new(peer.pid()).map_err(|e| format!("process {}: {e}", peer.pid()))?;
+    if core.uids.get(&peer.uid()) != Some(&slot) {
+        return Err(format!("UID {} is not the one of slot {slot}", peer.uid()));
+    }
+    let name = core.pilot_job_in(slot).ok_or_else(|| format!("slot {slot} runs no pilot-job"))?;
+    let served = core.pilot_jobs.served_by(slot).ok_or_else(|| format!("slot {slot} serves none"))?;
+    Ok((Client::PilotJob { name, slot: served }, pinned))
 }
 
 /// A payload has its slot's UID too, and no way to this socket; should it find one, its container gives it away.
@@ -73,7 +116,12 @@ struct Tied {
     control: Arc<Control>,
 }
 
-fn serve(core: &Core, stream: &UnixStream, permit: Arc<Permit>) -> io::Result<()> {
+fn serve(
+    core: &Core,
+    stream: &UnixStream,
+    permit: Arc<Permit>,
+    admit: impl Fn(&Core, &UnixCredentials) -> Result<(Client, Pinned), String>,
+) -> io::Result<()> {
     let peer = getsockopt(stream, sockopt::PeerCredentials)?;
     let (client, peer) = match admit(core, &peer) {
         Ok(known) => known,
@@ -105,6 +153,13 @@ struct Connection<'a> {
 
 impl Service for Connection<'_> {
     fn answer(&mut self, ask: Ask, descriptors: Vec<OwnedFd>) -> Result<Option<Tell>, String> {
+        if let Client::PilotJob { name, .. } = &self.client
+            && !self.core.lock().is_pilot_job(name)
+        {
+            // Somebody else may have been passed the connection, and would keep it from the next pilot-job.
+            self.mailbox.close();
+            return Err(format!("{name} is over"));
+        }
         match ask {
             Ask::Submit { job } => self.submit(*job, descriptors)?,
             Ask::Signal { signal, .. } => self.on_job(|control| control.signal(signal))?,
@@ -114,6 +169,9 @@ impl Service for Connection<'_> {
                     return Err("only a slot's own UID may hold its job".into());
                 };
                 self.hold(slot, &hold);
+            }
+            Ask::Holds if matches!(self.client, Client::PilotJob { .. }) => {
+                return Err("a pilot-job follows its own jobs alone".into());
             }
             Ask::Holds => {
                 self.waits = true;
@@ -134,7 +192,8 @@ impl Service for Connection<'_> {
             News::Hold(slot, hold) => Tell::Hold { slot, hold },
             News::Over(report) => {
                 let back_off_s = report.slot.map_or(0.0, |slot| self.core.back_off(slot, &report));
-                if let (Some(slot), Some(hold)) = (report.slot, Hold::of(&report)) {
+                let is_held_with_it = !matches!(self.client, Client::PilotJob { .. });
+                if let (true, Some(slot), Some(hold)) = (is_held_with_it, report.slot, Hold::of(&report)) {
                     self.hold(slot, &hold);
                 }
                 self.waits = false;
@@ -162,11 +221,18 @@ impl Connection<'_> {
         if job.terminal.is_some() {
             return Err("terminal: ask for that at root's socket".into());
         }
-        match self.client {
+        match &self.client {
             Client::Root => {}
             Client::OfSlot(slot) => {
                 job.check_unprivileged()?;
-                job.slot = Some(slot);
+                job.slot = Some(*slot);
+            }
+            Client::PilotJob { name, slot } => {
+                job.check_unprivileged()?;
+                if job.sandbox.is_some() {
+                    return Err("sandbox: the slot's volume is not mounted in a pilot-job's container".into());
+                }
+                (job.slot, job.parent) = (Some(*slot), Some(name.clone()));
             }
             Client::Other => return Err("only root and the slots' own UIDs may have a job here".into()),
         }
@@ -186,7 +252,7 @@ impl Connection<'_> {
     /// A payload may have stopped its own client, which has its UID: that one would never take the result, and keep the
     /// slot for ever.
     fn wake(&self) {
-        if matches!(self.client, Client::OfSlot(_)) {
+        if matches!(self.client, Client::OfSlot(_) | Client::PilotJob { .. }) {
             let _ = self.peer.signal(Signal::SIGCONT);
         }
     }

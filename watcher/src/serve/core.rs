@@ -1,10 +1,11 @@
 //! The core: takes jobs, queues them, and keeps every state where a restart finds it again.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::mailbox::{Mailbox, News};
+use super::pilot_jobs::PilotJobSlots;
 use super::{holds, marks, protocol, service};
 use crate::bind::{Binder, Class, Failure};
 use crate::job::control::Control;
@@ -29,17 +30,13 @@ pub(super) struct Shared {
     /// Names of jobs that are just being written down.
     pub(super) arriving: HashSet<String>,
     pub(super) queue: VecDeque<String>,
+    /// The job that each slot has.
+    pub(super) serving: BTreeMap<u32, String>,
+    /// The slots that wait for one.
+    pub(super) waiting: BTreeSet<u32>,
     pub(super) services: service::Services,
     pub(super) ending: bool,
     pub(super) holds: holds::Holds,
-}
-
-impl Shared {
-    /// Where in the queue the next job stands that this slot may have.
-    pub(super) fn next_for(&self, slot: u32) -> Option<usize> {
-        let fits = |job: &Job| job.state.request.slot.is_none_or(|wanted| wanted == slot);
-        self.queue.iter().position(|name| self.jobs.get(name).is_none_or(fits))
-    }
 }
 
 /// The core. Cheap to clone; all clones are one.
@@ -53,6 +50,7 @@ pub struct Core {
     pub(super) binder: Arc<dyn Binder>,
     pub(super) restoring: Arc<AtomicUsize>,
     pub(super) slots: Vec<u32>,
+    pub(super) pilot_jobs: PilotJobSlots,
     pub(super) metrics: Arc<Metrics>,
     pub(super) marks: Arc<marks::Marks>,
     /// Payload UIDs of the slots.
@@ -66,6 +64,15 @@ impl Core {
         self.shared.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Refuses what cannot be run here, however long it waits.
+    pub fn check(&self, request: &Request) -> Result<(), String> {
+        request.check()?;
+        if let Some(number) = request.slot.filter(|n| self.uids.values().all(|known| known != n)) {
+            return Err(format!("there is no slot {number}"));
+        }
+        self.pilot_jobs.check(request)
+    }
+
     /// Takes a job, or attaches to the one that has this name. News are posted to the mailbox, the last one is
     /// [`News::Over`].
     pub fn submit(
@@ -74,10 +81,7 @@ impl Core {
         streams: Option<Streams>,
         to: &Arc<Mailbox>,
     ) -> Result<Arc<Control>, String> {
-        request.check()?;
-        if let Some(number) = request.slot.filter(|n| self.uids.values().all(|known| known != n)) {
-            return Err(format!("there is no slot {number}"));
-        }
+        self.check(&request)?;
         let id = request.id.clone();
         {
             let mut shared = self.lock();
@@ -111,6 +115,11 @@ impl Core {
         let mut shared = self.lock();
         shared.arriving.remove(&id);
         let control = control?;
+        if state.request.parent.as_ref().is_some_and(|parent| !shared.is_pilot_job(parent)) {
+            drop(shared);
+            self.states.remove(&id).map_err(|e| e.to_string())?;
+            return Err("the pilot-job that it is for is over".into());
+        }
         to.post(News::Phase(id.clone(), state.phase));
         let job = Job { state, control: control.clone(), streams, listeners: vec![to.clone()] };
         shared.jobs.insert(id.clone(), job);
@@ -181,6 +190,16 @@ impl Core {
         Ok(())
     }
 
+    /// Notes whether a slot cannot be given a job. A spool's jobs are counted by the others alone: a pilot-job takes
+    /// up the slot that it serves.
+    pub(super) fn set_restoring(&self, slot: u32, is_restored: bool) {
+        match is_restored {
+            _ if self.pilot_jobs.served_by(slot).is_some() => {}
+            true => drop(self.restoring.fetch_add(1, Ordering::Relaxed)),
+            false => drop(self.restoring.fetch_sub(1, Ordering::Relaxed)),
+        }
+    }
+
     /// How many slots cannot be given a job just now.
     pub fn restoring(&self) -> usize {
         self.restoring.load(Ordering::Relaxed)
@@ -209,9 +228,18 @@ impl Core {
         if over {
             job.listeners.clear();
         }
+        // From here on nothing of it runs that could want their results.
+        let leaves_jobs =
+            state.request.pilot_job && matches!(state.phase, Phase::Collecting | Phase::Cleaning | Phase::Done);
+        if leaves_jobs {
+            shared.abandon_jobs_of(name);
+        }
         let has_slot = |job: &Job| !matches!(job.state.phase, Phase::Queued | Phase::Done);
         self.marks.set(shared.jobs.values().any(has_slot));
         drop(shared);
+        if leaves_jobs {
+            self.drop_unwanted();
+        }
         if unwanted && let Err(e) = self.forget(name) {
             tracing::warn!(job = name, "not forgotten: {e}");
         }
@@ -241,6 +269,9 @@ impl Core {
                 unwanted.extend(why.map(|why| (name.clone(), why)));
                 keep
             });
+        }
+        if !unwanted.is_empty() {
+            self.shared.1.notify_all(); // a slot may have left what is behind it to another one
         }
         for (name, why) in unwanted {
             self.give_up(&name, Failure::not_started(&why));

@@ -1,7 +1,6 @@
 //! What the core does while a slot is out of service: it waits, and says why.
 
 use std::sync::MutexGuard;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::core::{Core, Shared};
@@ -30,9 +29,9 @@ impl Core {
             "out of service: jobs in a row could not be started; the last one: {}",
             service.why
         );
-        self.restoring.fetch_add(1, Ordering::Relaxed);
+        self.set_restoring(slot, true);
         self.wait_unless_ending(self.lock(), pause);
-        self.restoring.fetch_sub(1, Ordering::Relaxed);
+        self.set_restoring(slot, false);
         tracing::warn!(slot, "in service again: the next job shows whether it can be");
     }
 
@@ -46,7 +45,7 @@ impl Core {
                 format!("VolumeHeld: {used} of {size} bytes of its data volume are taken, though nothing is in it");
             if !said {
                 tracing::error!(slot = slot.number, "out of service: {why}: another slot's job has files of it open");
-                self.restoring.fetch_add(1, Ordering::Relaxed);
+                self.set_restoring(slot.number, true);
                 said = true;
             }
             let mut shared = self.lock();
@@ -57,7 +56,7 @@ impl Core {
             }
         }
         if said {
-            self.restoring.fetch_sub(1, Ordering::Relaxed);
+            self.set_restoring(slot.number, false);
             tracing::warn!(slot = slot.number, "in service again: its data volume has room");
         }
     }

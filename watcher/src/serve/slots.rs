@@ -1,7 +1,6 @@
 //! A slot as the core serves it: job after job, and the placeholder in between.
 
 use std::io;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -78,7 +77,8 @@ struct UntilWork<'a>(&'a Core, u32);
 impl Progress for UntilWork<'_> {
     fn stop_wanted(&self) -> Option<String> {
         let shared = self.0.lock();
-        (shared.ending || shared.next_for(self.1).is_some()).then(|| "there is work again".to_owned())
+        (shared.ending || shared.next_for(self.1, self.0.pilot_jobs).is_some())
+            .then(|| "there is work again".to_owned())
     }
 }
 
@@ -126,6 +126,7 @@ impl Core {
         if let Some(name) = under_way.filter(|_| !self.lock().ending) {
             first.pop();
             self.give_up(&name, Failure::retry(Reason::Cancelled, "told to end before it had started"));
+            self.has_served(number);
         }
         self.restore(number, owner, None)
     }
@@ -137,7 +138,10 @@ impl Core {
             !self.settings.placeholder_when_idle || slot.status().is_ok_and(|s| s.is_some_and(|s| s.job.is_none()));
         loop {
             let name = match first.pop() {
-                Some(name) => name,
+                Some(name) => {
+                    self.lock().serving.insert(slot.number, name.clone());
+                    name
+                }
                 None => match self.take_queued(held.is_some(), &mut placeholder, &slot) {
                     Some(name) => name,
                     None => return,
@@ -145,6 +149,7 @@ impl Core {
             };
             placeholder = !self.settings.placeholder_when_idle;
             let after = self.serve_job(&slot, &name, held);
+            self.has_served(slot.number);
             held = after.held;
             if after.needs_placeholder {
                 match self.restore(slot.number, (slot.uid, slot.gid), None) {
@@ -187,7 +192,7 @@ impl Core {
     /// for it, is not wanted any more.
     fn restore(&self, number: u32, (uid, gid): (u32, u32), job: Option<&str>) -> Option<Slot> {
         let end = UntilTheEnd { core: self, job: job.and_then(|name| self.control(name)) };
-        self.restoring.fetch_add(1, Ordering::Relaxed);
+        self.set_restoring(number, true);
         let mut restored = None;
         let dirs = self.dirs.get(&number).cloned().unwrap_or_default();
         while end.stop_wanted().is_none() {
@@ -214,7 +219,7 @@ impl Core {
             }
             std::thread::sleep(RESTORE_AGAIN_AFTER);
         }
-        self.restoring.fetch_sub(1, Ordering::Relaxed);
+        self.set_restoring(number, false);
         restored
     }
 
@@ -227,7 +232,9 @@ impl Core {
             if shared.ending {
                 return None;
             }
-            if let Some(name) = shared.next_for(slot.number).and_then(|at| shared.queue.remove(at)) {
+            if let Some(name) = shared.take_next(slot.number, self.pilot_jobs) {
+                // Another slot may have left it, and what is behind it, to this one.
+                self.shared.1.notify_all();
                 return Some(name);
             }
             if *placeholder || holds && self.settings.reuse == life::Reuse::SameOwner {

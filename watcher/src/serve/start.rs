@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 
 use super::core::{Core, Job};
 use super::marks;
+use super::pilot_jobs::PilotJobSlots;
 use super::slots::{client_dirs, open_slot};
 use crate::bind::{Binder, Failure, Reason};
 use crate::job::control::Control;
@@ -26,6 +27,8 @@ pub struct Running {
 pub struct Parts {
     /// The slots to serve.
     pub slots: Vec<u32>,
+    /// Which of them are for pilot-jobs.
+    pub pilot_jobs: PilotJobSlots,
     /// The private volume.
     pub private: PathBuf,
     /// How images are bound.
@@ -61,6 +64,7 @@ impl Core {
             binder: parts.binder,
             restoring: Arc::default(),
             slots: parts.slots.clone(),
+            pilot_jobs: parts.pilot_jobs,
             metrics: Arc::default(),
             dirs: Arc::new(dirs),
             uids: Arc::new(slots.iter().map(|(number, _, owner)| (owner.0, *number)).collect()),
@@ -102,6 +106,9 @@ impl Core {
             core.lock().jobs.insert(name, Job { state, control, streams: None, listeners: Vec::new() });
         }
         core.marks.set(!resumed.is_empty());
+        // Before any slot takes a job that another one's pilot-job keeps from it.
+        let first = resumed.iter().filter_map(|(slot, names)| Some((*slot, names.last()?.clone())));
+        core.lock().serving.extend(first);
         let mut threads = Vec::new();
         for (number, slot, owner) in slots {
             let (core, mut first) = (core.clone(), resumed.remove(&number).unwrap_or_default());

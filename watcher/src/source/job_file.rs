@@ -42,6 +42,8 @@ pub struct JobFile {
     #[serde(default)]
     exec: bool,
     #[serde(default)]
+    pilot_job: bool,
+    #[serde(default)]
     links: Object<String>,
     #[serde(default = "yes")]
     passwd: bool,
@@ -138,6 +140,7 @@ impl JobFile {
             umask: self.umask,
             rlimits: self.rlimits,
             exec: self.exec,
+            pilot_job: self.pilot_job,
             links: self.links,
             passwd: self.passwd,
             stop: self.stop,

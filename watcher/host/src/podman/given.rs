@@ -12,6 +12,7 @@ use crate::place::{Place, PodPlace, is_pod_name};
 use crate::rootless;
 use latebind_contract::layout;
 use serde_json::Value;
+use watcher::serve::pilot_jobs;
 
 /// Annotation that names the container, `<pod>/slot-<n>-<life>`: by it the guard knows what was asked for.
 pub const CONTAINER_ANNOTATION: &str = "latebind.container";
@@ -62,6 +63,7 @@ const ASKED: &str = "\
 ! mounts.{bin}=bind {pod}/bin *<nodev>*<nosuid>*<ro>*
 ! mounts.{ctl}=bind {pod}/slot-{slot}/ctl *<nodev>*<nosuid>*
 ! mounts.{data}=bind {pod}/slot-{slot}/data *<nodev>*<nosuid>*
+  mounts.{clients}=bind {pod}/slot-{slot}/clients *<nodev>*<nosuid>*<ro>*
 ! linux.namespaces.pid=/proc/*/ns/pid
 ! linux.namespaces.uts=/proc/*/ns/uts
 ! linux.namespaces.network=own|/proc/*/ns/net
@@ -150,6 +152,8 @@ impl Rules {
             ("{bin}", layout::BIN.to_owned()),
             ("{ctl}", layout::ctl(slot)),
             ("{data}", layout::data(slot)),
+            // There is such a directory in slots for pilot-jobs alone.
+            ("{clients}", pilot_jobs::SOCKET_DIR.to_owned()),
             ("{slot}", slot.to_string()),
         ];
         let filled =

@@ -17,6 +17,8 @@ fn shape() -> PodShape {
         glue_image: "localhost/g:1".into(),
         pilot_image: "localhost/p:1".into(),
         slots: 2,
+        pilot_jobs: 0,
+        pilot_job_memory: None,
         shm_size: Some(1 << 28),
         data_size: None,
         limits: Limits { memory: Some(1 << 30), cpus: Some(0.5), pids: Some(64) },
@@ -89,6 +91,21 @@ fn a_payload_sees_its_own_slot_and_nothing_else() {
     let glue = glue.replace(']', ",\"--no-seccomp\"]");
     assert!(has(&arguments, &glue), "{arguments:?}");
     assert_eq!(arguments.last().unwrap(), "sha256:1");
+}
+
+#[test]
+fn a_slot_for_pilot_jobs_has_a_socket_that_it_cannot_replace_and_its_own_memory() {
+    let shape = PodShape { pilot_jobs: 1, pilot_job_memory: Some(64 << 20), ..shape() };
+    let (payload, pilot_job) = (payload(&shape, 0), payload(&shape, 1));
+    assert!(!targets(&payload).contains(&"/run/latebind"), "{payload:?}");
+    assert_eq!(targets(&pilot_job).last(), Some(&"/run/latebind"));
+    let mount = pilot_job.iter().find(|a| a.contains("/run/latebind")).unwrap();
+    assert!(mount.contains("source=/state/pods/p/slot-1/clients") && mount.ends_with(",nosuid,nodev,readonly"));
+    assert!(has(&payload, "--memory=1073741824b") && has(&pilot_job, "--memory=67108864b"), "{pilot_job:?}");
+    let added = |given: &[String]| given.iter().filter(|a| a.starts_with("--cap-add=")).count();
+    assert_eq!(added(&pilot_job), added(&payload), "no more rights than any other slot");
+    let pilot = given(&shape.pilot(&pilot(), &PodIds::at(30_000, 2)));
+    assert!(targets(&pilot).contains(&"/clients/slot/1") && has(&pilot, "--env=LATEBIND_PILOT_JOBS=1"), "{pilot:?}");
 }
 
 #[test]

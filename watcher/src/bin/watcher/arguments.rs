@@ -158,6 +158,9 @@ pub struct CoreArgs {
     /// How many slots the pod has.
     #[arg(long, value_name = "N", default_value_t = 1, env = "LATEBIND_SLOTS")]
     pub slots: u32,
+    /// How many of them, the last ones, are for jobs that are pilots themselves; the first of these serves slot 0.
+    #[arg(long, value_name = "N", default_value_t = 0, env = "LATEBIND_PILOT_JOBS")]
+    pub pilot_jobs: u32,
     /// How images are bound: by patching the pod's payload container, or by asking latebind-host.
     #[arg(long, value_enum, default_value_t = BinderKind::Host, env = "LATEBIND_BINDER")]
     pub binder: BinderKind,
@@ -418,6 +421,13 @@ pub struct RunArgs {
     /// Put record, report and outputs there.
     #[arg(long, value_name = "DIR")]
     pub results: Option<PathBuf>,
+    /// Write the report to this file, with the caller's own rights.
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+    /// The job is a pilot itself: it gets a slot for such jobs, and a socket at which it runs jobs in the slot that this
+    /// one serves.
+    #[arg(long, conflicts_with = "socket")]
+    pub pilot_job: bool,
     /// Wall limit, seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 0.0)]
     pub timeout: f64,

@@ -111,5 +111,6 @@ pub fn request_of(args: &RunArgs) -> io::Result<Request> {
     request.terminal = args.streams.size();
     request.relay = request.terminal.is_none();
     request.exec = args.exec;
+    request.pilot_job = args.pilot_job;
     Ok(request)
 }

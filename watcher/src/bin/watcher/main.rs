@@ -18,6 +18,7 @@ use watcher::bind::host::Host;
 use watcher::bind::kubernetes::{self, Kubernetes};
 use watcher::job::download::Web;
 use watcher::job::life::Settings;
+use watcher::serve::pilot_jobs::PilotJobSlots;
 use watcher::serve::{self, Core, Parts, Running, clients, protocol, server};
 use watcher::slot::Slot;
 use watcher::source::remote::command::Commands;
@@ -150,6 +151,11 @@ fn check_pod(args: &CoreArgs) -> io::Result<ExitCode> {
     Ok(ExitCode::from(u8::from(lines.iter().any(|line| line.grade == finding::Grade::Fail))))
 }
 
+/// Which slots are for pilot-jobs.
+fn pilot_job_slots(args: &CoreArgs) -> io::Result<PilotJobSlots> {
+    PilotJobSlots::new(args.slots, args.pilot_jobs).map_err(|e| io::Error::other(format!("--pilot-jobs: {e}")))
+}
+
 /// Starts the core in this process, and its socket; `for_one_job`: the process ends with that job.
 fn start_core(args: &CoreArgs, binder: &Arc<dyn Binder>, for_one_job: bool) -> io::Result<Running> {
     // The usual soft limit, 1024, is for programs that use select(2); all shares of clients together may need more.
@@ -158,6 +164,7 @@ fn start_core(args: &CoreArgs, binder: &Arc<dyn Binder>, for_one_job: bool) -> i
     }
     let running = Core::start(Parts {
         slots: (0..args.slots).collect(),
+        pilot_jobs: pilot_job_slots(args)?,
         private: args.private.private.clone(),
         binder: binder.clone(),
         settings: Settings {
@@ -184,6 +191,7 @@ fn start_core(args: &CoreArgs, binder: &Arc<dyn Binder>, for_one_job: bool) -> i
         let local = metrics::listen(running.core(), address)?;
         tracing::info!("metrics: http://{local}/metrics");
     }
+    clients::listen_to_pilot_jobs(&running.core())?;
     if let Some(path) = args.clients.as_ref().filter(|_| !for_one_job) {
         clients::listen(running.core(), path)?;
     }
@@ -224,7 +232,8 @@ fn serve_jobs(args: &PilotArgs) -> io::Result<ExitCode> {
         core: running.core(),
         private: args.core.private.private.clone(),
         name: args.name.clone(),
-        slots: args.core.slots as usize,
+        slots: pilot_job_slots(&args.core)?.payloads() as usize,
+        all_slots: args.core.slots as usize,
         max_attempts: args.max_attempts.max(1),
         idle_exit: args.idle_exit.map(seconds).transpose()?,
     };
@@ -288,7 +297,12 @@ fn run_one(args: &RunArgs) -> io::Result<ExitCode> {
     let (report, code) = run::run(&socket, &request, args.streams, args.verbose)?;
     if let Some(dir) = &args.results {
         std::fs::create_dir_all(dir)?;
-        watcher::store::put_file(&dir.join("report.json"), text::json_for_people(&report)?.as_bytes(), 0o644)?;
+    }
+    let in_results = args.results.iter().map(|dir| dir.join("report.json"));
+    for file in in_results.chain(args.report.clone()) {
+        // A bare name has no directory of its own.
+        let file = std::path::absolute(file)?;
+        watcher::store::put_file(&file, text::json_for_people(&report)?.as_bytes(), 0o644)?;
     }
     let has_error = report.record.as_ref().is_some_and(|record| record.error.is_some());
     if report.class != watcher::bind::Class::Final || has_error || report.limit.is_some() {
