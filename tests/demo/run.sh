@@ -146,5 +146,9 @@ changed=$results/one-bit-flipped.jws
 perl -pe 'substr($_, 120, 1) = chr(ord(substr($_, 120, 1)) ^ 1)' "$record" >"$changed"
 watcher verify "$changed" --key "$key" && fail "a changed record was believed"
 
+watcher timeline "$results/spool" >"$results/timeline.svg"
+watcher timeline --html "$results/spool" --keys "$results/private/keys" >"$results/jobs.html"
+
 heading "Done in $((SECONDS - started)) s"
+echo "what the slot did, for a browser: $results/jobs.html (the picture alone: $results/timeline.svg)"
 echo "results: $results/spool/{done,held}/<job>/result, log: $results/log, keys: $results/private/keys"

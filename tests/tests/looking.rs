@@ -52,6 +52,10 @@ fn reports_and_a_timeline_are_drawn_from_the_spool() {
         assert!(svg.contains(&format!("<title>{name}.1: run ")), "{svg}");
         assert!(svg.contains(&format!("<title>{name}.1: bind ")), "{svg}");
     }
+    let page = watcher(&pod, &["timeline", "--html", "/spool"]);
+    assert!(page.contains("<p>3 Completed (final)</p>") && page.contains("<td>yes</td>"), "{page}");
+    assert!(page.contains("<title>b.1: run ") && page.trim_end().ends_with("</html>"), "{page}");
+    assert!(pod.result("a").report.pilot.starts_with("pilot-"), "{:?}", pod.result("a").report.pilot);
     let text = watcher(&pod, &["report", "/spool/done/a/result"]);
     for part in ["job        a.1, attempt 1", "result     Completed (final)", "record     verified", "run ", "CPU "] {
         assert!(text.contains(part), "{part}: {text}");

@@ -91,6 +91,7 @@ fn nothing_that_a_job_names_reaches_a_terminal() {
     assert!(missing.iter().any(|m| m.contains("pwn")), "the report has the names as they are: {missing:?}");
     assert_harmless("results", watcher(&pod, &["results", "/spool"]).as_bytes());
     watcher(&pod, &["timeline", "/spool"]);
+    watcher(&pod, &["timeline", "--html", "/spool"]);
     // A job that runs, with an image of the longest kind, and one that waits for the slot.
     pod.put("long", &with(shell("exec sleep 600"), "env", json!({"X": HOSTILE})));
     pod.put("waits", &json!({"image": BUSYBOX, "argv": ["/bin/true", HOSTILE]}));

@@ -155,6 +155,9 @@ pub struct Report {
     pub job: String,
     /// Which attempt.
     pub attempt: u32,
+    /// The pilot that ran it; empty where a client of the watcher asked for it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub pilot: String,
     /// The slot it had.
     pub slot: Option<u32>,
     /// The image that was asked for.
@@ -227,6 +230,7 @@ impl Report {
             version: 1,
             job: request.id.clone(),
             attempt: request.attempt,
+            pilot: String::new(),
             slot: None,
             image: request.image.clone(),
             container: None,

@@ -196,7 +196,7 @@ impl Spool {
         let kept = claimed.result_of(claimed.attempt);
         if place != "retry" || !kept.exists() {
             claimed.create_result()?;
-            put_file(&claimed.result().join("report.json"), json_for_people(report)?.as_bytes(), 0o644)?;
+            put_file(&claimed.result().join("report.json"), self.report(report)?.as_bytes(), 0o644)?;
         }
         if place == "retry" {
             if !kept.exists() {
@@ -214,7 +214,7 @@ impl Spool {
     pub fn set_aside(&self, dir: &Path, name: &str, report: &Report) -> io::Result<()> {
         let own = self.claimed.join(format!("{ASIDE}{}-{name}", random_suffix()?));
         let result = own.join("result");
-        let text = json_for_people(report)?;
+        let text = self.report(report)?;
         let moved = own_dir::create(&own)
             .and_then(|()| own_dir::create(&result))
             .and_then(|()| put_file(&result.join("report.json"), text.as_bytes(), 0o644))
@@ -227,6 +227,12 @@ impl Spool {
             return Err(e);
         }
         self.place(&own, "held", name)
+    }
+
+    /// A report as it is written, with this pilot's name.
+    fn report(&self, report: &Report) -> io::Result<String> {
+        let pilot = self.claimed.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        json_for_people(&Report { pilot, ..report.clone() })
     }
 
     /// Moves a directory of this pilot's to a place, under a name that is free there: an earlier job of the same name

@@ -75,11 +75,13 @@ fn look(dir: &Path, depth: usize, found: &mut Found) {
     }
 }
 
+/// Names of the table's columns.
+pub(super) const HEAD: [&str; 8] = ["JOB", "IMAGE", "OUTCOME", "CLASS", "BIND", "START", "WALL", "VERIFIED"];
+
 /// The table: job, image, outcome, class, bind time, start latency, wall time, and what a check of the record with a
 /// key in `keys` has shown.
 pub fn table(reports: &[(PathBuf, Report)], keys: &Path) -> String {
-    let head = ["JOB", "IMAGE", "OUTCOME", "CLASS", "BIND", "START", "WALL", "VERIFIED"].map(str::to_owned);
-    let rows: Vec<[String; 8]> = std::iter::once(head)
+    let rows: Vec<[String; 8]> = std::iter::once(HEAD.map(str::to_owned))
         .chain(reports.iter().map(|(dir, report)| row(report, &keys::check_report(dir, report, keys))))
         .collect();
     let width = |n: usize| rows.iter().filter_map(|row| row.get(n)).map(|cell| cell.chars().count()).max().unwrap_or(0);
@@ -93,7 +95,8 @@ pub fn table(reports: &[(PathBuf, Report)], keys: &Path) -> String {
     text
 }
 
-fn row(report: &Report, proof: &Proof) -> [String; 8] {
+/// The cells of one report.
+pub(super) fn row(report: &Report, proof: &Proof) -> [String; 8] {
     let record = report.record.as_ref();
     let outcome = match record.map(|r| r.outcome) {
         Some(Outcome::Exited) => format!("exited {}", report.exit_code.unwrap_or(-1)),

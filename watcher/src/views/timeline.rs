@@ -1,27 +1,42 @@
-//! `watcher timeline`: a pilot's life as one SVG. A row for each slot, a bar for each job, a colour for each phase.
+//! `watcher timeline`: the lives of pilots as one SVG. A row for each slot of each pilot, a bar for each job, a colour for
+//! each phase.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::PathBuf;
 
+use crate::bind::{Class, Reason};
 use crate::job::{Phase, Report, rfc3339};
 use crate::text::printable;
 
-/// Width of the drawn time, and of what stands left of it.
+/// Width of the drawn time, and of the names left of it: of slots, and of pilots where there are several.
 const WIDTH: f64 = 1200.0;
-const LEFT: f64 = 70.0;
+const SLOT: f64 = 70.0;
+const PILOT: f64 = 150.0;
+/// So many characters of a pilot's name are shown.
+const NAME_MAX: usize = 22;
 const ROW: f64 = 44.0;
 const TOP: f64 = 56.0;
+/// Height of what says how a job ended.
+const ENDING: u32 = 4;
 
-/// Phases in their order, with colours that are told apart by people who see red and green alike.
-const COLOURS: [(Phase, &str, &str); 7] = [
-    (Phase::Staging, "stage", "#999999"),
-    (Phase::Binding, "bind", "#e69f00"),
-    (Phase::Pulling, "pull", "#f0c860"),
-    (Phase::Starting, "start", "#cc79a7"),
-    (Phase::Running, "run", "#0072b2"),
-    (Phase::Collecting, "collect", "#56b4e9"),
-    (Phase::Cleaning, "clean", "#bbbbbb"),
+/// Phases in their order, each with what the legend says, its name and its colour: those that people who see red and
+/// green alike can distinguish.
+const COLOURS: [(Phase, &str, &str, &str); 7] = [
+    (Phase::Staging, "slot is filled", "stage", "#999999"),
+    (Phase::Binding, "image is bound", "bind", "#e69f00"),
+    (Phase::Pulling, "of that, pulled", "pull", "#f0c860"),
+    (Phase::Starting, "job starts", "start", "#cc79a7"),
+    (Phase::Running, "job runs", "run", "#0072b2"),
+    (Phase::Collecting, "results are fetched", "collect", "#56b4e9"),
+    (Phase::Cleaning, "slot is cleaned", "clean", "#bbbbbb"),
+];
+
+/// What is drawn below the bar of a job that did not complete, by its class.
+const ENDINGS: [(Class, &str, &str); 3] = [
+    (Class::Final, "ended with an error", "#333333"),
+    (Class::Hold, "held", "#d55e00"),
+    (Class::Retry, "lost, runs again", "#882255"),
 ];
 
 /// The picture of these reports; an error where none of them says when it was.
@@ -33,8 +48,11 @@ pub fn svg(reports: &[(PathBuf, Report)]) -> Result<String, String> {
         return Err("no report there says when its phases began".into());
     }
     let span = (to - from).max(0.001);
-    let x = |at: f64| LEFT + (at - from) / span * WIDTH;
-    let mut rows: BTreeMap<Option<u32>, usize> = drawn.iter().map(|r| (r.slot, 0)).collect();
+    let pilots: BTreeSet<&str> = drawn.iter().map(|r| r.pilot.as_str()).collect();
+    let left = if pilots.len() > 1 { SLOT + PILOT } else { SLOT };
+    let x = |at: f64| left + (at - from) / span * WIDTH;
+    let mut rows: BTreeMap<(&str, Option<u32>), usize> =
+        drawn.iter().map(|r| ((r.pilot.as_str(), r.slot), 0)).collect();
     rows.values_mut().enumerate().for_each(|(n, row)| *row = n);
     let height = TOP + ROW * rows.len() as f64 + 40.0;
     let mut svg = String::new();
@@ -44,19 +62,22 @@ pub fn svg(reports: &[(PathBuf, Report)]) -> Result<String, String> {
     };
     add(format_args!(
         r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {:.0} {height:.0}" font-family="sans-serif" font-size="11">"#,
-        LEFT + WIDTH + 20.0
+        left + WIDTH + 20.0
     ));
     add(format_args!(r##"<rect width="100%" height="100%" fill="#ffffff"/>"##));
     add(format_args!(
-        r#"<text x="10" y="18" font-size="13">{} jobs, {} from {}</text>"#,
+        r#"<text x="10" y="18" font-size="13">{} jobs, pilots: {}; {} from {}</text>"#,
         drawn.len(),
+        pilots.len(),
         seconds(span),
         rfc3339(from)
     ));
-    for (n, (_, name, colour)) in COLOURS.iter().enumerate() {
-        let at = LEFT + n as f64 * 80.0;
-        add(format_args!(r#"<rect x="{at:.0}" y="28" width="10" height="10" fill="{colour}"/>"#));
-        add(format_args!(r#"<text x="{:.0}" y="37">{name}</text>"#, at + 14.0));
+    let legend = COLOURS.iter().map(|(_, says, _, colour)| (*says, *colour, 10));
+    let legend = legend.chain(ENDINGS.iter().map(|(_, says, colour)| (*says, *colour, ENDING)));
+    for (n, (says, colour, height)) in legend.enumerate() {
+        let (x, y) = (10.0 + n as f64 * 130.0, 38 - height);
+        add(format_args!(r#"<rect x="{x:.0}" y="{y}" width="10" height="{height}" fill="{colour}"/>"#));
+        add(format_args!(r#"<text x="{:.0}" y="37">{says}</text>"#, x + 14.0));
     }
     let step = tick(span);
     let mut at = 0.0;
@@ -66,17 +87,22 @@ pub fn svg(reports: &[(PathBuf, Report)]) -> Result<String, String> {
         add(format_args!(r##"<text x="{x:.1}" y="{:.1}" fill="#606060">{}</text>"##, bottom + 14.0, seconds(at)));
         at += step;
     }
-    for (slot, row) in &rows {
-        let y = TOP + ROW * *row as f64;
+    for ((pilot, slot), row) in &rows {
+        let y = TOP + ROW * *row as f64 + 26.0;
         let name = slot.map_or_else(|| "no slot".into(), |n| format!("slot {n}"));
-        add(format_args!(r#"<text x="10" y="{:.1}">{name}</text>"#, y + 26.0));
+        add(format_args!(r#"<text x="{:.0}" y="{y:.1}">{name}</text>"#, left - SLOT + 10.0));
+        if pilots.len() > 1 {
+            let name: String = printable(pilot).chars().take(NAME_MAX).collect();
+            add(format_args!(r#"<text x="10" y="{y:.1}">{}</text>"#, escaped(&name)));
+        }
     }
     for report in drawn {
-        let y = TOP + ROW * rows.get(&report.slot).copied().unwrap_or(0) as f64;
+        let row = rows.get(&(report.pilot.as_str(), report.slot)).copied().unwrap_or(0);
+        let y = TOP + ROW * row as f64;
         add(format_args!("<g>"));
         for two in report.phases.windows(2) {
             let [began, next] = two else { continue };
-            let Some((_, name, colour)) = COLOURS.iter().find(|(phase, ..)| *phase == began.phase) else { continue };
+            let Some((_, _, name, colour)) = COLOURS.iter().find(|(phase, ..)| *phase == began.phase) else { continue };
             // A clock that was set back meanwhile gives no width.
             let width = (x(next.at) - x(began.at)).max(0.0);
             add(format_args!(
@@ -89,11 +115,18 @@ pub fn svg(reports: &[(PathBuf, Report)]) -> Result<String, String> {
         }
         if let (Some(first), Some(last)) = (report.phases.first(), report.phases.last()) {
             let room = x(last.at) - x(first.at);
-            let end = if report.reason == crate::bind::Reason::Completed {
-                String::new()
-            } else {
-                format!(" ({})", report.reason)
-            };
+            let mut end = String::new();
+            if report.reason != Reason::Completed {
+                end = format!(" ({})", report.reason);
+                if let Some((_, _, colour)) = ENDINGS.iter().find(|(class, ..)| *class == report.class) {
+                    add(format_args!(
+                        r#"<rect x="{:.2}" y="{:.1}" width="{:.2}" height="{ENDING}" fill="{colour}"/>"#,
+                        x(first.at),
+                        y + 31.0,
+                        room.max(2.0)
+                    ));
+                }
+            }
             let label = format!("{}{end}", printable(&report.job));
             // Roughly as wide as these letters are; the title has the whole.
             let fits = label.chars().take((room / 6.0) as usize).collect::<String>();
@@ -120,7 +153,7 @@ fn tick(span: f64) -> f64 {
     [1.0, 2.0, 5.0, 10.0].iter().map(|n| n * power).find(|step| *step >= rough).unwrap_or(rough)
 }
 
-fn seconds(s: f64) -> String {
+pub(super) fn seconds(s: f64) -> String {
     match s.abs() {
         n if n < 10.0 => format!("{s:.2} s"),
         n if n < 600.0 => format!("{s:.0} s"),
@@ -129,7 +162,8 @@ fn seconds(s: f64) -> String {
     }
 }
 
-fn escaped(text: &str) -> String {
+/// Text in SVG or HTML, without what a terminal or a browser would act upon.
+pub(super) fn escaped(text: &str) -> String {
     printable(text).replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
@@ -154,8 +188,24 @@ mod tests {
         assert_eq!(svg.matches("<title>a: ").count(), 5);
         assert_eq!(svg.matches(": run 1.00 s</title>").count(), 2);
         assert!(svg.contains(">slot 0<") && svg.contains(">slot 1<"));
+        assert!(svg.contains("2 jobs, pilots: 1; "), "{svg}");
         assert!(!svg.contains("<i>"), "names are escaped");
         assert_eq!(svg.matches('<').count(), svg.matches('>').count());
+    }
+
+    #[test]
+    fn slots_of_several_pilots_have_rows_of_their_own_and_failures_a_mark() {
+        let (path, mut other) = report("b", 0, 1e9);
+        other.pilot = "another<pilot>".into();
+        (other.class, other.reason) = (Class::Hold, Reason::ImageNotFound);
+        let (one, mut good) = report("a", 0, 1e9);
+        good.reason = Reason::Completed;
+        let svg = svg(&[(one, good), (path, other)]).unwrap();
+        assert_eq!(svg.matches(">slot 0<").count(), 2, "{svg}");
+        assert!(svg.contains(">another&lt;pilot&gt;<"), "{svg}");
+        let marks = svg.matches(&format!("height=\"{ENDING}\"")).count();
+        assert_eq!(marks, ENDINGS.len() + 1, "the legend's, and that of the job that was held");
+        assert!(svg.contains("b (ImageNotFound)"), "{svg}");
     }
 
     #[test]

@@ -63,11 +63,16 @@ pub enum Verb {
         #[command(flatten)]
         keys: Keys,
     },
-    /// Draw a pilot's life from the reports in a spool or directory: all phases of all jobs, as an SVG on standard
+    /// Draw what pilots did, from the reports in a spool or directory: all phases of all jobs, as an SVG on standard
     /// output.
     Timeline {
         /// The directory.
         dir: PathBuf,
+        /// A page for a browser instead, one file: the picture, a table of the jobs, what failed, what was used.
+        #[arg(long)]
+        html: bool,
+        #[command(flatten)]
+        keys: Keys,
     },
     /// Show what the slots' jobs use now.
     Top {

@@ -25,7 +25,7 @@ use watcher::source::remote::command::Commands;
 use watcher::source::remote::http::{self, Server};
 use watcher::source::remote::{JobSource, Places};
 use watcher::stop::Stop;
-use watcher::views::{self, metrics, results, timeline, top};
+use watcher::views::{self, metrics, page, results, timeline, top};
 use watcher::{check, finding, helper, keys, pilot, run, text};
 
 /// Our own failure, as docker-run(1) has it.
@@ -64,11 +64,13 @@ fn main() -> ExitCode {
         Verb::Verify { record, key } => verify(&record, &key),
         Verb::Results { dir, keys } => table(&dir, &keys.keys),
         Verb::Report { path, keys } => report(&path, &keys.keys),
-        Verb::Timeline { dir } => results::find(&dir)
+        Verb::Timeline { dir, html, keys } => results::find(&dir)
             .and_then(|found| {
-                timeline::svg(&found.reports).map_err(|e| io::Error::other(format!("{}: {e}", dir.display())))
+                let reports = &found.reports;
+                let drawn = if html { page::html(reports, &keys.keys) } else { timeline::svg(reports) };
+                drawn.map_err(|e| io::Error::other(format!("{}: {e}", dir.display())))
             })
-            .and_then(|svg| say(&svg)),
+            .and_then(|drawn| say(&drawn)),
         Verb::Top { private, json, every, times } => show_top(&private, json, every, times),
         Verb::Jobs(private) => list(&private),
         Verb::Signal { private, job, signal, main } => send_signal(&private, &job, &signal, main),
