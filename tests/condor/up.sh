@@ -3,9 +3,10 @@
 # schedd in one container beside it. Both have one network, which is loopback alone. Ends when the slots are there. The pool's files
 # are in $LATEBIND_STATE/pools/NAME. Further settings of the pilot: LATEBIND_PILOT_ENV, a line NAME=VALUE for each; a line TOKEN alone
 # gives it the pool's token by that variable, and no file of it. Further words for latebind-host: LATEBIND_HOST_WORDS.
+# Slots for pilot-jobs, besides: LATEBIND_POOL_PILOT_JOBS.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-name=${1:?usage: up.sh NAME [SLOTS]} slots=${2:-1}
+name=${1:?usage: up.sh NAME [SLOTS]} slots=${2:-1} pilot_jobs=${LATEBIND_POOL_PILOT_JOBS:-0}
 export LATEBIND_STATE=${LATEBIND_STATE:-/var/lib/latebind-condor}
 image=localhost/latebind/htcondor-pilot:1
 dir=$LATEBIND_STATE/pools/$name
@@ -37,7 +38,7 @@ while read -r line; do
 done <<<"${LATEBIND_PILOT_ENV:-}"
 read -ra words <<<"${LATEBIND_HOST_WORDS:---restarts 0}"
 {
-    dist/latebind-host pod --name "$name" --slots "$slots" --memory "$memory" --cpus 1 --pull never \
+    dist/latebind-host pod --name "$name" --slots "$slots" --pilot-jobs "$pilot_jobs" --memory "$memory" --cpus 1 --pull never \
     --pilot-image "$image" --pilot-program /usr/sbin/latebind-htcondor \
     --mount "$dir/etc/hosts:/etc/hosts:ro" \
     ${tokens[@]+"${tokens[@]}"} --mount "$dir/etc/images:/etc/latebind/images:ro" \
@@ -65,7 +66,7 @@ podman run --detach --name "pool-$name" --hostname pool --network="container:$pa
     die "the central manager could not be started"
 for ((n = 0; n < 120; n++)); do
     there=$(podman exec "pool-$name" condor_status -af Name 2>/dev/null | grep -c slot || :)
-    [ "$there" != "$slots" ] || exit 0
+    [ "$there" != $((slots + pilot_jobs)) ] || exit 0
     [ ! -e "$dir/code" ] || die "latebind-host has ended"
     sleep 1
 done

@@ -1,6 +1,6 @@
 //! Ordinary jobs of an ordinary user: what works with singularity works here.
 
-use latebind_condor_tests::{Pool, status};
+use latebind_condor_tests::{JOB_WITHIN, Pool, status};
 
 const BUSYBOX: &str = "universe = container\ncontainer_image = docker://localhost/latebind/busybox:1\n";
 
@@ -269,4 +269,13 @@ fn twenty_jobs_in_four_images_go_through_one_slot() {
             assert_eq!(job.text("out"), format!("job {n}\n"));
         }
     }
+}
+
+#[test]
+fn a_pilot_without_a_slot_for_them_takes_no_job_that_labels_itself_a_pilot() {
+    let pool = Pool::shared();
+    let job = pool.shell("true", "+LatebindPilot = True\n");
+    job.until("it is not matched", JOB_WITHIN, |ad| ad["LastRejMatchTime"].is_i64());
+    job.tool(&["condor_rm"]);
+    assert!(!job.text("log").contains("Job executing"));
 }

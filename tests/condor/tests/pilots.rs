@@ -148,3 +148,49 @@ fn the_pilot_while_its_directory_leads_elsewhere() {
     assert_eq!(pool.in_pilot("stat -c %U:%a /etc"), "root:755\n");
     assert!(fs::symlink_metadata(&execute).unwrap().is_dir());
 }
+
+/// A job that is a pilot itself: a script in an image with a shell and the watcher's program, its client.
+fn pilot_job<'a>(pool: &'a Pool, script: &str) -> Job<'a> {
+    let lines = "universe = container\ncontainer_image = docker://localhost/latebind/pilot:1\nexecutable = job.sh\n\
+                 +LatebindPilot = True\n";
+    let run = "run() { watcher run --socket /run/latebind/clients.sock \"$@\"; }";
+    pool.submit(lines, &[("job.sh", &format!("#!/bin/sh\n{run}\n{script}\n"))])
+}
+
+#[test]
+fn a_job_that_labels_itself_a_pilot_runs_its_own_jobs_in_the_payload() {
+    let pool = Pool::with_pilot_jobs();
+    let script = "id -u; for image in busybox noshell; do run localhost/latebind/$image:1 -- /probe hello >$image; done
+        run --report report localhost/latebind/busybox:1 -- sh -c 'id -u; exit 3'; echo $?
+        run localhost/latebind/no-such-image:1 -- true; echo $?
+        echo > begun; until [ -e go ]; do sleep 0.1; done; run localhost/latebind/busybox:1 -- echo last";
+    let outer = pilot_job(&pool, script);
+    outer.sandbox_has(1, "begun");
+    // What is no pilot-job waits for its own slot meanwhile, in its queue and not in the pilot's.
+    let other = pool.shell("id -u; echo other", "");
+    other.until("it is not matched", JOB_WITHIN, |ad| ad["LastRejMatchTime"].is_i64());
+    let sandboxes = pool.pod().join("slot-1/data/execute");
+    let dir = fs::read_dir(sandboxes).unwrap().flatten().find(|entry| entry.path().join("begun").exists()).unwrap();
+    fs::write(dir.path().join("go"), "").unwrap();
+    outer.ends_with(0);
+    // The missing image is a hold of that job alone.
+    assert_eq!(outer.text("out"), format!("{}\n{}\n3\n125\nlast\n", pool.uid(1), pool.uid(0)), "{}", outer.text("err"));
+    assert!(
+        outer.text("busybox").contains("from a static program") && outer.text("noshell").contains("static program")
+    );
+    let report: serde_json::Value = serde_json::from_str(&outer.text("report")).unwrap();
+    assert_eq!((&report["verified"], &report["slot"], &report["exit_code"]), (&true.into(), &0.into(), &3.into()));
+    other.ends_with(0);
+    assert_eq!(other.text("out"), format!("{}\nother\n", pool.uid(0)));
+    for slot in [0, 1] {
+        pool.nothing_is_left(slot);
+    }
+    // Removed while its job runs, it leaves nothing of it.
+    let removed = pilot_job(&pool, "run localhost/latebind/busybox:1 -- sh -c 'trap \"\" TERM; sleep 1000' & wait");
+    eventually("its job runs", JOB_WITHIN, || (!pool.processes(0).is_empty()).then_some(()));
+    removed.tool(&["condor_rm"]);
+    removed.comes_to(status::REMOVED);
+    for slot in [0, 1] {
+        pool.nothing_is_left(slot);
+    }
+}

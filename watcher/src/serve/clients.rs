@@ -226,6 +226,8 @@ impl Connection<'_> {
             Client::OfSlot(slot) => {
                 job.check_unprivileged()?;
                 job.slot = Some(*slot);
+                // A startd with a slot for pilot-jobs runs nothing else there.
+                job.pilot_job = self.core.pilot_jobs.served_by(*slot).is_some();
             }
             Client::PilotJob { name, slot } => {
                 job.check_unprivileged()?;
