@@ -19,6 +19,10 @@ recipe=$(static_recipe)
 GLUE_MAX=$((256 * 1024))
 [ "$MUSL_ARCH" = x86_64 ] || GLUE_MAX=$((288 * 1024)) # each instruction has four bytes
 started=$(date +%s)
+# One build at a time: each removes what an earlier one left.
+mkdir -p "$target"
+exec 9>"$target/lock"
+flock 9
 
 # Settings of the caller's shell that would change what is built.
 unset RUSTFLAGS CARGO_BUILD_TARGET CARGO_BUILD_RUSTFLAGS RUSTC_WRAPPER CARGO_ENCODED_RUSTFLAGS

@@ -6,6 +6,7 @@
 # SUITES     the machines, default "trixie bookworm"
 # TESTS      the test programs; default: those whose answer depends on control groups or the engine
 # LEAVE_OUT  one of them that is left out
+# SHARE_OUT  one of them whose modules are shared out among the machines: each runs in one of them
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 . .ci/rust.sh
@@ -25,12 +26,14 @@ finish() {
 trap finish EXIT
 
 mkdir "$work/exchange"
+read -ra suites <<<"${SUITES:-trixie bookworm}"
 # `  Executable tests/limits.rs (target/debug/deps/limits-0123456789abcdef)`
 "$cargo" test --locked --no-run -p latebind-tests -p latebind-v2-tests 2>"$work/built" || {
     cat "$work/built"
     exit 1
 }
 echo "demo . tests/demo/run.sh" >"$work/exchange/programs"
+announced=0 # see conclude
 for name in $tests; do
     [ "$name" != "${LEAVE_OUT:-}" ] || continue
     program=$(sed -n -E "s|^ *Executable tests/$name(/main)?\.rs \((.*)\)|\2|p" "$work/built")
@@ -41,7 +44,13 @@ for name in $tests; do
     # Those of tests/v2 are systemd's guests: they run in the machine's own PID namespace.
     place=tests
     [ ! -e "tests/v2/tests/$name.rs" ] || place=tests/v2
-    echo "$name $place $program" >>"$work/exchange/programs"
+    modules=
+    if [ "$name" = "${SHARE_OUT:-}" ]; then
+        modules=MODULES
+        count=$("$program" --list | grep -c ': test$')
+        announced=$((count * (${#suites[@]} - 1)))
+    fi
+    echo "$name $place $program $modules" >>"$work/exchange/programs"
 done
 programs=$(sed -n 's/^[^ ]* [^ ]* \(target[^ ]*\).*/\1/p' "$work/exchange/programs")
 PROGRAMS=$programs tests/v2/disk-of-tests.sh "$work/disk" || exit
@@ -69,12 +78,11 @@ machine() {
 }
 
 # Each machine has one processor, so all of them run at once; the output of the first one comes first.
-suites=${SUITES:-trixie bookworm}
-for suite in $suites; do
+for suite in "${suites[@]}"; do
     tests/v2/disk.sh "$suite" >/dev/null || exit
 done
-for suite in $suites; do start "$suite"; done
-for suite in $suites; do
+for number in "${!suites[@]}"; do start "${suites[number]}" "$number"; done
+for suite in "${suites[@]}"; do
     step "tests on control groups v2, Debian $suite" machine "$suite"
 done
 conclude

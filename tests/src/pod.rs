@@ -14,6 +14,8 @@ use serde_json::{Value, json};
 use watcher::bind::Reason;
 use watcher::job::Report;
 
+use crate::waiting::deadline;
+
 /// A shell, the usual tools, and /probe.
 pub const BUSYBOX: &str = "localhost/latebind/busybox:1";
 /// /probe and nothing else.
@@ -49,7 +51,7 @@ pub fn unique(prefix: &str) -> String {
 
 /// Asks until there is an answer, and fails when that takes too long.
 pub fn eventually<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
-    let give_up = Instant::now() + limit;
+    let give_up = deadline(limit);
     loop {
         if let Some(answer) = ask() {
             return answer;
@@ -168,7 +170,7 @@ impl Running {
 }
 
 fn wait_for(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
-    let give_up = Instant::now() + limit;
+    let give_up = deadline(limit);
     while Instant::now() < give_up {
         if let Some(status) = child.try_wait().unwrap() {
             return Some(status);
@@ -433,7 +435,7 @@ impl Pod {
     /// The same with another limit.
     #[track_caller]
     pub fn result_within(&self, name: &str, limit: Duration) -> Outcome {
-        let give_up = Instant::now() + limit;
+        let give_up = deadline(limit);
         loop {
             if let Some(outcome) = look_into(&self.spool, name) {
                 return outcome;
@@ -526,7 +528,7 @@ impl Pod {
     #[track_caller]
     pub fn reaches(&self, attempt: &str, phase: &str) {
         let what = format!("{attempt} is {phase}");
-        let give_up = Instant::now() + JOB_WITHIN;
+        let give_up = deadline(JOB_WITHIN);
         while self.phase(attempt).as_deref() != Some(phase) {
             assert!(Instant::now() < give_up, "not within {JOB_WITHIN:?}: {what}\n{}", self.said());
             thread::sleep(Duration::from_millis(1));

@@ -23,7 +23,7 @@ use crate::engine::{self, call, image, podman, run};
 use crate::job::{self, Finished, Submitted};
 use crate::processes::{self, Process};
 use crate::scratch::{LABEL, Scratch};
-use crate::waiting::{LIMIT, within};
+use crate::waiting::{LIMIT, deadline, within};
 
 /// Capabilities of the init container.
 pub const INSTALL_CAPABILITIES: [&str; 3] = ["CHOWN", "FOWNER", "DAC_OVERRIDE"];
@@ -413,7 +413,7 @@ impl Slot {
 
     /// The same with a limit of its own.
     pub fn wait_at_most(&self, limit: Duration, what: &str, wanted: impl Fn(&Status) -> bool) -> Status {
-        let deadline = Instant::now() + limit;
+        let deadline = deadline(limit);
         let mut notified = self.payload().notified.as_ref().expect("await_ready has been called");
         loop {
             // Emptied first: a notification from now on is not lost.

@@ -11,6 +11,7 @@ use nix::pty::openpty;
 use nix::sys::termios::{LocalFlags, Termios, tcgetattr};
 
 use crate::pod::{JOB_WITHIN, eventually};
+use crate::waiting::deadline;
 
 /// A program at a terminal.
 pub struct Terminal {
@@ -50,7 +51,7 @@ impl Terminal {
     }
 
     fn within(&mut self, text: &str, limit: Duration) -> Option<String> {
-        let give_up = Instant::now() + limit;
+        let give_up = deadline(limit);
         loop {
             let seen = self.seen();
             if let Some(at) = seen.find(text) {
@@ -99,7 +100,7 @@ impl Terminal {
     /// Waits for the program's end, and demands that its terminal is as it was. Returns its exit code.
     #[track_caller]
     pub fn end(&mut self) -> Option<i32> {
-        let give_up = Instant::now() + JOB_WITHIN;
+        let give_up = deadline(JOB_WITHIN);
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 break status;

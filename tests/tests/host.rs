@@ -9,6 +9,7 @@ use latebind_tests::pod::{
     BUSYBOX, Options, Pod, Ran, Running, Scratch, eventually, host, kill, look_into, podman, probe, shell, state,
     traces, unique, with,
 };
+use latebind_tests::waiting::deadline;
 use serde_json::json;
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -174,7 +175,7 @@ fn a_pod_takes_the_place_of_one_that_was_killed() {
     put("second", b"0");
     let mut second = start();
     let what = || format!("its end; they said:\n{}", fs::read_to_string(spool.path().join("log")).unwrap());
-    let give_up = Instant::now() + LIMIT;
+    let give_up = deadline(LIMIT);
     while second.try_wait().unwrap().is_none() {
         assert!(Instant::now() < give_up, "not within {LIMIT:?}: {}", what());
         std::thread::sleep(Duration::from_millis(10));

@@ -4,7 +4,7 @@
 # status to EXCHANGE/code: a machine that was lost leaves none. The root disk is not changed by a run.
 #
 # LATEBIND_V2_MEMORY    of the machine, default 4G
-# LATEBIND_V2_SECONDS   after which it is ended, default 2400
+# LATEBIND_V2_SECONDS   after which it is ended, default 3600
 set -euo pipefail
 cd "$(dirname "$0")"
 suite=${1:?usage: boot.sh SUITE EXCHANGE [DISK]}
@@ -17,7 +17,7 @@ memory=${LATEBIND_V2_MEMORY:-4G}
 export exchange extra root libc kernel memory
 rm -f "$exchange/code"
 # In namespaces of its own, so that its mounts and its processes go with it, whatever ends this.
-exec timeout --signal=KILL "${LATEBIND_V2_SECONDS:-2400}" unshare --mount --pid --fork --kill-child bash -euc '
+exec timeout --signal=KILL "${LATEBIND_V2_SECONDS:-3600}" unshare --mount --pid --fork --kill-child bash -euc '
     top=$(mktemp -d)
     mount -t tmpfs -o "size=$memory" tmpfs "$top"
     mkdir "$top/libc" "$top/tmp"

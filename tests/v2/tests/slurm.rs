@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use latebind_tests::pod::{BUSYBOX, NOSHELL, Outcome, look_into, probe, shell, unique, with};
 use latebind_tests::processes::{Process, all_pids, cgroup};
+use latebind_tests::waiting::deadline;
 use latebind_v2_tests::{output, shown, succeed};
 use serde_json::{Value, json};
 
@@ -59,7 +60,7 @@ static NODE: LazyLock<()> = LazyLock::new(|| {
 
 #[track_caller]
 fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + LIMIT;
+    let deadline = deadline(LIMIT);
     loop {
         if let Some(found) = look() {
             return found;
