@@ -17,7 +17,7 @@ const CAPABILITIES: [(u32, &str); 7] =
 
 /// Looks at everything: this container, each slot, the engine.
 pub fn all(binder: &dyn Binder, slots: &[u32], private: &Path) -> Vec<Finding> {
-    let mut lines = vec![capabilities(), processes(), private_volume(private), program()];
+    let mut lines = vec![capabilities(), users(), processes(), private_volume(private), program()];
     lines.extend(slots.iter().flat_map(|slot| of_slot(*slot)));
     lines.extend(binder.check(slots));
     lines
@@ -35,6 +35,25 @@ fn capabilities() -> Finding {
     }
     let fix = "add them to the pilot container's securityContext.capabilities, and run it as user 0";
     Finding::fail(what, &format!("missing: {}", missing.join(" ")), fix)
+}
+
+/// Whose users these are: root here need not be root of the node.
+fn users() -> Finding {
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    Finding::good("users", &namespace_of(&map))
+}
+
+/// What user_namespaces(7) says of a `uid_map`.
+fn namespace_of(map: &str) -> String {
+    let mut lines = map.lines().map(|line| line.split_whitespace().filter_map(|n| n.parse::<u32>().ok()));
+    let first: Vec<u32> = lines.next().into_iter().flatten().collect();
+    match *first {
+        [0, 0, u32::MAX] | [] => "those of the machine: root here is root there".to_owned(),
+        [_, outside, _] => {
+            format!("of a user namespace (hostUsers: false): root here is user {outside} of the machine")
+        }
+        _ => "of a user namespace".to_owned(),
+    }
 }
 
 /// Process 1 of a shared namespace is the pod's, of no container's own.
@@ -111,4 +130,16 @@ fn of_slot(number: u32) -> Vec<Finding> {
         },
     );
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::namespace_of;
+
+    #[test]
+    fn a_user_namespace_is_told_from_the_machines_users() {
+        assert!(namespace_of("         0          0 4294967295\n").contains("root here is root there"));
+        assert!(namespace_of("0 165536 65536\n").contains("user 165536 of the machine"));
+        assert!(namespace_of("0 1000 1\n1 100000 65536\n").contains("user 1000 of the machine"));
+    }
 }

@@ -9,6 +9,7 @@ mod check;
 pub mod clock;
 mod mark;
 mod memory;
+mod neighbours;
 mod pod;
 mod quantity;
 pub mod registry;

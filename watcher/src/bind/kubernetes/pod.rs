@@ -24,6 +24,8 @@ pub struct Spec {
     pub share_process_namespace: bool,
     /// Seconds from SIGTERM to SIGKILL.
     pub termination_grace_period_seconds: Option<i64>,
+    /// The default of its containers.
+    pub security_context: SecurityContext,
     /// Whether a token is mounted into each container; the server's default is that it is.
     pub automount_service_account_token: Option<bool>,
 }
@@ -46,6 +48,30 @@ pub struct Container {
     pub args: Vec<String>,
     /// What it may use.
     pub resources: Resources,
+    /// Who it runs as.
+    pub security_context: SecurityContext,
+}
+
+/// Who a container runs as; of the pod, the default.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SecurityContext {
+    /// The image's user where neither container nor pod has it.
+    pub run_as_user: Option<u32>,
+    /// Whether it has all that the node's root has.
+    pub privileged: bool,
+    /// Of containers only.
+    pub capabilities: Capabilities,
+}
+
+/// What a container's capabilities differ in from the engine's usual ones.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Capabilities {
+    /// More than these.
+    pub add: Vec<String>,
+    /// Not these; `ALL`: none but the added ones.
+    pub drop: Vec<String>,
 }
 
 /// What a container may use.
