@@ -47,4 +47,11 @@ for package in "${packages[@]}"; do
     dpkg-deb -x "$debian/packages/${package}_"*.deb "$debian"
     mv "$debian/packages/${package}_"*.deb "$debian/packages/$package"
 done
+# Its kubectl 1.20 knows no components (kustomize 3.7), which deploy/ has.
+if [ ! -x "$debian/usr/bin/kustomize" ]; then
+    # A script of sh(1), for the project's directory.
+    # shellcheck source=/dev/null
+    kustomize=$(cd "$here/../.." && . .ci/deb.sh && kept_debs trixie amd64 kustomize)
+    cp "$kustomize/usr/bin/kustomize" "$debian/usr/bin/"
+fi
 done_in "packages and sources are there, in $state"

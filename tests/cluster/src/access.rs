@@ -180,6 +180,22 @@ impl Cluster {
         command
     }
 
+    /// Renders a kustomization, whose path is below the project's directory or whole: with kubectl's own kustomize, or
+    /// with one that knows components, which kubectl has from 1.21 on.
+    #[track_caller]
+    pub fn render(&self, directory: &str, components: bool) -> String {
+        let mut command = self.kubectl();
+        if components && self.own {
+            command = Command::new(self.kubectl.with_file_name("kustomize"));
+            command.arg("build").current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."));
+        } else {
+            command.arg("kustomize");
+        }
+        let ran = Running::start(command.arg(directory), Vec::new()).finish(CALL_WITHIN);
+        assert_eq!(ran.code, Some(0), "{directory}: {}", ran.err());
+        ran.out()
+    }
+
     /// Calls kubectl, to its end, whatever that is.
     pub fn call(&self, arguments: &[&str]) -> Ran {
         Running::start(self.kubectl().args(arguments), Vec::new()).finish(CALL_WITHIN)

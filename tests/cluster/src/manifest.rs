@@ -1,28 +1,60 @@
 //! The manifests of `deploy/` as they are shipped, and the few changes that a test has to make.
 
 use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
+use latebind_tests::pod::Scratch;
 use serde_json::{Value, json};
 
 use crate::access::cluster;
 
-/// What a kustomization of the project renders to: `objects("deploy")`.
+/// What a kustomization of the project renders to: `objects("deploy")`; with components of `deploy/components`:
+/// `objects("deploy/job + cvmfs + gpu")`.
 ///
 /// # Panics
-/// If kubectl does not like it.
+/// If kustomize does not like it.
 pub fn objects(directory: &str) -> Vec<Value> {
     static RENDERED: Mutex<Option<HashMap<String, Vec<Value>>>> = Mutex::new(None);
     let mut rendered = RENDERED.lock().unwrap_or_else(PoisonError::into_inner);
     let make = || {
-        let yaml = cluster().ask(&["kustomize", directory]);
-        // A client-side dry run prints what it was given, in another form: one document for each object.
-        let json = cluster()
-            .ask_with_input(&["create", "--dry-run=client", "--validate=false", "-o", "json", "-f", "-"], yaml);
-        let documents = serde_json::Deserializer::from_str(&json).into_iter::<Value>();
-        documents.map(|d| d.unwrap_or_else(|e| panic!("{directory}: {e}"))).flat_map(items).collect()
+        let mut parts = directory.split(" + ");
+        let base = parts.next().unwrap_or_default();
+        let components: Vec<String> = parts.map(|name| format!("deploy/components/{name}")).collect();
+        let yaml = if components.is_empty() { cluster().render(base, false) } else { laid_over(base, &components, "") };
+        as_objects(&yaml)
     };
     rendered.get_or_insert_default().entry(directory.to_owned()).or_insert_with(make).clone()
+}
+
+/// What a kustomization of an operator's renders to: one of the project's directories, components of it, and further
+/// lines, as docs/kubernetes.md has them.
+pub fn laid_over(base: &str, components: &[String], lines: &str) -> String {
+    let scratch = Scratch::new();
+    let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap();
+    // kustomize takes no absolute paths.
+    let up: String = scratch.path().canonicalize().unwrap().components().skip(1).map(|_| "../").collect();
+    let path = |part: &str| format!("{up}{}", project.join(part).strip_prefix("/").unwrap().display());
+    let mut text = format!(
+        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [{}]\n{lines}",
+        path(base)
+    );
+    if !components.is_empty() {
+        let paths: Vec<String> = components.iter().map(|part| path(part)).collect();
+        text += &format!("components: [{}]\n", paths.join(", "));
+    }
+    fs::write(scratch.path().join("kustomization.yaml"), text).unwrap();
+    cluster().render(&scratch.path().display().to_string(), true)
+}
+
+/// The objects of a YAML text.
+pub fn as_objects(yaml: &str) -> Vec<Value> {
+    // A client-side dry run prints what it was given, in another form: one document for each object.
+    let json = cluster()
+        .ask_with_input(&["create", "--dry-run=client", "--validate=false", "-o", "json", "-f", "-"], yaml.to_owned());
+    let documents = serde_json::Deserializer::from_str(&json).into_iter::<Value>();
+    documents.map(|d| d.unwrap_or_else(|e| panic!("{e}: {json}"))).flat_map(items).collect()
 }
 
 fn items(mut document: Value) -> Vec<Value> {

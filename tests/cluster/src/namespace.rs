@@ -73,6 +73,13 @@ impl Namespace {
         (!said.trim().is_empty()).then(|| serde_json::from_str(&said).unwrap())
     }
 
+    /// Has the kubelet look at a pod. The one of 1.20.2 sees that a startup probe has passed when something else makes it
+    /// look: with luck at once, else after more than a minute.
+    pub fn remind(&self, pod: &str) {
+        let mark = format!("latebind.dev/looked-at={}", unique("at"));
+        self.call(&["annotate", "pod", pod, "--overwrite", &mark]);
+    }
+
     /// The events of the namespace: reason and message, oldest first.
     #[track_caller]
     pub fn events(&self) -> Vec<(String, String)> {

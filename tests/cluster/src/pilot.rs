@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use latebind_tests::pod::{Outcome, Ran, Running, look_into, unique};
+use latebind_tests::pod::{Outcome, Ran, Running, look_into};
 use serde_json::{Value, json};
 use watcher::job::Report;
 
@@ -74,13 +74,10 @@ impl Pilot {
             if conditions.any(|c| c["type"] == "Ready" && c["status"] == "True") {
                 return Some(());
             }
-            // The kubelet of 1.20.2 sees that a startup probe has passed when something else makes it look at the pod
-            // again: with luck at once, else after more than a minute.
             let containers = pod["status"]["containerStatuses"].as_array()?;
             if containers.iter().all(|c| c["state"]["running"].is_object()) && nudged.elapsed() > NUDGE_AFTER {
                 nudged = Instant::now();
-                let mark = format!("latebind.dev/looked-at={}", unique("at"));
-                self.namespace.call(&["annotate", "pod", &self.pod, "--overwrite", &mark]);
+                self.namespace.remind(&self.pod);
             }
             None
         });

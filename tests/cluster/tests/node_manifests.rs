@@ -15,8 +15,19 @@ const LIMIT: Duration = Duration::from_secs(120);
 #[test]
 fn a_job_before_1_32_completes_with_its_work() {
     needs("1.20 or later; node");
-    let pilot =
-        Options::new().manifest("deploy/job-before-1.32").spool(&["--idle-exit", "3", "--name", "pilot"]).start();
+    // The watcher ends glue.
+    completes_with_its_work("deploy/job-before-1.32", &["pilot", "payload"]);
+}
+
+#[test]
+fn a_job_with_a_native_sidecar_completes_with_its_work() {
+    needs("1.32 or later; node");
+    completes_with_its_work("deploy/job", &["pilot"]);
+}
+
+/// The Job of a manifest runs all that is in its spool, and completes; these containers end with 0.
+fn completes_with_its_work(manifest: &str, ended: &[&str]) {
+    let pilot = Options::new().manifest(manifest).spool(&["--idle-exit", "3", "--name", "pilot"]).start();
     let missing = json!({"image": cluster().missing_image(), "argv": ["true"]});
     // The one without an image is not the last: what comes after it runs as well.
     for (name, job) in
@@ -44,7 +55,7 @@ fn a_job_before_1_32_completes_with_its_work() {
     });
     assert_eq!((&job["status"]["succeeded"], &job["status"]["failed"]), (&json!(1), &Value::Null), "{job:#}");
     assert_eq!(pilot.status("pilot")["restartCount"], 0);
-    for container in ["pilot", "payload"] {
+    for container in ended {
         let ended = pilot.status(container)["state"]["terminated"].clone();
         assert_eq!(ended["exitCode"], 0, "{container}: {ended}");
     }
@@ -166,7 +177,12 @@ fn one_script_leads_to_the_first_record() {
     let path = [programs, std::env::var("PATH").unwrap()].join(":");
     script.env("PATH", path.trim_start_matches(':')).env("KUSTOMIZATION", kustomization);
     script.env("NAMESPACE", namespace.name()).env("IMAGE", cluster().image("busybox")).env_remove("REGISTRY");
-    let ran = Running::start(&mut script, Vec::new()).finish(LIMIT);
+    let mut script = Running::start(&mut script, Vec::new());
+    eventually("the script ends", 2 * LIMIT, || {
+        namespace.remind("latebind-0");
+        script.child.try_wait().unwrap()
+    });
+    let ran = script.finish(LIMIT);
     assert_eq!(ran.code, Some(0), "{}{}", ran.out(), ran.err());
     let said = ran.out();
     assert!(said.lines().any(|line| line == "hello") && said.contains("exited 0"), "{said}");
