@@ -10,7 +10,8 @@
 #               one named `privileged`, whose users can do more than `baseline` admits; give it one of your own later
 #   current     the cluster of KUBECONFIG; needs kubectl, and REGISTRY=host[:port][/path], which its nodes pull from
 #
-# Only `current` was run by the project's tests, with KUSTOMIZATION; the other three need a network that its machines lack.
+# Only `current` was run by the project's tests, with KUSTOMIZATION; the other three need a network, which its machines
+# lack.
 #
 #   KUSTOMIZATION   what is applied (default: deploy, and with REGISTRY dist/deploy)
 #   NAMESPACE       where, if that kustomization has another one (default latebind)
@@ -27,34 +28,35 @@ die() {
 }
 need() { command -v "$1" >/dev/null || die "$1 is missing: $2"; }
 need_root() { [ "$(id -u)" = 0 ] || die "$on is installed on this machine: run this as root"; }
-# load COMMAND...: hands each image to a command, on its standard input
+# load COMMAND...: hands each image's archive to a command, as its last argument
 load() {
     local name
     for name in glue pilot busybox; do
         [ -s "dist/images/$name.tar" ] || die "dist/images/$name.tar is missing: make images archive"
-        "$@" <"dist/images/$name.tar"
+        "$@" "dist/images/$name.tar"
     done
 }
+load_into_microshift() { podman exec -i microshift-okd podman load <"$1"; }
 
 case $on in
 kind)
     need kind "see https://kind.sigs.k8s.io/docs/user/quick-start/#installation"
     need kubectl "see https://kubernetes.io/docs/tasks/tools/"
     kind get clusters 2>/dev/null | grep -qx latebind || kind create cluster --name latebind --wait 120s
-    load kind load image-archive --name latebind /dev/stdin
+    load kind load image-archive --name latebind
     kubectl() { command kubectl --context kind-latebind "$@"; }
     ;;
 k3s)
     need_root
     command -v k3s >/dev/null || curl -sfL https://get.k3s.io | sh -
-    load k3s ctr images import -
+    load k3s ctr images import
     kubectl() { k3s kubectl "$@"; }
     ;;
 microshift)
     need_root
     need podman "install podman"
     podman container exists microshift-okd || curl -s https://microshift-io.github.io/microshift/quickstart.sh | bash
-    load podman exec -i microshift-okd podman load
+    load load_into_microshift
     podman exec microshift-okd rm -rf /tmp/latebind
     podman cp deploy microshift-okd:/tmp/latebind
     [ -n "${KUSTOMIZATION:-}" ] || kustomization=/tmp/latebind
