@@ -217,6 +217,29 @@ fn modes(outcome: &Outcome) -> Vec<(String, u32)> {
 }
 
 #[test]
+fn outputs_come_as_an_archive_where_that_is_wanted() {
+    let pod = Pod::start();
+    let script = "mkdir -p d/e; echo text >d/e/file; chmod 755 d/e/file; ln -s e/file d/link; echo x >b";
+    for form in ["tar", "tar.gz"] {
+        let job = with(with(shell(script), "outputs", json!(["d", "b", "none"])), "outputs_archive", json!(form));
+        let outcome = pod.job(&form.replace('.', "-"), &job);
+        outcome.is_good();
+        let result = outcome.dir.join("result");
+        assert!(!result.join("outputs").exists());
+        let file = result.join(format!("outputs.{form}"));
+        let listed = Command::new("tar").args(["--list", "--verbose", "--file"]).arg(&file).output().unwrap();
+        let listed = String::from_utf8(listed.stdout).unwrap();
+        for (mode, name) in [("-rwxr-xr-x", " d/e/file"), ("lrwxrwxrwx", " d/link -> e/file"), ("-rw-r--r--", " b")] {
+            assert!(listed.lines().any(|line| line.starts_with(mode) && line.ends_with(name)), "{name}: {listed}");
+        }
+        assert_eq!(outcome.report.outputs, ["b", "d"]);
+        assert!(outcome.report.missing_outputs[0].starts_with("none"), "{:?}", outcome.report.missing_outputs);
+    }
+    let job = with(shell("true"), "outputs_archive", json!("tar"));
+    pod.job("names-none", &job).is("hold", "InvalidJob");
+}
+
+#[test]
 fn outputs_keep_their_execute_bits_and_times_and_never_a_set_user_id_bit() {
     let pod = Pod::start();
     let script = "printf '#!/bin/sh\\necho built\\n' >prog; chmod 755 prog; mkdir bin; cp prog bin/; echo x >bin/data; \

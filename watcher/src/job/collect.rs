@@ -26,7 +26,7 @@ use crate::slot::Slot;
 use crate::store::put_file_of_several;
 use crate::text::shown;
 use crate::tree::copy::{Budget, Copier, DEPTH_MAX, Known, Problem, Rules, plain};
-use crate::tree::{self, Deadline};
+use crate::tree::{self, Deadline, pack};
 
 /// How what a payload has made is opened.
 const READ: OFlag = OFlag::O_RDONLY.union(OFlag::O_NONBLOCK);
@@ -55,6 +55,9 @@ pub fn collect(
 ) -> io::Result<()> {
     let Some(results) = &request.results else { return Ok(()) };
     DirBuilder::new().recursive(true).mode(0o755).create(results)?;
+    if request.outputs_archive.is_some() {
+        pack::remove_archives(results)?;
+    }
     if let Some(record) = record {
         put_file_of_several(&results.join(layout::RECORD), record.as_bytes(), 0o644)?; // report.json follows
     }
@@ -83,7 +86,13 @@ pub fn collect(
         (report.reason, report.message) = (Reason::LimitExceeded, format!("not all was kept: {crossed}"));
         report.limit = Some(crossed);
     }
-    fetched
+    fetched?;
+    if let Some(form) = request.outputs_archive
+        && let Err(e) = pack::replace_outputs(results, form, deadline)
+    {
+        report.add_missing(form.file_name(), &format!("{e}: the directory outputs/ is there instead"));
+    }
+    Ok(())
 }
 
 fn fetch_all(slot: &Slot, request: &Request, copier: &mut Copier<'_>, report: &RefCell<&mut Report>) -> io::Result<()> {

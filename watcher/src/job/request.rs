@@ -14,6 +14,7 @@ use super::limits::Limits;
 use crate::bind::ImageCommand;
 use crate::layout::OURS;
 use crate::text::{is_harmless, printable};
+use crate::tree::pack::Form;
 
 /// Longest name of a job.
 const ID_MAX: usize = 128;
@@ -143,6 +144,9 @@ pub struct Request {
     /// Files and directories beneath `work/` that are collected into the results.
     #[serde(default)]
     pub outputs: Vec<String>,
+    /// The archive that they are wanted in, instead of a directory.
+    #[serde(default)]
+    pub outputs_archive: Option<Form>,
 }
 
 /// An environment file in the pilot container.
@@ -210,6 +214,7 @@ impl Request {
             tied: false,
             results: None,
             outputs: Vec::new(),
+            outputs_archive: None,
         }
     }
 
@@ -255,6 +260,9 @@ impl Request {
             return Err(format!(
                 "{count} outputs with {bytes} bytes of names: at most {OUTPUTS_MAX} and {OUTPUT_NAMES_MAX}; name a directory"
             ));
+        }
+        if self.outputs_archive.is_some() && self.outputs.is_empty() {
+            return Err("outputs_archive: no outputs are named that could be in it".into());
         }
         input::check(&self.input_files)?;
         if let Some(sandbox) = &self.sandbox {

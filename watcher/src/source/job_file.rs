@@ -11,6 +11,7 @@ use serde::Deserialize;
 use crate::job::download::Download;
 use crate::job::limits::Limits;
 use crate::job::{EnvSource, Input, Request, plain_path, ten, unique_names, yes};
+use crate::tree::pack::Form;
 
 /// `job.json`. Unknown fields are refused.
 #[derive(Debug, Deserialize)]
@@ -62,6 +63,8 @@ pub struct JobFile {
     stdin: Option<String>,
     #[serde(default)]
     outputs: Vec<String>,
+    #[serde(default)]
+    outputs_archive: Option<Form>,
     #[serde(default)]
     inputs: Vec<InputFile>,
 }
@@ -151,6 +154,7 @@ impl JobFile {
             input_files: input_files.collect::<Result<_, String>>()?,
             inputs: inputs.symlink_metadata().is_ok().then_some(inputs),
             stdin: self.stdin.as_deref().map(beside).transpose()?,
+            outputs_archive: self.outputs_archive,
             outputs: self.outputs.iter().map(|path| plain_path(path)).collect(),
             ..base
         })

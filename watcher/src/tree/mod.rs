@@ -5,6 +5,7 @@ pub mod copy;
 pub mod decompress;
 pub mod listing;
 pub mod marks;
+pub mod pack;
 pub mod remove;
 pub mod unpack;
 pub mod walk;

@@ -1,18 +1,17 @@
 //! A source that is an HTTP server: GET gives a job, PUT and POST take what came of it.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use flate2::Compression;
-use flate2::write::GzEncoder;
 use ureq::http::{Response, Uri};
 use ureq::{Agent, Body};
 
 use super::{Answer, JobSource, Over, SourceError, TimeLimit};
 use crate::source::JOB_FILE_MAX;
 use crate::store::read_bounded;
+use crate::tree::pack::{Checked, gzip, pack};
 use crate::web::{self, Trust};
 
 /// Largest file with a token.
@@ -101,20 +100,11 @@ impl Server {
         let file = File::options().read(true).write(true).create_new(true).open(path)?;
         // Nobody else needs its name.
         fs::remove_file(path)?;
-        let mut archive = tar::Builder::new(GzEncoder::new(Timed { to: file, left }, Compression::fast()));
-        archive.follow_symlinks(false);
-        let mut names = fs::read_dir(over.result)?.map(|e| Ok(e?.file_name())).collect::<io::Result<Vec<_>>>()?;
-        // The report first, for whoever reads no further.
-        names.sort_by_key(|name| (name != "report.json", name.clone()));
-        for name in names {
-            let path = over.result.join(&name);
-            if path.symlink_metadata()?.is_dir() {
-                archive.append_dir_all(name, path)?;
-            } else {
-                archive.append_path_with_name(path, name)?;
-            }
-        }
-        let mut file = archive.into_inner()?.finish()?.to;
+        let check = || match left().is_zero() {
+            true => Err(io::Error::new(io::ErrorKind::TimedOut, "not done in the time for a report")),
+            false => Ok(()),
+        };
+        let mut file = pack(over.result, "report.json", gzip(Checked { to: file, check }))?.finish()?.to;
         io::Seek::rewind(&mut file)?;
         Ok(file)
     }
@@ -163,25 +153,6 @@ fn refused(what: &str, response: &mut Response<Body>) -> SourceError {
     let said = String::from_utf8_lossy(&said).into_owned();
     let why = format!("{what}: {} {}", response.status(), said.trim());
     SourceError { why, retry_after: web::retry_after(response.headers()) }
-}
-
-/// Writes until there is no time left.
-struct Timed<W, L> {
-    to: W,
-    left: L,
-}
-
-impl<W: Write, L: Fn() -> Duration> Write for Timed<W, L> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if (self.left)().is_zero() {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "not done in the time for a report"));
-        }
-        self.to.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.to.flush()
-    }
 }
 
 #[cfg(test)]
