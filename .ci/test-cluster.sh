@@ -50,7 +50,7 @@ else
     prepare tests/cluster/up.sh
     prepare tests/cluster/push.sh
 fi
-list=$(prepare "$cargo" run --quiet --locked -p "$package" --bin left-out) || {
+list=$(prepare "$cargo" run --quiet --locked -p "$package" --example left-out) || {
     echo "$list"
     exit 1
 }

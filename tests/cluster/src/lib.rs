@@ -12,8 +12,8 @@
 //!
 //! The cluster is the one of `KUBECONFIG` with the registry of `LATEBIND_REGISTRY` where both are set, else our own
 //! (`make cluster`). What tests need of the [`node`] itself goes through one command, `LATEBIND_NODE_EXEC`. Each test
-//! says first which servers it is for and what it needs ([`needs()`]); `left-out` lists those that this cluster is not
-//! for.
+//! says first which servers it is for and what it needs ([`needs()`]); the example `left-out` lists those that this
+//! cluster is not for.
 //! `LATEBIND_KEEP=1` leaves a test's namespace in place, to look at it afterwards.
 //!
 //! Everything has a limit in time and ends a test by panicking. A test that fails prints its pods, events and logs.
