@@ -104,8 +104,20 @@ fn take_over(dir: &Dir, mode: u32) -> io::Result<()> {
     Ok(())
 }
 
+/// Reads the slots that are given as options; at least one has to be.
+pub fn slots(options: &[&str]) -> Option<Vec<Slot>> {
+    let slots: Option<Vec<_>> = options
+        .chunks(2)
+        .map(|pair| match pair {
+            ["--slot", value] => parse_slot(value),
+            _ => None,
+        })
+        .collect();
+    slots.filter(|slots| !slots.is_empty())
+}
+
 /// Reads `N`, `N:UID` or `N:UID:GID`.
-pub fn parse_slot(text: &str) -> Option<Slot> {
+fn parse_slot(text: &str) -> Option<Slot> {
     let mut numbers = text.split(':').map(|n| n.parse::<u32>().ok());
     let number = numbers.next()??;
     let uid = numbers.next().unwrap_or(Some(layout::DEFAULT_PAYLOAD_ID.checked_add(number)?))?;

@@ -44,7 +44,7 @@ fn main() {
 
 fn dispatch(words: &[&str]) -> i32 {
     match words {
-        ["install", options @ ..] => match slots(options) {
+        ["install", options @ ..] => match install::slots(options) {
             Some(slots) => ended(install::check_root().and_then(|()| install::install(&slots))),
             None => usage("install: give each slot as --slot N[:UID[:GID]], with numbers that are not root's"),
         },
@@ -55,25 +55,11 @@ fn dispatch(words: &[&str]) -> i32 {
             ),
         },
         ["pause"] => ended(pause::pause()),
-        ["stage-two", slot, fifos, env_files] => match (slot.parse(), env_files.parse()) {
-            (Ok(slot), Ok(env_files)) => stage_two::run(slot, fifos, env_files),
-            _ => BAD_USAGE,
-        },
+        ["stage-two", arguments @ ..] => stage_two::run(arguments).unwrap_or(BAD_USAGE),
         ["version" | "--version" | "-V"] => say(1, &format!("glue {}\n", env!("CARGO_PKG_VERSION"))),
         ["help" | "--help" | "-h"] => say(1, USAGE),
         _ => usage("missing subcommand"),
     }
-}
-
-fn slots(options: &[&str]) -> Option<Vec<install::Slot>> {
-    let slots: Option<Vec<_>> = options
-        .chunks(2)
-        .map(|pair| match pair {
-            ["--slot", value] => install::parse_slot(value),
-            _ => None,
-        })
-        .collect();
-    slots.filter(|slots| !slots.is_empty())
 }
 
 fn run_options(mut options: &[&str]) -> Option<run::Options> {

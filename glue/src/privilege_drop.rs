@@ -8,7 +8,6 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use latebind_contract::encoding::Key;
 use latebind_contract::report::{Report, What};
-use latebind_linux::filter::FILTER;
 use latebind_linux::sys::{self, CStrings, Capabilities};
 
 /// The waiting child reports here why its program did not run; close-on-exec, so that the program's exec ends it.
@@ -40,8 +39,6 @@ pub struct Prepared<'a> {
     pub env: CStrings,
     /// Descriptors for stage two, each with the number it gets.
     pub descriptors: Vec<(OwnedFd, RawFd)>,
-    /// Whether the job runs under the filter of system calls.
-    pub filtered: bool,
     /// Where to report a failure.
     pub report: OwnedFd,
 }
@@ -79,9 +76,6 @@ fn drop_privileges(p: &Prepared<'_>) -> Result<(), (What, io::Error)> {
     let none = Capabilities { effective: 0, permitted: 0, inheritable: 0 };
     sys::set_capabilities(none).map_err(at(What::Capabilities))?;
     sys::set_no_new_privs().map_err(at(What::NoNewPrivs))?;
-    if p.filtered {
-        sys::install_filter(&FILTER).map_err(at(What::Filter))?; // needs no_new_privs
-    }
 
     // Nothing above is believed: setresuid(-1, -1, -1), for one, succeeds and changes nothing.
     let ids_hold = sys::uids().map_err(at(What::ReadBack))? == [p.uid; 3]
@@ -89,8 +83,7 @@ fn drop_privileges(p: &Prepared<'_>) -> Result<(), (What, io::Error)> {
         && sys::groups_are(p.groups).map_err(at(What::ReadBack))?;
     let nothing_left = sys::capabilities().map_err(at(What::ReadBack))? == none
         && sys::bounding_set() == 0
-        && sys::no_new_privs().map_err(at(What::ReadBack))?
-        && (!p.filtered || sys::keys_are_refused());
+        && sys::no_new_privs().map_err(at(What::ReadBack))?;
     let not_root = p.uid != 0 && p.gid != 0 && sys::set_uids(0, 0, 0).is_err();
     if ids_hold && nothing_left && not_root {
         Ok(())

@@ -1,6 +1,6 @@
 //! Stage two: the payload's side of the start. An ordinary process of the payload UID, without any privilege.
 //!
-//! It reads the environment files, sets umask, directory and streams, makes the child that becomes the job, says its
+//! It installs the filter of system calls, reads the environment files, sets umask, directory and streams, makes the child that becomes the job, says its
 //! process ID, and ends. The child waits until glue has reaped stage two: no instruction of the job runs while this
 //! process is there. Trackers that judge a process by what it was when first seen find a job that never was root. Where
 //! the job asks for it, an attendant stays ([`attend`]), to which nothing of ours listens.
@@ -23,8 +23,12 @@ use latebind_contract::environment::{
 use latebind_contract::layout;
 use latebind_contract::order::Invalid;
 use latebind_contract::report::{Report, What, number};
+use latebind_linux::filter::FILTER;
 use latebind_linux::sys::{self, Fork};
 use latebind_linux::volume::{is, open_beneath, read_whole};
+
+/// What stage two is told in place of `filtered` for a job without the filter of system calls.
+pub const UNFILTERED: &str = "unfiltered";
 
 fn at(what: What) -> impl FnOnce(io::Error) -> Report {
     move |error| Report::of(what, &error)
@@ -49,22 +53,37 @@ fn fifos(text: &str) -> [bool; 3] {
     fifos
 }
 
-/// Runs stage two for `slot`. Returns its exit code: 0 where the child is made.
-pub fn run(slot: u32, fifos: &str, env_files: usize) -> i32 {
-    match start(slot, self::fifos(fifos), env_files) {
+/// Runs stage two with the arguments of [`crate::start::begin`]. Returns its exit code: 0 where the child is made.
+pub fn run(arguments: &[&str]) -> Option<i32> {
+    let [slot, fifos, env_files, filter] = arguments else { return None };
+    let (slot, env_files) = (slot.parse().ok()?, env_files.parse().ok()?);
+    let started = confine(*filter != UNFILTERED).and_then(|()| start(slot, self::fifos(fifos), env_files));
+    Some(match started {
         Ok(()) => 0,
         Err(report) => {
             send(&report, REPORT_FD);
             127
         }
+    })
+}
+
+/// Before anything else: nobody else of this UID may look in here, and the filter holds for all that comes of this.
+fn confine(filtered: bool) -> Result<(), Report> {
+    let refused = |what| Err(Report::of(what, &io::Error::from_raw_os_error(nix::libc::EPERM)));
+    // Since its exec: glue's binary can be read by root alone, so the kernel lets nobody else of this UID look in here.
+    if sys::is_dumpable().map_err(at(What::Dumpable))? {
+        return refused(What::Dumpable);
     }
+    if filtered {
+        sys::install_filter(&FILTER).map_err(at(What::Filter))?; // needs no_new_privs, which stage one has set
+        if !sys::keys_are_refused() {
+            return refused(What::Filter);
+        }
+    }
+    Ok(())
 }
 
 fn start(slot: u32, fifos: [bool; 3], env_files: usize) -> Result<(), Report> {
-    // Since its exec: glue's binary can be read by root alone, so the kernel lets nobody else of this UID look in here.
-    if sys::is_dumpable().map_err(at(What::Dumpable))? {
-        return Err(Report::of(What::Dumpable, &io::Error::from_raw_os_error(nix::libc::EPERM)));
-    }
     sys::close_range(EXEC_FD, RawFd::MAX, true).map_err(at(What::Descriptors))?;
     let text = read_whole(sys::inherited(JOB_FD), usize::MAX).map_err(at(What::Job))?;
     let job = command::parse(&text).map_err(|invalid| refused(&invalid))?;

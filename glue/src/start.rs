@@ -16,6 +16,7 @@ use nix::sys::stat::{SFlag, fstat};
 
 use crate::claim::Claimed;
 use crate::privilege_drop::{self, DATA_FD, EXEC_FD, FIRST_ENV_FD, GO_FD, JOB_FD, Prepared, REPORT_FD};
+use crate::stage_two::UNFILTERED;
 use latebind_contract::layout::STREAMS;
 use latebind_contract::order::Order;
 use latebind_contract::record::{Failure, Stage};
@@ -71,7 +72,8 @@ pub fn begin(
     claimed.outputs = descriptors.into_iter().filter(|(_, n)| matches!(n, 1 | 2)).map(|(fd, _)| fd).collect();
     let (slot, env_files) = (slot.to_string(), order.env_files.len().to_string());
     let fifos = order.fifos.map(|fifo| if fifo { b'1' } else { b'0' });
-    let argv = c_strings(&[b"glue", b"stage-two", slot.as_bytes(), &fifos, env_files.as_bytes()])
+    let filter = if filtered { "filtered" } else { UNFILTERED };
+    let argv = c_strings(&[b"glue", b"stage-two", slot.as_bytes(), &fifos, env_files.as_bytes(), filter.as_bytes()])
         .map_err(at("slot", Stage::Startup))?;
     let env = c_strings(&sys::environment()).map_err(at("environment", Stage::Startup))?;
     let prepared = Prepared {
@@ -82,7 +84,6 @@ pub fn begin(
         argv,
         env,
         descriptors: moved.map_err(at("descriptors cannot be handed on", Stage::Startup))?,
-        filtered,
         report,
     };
     match sys::fork() {
