@@ -169,7 +169,7 @@ impl Supervision<'_> {
         }
         let order = &self.claimed.order;
         changes
-            .make_links(&order.links.0)
+            .make_links(&order.links)
             .map_err(|e| failure(Stage::Startup, errno_of(&e), format_args!("links: {e}")))?;
         if order.passwd {
             self.end.warnings = changes.add_account(order, self.slot.number);

@@ -8,7 +8,7 @@ use latebind_contract::record::{Failure, Record};
 use latebind_contract::startup::{EnvMode, Object, Startup, Stream};
 use latebind_contract::verify::{Expected, Refusal, verify};
 use latebind_contract::words::{self, About};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 /// `N` bytes from the kernel.
 ///
@@ -131,6 +131,10 @@ pub fn file_of(fields: &Value) -> Vec<u8> {
                 let of = |field: &str| value.as_array().into_iter().flatten().map(|file| file[field].clone()).collect();
                 order.insert(name.clone(), Value::Array(of("name")));
                 command.insert("env_formats".into(), Value::Array(of("format")));
+            }
+            "links" if value.is_object() => {
+                let pairs = value.as_object().into_iter().flatten().map(|(path, target)| json!([path, target]));
+                order.insert(name.clone(), pairs.collect());
             }
             field if COMMAND_FIELDS.contains(&field) => {
                 for (n, stream) in ["stdin", "stdout", "stderr"].iter().enumerate() {

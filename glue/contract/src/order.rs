@@ -8,7 +8,6 @@ use serde::{Deserialize, Serialize};
 
 use super::encoding::{Bytes32, Key};
 use super::layout::{self, Ids};
-use super::object::Object;
 use super::text::printable;
 
 /// Longest wall limit, in seconds: ten years.
@@ -53,7 +52,7 @@ pub struct Order {
     /// Symbolic links that glue makes before the start: absolute path to target. What has such a path is moved aside
     /// until the job is over.
     #[serde(default)]
-    pub links: Object<String>,
+    pub links: Vec<(String, String)>,
     /// Whether glue adds a passwd and a group line for the payload UID.
     #[serde(default)]
     pub passwd: bool,
@@ -212,7 +211,12 @@ impl Order {
         if self.home.as_ref().is_some_and(|home| !is_home(home)) {
             return invalid("home", "must be an absolute path below 4096 bytes, without ':' and control characters");
         }
-        for (path, target) in &self.links.0 {
+        let mut paths: Vec<_> = self.links.iter().map(|(path, _)| path).collect();
+        paths.sort_unstable();
+        if paths.windows(2).any(|two| two.first() == two.last()) {
+            return invalid("links", "a path appears twice");
+        }
+        for (path, target) in &self.links {
             let beneath = path.strip_prefix('/').is_some_and(layout::is_beneath);
             if !beneath || path == layout::SHARED || path.starts_with("/shared/") {
                 return invalid("links", "a path must be absolute, without . or .., and not below /shared");

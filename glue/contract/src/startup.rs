@@ -94,7 +94,7 @@ impl Startup {
             groups: self.groups.clone(),
             env_files: self.env_files.iter().map(|file| file.name.clone()).collect(),
             fifos: streams.map(|stream| stream.as_ref().is_some_and(|stream| stream.fifo.is_some())),
-            links: self.links.clone(),
+            links: self.links.0.clone(),
             passwd: self.passwd,
             account: self.account.clone(),
             home: self.home.clone(),

@@ -109,7 +109,7 @@ fn checked(order: &Order, ids: Ids) {
     for name in &order.env_files {
         assert!(name.starts_with("env.") && !name.contains(['/', '\0']) && !name.ends_with(".tmp"));
     }
-    for (path, target) in &order.links.0 {
+    for (path, target) in &order.links {
         assert!(path.starts_with('/') && !path.contains('\0'));
         let parts: Vec<&str> = path.split('/').skip(1).collect();
         assert!(parts.iter().all(|part| !matches!(*part, "" | "." | "..")), "{path:?} is not in its plain form");
