@@ -111,7 +111,7 @@ fn the_startup_file_is_gone_before_the_job_runs_and_the_key_is_nowhere_to_be_see
     let submitted = slot.submit(&slot.job(&["/probe", "term-exit", "0"]));
     let main = slot.await_term_handling(&submitted);
     assert!(!slot.ctl().join(layout::STARTUP).exists());
-    let key = submitted.startup.key.text();
+    let key = latebind_contract::encoding::base64url(submitted.startup.key.bytes());
     let status = fs::read_to_string(slot.ctl().join(layout::STATUS)).unwrap();
     assert!(!status.contains(&key) && !slot.log().contains(&key));
     for process in slot.processes() {

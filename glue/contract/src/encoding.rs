@@ -28,19 +28,18 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
     hex(&sha2::Sha256::digest(bytes))
 }
 
-/// Reads 43 characters of base64url into 32 bytes; whether they are that.
-fn decode_32(text: &str, bytes: &mut [u8; 32]) -> bool {
-    Base64UrlUnpadded::decode(text, bytes).is_ok_and(|read| read.len() == 32)
-}
-
-/// 32 bytes that are base64url in JSON, such as a nonce. `Debug` does not show the bytes.
+/// 32 bytes that are base64url in JSON, such as a nonce. `Debug` does not show them.
+///
+/// They are on the heap from the moment they are decoded and never leave it, so that moving the value copies a pointer
+/// only, and overwriting them, which dropping the value does, leaves no copy. They are read straight from the buffer
+/// they arrived in (an escaped text is refused).
 #[derive(Clone, PartialEq, Eq)]
-pub struct Bytes32([u8; 32]);
+pub struct Bytes32(Box<[u8; 32]>);
 
 impl Bytes32 {
     /// Takes `bytes` as they are.
-    pub const fn new(bytes: [u8; 32]) -> Self {
-        Self(bytes)
+    pub fn new(bytes: [u8; 32]) -> Self {
+        Self(Box::new(bytes))
     }
 
     /// The bytes.
@@ -50,13 +49,20 @@ impl Bytes32 {
 
     /// Reads 43 characters of base64url.
     pub fn parse(text: &str) -> Option<Self> {
-        let mut bytes = [0; 32];
-        decode_32(text, &mut bytes).then_some(Self(bytes))
+        let mut decoded = Self::new([0; 32]);
+        let read = Base64UrlUnpadded::decode(text, decoded.0.as_mut());
+        read.is_ok_and(|read| read.len() == 32).then_some(decoded)
     }
 
     /// 43 characters of base64url.
     pub fn text(&self) -> String {
-        base64url(&self.0)
+        base64url(self.bytes())
+    }
+}
+
+impl Drop for Bytes32 {
+    fn drop(&mut self) {
+        self.0.zeroize();
     }
 }
 
@@ -66,62 +72,30 @@ impl core::fmt::Debug for Bytes32 {
     }
 }
 
-/// The secret key of one start: 32 bytes, base64url in JSON.
-///
-/// The bytes are on the heap from the moment they are decoded and never leave it, so that moving the value copies a
-/// pointer only, and overwriting them leaves no copy. They are read straight from the buffer they arrived in (an
-/// escaped text is refused). Dropping the value overwrites them. `Debug` does not show them.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Key(Box<[u8; 32]>);
+/// The secret key of one start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Key(Bytes32);
 
 impl Key {
     /// Takes over bytes that are on the heap already.
     pub const fn new(bytes: Box<[u8; 32]>) -> Self {
-        Self(bytes)
+        Self(Bytes32(bytes))
     }
 
     /// A key that signs nothing, to be put where one was taken from.
     pub fn none() -> Self {
-        Self(Box::new([0; 32]))
+        Self(Bytes32::new([0; 32]))
     }
 
     /// The bytes.
     pub const fn bytes(&self) -> &[u8; 32] {
-        &self.0
+        self.0.bytes()
     }
 
     /// Overwrites the bytes with zeroes.
     pub fn wipe(&mut self) {
-        self.0.zeroize();
-    }
-
-    /// Reads 43 characters of base64url.
-    pub fn parse(text: &str) -> Option<Self> {
-        let mut key = Self::none();
-        decode_32(text, &mut key.0).then_some(key)
-    }
-
-    /// 43 characters of base64url.
-    pub fn text(&self) -> String {
-        base64url(self.bytes())
-    }
-}
-
-impl Drop for Key {
-    fn drop(&mut self) {
-        self.wipe();
-    }
-}
-
-impl core::fmt::Debug for Key {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.write_str("a key")
-    }
-}
-
-impl Serialize for Key {
-    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(&self.text())
+        self.0.0.zeroize();
     }
 }
 
@@ -131,32 +105,26 @@ impl Serialize for Bytes32 {
     }
 }
 
-/// Reads a value from 43 characters of base64url that have no escape, which would make a copy of the text.
-struct Text<T>(fn(&str) -> Option<T>);
+/// Reads 43 characters of base64url that have no escape, which would make a copy of the text.
+struct Text;
 
-impl<'de, T> Visitor<'de> for Text<T> {
-    type Value = T;
+impl<'de> Visitor<'de> for Text {
+    type Value = Bytes32;
     fn expecting(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.write_str("32 bytes as 43 characters of base64url, without escapes")
     }
-    fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<T, E> {
-        (self.0)(text).ok_or_else(|| E::custom("not 32 bytes as 43 characters of base64url"))
+    fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<Bytes32, E> {
+        Bytes32::parse(text).ok_or_else(|| E::custom("not 32 bytes as 43 characters of base64url"))
     }
     // An escaped text: what serde says by itself would have the text in it.
-    fn visit_str<E: Error>(self, _: &str) -> Result<T, E> {
+    fn visit_str<E: Error>(self, _: &str) -> Result<Bytes32, E> {
         Err(E::custom("a key or nonce with an escape in it"))
     }
 }
 
 impl<'de> Deserialize<'de> for Bytes32 {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        from.deserialize_str(Text(Self::parse))
-    }
-}
-
-impl<'de> Deserialize<'de> for Key {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        from.deserialize_str(Text(Self::parse))
+        from.deserialize_str(Text)
     }
 }
 
@@ -186,6 +154,6 @@ mod tests {
     #[test]
     fn debug_keeps_the_secret() {
         assert_eq!(format!("{:?}", Bytes32::new([1; 32])), "32 bytes");
-        assert_eq!(format!("{:?}", Key::new(Box::new([1; 32]))), "a key");
+        assert_eq!(format!("{:?}", Key::new(Box::new([1; 32]))), "Key(32 bytes)");
     }
 }

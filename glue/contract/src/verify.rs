@@ -149,7 +149,7 @@ mod tests {
     fn each_refusal_has_its_own_reason() {
         let jws = signed();
         let good = Some(jws.as_bytes());
-        static OTHER: Bytes32 = Bytes32::new([9; 32]);
+        static OTHER: std::sync::LazyLock<Bytes32> = std::sync::LazyLock::new(|| Bytes32::new([9; 32]));
         static OTHER_KEY: std::sync::LazyLock<Key> = std::sync::LazyLock::new(|| Key::new(Box::new([9; 32])));
         assert_eq!(check(None, |_| ()), Err(Refusal::Missing));
         assert_eq!(check(Some(b""), |_| ()), Err(Refusal::Malformed));

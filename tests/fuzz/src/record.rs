@@ -13,8 +13,8 @@ use crate::input::Input;
 const SECRET: [u8; 32] = [1; 32];
 static KEY: LazyLock<Key> = LazyLock::new(|| Key::new(Box::new(SECRET)));
 static OTHER_KEY: LazyLock<Key> = LazyLock::new(|| Key::new(Box::new([3; 32])));
-const NONCE: Bytes32 = Bytes32::new([2; 32]);
-const OTHER: Bytes32 = Bytes32::new([3; 32]);
+static NONCE: LazyLock<Bytes32> = LazyLock::new(|| Bytes32::new([2; 32]));
+static OTHER: LazyLock<Bytes32> = LazyLock::new(|| Bytes32::new([3; 32]));
 const JOB: &str = "a \"job\"";
 const HEADER: &str = r#"{"alg":"HS256","typ":"latebind-record+jws","kid":"a \"job\""}"#;
 
@@ -49,7 +49,7 @@ pub fn run(data: &[u8]) {
 /// Verifies, and checks what has to be true of a record that passed.
 fn verified(text: &[u8]) -> Result<Record, Refusal> {
     let record = verify(Some(text), &expected())?;
-    assert_eq!((record.version, record.job.as_str(), &record.nonce), (latebind_contract::VERSION, JOB, &NONCE));
+    assert_eq!((record.version, record.job.as_str(), &record.nonce), (latebind_contract::VERSION, JOB, &*NONCE));
     assert_eq!((record.incarnation.as_str(), record.startup_sha256.as_str()), ("i", "s"));
     let text = str::from_utf8(text).unwrap();
     let (signed, signature) = text.rsplit_once('.').unwrap();
@@ -116,7 +116,7 @@ fn record_of(input: &mut Input<'_>) -> Record {
     Record {
         version: latebind_contract::VERSION,
         job: JOB.into(),
-        nonce: NONCE,
+        nonce: NONCE.clone(),
         incarnation: "i".into(),
         startup_sha256: "s".into(),
         outcome: outcomes[input.below(5)],
