@@ -113,9 +113,6 @@ pub struct CgroupUse {
     /// Processes that the kernel killed for memory since the claim.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oom_kills: Option<u64>,
-    /// Peak memory in bytes **since the container started**, not since the claim.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub memory_peak_since_container_start: Option<u64>,
 }
 
 /// What became of the job's processes.

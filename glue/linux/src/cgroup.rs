@@ -28,7 +28,6 @@ const FIRST_NAMESPACE: &str = "cgroup:[4026531835]";
 pub struct Counters {
     cpu_s: Option<f64>,
     oom_kills: Option<u64>,
-    memory_peak: Option<u64>,
 }
 
 /// What says which cgroup a process is in, and which cgroups are mounted where.
@@ -82,23 +81,16 @@ pub fn read(whereabouts: &Whereabouts) -> Counters {
     let cpu_v1 = || whole(&text("/sys/fs/cgroup/cpuacct/cpuacct.usage")?).map(|ns| ns as f64 / 1e9);
     let oom_v2 = || number_after(&text("/sys/fs/cgroup/memory.events")?, "oom_kill");
     let oom_v1 = || number_after(&text("/sys/fs/cgroup/memory/memory.oom_control")?, "oom_kill");
-    let peak_v2 = || whole(&text("/sys/fs/cgroup/memory.peak")?);
-    let peak_v1 = || whole(&text("/sys/fs/cgroup/memory/memory.max_usage_in_bytes")?);
-    Counters {
-        cpu_s: cpu_v2().or_else(cpu_v1),
-        oom_kills: oom_v2().or_else(oom_v1),
-        memory_peak: peak_v2().or_else(peak_v1),
-    }
+    Counters { cpu_s: cpu_v2().or_else(cpu_v1), oom_kills: oom_v2().or_else(oom_v1) }
 }
 
 impl Counters {
     /// What came since `before`; `None` where nothing is known at all.
     pub fn since(&self, before: &Self) -> Option<CgroupUse> {
-        let known = self.cpu_s.is_some() || self.oom_kills.is_some() || self.memory_peak.is_some();
+        let known = self.cpu_s.is_some() || self.oom_kills.is_some();
         known.then(|| CgroupUse {
             cpu_s: self.cpu_s.zip(before.cpu_s).map(|(now, then)| (now - then).max(0.0)),
             oom_kills: self.oom_kills.zip(before.oom_kills).map(|(now, then)| now.saturating_sub(then)),
-            memory_peak_since_container_start: self.memory_peak,
         })
     }
 }
@@ -177,8 +169,8 @@ mod tests {
 
     #[test]
     fn differences_never_go_below_zero() {
-        let before = Counters { cpu_s: Some(2.0), oom_kills: Some(4), memory_peak: Some(9) };
-        let after = Counters { cpu_s: Some(1.0), oom_kills: Some(5), memory_peak: None };
+        let before = Counters { cpu_s: Some(2.0), oom_kills: Some(4) };
+        let after = Counters { cpu_s: Some(1.0), oom_kills: Some(5) };
         let used = after.since(&before);
         assert_eq!(used.map(|u| (u.cpu_s, u.oom_kills)), Some((Some(0.0), Some(1))));
         assert_eq!(Counters::default().since(&before), None);

@@ -137,7 +137,6 @@ fn record_of(input: &mut Input<'_>) -> Record {
         cgroup: (given & 32 != 0).then(|| CgroupUse {
             cpu_s: (given & 64 != 0).then(|| seconds(input)),
             oom_kills: (given & 128 != 0).then(|| number(input)),
-            memory_peak_since_container_start: Some(number(input)),
         }),
         processes: Processes { reaped: number(input), left_over_killed: number(input), unkilled: number(input) },
         seccomp: [None, Some(true), Some(false)][usize::from(given % 3)],
