@@ -10,9 +10,11 @@ use latebind_contract::layout::{self, Ids};
 use latebind_contract::order::{self, Invalid, Order};
 use latebind_contract::status::Refused;
 use latebind_linux::error::error;
-use latebind_linux::sys;
 use latebind_linux::volume::Dir;
+use nix::sys::prctl::set_dumpable;
 use zeroize::Zeroize;
+
+use crate::start::cut;
 
 /// A job that glue has taken on: from here on there will be a record.
 pub struct Claimed {
@@ -49,7 +51,7 @@ pub fn look(ctl: &Dir, ids: Ids, incarnation: &str) -> io::Result<Claim> {
     if ctl.stat_of(layout::STARTUP).is_err() {
         return Ok(Claim::Nothing);
     }
-    sys::set_dumpable(false)?;
+    set_dumpable(false)?;
     let mut bytes = match ctl.read_file(layout::STARTUP, layout::STARTUP_MAX) {
         Ok(bytes) => bytes,
         Err(e) => return Ok(refused(String::new(), e.to_string())),
@@ -97,7 +99,7 @@ pub fn take(ctl: &Dir, claimed: &mut Claimed) -> io::Result<()> {
 }
 
 fn refused(startup_sha256: String, message: String) -> Claim {
-    Claim::Refused(Refused { startup_sha256, message })
+    Claim::Refused(Refused { startup_sha256, message: cut(message) })
 }
 
 #[cfg(test)]

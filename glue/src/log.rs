@@ -13,8 +13,11 @@ use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 use nix::fcntl::OFlag;
 
-use latebind_contract::{text, time};
+use latebind_contract::time;
 use latebind_linux::sys;
+
+/// Longest text of a line, in characters.
+const LINE_MAX: usize = 4096;
 
 static FD: AtomicI32 = AtomicI32::new(2);
 static DROPPED: AtomicU64 = AtomicU64::new(0);
@@ -56,7 +59,8 @@ pub fn error(text: core::fmt::Arguments<'_>) {
 
 fn say(level: &str, text: core::fmt::Arguments<'_>) {
     // A line stays one line, and an escape sequence in a file name stays text.
-    let text = text::one_line(&text.to_string());
+    let shown = |c: char| if (' '..='~').contains(&c) { c } else { '?' };
+    let text: String = text.to_string().chars().map(shown).take(LINE_MAX).collect();
     let line = if std::io::stderr().is_terminal() { format!("glue: {text}\n") } else { json(level, &text) };
     match sys::write_raw(FD.load(Ordering::Relaxed), line.as_bytes()) {
         Ok(n) if n == line.len() => {}

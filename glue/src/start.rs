@@ -284,17 +284,18 @@ impl Starting {
 
 /// A failure in glue's own words, cut to a length that a record can hold.
 pub fn failure(stage: Stage, errno: i32, message: core::fmt::Arguments<'_>) -> Failure {
-    let mut message = message.to_string();
-    let end = (0..=MESSAGE_MAX).rev().find(|end| message.is_char_boundary(*end)).unwrap_or(0);
-    message.truncate(end);
-    Failure { stage, errno, message, path: None, reported: None }
+    Failure { stage, errno, message: cut(message.to_string()), path: None, reported: None }
+}
+
+/// A text as far as a record or a status can hold it.
+pub fn cut(mut text: String) -> String {
+    text.truncate((0..=MESSAGE_MAX).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0));
+    text
 }
 
 /// Where the program was looked for, if the job has no PATH of its own.
 fn with_path(failure: Failure) -> Failure {
-    let environment = sys::environment();
-    let path = environment.iter().rev().find_map(|variable| variable.strip_prefix(b"PATH="));
-    let path = path.map(|path| String::from_utf8_lossy(path.get(..MESSAGE_MAX).unwrap_or(path)).into_owned());
+    let path = std::env::var_os("PATH").map(|path| cut(path.to_string_lossy().into_owned()));
     Failure { path, ..failure }
 }
 

@@ -5,7 +5,6 @@
 //! so both sides read `/proc/<pid>/mountinfo` (proc_pid_mountinfo(5)) and demand exactly the expected mounts.
 
 use super::layout;
-use super::text::printable;
 
 /// One line of mountinfo.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,7 +58,7 @@ pub fn parse(mountinfo: &str) -> Result<Vec<Mount>, String> {
         let (Some(device), Some(root), Some(point), Some(options)) =
             (fields.next(), fields.next(), fields.next(), fields.next())
         else {
-            return Err(format!("a line of mountinfo cannot be read: {}", printable(line)));
+            return Err(format!("a line of mountinfo cannot be read: {line}"));
         };
         mounts.push(Mount {
             device: device.to_owned(),

@@ -8,7 +8,6 @@ use serde::{Deserialize, Serialize};
 
 use super::encoding::{Bytes32, Key};
 use super::layout::{self, Ids};
-use super::text::printable;
 
 /// Longest wall limit, in seconds: ten years.
 pub const TIMEOUT_MAX: f64 = 315_360_000.0;
@@ -134,12 +133,7 @@ pub fn parse(file: &[u8]) -> Result<(Order, &[u8]), Invalid> {
         Err(e) => {
             let text = e.to_string();
             let why = text.rsplit_once(" at line ").map_or(text.as_str(), |(why, _)| why);
-            return refused(format!(
-                "not an order of version {}: column {}: {}",
-                super::VERSION,
-                e.column(),
-                printable(why)
-            ));
+            return refused(format!("not an order of version {}: column {}: {}", super::VERSION, e.column(), why));
         }
     };
     if order.version != super::VERSION {
@@ -211,7 +205,7 @@ impl Order {
         if self.home.as_ref().is_some_and(|home| !is_home(home)) {
             return invalid("home", "must be an absolute path below 4096 bytes, without ':' and control characters");
         }
-        let mut paths: Vec<_> = self.links.iter().map(|(path, _)| path).collect();
+        let mut paths: Vec<&str> = self.links.iter().map(|(path, _)| path.as_str()).collect();
         paths.sort_unstable();
         if paths.windows(2).any(|two| two.first() == two.last()) {
             return invalid("links", "a path appears twice");
