@@ -3,9 +3,10 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 
 use nix::fcntl::OFlag;
+use nix::sys::prctl;
 use nix::sys::stat::SFlag;
 use sha2::{Digest, Sha256};
 
@@ -14,16 +15,14 @@ use crate::events::{Event, Events, signal_name};
 use crate::log;
 use crate::rootfs;
 use crate::start;
-use crate::supervise::{self, End, Ended, Slot};
+use crate::supervise::{self, Slot};
 use latebind_contract::encoding::hex;
 use latebind_contract::layout::{self, Ids};
 use latebind_contract::mounts;
-use latebind_contract::record::{GlueIdentity, Outcome, Record, sign};
+use latebind_contract::record::{GlueIdentity, Outcome, Processes, Record, Usage, sign};
 use latebind_contract::status::{Phase, Refused, Status};
-use latebind_contract::time::text_of;
 use latebind_linux::cgroup::Whereabouts;
 use latebind_linux::error::{errno_of, error, refused};
-use latebind_linux::kill::Routine;
 use latebind_linux::processes::Proc;
 use latebind_linux::sys::{self, Capabilities};
 use latebind_linux::volume::{Dir, is, is_roots};
@@ -73,7 +72,7 @@ pub fn run(options: &Options) -> i32 {
             or_full(REFUSED, &e)
         }
         Ok(mut glue) => match glue.serve() {
-            Ok(STOPPED) if glue.ctl.stat_of(layout::FINISH).is_err() => options.stop_code,
+            Ok(STOPPED) if glue.slot.ctl.stat_of(layout::FINISH).is_err() => options.stop_code,
             Ok(code) => code,
             Err(e) => {
                 log::error(format_args!("slot {number} given up: {e}"));
@@ -84,17 +83,7 @@ pub fn run(options: &Options) -> i32 {
 }
 
 struct Glue {
-    number: u32,
-    filtered: bool,
-    ids: Ids,
-    ctl: Dir,
-    data: Dir,
-    proc: Proc,
-    cgroup: String,
-    whereabouts: Whereabouts,
-    events: Events,
-    notify: OwnedFd,
-    program: File,
+    slot: Slot,
     status: Status,
     identity: GlueIdentity,
 }
@@ -105,7 +94,7 @@ impl Glue {
         let proc = Proc::open()?;
         log::open_non_blocking();
         limit_privileges()?;
-        sys::become_subreaper()?;
+        prctl::set_child_subreaper(true)?;
 
         check_mounts(&proc, number)?;
         let (ctl, data) = (Dir::open(&layout::ctl(number))?, Dir::open(&layout::data(number))?);
@@ -143,32 +132,19 @@ impl Glue {
         let cgroup = proc.cgroup(pid)?;
         rootfs::prepare_accounts();
         let whereabouts = Whereabouts::of(&proc, pid);
-        Ok(Self {
-            number,
-            filtered,
-            ids,
-            ctl,
-            data,
-            proc,
-            cgroup,
-            whereabouts,
-            events,
-            notify,
-            program,
-            status,
-            identity,
-        })
+        let slot = Slot { number, filtered, ids, ctl, data, proc, cgroup, whereabouts, events, notify, program };
+        Ok(Self { slot, status, identity })
     }
 
     fn serve(&mut self) -> io::Result<i32> {
-        self.put_status()?;
-        log::line(format_args!("slot {} ready, incarnation {}", self.number, self.status.incarnation));
+        put_status(&self.slot, &mut self.status)?;
+        log::line(format_args!("slot {} ready, incarnation {}", self.slot.number, self.status.incarnation));
         // After `ready`, so that nobody waits for it.
-        self.identity.sha256 = sha256_of(&self.program)?;
+        self.identity.sha256 = sha256_of(&self.slot.program)?;
         let mut outputs = Vec::new();
         loop {
-            match claim::look(&self.ctl, self.ids, &self.status.incarnation)? {
-                Claim::Nothing => match self.events.next(false, None, None)? {
+            match claim::look(&self.slot.ctl, self.slot.ids, &self.status.incarnation)? {
+                Claim::Nothing => match self.slot.events.next(false, None, None)? {
                     Event::Stop(signal) => {
                         log::line(format_args!("idle, told to stop by {}", signal_name(signal)));
                         return Ok(STOPPED);
@@ -178,7 +154,7 @@ impl Glue {
                     _ => {}
                 },
                 Claim::Refused(refused) => {
-                    sys::set_dumpable(true)?;
+                    prctl::set_dumpable(true)?;
                     self.refuse(refused)?;
                 }
                 Claim::Job(mut claimed) => {
@@ -186,15 +162,12 @@ impl Glue {
                     claimed.key.wipe();
                     drop(core::mem::replace(&mut outputs, claimed.outputs));
                     let end = end?;
-                    sys::set_dumpable(true)?;
-                    if end.processes.unkilled > 0 {
-                        return Ok(UNKILLED);
+                    prctl::set_dumpable(true)?;
+                    if let Some(code) = end {
+                        return Ok(code);
                     }
-                    if end.stop {
-                        return Ok(STOPPED);
-                    }
-                    check_mounts(&self.proc, self.number)?;
-                    check_volumes(&self.ctl, &self.data, self.ids.kill_uid)?;
+                    check_mounts(&self.slot.proc, self.slot.number)?;
+                    check_volumes(&self.slot.ctl, &self.slot.data, self.slot.ids.kill_uid)?;
                 }
             }
         }
@@ -202,96 +175,74 @@ impl Glue {
 
     fn refuse(&mut self, refused: Refused) -> io::Result<()> {
         log::warn(format_args!("startup file refused: {}", refused.message));
-        self.ctl.remove(layout::STARTUP)?;
+        self.slot.ctl.remove(layout::STARTUP)?;
         self.status.refused = Some(refused);
-        self.put_status()
+        put_status(&self.slot, &mut self.status)
     }
 
-    /// One job, from the claim to the record.
-    fn run_job(&mut self, claimed: &mut Claimed) -> io::Result<End> {
+    /// One job, from the claim to the record. What glue is to end with after it, if it is.
+    fn run_job(&mut self, claimed: &mut Claimed) -> io::Result<Option<i32>> {
         // The last job's record is nobody's any more once its successor is claimed.
-        self.ctl.remove(layout::RECORD)?;
+        self.slot.ctl.remove(layout::RECORD)?;
         self.status.phase = Phase::Running;
         self.status.job = Some(claimed.order.job.clone());
         self.status.main_pid = None;
         self.status.nonce = Some(claimed.order.nonce.clone());
         self.status.refused = None;
-        self.put_status()?;
-        claim::take(&self.ctl, claimed)?;
-        let routine = Routine { proc: &self.proc, ids: self.ids, cgroup: &self.cgroup };
-        let slot = Slot {
-            number: self.number,
-            ctl: &self.ctl,
-            data: &self.data,
-            program: self.program.as_fd(),
-            filtered: self.filtered,
-            whereabouts: &self.whereabouts,
-            events: &self.events,
-            routine: &routine,
-        };
-        let (status, ctl, notify) = (&mut self.status, &self.ctl, &self.notify);
+        put_status(&self.slot, &mut self.status)?;
+        claim::take(&self.slot.ctl, claimed)?;
+        let mut record = self.record(claimed);
+        let (slot, status) = (&self.slot, &mut self.status);
         // The watcher, which would else wait for it in vain, learns from glue's end that it cannot be written.
-        let end = supervise::run(&slot, claimed, &mut |main| {
+        let stop = supervise::run(slot, claimed, &mut record, &mut |main| {
             status.main_pid = Some(main);
-            put_status(ctl, notify, status)
+            put_status(slot, status)
         })?;
-        if let Some(failed) = &end.failure {
+        if let Some(failed) = &record.error {
             let kind = failed.reported.map_or(0, |(kind, _)| u32::from(kind));
             log::line(format_args!("job not started: {} (errno {}, report {kind})", failed.message, failed.errno));
         }
-        let record = self.record(claimed, &end);
         let jws =
             sign(&record, &claimed.key).ok_or_else(|| refused(format_args!("the record cannot be written as JSON")))?;
-        self.ctl.replace(layout::RECORD, jws.as_bytes(), 0o600)?;
-        self.status.phase = Phase::Done;
-        self.status.main_pid = None;
-        self.put_status()?;
-        Ok(end)
+        slot.ctl.replace(layout::RECORD, jws.as_bytes(), 0o600)?;
+        status.phase = Phase::Done;
+        status.main_pid = None;
+        put_status(slot, status)?;
+        Ok(if record.processes.unkilled > 0 { Some(UNKILLED) } else { stop.then_some(STOPPED) })
     }
 
-    fn record(&self, claimed: &Claimed, end: &End) -> Record {
-        let main = end.main.as_ref().filter(|_| end.failure.is_none());
-        let outcome = match (end.ended, &end.failure, main) {
-            (Some(Ended::TimedOut), ..) => Outcome::TimedOut,
-            (Some(Ended::Stopped), ..) => Outcome::Stopped,
-            (None, Some(_), _) | (None, None, None) => Outcome::NotStarted,
-            (None, None, Some(main)) if main.signal.is_some() => Outcome::Signaled,
-            (None, None, Some(_)) => Outcome::Exited,
-        };
+    /// The record of a job that is claimed and not started.
+    fn record(&self, claimed: &Claimed) -> Record {
         Record {
             version: latebind_contract::VERSION,
             job: claimed.order.job.clone(),
             nonce: claimed.order.nonce.clone(),
             incarnation: self.status.incarnation.clone(),
             startup_sha256: claimed.startup_sha256.clone(),
-            outcome,
-            exit_code: main.and_then(|m| m.exit_code),
-            signal: main.and_then(|m| m.signal),
-            core_dumped: main.is_some_and(|m| m.core_dumped),
-            error: end.failure.clone(),
-            started_at: end.started.map(|(wall, _)| text_of(wall)),
-            ended_at: text_of(end.over.0),
-            wall_s: end.started.map_or(0.0, |(_, at)| end.over.1.saturating_duration_since(at).as_secs_f64()),
-            usage: end.usage,
-            cgroup: end.cgroup,
-            processes: end.processes,
-            seccomp: Some(self.filtered),
-            warnings: end.warnings.clone(),
+            outcome: Outcome::NotStarted,
+            exit_code: None,
+            signal: None,
+            core_dumped: false,
+            error: None,
+            started_at: None,
+            ended_at: String::new(),
+            wall_s: 0.0,
+            usage: Usage::default(),
+            cgroup: None,
+            processes: Processes::default(),
+            seccomp: Some(self.slot.filtered),
+            warnings: Vec::new(),
             glue: self.identity.clone(),
         }
     }
-
-    fn put_status(&mut self) -> io::Result<()> {
-        put_status(&self.ctl, &self.notify, &mut self.status)
-    }
 }
 
-fn put_status(ctl: &Dir, notify: &OwnedFd, status: &mut Status) -> io::Result<()> {
+fn put_status(slot: &Slot, status: &mut Status) -> io::Result<()> {
     status.log_lines_dropped = log::dropped();
     let text = serde_json::to_vec(status).map_err(|e| refused(format_args!("{e}")))?;
-    ctl.replace(layout::STATUS, &text, 0o600)?;
+    slot.ctl.replace(layout::STATUS, &text, 0o600)?;
     // A full FIFO has notified often enough.
-    let _ = nix::unistd::write(notify, b"\n");
+    let _ = nix::unistd::write(&slot.notify, b"\n");
     Ok(())
 }
 

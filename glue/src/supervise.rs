@@ -1,8 +1,9 @@
 //! From a claimed job to its end: start, reap, time out, stop, end what is left.
 #![forbid(unsafe_code)]
 
+use std::fs::File;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::libc::{ECANCELED, ETIMEDOUT};
@@ -13,12 +14,14 @@ use crate::events::{Event, Events, signal_name};
 use crate::log;
 use crate::rootfs::Changes;
 use crate::start::{self, Started, Starting, failure};
+use latebind_contract::layout::Ids;
 use latebind_contract::order::{START_WITHIN, Stop};
-use latebind_contract::record::{Failure, Processes, Stage, Usage, Used};
-use latebind_contract::time::wall as wall_clock;
+use latebind_contract::record::{Failure, Outcome, Record, Stage, Used};
+use latebind_contract::time::{text_of, wall as wall_clock};
 use latebind_linux::cgroup::{self, Whereabouts};
 use latebind_linux::error::errno_of;
 use latebind_linux::kill::Routine;
+use latebind_linux::processes::Proc;
 use latebind_linux::sys::{self, Reaped};
 use latebind_linux::volume::Dir;
 
@@ -29,64 +32,48 @@ const KILL_LEAST_S: f64 = 1.0;
 /// Children that are reaped before anything else is looked at: a job may make them faster than they are reaped.
 const REAPED_AT_ONCE: u32 = 256;
 
-/// What the supervision of every job of a slot needs.
-pub struct Slot<'a> {
+/// What glue has of its slot from its start on.
+pub struct Slot {
     /// Its number.
     pub number: u32,
-    /// `ctl/`.
-    pub ctl: &'a Dir,
-    /// `data/`.
-    pub data: &'a Dir,
-    /// Our own binary, open.
-    pub program: BorrowedFd<'a>,
     /// Whether jobs run under the filter of system calls.
     pub filtered: bool,
+    /// Its IDs.
+    pub ids: Ids,
+    /// `ctl/`.
+    pub ctl: Dir,
+    /// `data/`.
+    pub data: Dir,
+    /// `/proc` of the PID namespace.
+    pub proc: Proc,
+    /// The cgroups text of the container.
+    pub cgroup: String,
     /// Which cgroup is the container's own.
-    pub whereabouts: &'a Whereabouts,
+    pub whereabouts: Whereabouts,
     /// Signals and notifications.
-    pub events: &'a Events,
+    pub events: Events,
+    /// `watcher.notify`.
+    pub notify: OwnedFd,
+    /// Our own binary.
+    pub program: File,
+}
+
+impl Slot {
     /// How to end what is left.
-    pub routine: &'a Routine<'a>,
-}
-
-/// Why a job was ended before its main process ended by itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
-    /// Its wall limit passed.
-    TimedOut,
-    /// Glue was told to stop.
-    Stopped,
-}
-
-/// Everything that is known once a job is over.
-pub struct End {
-    /// Why it was not started.
-    pub failure: Option<Failure>,
-    /// Who ended it, if not itself.
-    pub ended: Option<Ended>,
-    /// How the main process ended.
-    pub main: Option<Reaped>,
-    /// When the program ran: wall clock, and monotonic.
-    pub started: Option<(std::time::SystemTime, Instant)>,
-    /// When it was over.
-    pub over: (std::time::SystemTime, Instant),
-    /// Resources.
-    pub usage: Usage,
-    /// What the cgroup counted.
-    pub cgroup: Option<latebind_contract::record::CgroupUse>,
-    /// What became of the processes.
-    pub processes: Processes,
-    /// What could not be done though the job ran.
-    pub warnings: Vec<String>,
-    /// Whether glue is to end after this: it was told to stop, or the image's root is not as it was.
-    pub stop: bool,
+    fn routine(&self) -> Routine<'_> {
+        Routine { proc: &self.proc, ids: self.ids, cgroup: &self.cgroup }
+    }
 }
 
 struct Supervision<'a> {
-    slot: &'a Slot<'a>,
+    slot: &'a Slot,
     claimed: &'a mut Claimed,
-    end: End,
+    record: &'a mut Record,
+    /// When the program ran.
+    started: Option<Instant>,
     main: Option<i32>,
+    /// Whether the main process has ended.
+    main_has_ended: bool,
     /// See [`Started::attendant`].
     attendant: i32,
     /// When the soft kill was sent, if it was.
@@ -94,51 +81,44 @@ struct Supervision<'a> {
     counting_killed: bool,
     /// How long the kill routine may take.
     kill_within: Duration,
+    /// Whether glue is to end after this: it was told to stop, or the image's root is not as it was.
+    stop: bool,
 }
 
 /// Takes in the main process's ID once the program runs. Where it fails, supervision ends with its error.
 pub type OnStart<'a> = dyn FnMut(i32) -> io::Result<()> + 'a;
 
-/// Runs one claimed job to its end.
-pub fn run(slot: &Slot<'_>, claimed: &mut Claimed, on_start: &mut OnStart<'_>) -> io::Result<End> {
-    let now = || (wall_clock(), Instant::now());
-    let before = cgroup::read(slot.whereabouts);
-    let end = End {
-        failure: None,
-        ended: None,
-        main: None,
-        started: None,
-        over: now(),
-        usage: Usage::default(),
-        cgroup: None,
-        processes: Processes::default(),
-        warnings: Vec::new(),
-        stop: false,
-    };
+/// Runs one claimed job to its end, and fills in `record`, which says so far that the job was not started. Whether glue
+/// is to end after this.
+pub fn run(slot: &Slot, claimed: &mut Claimed, record: &mut Record, on_start: &mut OnStart<'_>) -> io::Result<bool> {
+    let before = cgroup::read(&slot.whereabouts);
     let kill_within = Duration::from_secs_f64(claimed.order.kill_s.max(KILL_LEAST_S));
     let mut changes = Changes::default();
     let mut s = Supervision {
         slot,
         claimed,
-        end,
+        record,
+        started: None,
         main: None,
+        main_has_ended: false,
         attendant: 0,
         soft_kill: None,
         counting_killed: false,
         kill_within,
+        stop: false,
     };
     match s.prepare(&mut changes) {
-        Err(failed) => s.end.failure = Some(failed),
+        Err(failed) => s.record.error = Some(failed),
         Ok(starting) => s.supervise(starting, on_start)?,
     }
-    if s.end.started.is_none() || s.end.main.is_none() {
-        s.end.over = now();
+    if s.started.is_none() || !s.main_has_ended {
+        s.is_over();
     }
     s.end_all_processes()?;
     // No later job may find the root file system changed.
-    s.end.stop |= !changes.undo();
-    s.end.cgroup = cgroup::read(slot.whereabouts).since(&before);
-    Ok(s.end)
+    s.stop |= !changes.undo();
+    s.record.cgroup = cgroup::read(&slot.whereabouts).since(&before);
+    Ok(s.stop)
 }
 
 impl Supervision<'_> {
@@ -150,11 +130,11 @@ impl Supervision<'_> {
         }
         // Nothing of an earlier job, and nobody who would like to be traced: the payload's UID starts alone.
         let none_left = || -> io::Result<u64> {
-            if self.slot.routine.inside()?.is_empty() {
+            if self.slot.routine().inside()?.is_empty() {
                 return Ok(0);
             }
             log::warn(format_args!("processes of the payload UID were in the container before the job: ending them"));
-            self.slot.routine.run(Instant::now() + self.kill_within)
+            self.slot.routine().run(Instant::now() + self.kill_within)
         };
         match none_left() {
             Ok(0) => {}
@@ -172,10 +152,10 @@ impl Supervision<'_> {
             .make_links(&order.links)
             .map_err(|e| failure(Stage::Startup, errno_of(&e), format_args!("links: {e}")))?;
         if order.passwd {
-            self.end.warnings = changes.add_account(order, self.slot.number);
+            self.record.warnings = changes.add_account(order, self.slot.number);
         }
         let slot = self.slot;
-        start::begin(self.claimed, slot.number, slot.program, slot.filtered, slot.ctl, slot.data)
+        start::begin(self.claimed, slot.number, slot.program.as_fd(), slot.filtered, &slot.ctl, &slot.data)
     }
 
     fn supervise(&mut self, starting: Starting, on_start: &mut OnStart<'_>) -> io::Result<()> {
@@ -183,9 +163,10 @@ impl Supervision<'_> {
         let wall = (limit > 0.0).then(|| Instant::now() + Duration::from_secs_f64(limit));
         let (Started { child, failure, attendant }, ended) = self.await_exec(starting, wall)?;
         (self.main, self.attendant) = (child, attendant);
-        self.end.failure = failure;
-        if let (Some(pid), None) = (child, &self.end.failure) {
-            self.end.started = Some((wall_clock(), Instant::now()));
+        self.record.error = failure;
+        if let (Some(pid), None) = (child, &self.record.error) {
+            self.record.started_at = Some(text_of(wall_clock()));
+            self.started = Some(Instant::now());
             on_start(pid)?;
             if let Some(why) = ended {
                 self.soft_kill(why);
@@ -197,11 +178,11 @@ impl Supervision<'_> {
     /// Follows a start to its end, which a stop, the wall limit and a deadline of its own can bring. Besides what came
     /// of it:
     /// who ends a program that runs all the same.
-    fn await_exec(&mut self, mut starting: Starting, wall: Option<Instant>) -> io::Result<(Started, Option<Ended>)> {
-        let (events, proc) = (self.slot.events, self.slot.routine.proc);
+    fn await_exec(&mut self, mut starting: Starting, wall: Option<Instant>) -> io::Result<(Started, Option<Outcome>)> {
+        let (events, proc) = (&self.slot.events, &self.slot.proc);
         let last = Instant::now() + START_WITHIN;
         let deadline = wall.map_or(last, |wall| wall.min(last));
-        let mut given_up: Option<(Failure, Option<Ended>)> = None;
+        let mut given_up: Option<(Failure, Option<Outcome>)> = None;
         loop {
             match starting.advance(&self.claimed.order, proc) {
                 Ok(Some(started)) => return Ok((started, given_up.and_then(|(_, ended)| ended))),
@@ -213,18 +194,18 @@ impl Supervision<'_> {
             }
             // Only now: the program may have come to run just before its start was given up.
             if let Some((failure, ended)) = given_up {
-                self.end.ended = ended;
-                return Ok((starting.cut_off(proc, failure), ended.or(Some(Ended::Stopped))));
+                self.record.outcome = ended.unwrap_or(Outcome::NotStarted);
+                return Ok((starting.cut_off(proc, failure), ended.or(Some(Outcome::Stopped))));
             }
             let not_run = |why| failure(Stage::Startup, ECANCELED, format_args!("{why} before the program ran"));
             given_up = match events.next(true, starting.pipe(), Some(deadline))? {
                 Event::Pipe | Event::Child | Event::Notified => None,
                 Event::Stop(signal) => {
                     self.is_to_stop(signal);
-                    Some((not_run("told to stop"), Some(Ended::Stopped)))
+                    Some((not_run("told to stop"), Some(Outcome::Stopped)))
                 }
                 Event::Deadline if wall == Some(deadline) => {
-                    Some((not_run("the wall limit passed"), Some(Ended::TimedOut)))
+                    Some((not_run("the wall limit passed"), Some(Outcome::TimedOut)))
                 }
                 Event::Deadline => {
                     let (stage, what) = starting.hangs();
@@ -238,15 +219,15 @@ impl Supervision<'_> {
 
     /// Follows the main process to its end. A child that did not come to run the job's program is about to end.
     fn await_end(&mut self, wall: Option<Instant>) -> io::Result<()> {
-        let failed = self.end.failure.is_some();
+        let failed = self.record.error.is_some();
         let over = failed.then(|| Instant::now() + ENDS_WITHIN);
         loop {
             let more = self.reap();
             // Only now: what has ended by itself was not stopped.
-            if self.end.stop && !failed && self.end.main.is_none() {
-                self.soft_kill(Ended::Stopped);
+            if self.stop && !failed && !self.main_has_ended {
+                self.soft_kill(Outcome::Stopped);
             }
-            if self.main.is_none() || self.end.main.is_some() && !self.others_have_grace() {
+            if self.main.is_none() || self.main_has_ended && !self.others_have_grace() {
                 return Ok(());
             }
             let hard = self.soft_kill.map(|at| at + Duration::from_secs_f64(self.claimed.order.grace_s));
@@ -255,7 +236,7 @@ impl Supervision<'_> {
                 if failed || hard.is_some() {
                     return Ok(()); // the kill routine follows
                 }
-                self.soft_kill(Ended::TimedOut);
+                self.soft_kill(Outcome::TimedOut);
                 continue;
             }
             // With more to reap, what else has happened is looked at and not waited for.
@@ -268,16 +249,16 @@ impl Supervision<'_> {
 
     /// Whether what was sent TERM beside a main process that has ended may still end by itself.
     fn others_have_grace(&mut self) -> bool {
-        if self.claimed.order.stop == Stop::Main || self.end.failure.is_some() || !has_children() {
+        if self.claimed.order.stop == Stop::Main || self.record.error.is_some() || !has_children() {
             return false;
         }
         // As long as any of a group lives, no other has its number.
         let group = self.main.filter(|_| self.claimed.order.stop == Stop::Group);
-        if self.slot.routine.members(group).is_ok_and(|members| members.is_empty()) {
+        if self.slot.routine().members(group).is_ok_and(|members| members.is_empty()) {
             return false;
         }
         // It may be the watcher that has sent it.
-        if self.end.main.as_ref().is_some_and(|main| main.signal == Some(Signal::SIGTERM as i32)) {
+        if self.record.signal == Some(Signal::SIGTERM as i32) {
             self.soft_kill.get_or_insert_with(Instant::now);
         }
         self.soft_kill.is_some()
@@ -286,21 +267,21 @@ impl Supervision<'_> {
     /// A signal has said so.
     fn is_to_stop(&mut self, signal: i32) {
         log::line(format_args!("told to stop by {}", signal_name(signal)));
-        self.end.stop = true;
+        self.stop = true;
     }
 
     /// TERM to the main process, or to more as the order says; then grace.
-    fn soft_kill(&mut self, why: Ended) {
+    fn soft_kill(&mut self, why: Outcome) {
         if self.soft_kill.is_some() {
             return;
         }
         self.soft_kill = Some(Instant::now());
-        self.end.ended = Some(why);
+        self.record.outcome = why;
         if let Some(pid) = self.main {
             let _ = match self.claimed.order.stop {
                 Stop::Main => sys::signal_process(pid, Signal::SIGTERM as i32),
-                Stop::Group => self.slot.routine.signal(Some(pid), Signal::SIGTERM),
-                Stop::All => self.slot.routine.signal(None, Signal::SIGTERM),
+                Stop::Group => self.slot.routine().signal(Some(pid), Signal::SIGTERM),
+                Stop::All => self.slot.routine().signal(None, Signal::SIGTERM),
             };
         }
     }
@@ -310,19 +291,38 @@ impl Supervision<'_> {
         for _ in 0..REAPED_AT_ONCE {
             let Ok(Some(reaped)) = sys::reap(-1) else { return false };
             let used = used(&reaped.usage);
-            add(&mut self.end.usage.tree, &used);
-            self.end.processes.reaped += 1;
+            add(&mut self.record.usage.tree, &used);
+            self.record.processes.reaped += 1;
             let is_left = ![self.main, Some(self.attendant)].contains(&Some(reaped.pid));
             if self.counting_killed && reaped.signal == Some(Signal::SIGKILL as i32) && is_left {
-                self.end.processes.left_over_killed += 1;
+                self.record.processes.left_over_killed += 1;
             }
             if Some(reaped.pid) == self.main {
-                self.end.over = (wall_clock(), Instant::now());
-                self.end.usage.main = used;
-                self.end.main = Some(reaped);
+                self.record.usage.main = used;
+                self.main_ended(&reaped);
             }
         }
         true
+    }
+
+    /// The main process has ended like this; without the job's program having run, that says nothing of the job.
+    fn main_ended(&mut self, reaped: &Reaped) {
+        self.main_has_ended = true;
+        self.is_over();
+        if self.record.error.is_some() {
+            return;
+        }
+        (self.record.exit_code, self.record.signal) = (reaped.exit_code, reaped.signal);
+        self.record.core_dumped = reaped.core_dumped;
+        if self.record.outcome == Outcome::NotStarted {
+            self.record.outcome = if reaped.signal.is_some() { Outcome::Signaled } else { Outcome::Exited };
+        }
+    }
+
+    /// The job is over now, or its start is.
+    fn is_over(&mut self) {
+        self.record.ended_at = text_of(wall_clock());
+        self.record.wall_s = self.started.map_or(0.0, |at| at.elapsed().as_secs_f64());
     }
 
     /// After this, no process of the job lives, or those that do are counted.
@@ -334,7 +334,7 @@ impl Supervision<'_> {
         }
         self.counting_killed = true;
         let deadline = Instant::now() + self.kill_within;
-        let mut unkilled = self.slot.routine.run(deadline)?;
+        let mut unkilled = self.slot.routine().run(deadline)?;
         // The kernel may still be busy with taking apart what was killed.
         loop {
             let more = self.reap();
@@ -350,7 +350,7 @@ impl Supervision<'_> {
                 std::thread::sleep(Duration::from_micros(200));
             }
         }
-        self.end.processes.unkilled = unkilled;
+        self.record.processes.unkilled = unkilled;
         if unkilled > 0 {
             log::error(format_args!(
                 "{unkilled} processes of the job could not be ended; glue will exit to end the container"
