@@ -37,7 +37,7 @@ fn moved(order: Order, key: Key) -> Box<(Order, Key)> {
 #[test]
 fn a_key_that_was_wiped_has_left_no_copy_in_memory() {
     let mut random = [0; 32];
-    sys::random(&mut random).unwrap();
+    latebind_linux::sys::random(&mut random).unwrap();
     let mut text = latebind_contract::encoding::base64url(&random).into_bytes();
     let invert = |bytes: &[u8]| bytes.iter().map(|byte| !*byte).collect::<Vec<u8>>();
     let (inverted, inverted_text) = (invert(&random), invert(&text));

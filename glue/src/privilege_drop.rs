@@ -6,6 +6,8 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
+use nix::sys::prctl;
+
 use latebind_contract::encoding::Key;
 use latebind_contract::report::{Report, What};
 use latebind_linux::sys::{self, CStrings, Capabilities};
@@ -35,8 +37,6 @@ pub struct Prepared<'a> {
     pub program: BorrowedFd<'a>,
     /// Arguments of stage two.
     pub argv: CStrings,
-    /// Environment of stage two.
-    pub env: CStrings,
     /// Descriptors for stage two, each with the number it gets.
     pub descriptors: Vec<(OwnedFd, RawFd)>,
     /// Where to report a failure.
@@ -48,7 +48,7 @@ pub fn run(prepared: &Prepared<'_>, key: &mut Key) -> ! {
     key.wipe();
     let (what, error) = match drop_privileges(prepared) {
         Err(failed) => failed,
-        Ok(()) => (What::StageTwo, sys::exec_fd(prepared.program, &prepared.argv, &prepared.env)),
+        Ok(()) => (What::StageTwo, sys::exec_fd(prepared.program, &prepared.argv)),
     };
     send(&Report::of(what, &error), prepared.report.as_raw_fd());
     sys::exit_now(127)
@@ -75,7 +75,7 @@ fn drop_privileges(p: &Prepared<'_>) -> Result<(), (What, io::Error)> {
     sys::set_uids(p.uid, p.uid, p.uid).map_err(at(What::Uid))?; // needs SETUID; takes permitted and effective away
     let none = Capabilities { effective: 0, permitted: 0, inheritable: 0 };
     sys::set_capabilities(none).map_err(at(What::Capabilities))?;
-    sys::set_no_new_privs().map_err(at(What::NoNewPrivs))?;
+    prctl::set_no_new_privs().map_err(|e| (What::NoNewPrivs, e.into()))?;
 
     // Nothing above is believed: setresuid(-1, -1, -1), for one, succeeds and changes nothing.
     let ids_hold = sys::uids().map_err(at(What::ReadBack))? == [p.uid; 3]
@@ -83,7 +83,7 @@ fn drop_privileges(p: &Prepared<'_>) -> Result<(), (What, io::Error)> {
         && sys::groups_are(p.groups).map_err(at(What::ReadBack))?;
     let nothing_left = sys::capabilities().map_err(at(What::ReadBack))? == none
         && sys::bounding_set() == 0
-        && sys::no_new_privs().map_err(at(What::ReadBack))?;
+        && prctl::get_no_new_privs().map_err(|e| (What::ReadBack, e.into()))?;
     let not_root = p.uid != 0 && p.gid != 0 && sys::set_uids(0, 0, 0).is_err();
     if ids_hold && nothing_left && not_root {
         Ok(())

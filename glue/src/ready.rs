@@ -52,7 +52,8 @@ impl Ready {
 pub fn prepare(argv: &[&[u8]], env: &Environment, limits: Limits) -> io::Result<Ready> {
     let program = argv.first().copied().unwrap_or_default();
     let path = env.get(b"PATH").filter(|path| !path.is_empty()).unwrap_or(DEFAULT_PATH.as_bytes());
-    let mut ready = Ready { candidates: CStrings::new(), argv: CStrings::new(), env: CStrings::new(), limits };
+    let mut ready =
+        Ready { candidates: CStrings::default(), argv: CStrings::default(), env: CStrings::default(), limits };
     candidates(program, path).try_for_each(|parts| ready.candidates.push(&parts))?;
     argv.iter().try_for_each(|argument| ready.argv.push(&[argument]))?;
     env.iter().try_for_each(|(name, value)| ready.env.push(&[name, b"=", value]))?;

@@ -75,14 +75,12 @@ pub fn begin(
     let filter = if filtered { "filtered" } else { UNFILTERED };
     let argv = c_strings(&[b"glue", b"stage-two", slot.as_bytes(), &fifos, env_files.as_bytes(), filter.as_bytes()])
         .map_err(at("slot", Stage::Startup))?;
-    let env = c_strings(&sys::environment()).map_err(at("environment", Stage::Startup))?;
     let prepared = Prepared {
         uid: order.uid,
         gid: order.gid,
         groups: &order.groups,
         program,
         argv,
-        env,
         descriptors: moved.map_err(at("descriptors cannot be handed on", Stage::Startup))?,
         report,
     };
@@ -103,7 +101,7 @@ pub fn begin(
 }
 
 fn c_strings(texts: &[&[u8]]) -> io::Result<CStrings> {
-    let mut strings = CStrings::new();
+    let mut strings = CStrings::default();
     texts.iter().try_for_each(|text| strings.push(&[text]))?;
     Ok(strings)
 }

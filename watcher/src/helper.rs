@@ -119,7 +119,7 @@ fn place_input(ids: Ids) -> io::Result<String> {
     let file = File::from(io::stdin().as_fd().try_clone_to_owned()?);
     setrlimit(Resource::RLIMIT_AS, INPUT_MEMORY, INPUT_MEMORY)?;
     setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
-    latebind_linux::sys::set_no_new_privs()?;
+    nix::sys::prctl::set_no_new_privs()?;
     latebind_linux::sys::set_groups(&[])?;
     latebind_linux::sys::set_gid(ids.gid)?;
     take_ids(ids)?;

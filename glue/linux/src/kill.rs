@@ -13,10 +13,12 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
 
 use crate::error::refused;
 use crate::processes::{Pinned, Proc, Process};
-use crate::sys::{self, Capabilities, Child, Fork};
+use crate::sys::{self, Capabilities, Fork};
 use latebind_contract::layout::Ids;
 
 /// How long to wait between two looks at a child that neither reports nor ends.
@@ -142,15 +144,16 @@ impl Routine<'_> {
         // A little more than the child has, so that it can report by itself.
         let last = deadline + Duration::from_millis(200);
         loop {
-            match sys::look_at_child(pid)? {
-                Child::Ended(code) => {
+            match waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED))? {
+                WaitStatus::Exited(_, code) => {
                     let known = [Ending::NoneLeft, Ending::SomeLeft, Ending::Refused];
                     return Ok(known.into_iter().find(|e| *e as i32 == code).unwrap_or(Ending::Failed));
                 }
                 // Another container's routine of the same slot may stop ours, for a moment.
-                Child::Stopped => sys::signal_process(pid, Signal::SIGCONT as i32)?,
-                Child::Runs if Instant::now() >= last => sys::signal_process(pid, Signal::SIGKILL as i32)?,
-                Child::Runs => {}
+                WaitStatus::Signaled(..) => return Ok(Ending::Failed),
+                WaitStatus::Stopped(..) => sys::signal_process(pid, Signal::SIGCONT as i32)?,
+                _ if Instant::now() >= last => sys::signal_process(pid, Signal::SIGKILL as i32)?,
+                _ => {}
             }
             let mut wait = [PollFd::new(end_seen.as_fd(), PollFlags::POLLIN)];
             if poll(&mut wait, PollTimeout::from(LOOK_EVERY_MS)).is_ok_and(|n| n > 0) {

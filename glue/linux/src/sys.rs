@@ -8,6 +8,7 @@ use std::ffi::{CStr, CString, c_char};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 
 mod payload;
@@ -15,7 +16,7 @@ mod payload;
 mod watcher;
 
 pub use payload::{
-    close_range, exec, install_filter, is_dumpable, keys_are_refused, new_session, open_terminal, send_descriptors,
+    close_range, environment, exec, install_filter, keys_are_refused, new_session, open_terminal, send_descriptors,
     set_rlimit, take_terminal,
 };
 #[cfg(feature = "watcher")]
@@ -41,25 +42,6 @@ pub fn inherited(fd: RawFd) -> BorrowedFd<'static> {
     // SAFETY: the callers name descriptors that the process was started with and never closes while borrowed; a closed
     // one would only make the next call fail with EBADF.
     unsafe { BorrowedFd::borrow_raw(fd) }
-}
-
-/// `openat2(2)`.
-pub fn openat2(dir: BorrowedFd<'_>, path: &CStr, flags: i32, mode: u32, resolve: u64) -> io::Result<OwnedFd> {
-    // SAFETY: open_how is plain numbers, and all zeroes is its documented initial value.
-    let mut how: libc::open_how = unsafe { std::mem::zeroed() };
-    how.flags = flags as u64;
-    how.mode = u64::from(mode);
-    how.resolve = resolve;
-    // SAFETY: path is NUL-terminated, how lives through the call, and its exact size is given.
-    owned(unsafe {
-        libc::syscall(
-            libc::SYS_openat2,
-            dir.as_raw_fd(),
-            path.as_ptr(),
-            &raw const how,
-            std::mem::size_of::<libc::open_how>(),
-        )
-    })
 }
 
 /// `openat(2)`.
@@ -101,11 +83,6 @@ pub struct CStrings {
 }
 
 impl CStrings {
-    /// None yet.
-    pub fn new() -> Self {
-        Self { pointers: vec![std::ptr::null()], strings: Vec::new() }
-    }
-
     /// Adds one string, put together from its parts. Refuses one that has a NUL byte.
     pub fn push(&mut self, parts: &[&[u8]]) -> io::Result<()> {
         let string = CString::new(parts.concat())?;
@@ -123,29 +100,22 @@ impl CStrings {
 
 impl Default for CStrings {
     fn default() -> Self {
-        Self::new()
+        Self { pointers: vec![std::ptr::null()], strings: Vec::new() }
     }
 }
 
-/// The variables of this process's environment, `NAME=value`, as they are.
-pub fn environment() -> Vec<&'static [u8]> {
+/// The variables of this process's environment: pointers to C strings, and NULL at the end.
+fn environ() -> *const *const c_char {
     unsafe extern "C" {
         static environ: *const *const c_char;
     }
-    let mut variables = Vec::new();
     // SAFETY: the C library set it at the start of the program, and nothing in this program changes it.
-    let mut at = unsafe { environ };
-    // SAFETY: the array ends with NULL, and its strings with NUL; both live as long as the process.
-    while let Some(variable) = unsafe { (!at.is_null() && !(*at).is_null()).then(|| CStr::from_ptr(*at)) } {
-        variables.push(variable.to_bytes());
-        // SAFETY: this element was not the last.
-        at = unsafe { at.add(1) };
-    }
-    variables
+    unsafe { environ }
 }
 
-/// `execveat(2)` of an open file: the program cannot have been exchanged. Returns only with an error.
-pub fn exec_fd(file: BorrowedFd<'_>, argv: &CStrings, env: &CStrings) -> io::Error {
+/// `execveat(2)` of an open file, with this process's environment: the program cannot have been exchanged. Returns only
+/// with an error.
+pub fn exec_fd(file: BorrowedFd<'_>, argv: &CStrings) -> io::Error {
     // SAFETY: both arrays are NULL-terminated and their strings live as long as they do.
     unsafe {
         libc::syscall(
@@ -153,7 +123,7 @@ pub fn exec_fd(file: BorrowedFd<'_>, argv: &CStrings, env: &CStrings) -> io::Err
             file.as_raw_fd(),
             c"".as_ptr(),
             argv.pointers.as_ptr(),
-            env.pointers.as_ptr(),
+            environ(),
             libc::AT_EMPTY_PATH,
         )
     };
@@ -192,29 +162,6 @@ pub fn reap(pid: i32) -> io::Result<Option<Reaped>> {
         core_dumped: libc::WIFSIGNALED(status) && libc::WCOREDUMP(status),
         usage,
     }))
-}
-
-/// What a child that is being watched does.
-pub enum Child {
-    /// It has ended, with this exit code, or -1 where a signal ended it. It is reaped.
-    Ended(i32),
-    /// Somebody stopped it.
-    Stopped,
-    /// It runs.
-    Runs,
-}
-
-/// `waitpid(2)` with WNOHANG and WUNTRACED.
-pub fn look_at_child(pid: i32) -> io::Result<Child> {
-    let mut status = 0;
-    // SAFETY: the pointer is to a local that lives through the call.
-    let found = unsafe { libc::waitpid(pid, &raw mut status, libc::WNOHANG | libc::WUNTRACED) };
-    Ok(match checked(libc::c_long::from(found))? {
-        0 => Child::Runs,
-        _ if libc::WIFSTOPPED(status) => Child::Stopped,
-        _ if libc::WIFEXITED(status) => Child::Ended(libc::WEXITSTATUS(status)),
-        _ => Child::Ended(-1),
-    })
 }
 
 /// The kernel's own signal set: bit n-1 is signal n. The C library's would leave out the three that it reserves.
@@ -286,26 +233,6 @@ pub fn next_signal(fd: BorrowedFd<'_>) -> io::Result<Option<Signal>> {
 fn prctl(option: i32, a: libc::c_ulong, b: libc::c_ulong) -> io::Result<libc::c_long> {
     // SAFETY: the options used here take numbers only.
     checked(libc::c_long::from(unsafe { libc::prctl(option, a, b, 0 as libc::c_ulong, 0 as libc::c_ulong) }))
-}
-
-/// Makes this process the reaper of all its descendants (PR_SET_CHILD_SUBREAPER).
-pub fn become_subreaper() -> io::Result<()> {
-    prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0).map(drop)
-}
-
-/// Whether others with the same IDs may trace this process, read its memory and its /proc entries (PR_SET_DUMPABLE).
-pub fn set_dumpable(dumpable: bool) -> io::Result<()> {
-    prctl(libc::PR_SET_DUMPABLE, libc::c_ulong::from(dumpable), 0).map(drop)
-}
-
-/// No execve from here on can gain privileges (PR_SET_NO_NEW_PRIVS).
-pub fn set_no_new_privs() -> io::Result<()> {
-    prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).map(drop)
-}
-
-/// Whether no_new_privs is set.
-pub fn no_new_privs() -> io::Result<bool> {
-    Ok(prctl(libc::PR_GET_NO_NEW_PRIVS, 0, 0)? == 1)
 }
 
 /// Empties the ambient capability set.
@@ -405,20 +332,14 @@ pub fn set_uids(real: u32, effective: u32, saved: u32) -> io::Result<()> {
 
 /// Real, effective and saved UID.
 pub fn uids() -> io::Result<[u32; 3]> {
-    let mut ids = [0u32; 3];
-    let [r, e, s] = &mut ids;
-    // SAFETY: the three pointers are to distinct elements of a local.
-    checked(libc::c_long::from(unsafe { libc::getresuid(r, e, s) }))?;
-    Ok(ids)
+    let ids = nix::unistd::getresuid()?;
+    Ok([ids.real, ids.effective, ids.saved].map(nix::unistd::Uid::as_raw))
 }
 
 /// Real, effective and saved GID.
 pub fn gids() -> io::Result<[u32; 3]> {
-    let mut ids = [0u32; 3];
-    let [r, e, s] = &mut ids;
-    // SAFETY: the three pointers are to distinct elements of a local.
-    checked(libc::c_long::from(unsafe { libc::getresgid(r, e, s) }))?;
-    Ok(ids)
+    let ids = nix::unistd::getresgid()?;
+    Ok([ids.real, ids.effective, ids.saved].map(nix::unistd::Gid::as_raw))
 }
 
 /// `kill(2)` of one process. Never of a group or of all: 0 and negative numbers are refused.
@@ -477,43 +398,27 @@ pub fn duplicate_above(fd: BorrowedFd<'_>, least: RawFd) -> io::Result<OwnedFd> 
 
 /// Clears O_NONBLOCK.
 pub fn set_blocking(fd: BorrowedFd<'_>) -> io::Result<()> {
-    // SAFETY: the call takes numbers only.
-    let flags = checked(libc::c_long::from(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) }))? as i32;
-    // SAFETY: as above.
-    checked(libc::c_long::from(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags & !libc::O_NONBLOCK) }))?;
-    Ok(())
+    let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
+    Ok(fcntl(fd, FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK)).map(drop)?)
 }
 
-/// Fills `bytes` from the kernel's random source (getrandom(2)), not from a file that an image could have put there.
+/// Fills at most 256 bytes, which the kernel gives at once and whole, from its random source (getrandom(2)), not from a
+/// file that an image could have put there.
 pub fn random(bytes: &mut [u8]) -> io::Result<()> {
-    let mut filled = 0;
-    while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-        // SAFETY: pointer and length are of one slice.
-        let n = unsafe { libc::getrandom(rest.as_mut_ptr().cast(), rest.len(), 0) };
-        match checked(n as libc::c_long) {
-            Ok(n) => filled += n as usize,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(())
+    // SAFETY: pointer and length are of one slice.
+    let n = checked(unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) } as libc::c_long)?;
+    if n as usize == bytes.len() { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
 }
 
 /// The type of the file system that `fd` is on (statfs(2), `f_type`).
 pub fn file_system_type(fd: BorrowedFd<'_>) -> io::Result<i64> {
-    // SAFETY: statfs is plain numbers, for which all zeroes is a value.
-    let mut buffer: libc::statfs = unsafe { std::mem::zeroed() };
-    // SAFETY: the buffer is a local that lives through the call.
-    checked(libc::c_long::from(unsafe { libc::fstatfs(fd.as_raw_fd(), &raw mut buffer) }))?;
     #[allow(clippy::unnecessary_cast, reason = "f_type is another integer type with other C libraries")]
-    Ok(buffer.f_type as i64)
+    Ok(nix::sys::statfs::fstatfs(fd)?.filesystem_type().0 as i64)
 }
 
 /// `write(2)` to a descriptor by number; used for the log, which must neither block nor panic.
 pub fn write_raw(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
-    // SAFETY: pointer and length are of one slice.
-    let n = unsafe { libc::write(fd, bytes.as_ptr().cast(), bytes.len()) };
-    checked(n as libc::c_long).map(|n| n as usize)
+    Ok(nix::unistd::write(inherited(fd), bytes)?)
 }
 
 /// `renameat2(2)` within one directory: `flags` is RENAME_EXCHANGE (the two change places) or RENAME_NOREPLACE.

@@ -19,9 +19,9 @@ fn after_lowering(close: fn(RawFd, RawFd, bool) -> io::Result<()>, only_mark: bo
         Fork::Parent(pid) => pid,
     };
     loop {
-        match look_at_child(child) {
-            Ok(Child::Ended(code)) => return code,
-            Ok(_) => std::thread::yield_now(),
+        match reap(child) {
+            Ok(Some(ended)) => return ended.exit_code.unwrap_or(-1),
+            Ok(None) => std::thread::yield_now(),
             Err(_) => return -1,
         }
     }

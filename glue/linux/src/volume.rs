@@ -6,9 +6,10 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use nix::fcntl::{AtFlags, OFlag, renameat};
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2, renameat};
 use nix::libc;
-use nix::sys::stat::{FileStat, SFlag, fstat, fstatat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::error::{error, refused};
@@ -137,11 +138,11 @@ impl Dir {
     /// Removes an entry, if it is there; a directory only if it is empty.
     pub fn remove(&self, name: &str) -> io::Result<()> {
         let mut result = unlinkat(&self.fd, name, UnlinkatFlags::NoRemoveDir);
-        if result == Err(nix::errno::Errno::EISDIR) {
+        if result == Err(Errno::EISDIR) {
             result = unlinkat(&self.fd, name, UnlinkatFlags::RemoveDir);
         }
         match result {
-            Ok(()) | Err(nix::errno::Errno::ENOENT) => Ok(()),
+            Ok(()) | Err(Errno::ENOENT) => Ok(()),
             Err(e) => Err(error(format_args!("{}/{name} cannot be removed", self.path), &e.into())),
         }
     }
@@ -149,7 +150,7 @@ impl Dir {
     /// Names of the entries, those that are no UTF-8 left out.
     pub fn names(&self) -> io::Result<Vec<String>> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let mut dir = nix::dir::Dir::openat(&self.fd, ".", flags, nix::sys::stat::Mode::empty())?;
+        let mut dir = nix::dir::Dir::openat(&self.fd, ".", flags, Mode::empty())?;
         let names = dir.iter().filter_map(|entry| Some(entry.ok()?.file_name().to_str().ok()?.to_owned()));
         Ok(names.filter(|name| name != "." && name != "..").collect())
     }
@@ -158,7 +159,7 @@ impl Dir {
     pub fn open_fifo(&self, name: &str) -> io::Result<OwnedFd> {
         if !self.stat_of(name).is_ok_and(|stat| is(&stat, SFlag::S_IFIFO) && is_roots(&stat, 0o022)) {
             self.remove(name)?;
-            nix::unistd::mkfifoat(&self.fd, name, nix::sys::stat::Mode::from_bits_truncate(0o600))
+            nix::unistd::mkfifoat(&self.fd, name, Mode::from_bits_truncate(0o600))
                 .map_err(|e| error(format_args!("the FIFO {}/{name} cannot be made", self.path), &e.into()))?;
         }
         self.open_beneath(name, OFlag::O_RDWR | OFlag::O_NONBLOCK, 0)
@@ -173,7 +174,7 @@ pub fn read_whole(fd: BorrowedFd<'_>, most: usize) -> io::Result<Vec<u8>> {
         match nix::unistd::read(fd, &mut part) {
             Ok(0) => break,
             Ok(n) => bytes.extend_from_slice(part.get(..n.min(most - bytes.len())).unwrap_or_default()),
-            Err(nix::errno::Errno::EINTR) => {}
+            Err(Errno::EINTR) => {}
             Err(e) => return Err(e.into()),
         }
     }
@@ -200,14 +201,15 @@ pub fn open_beneath(dir: BorrowedFd<'_>, path: impl AsRef<[u8]>, flags: OFlag, m
     let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
     // openat2 refuses a mode for what is not made.
     let mode = if flags.contains(OFlag::O_CREAT) { mode } else { 0 };
-    let resolve =
-        libc::RESOLVE_BENEATH | libc::RESOLVE_NO_SYMLINKS | libc::RESOLVE_NO_MAGICLINKS | libc::RESOLVE_NO_XDEV;
-    match sys::openat2(dir, &c_string(path)?, flags.bits(), mode, resolve) {
+    let resolve = ResolveFlag::RESOLVE_BENEATH
+        | ResolveFlag::RESOLVE_NO_SYMLINKS
+        | ResolveFlag::RESOLVE_NO_MAGICLINKS
+        | ResolveFlag::RESOLVE_NO_XDEV;
+    let how = OpenHow::new().flags(flags).mode(Mode::from_bits_retain(mode)).resolve(resolve);
+    match openat2(dir, c_string(path)?.as_c_str(), how) {
         // EPERM is what some engines' seccomp filters answer for a call they do not know.
-        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => {
-            open_by_components(dir, path, flags, mode)
-        }
-        result => result,
+        Err(Errno::ENOSYS | Errno::EPERM) => open_by_components(dir, path, flags, mode),
+        result => Ok(result?),
     }
 }
 

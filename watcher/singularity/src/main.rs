@@ -30,7 +30,7 @@ const FAILED: u8 = 255;
 fn main() -> ExitCode {
     latebind_linux::sys::protect_relocations();
     // Once more, for a copy that somebody installed with other rights.
-    let _ = latebind_linux::sys::set_dumpable(false);
+    let _ = nix::sys::prctl::set_dumpable(false);
     let words: Vec<ByteString> = std::env::args_os().skip(1).map(|word| word.into_vec().into()).collect();
     match arguments::parse(&words) {
         // HTCondor takes a name with "apptainer" in it for another environment prefix; the number, for what a program

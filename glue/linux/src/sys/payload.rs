@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::libc;
 
-use super::{CStrings, PROC_MAGIC, checked, file_system_type, openat, owned, prctl};
+use super::{CStrings, PROC_MAGIC, checked, environ, file_system_type, openat, owned};
 
 /// `execve(2)`. Returns only with an error.
 pub fn exec(path: &CStr, argv: &CStrings, env: &CStrings) -> io::Error {
@@ -16,9 +16,17 @@ pub fn exec(path: &CStr, argv: &CStrings, env: &CStrings) -> io::Error {
     io::Error::last_os_error()
 }
 
-/// Whether others with the same IDs may trace this process, read its memory and its /proc entries (PR_GET_DUMPABLE).
-pub fn is_dumpable() -> io::Result<bool> {
-    Ok(prctl(libc::PR_GET_DUMPABLE, 0, 0)? == 1)
+/// The variables of this process's environment, `NAME=value`, as they are.
+pub fn environment() -> Vec<&'static [u8]> {
+    let mut variables = Vec::new();
+    let mut at = environ();
+    // SAFETY: the array ends with NULL, and its strings with NUL; both live as long as the process.
+    while let Some(variable) = unsafe { (!at.is_null() && !(*at).is_null()).then(|| CStr::from_ptr(*at)) } {
+        variables.push(variable.to_bytes());
+        // SAFETY: this element was not the last.
+        at = unsafe { at.add(1) };
+    }
+    variables
 }
 
 /// Puts this process, and all that come of it, under a filter of system calls (seccomp(2)). Needs no_new_privs.

@@ -72,9 +72,9 @@ struct Program {
 
 impl Program {
     fn new(words: &[&str]) -> Result<Self, Failed> {
-        let mut argv = CStrings::new();
+        let mut argv = CStrings::default();
         words.iter().try_for_each(|w| argv.push(&[w.as_bytes()])).map_err(|e| e.to_string())?;
-        let mut env = CStrings::new();
+        let mut env = CStrings::default();
         env.push(&[b"PATH=/bin"]).map_err(|e| e.to_string())?;
         Ok(Self { argv, env })
     }

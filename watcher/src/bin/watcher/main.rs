@@ -34,7 +34,7 @@ const OUR_FAILURE: u8 = 125;
 fn main() -> ExitCode {
     // A client that is not root may have a payload's UID, which could look into it and end it as it likes.
     if !nix::unistd::geteuid().is_root() {
-        let _ = latebind_linux::sys::set_dumpable(false);
+        let _ = nix::sys::prctl::set_dumpable(false);
     }
     // Best effort: whoever starts it seldom has changed them.
     let _ = watcher::caller::reset_signals();
