@@ -6,7 +6,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use signal_hook::consts::{SIGCHLD, SIGCONT};
@@ -15,6 +15,8 @@ use latebind_linux::sys;
 
 /// `SI_USER` and `SI_TKILL` of sigaction(2): codes up to 0 come from a process, those above from the kernel.
 const FROM_A_PROCESS: i32 = 0;
+
+const ALMOST_A_MILLISECOND: Duration = Duration::from_nanos(999_999);
 
 /// One thing that happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,15 +62,11 @@ impl Events {
                 [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN), PollFd::new(other, PollFlags::POLLIN)];
             // While a job runs, the FIFO is not listened to: its byte stays in the FIFO until the job is over.
             let count = if busy && pipe.is_none() { 1 } else { 2 };
-            let timeout = match deadline {
-                None => PollTimeout::NONE,
-                Some(deadline) => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    // Rounded up, so that the deadline has passed when poll returns.
-                    let millis = left.as_millis().saturating_add(u128::from(left.subsec_nanos() % 1_000_000 != 0));
-                    PollTimeout::try_from(i32::try_from(millis).unwrap_or(i32::MAX)).unwrap_or(PollTimeout::MAX)
-                }
-            };
+            let timeout = deadline.map_or(PollTimeout::NONE, |deadline| {
+                // Rounded up to milliseconds, so that the deadline has passed when poll returns.
+                let left = deadline.saturating_duration_since(Instant::now()).saturating_add(ALMOST_A_MILLISECOND);
+                PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+            });
             if !busy {
                 sys::release_code_pages(); // a job may be hours away
             }
