@@ -58,9 +58,9 @@ fn writing(parent: &OwnedFd, act: impl Fn() -> nix::Result<()>) -> io::Result<()
     Ok(second?)
 }
 
-/// What was changed in an image's root for one job, in its order; undone backwards when the job is over.
+/// What was changed in an image's root for one job's links, in its order; undone backwards when the job is over.
 #[derive(Default)]
-pub struct Changes(Vec<(String, Change)>);
+pub struct Links(Vec<(String, Change)>);
 
 /// What was done at a path.
 enum Change {
@@ -72,16 +72,12 @@ enum Change {
     Removed(u32),
     /// A link with this target was made.
     Link(String),
-    /// A file was made.
-    File,
-    /// A file of this length has got lines at its end.
-    Longer(u64),
 }
 
-impl Changes {
+impl Links {
     /// Makes each link, with its missing parents, in place of what is there. The first that fails ends it; what was
     /// done before is there until it is removed.
-    pub fn make_links(&mut self, wanted: &[(String, String)]) -> io::Result<()> {
+    pub fn make(&mut self, wanted: &[(String, String)]) -> io::Result<()> {
         for (n, (path, target)) in wanted.iter().enumerate() {
             if let Err(e) = self.link(path, target, n) {
                 let why = match Errno::from_raw(e.raw_os_error().unwrap_or(0)) {
@@ -129,7 +125,7 @@ impl Changes {
     }
 
     /// Undoes all of it. Whether everything is as it was.
-    pub fn undo(&mut self) -> bool {
+    pub fn remove(&mut self) -> bool {
         let mut undone = true;
         while let Some((path, change)) = self.0.pop() {
             if let Err(e) = undo(&path, &change) {
@@ -146,11 +142,7 @@ fn undo(path: &str, change: &Change) -> io::Result<()> {
     match change {
         Change::Directory => writing(&parent, || unlinkat(&parent, name, UnlinkatFlags::RemoveDir)),
         Change::Link(target) if readlinkat(&parent, name)? != target.as_str() => Err(Errno::EEXIST.into()),
-        Change::Link(_) | Change::File => writing(&parent, || unlinkat(&parent, name, UnlinkatFlags::NoRemoveDir)),
-        Change::Longer(length) => {
-            let file = File::from(open_accounts(path, OFlag::empty())?);
-            if file.metadata()?.len() < *length { Err(Errno::EEXIST.into()) } else { file.set_len(*length) }
-        }
+        Change::Link(_) => writing(&parent, || unlinkat(&parent, name, UnlinkatFlags::NoRemoveDir)),
         Change::Aside(aside) => rename(&parent, aside, &CString::new(name)?),
         Change::Removed(mode) => make_directory(&parent, name, *mode),
     }
@@ -173,15 +165,15 @@ fn rename(parent: &OwnedFd, from: &CStr, to: &CStr) -> io::Result<()> {
 
 const ACCOUNTS: [&str; 2] = ["/etc/passwd", "/etc/group"];
 
-/// Opens an account file of the image for reading and appending.
-fn open_accounts(path: &str, more: OFlag) -> io::Result<OwnedFd> {
+/// Opens an account file of the image for reading and appending. Besides: how long it is.
+fn open_accounts(path: &str, more: OFlag) -> io::Result<(File, i64)> {
     let flags = OFlag::O_RDWR | OFlag::O_APPEND | OFlag::O_NONBLOCK | more;
     let fd = open_beneath(root()?.as_fd(), path.trim_start_matches('/'), flags, 0o644)?;
     let stat = fstat(&fd)?;
     if !is(&stat, SFlag::S_IFREG) || !is_roots(&stat, 0) || stat.st_nlink != 1 {
         return Err(refused(format_args!("is not a regular file of root with one name")));
     }
-    Ok(fd)
+    Ok((File::from(fd), stat.st_size))
 }
 
 /// Has the file system make this container's copies of the account files, which takes milliseconds where layers are
@@ -192,45 +184,78 @@ pub fn prepare_accounts() {
     }
 }
 
-impl Changes {
-    /// Adds a passwd and a group line for the payload's numbers where there is none. Returns what could not be done.
-    pub fn add_account(&mut self, order: &Order, slot: u32) -> Vec<String> {
-        let Order { account, uid, gid, .. } = order;
+/// The lines that glue has added to the account files.
+///
+/// They stay after their job, since the next one mostly wants the same. Nor may they go at once: what a job has sent of
+/// a file's last page (sendfile(2)) and nobody has read yet would lose its end with it.
+#[derive(Default)]
+pub struct Accounts {
+    /// The passwd line, which says all; empty for none.
+    line: String,
+    /// How long each file was before it was added to.
+    before: [Option<i64>; 2],
+}
+
+impl Accounts {
+    /// Gives passwd and group a line for the payload's numbers if the job wants one and there is none, and takes away
+    /// what an earlier job wanted, whose failure is an error. A file that an image lacks stays, empty. Returns what
+    /// could not be added.
+    pub fn settle(&mut self, order: &Order, slot: u32) -> io::Result<Vec<String>> {
+        let Order { account, uid, gid, passwd, .. } = order;
         let work = layout::work(slot);
         let home = order.home.as_ref().unwrap_or(&work);
-        let passwd = format!("{account}:x:{uid}:{gid}:{account}:{home}:/bin/sh\n");
-        let group = format!("{account}:x:{gid}:\n");
+        let line = format!("{account}:x:{uid}:{gid}:{account}:{home}:/bin/sh\n");
         let mut failed = Vec::new();
-        for (path, id, line) in [(ACCOUNTS[0], *uid, &passwd), (ACCOUNTS[1], *gid, &group)] {
-            if let Err(e) = self.append_line(path, account, id, line) {
-                failed.push(error(format_args!("{path}: no line for the payload was added"), &e).to_string());
+        if *passwd && self.line == line {
+            return Ok(failed);
+        }
+        self.line.clear();
+        for (path, before) in ACCOUNTS.iter().zip(&mut self.before) {
+            if let Some(length) = before.take() {
+                remove_line(path, length).map_err(|e| error(format_args!("{path}: an earlier job's line"), &e))?;
             }
         }
-        failed
+        if *passwd {
+            let group = format!("{account}:x:{gid}:\n");
+            let [of_passwd, of_group] = &mut self.before;
+            let lines = [(ACCOUNTS[0], uid, &line, of_passwd), (ACCOUNTS[1], gid, &group, of_group)];
+            for (path, id, line, before) in lines {
+                if let Err(e) = add_line(path, account, *id, line, before) {
+                    failed.push(error(format_args!("{path}: no line for the payload was added"), &e).to_string());
+                }
+            }
+        }
+        if failed.is_empty() && *passwd {
+            self.line = line;
+        }
+        Ok(failed)
     }
+}
 
-    fn append_line(&mut self, path: &str, account: &str, id: u32, line: &str) -> io::Result<()> {
-        let fd = match open_accounts(path, OFlag::empty()) {
-            Err(e) if e.raw_os_error() == Some(Errno::ENOENT as i32) => {
-                let fd = open_accounts(path, OFlag::O_CREAT | OFlag::O_EXCL)?;
-                self.0.push((path.to_owned(), Change::File));
-                fchmod(&fd, Mode::from_bits_truncate(0o644))?; // whatever the umask
-                fd
-            }
-            result => result?,
-        };
-        let mut file = File::from(fd);
-        let text = read_whole(file.as_fd(), ACCOUNTS_MAX)?;
-        let known = text.split(|b| *b == b'\n').any(|l| {
-            let mut fields = l.split(|b| *b == b':');
-            let has_name = fields.next() == Some(account.as_bytes());
-            has_name || fields.nth(1) == Some(id.to_string().as_bytes())
-        });
-        if known {
-            return Ok(());
+fn remove_line(path: &str, length: i64) -> io::Result<()> {
+    let (file, has) = open_accounts(path, OFlag::empty())?;
+    if has < length { Err(Errno::EEXIST.into()) } else { Ok(nix::unistd::ftruncate(file, length)?) }
+}
+
+fn add_line(path: &str, account: &str, id: u32, line: &str, before: &mut Option<i64>) -> io::Result<()> {
+    let (mut file, length) = match open_accounts(path, OFlag::empty()) {
+        Err(e) if e.raw_os_error() == Some(Errno::ENOENT as i32) => {
+            let made = open_accounts(path, OFlag::O_CREAT | OFlag::O_EXCL)?;
+            fchmod(&made.0, Mode::from_bits_truncate(0o644))?; // whatever the umask
+            made
         }
-        let newline = if text.last().is_none_or(|b| *b == b'\n') { "" } else { "\n" };
-        self.0.push((path.to_owned(), Change::Longer(file.metadata()?.len())));
-        file.write_all(format!("{newline}{line}").as_bytes())
+        result => result?,
+    };
+    let text = read_whole(file.as_fd(), ACCOUNTS_MAX)?;
+    let known = text.split(|b| *b == b'\n').any(|l| {
+        let mut fields = l.split(|b| *b == b':');
+        let has_name = fields.next() == Some(account.as_bytes());
+        has_name || fields.nth(1) == Some(id.to_string().as_bytes())
+    });
+    if known {
+        return Ok(());
     }
+    *before = Some(length);
+    let newline = if text.last().is_none_or(|b| *b == b'\n') { "" } else { "\n" };
+    file.write_all(format!("{newline}{line}").as_bytes())
 }

@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use crate::claim::{self, Claim, Claimed};
 use crate::events::{Event, Events, signal_name};
 use crate::log;
-use crate::rootfs;
+use crate::rootfs::{self, Accounts};
 use crate::start;
 use crate::supervise::{self, Slot};
 use latebind_contract::encoding::hex;
@@ -84,6 +84,7 @@ pub fn run(options: &Options) -> i32 {
 
 struct Glue {
     slot: Slot,
+    accounts: Accounts,
     status: Status,
     identity: GlueIdentity,
 }
@@ -133,7 +134,7 @@ impl Glue {
         rootfs::prepare_accounts();
         let whereabouts = Whereabouts::of(&proc, pid);
         let slot = Slot { number, filtered, ids, ctl, data, proc, cgroup, whereabouts, events, notify, program };
-        Ok(Self { slot, status, identity })
+        Ok(Self { slot, accounts: Accounts::default(), status, identity })
     }
 
     fn serve(&mut self) -> io::Result<i32> {
@@ -194,7 +195,7 @@ impl Glue {
         let mut record = self.record(claimed);
         let (slot, status) = (&self.slot, &mut self.status);
         // The watcher, which would else wait for it in vain, learns from glue's end that it cannot be written.
-        let stop = supervise::run(slot, claimed, &mut record, &mut |main| {
+        let stop = supervise::run(slot, &mut self.accounts, claimed, &mut record, &mut |main| {
             status.main_pid = Some(main);
             put_status(slot, status)
         })?;

@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use crate::claim::Claimed;
 use crate::events::{Event, Events, signal_name};
 use crate::log;
-use crate::rootfs::Changes;
+use crate::rootfs::{Accounts, Links};
 use crate::start::{self, Started, Starting, failure};
 use latebind_contract::layout::Ids;
 use latebind_contract::order::{START_WITHIN, Stop};
@@ -90,10 +90,16 @@ pub type OnStart<'a> = dyn FnMut(i32) -> io::Result<()> + 'a;
 
 /// Runs one claimed job to its end, and fills in `record`, which says so far that the job was not started. Whether glue
 /// is to end after this.
-pub fn run(slot: &Slot, claimed: &mut Claimed, record: &mut Record, on_start: &mut OnStart<'_>) -> io::Result<bool> {
+pub fn run(
+    slot: &Slot,
+    accounts: &mut Accounts,
+    claimed: &mut Claimed,
+    record: &mut Record,
+    on_start: &mut OnStart<'_>,
+) -> io::Result<bool> {
     let before = cgroup::read(&slot.whereabouts);
     let kill_within = Duration::from_secs_f64(claimed.order.kill_s.max(KILL_LEAST_S));
-    let mut changes = Changes::default();
+    let mut links = Links::default();
     let mut s = Supervision {
         slot,
         claimed,
@@ -107,7 +113,7 @@ pub fn run(slot: &Slot, claimed: &mut Claimed, record: &mut Record, on_start: &m
         kill_within,
         stop: false,
     };
-    match s.prepare(&mut changes) {
+    match s.prepare(&mut links, accounts) {
         Err(failed) => s.record.error = Some(failed),
         Ok(starting) => s.supervise(starting, on_start)?,
     }
@@ -116,14 +122,14 @@ pub fn run(slot: &Slot, claimed: &mut Claimed, record: &mut Record, on_start: &m
     }
     s.end_all_processes()?;
     // No later job may find the root file system changed.
-    s.stop |= !changes.undo();
+    s.stop |= !links.remove();
     s.record.cgroup = cgroup::read(&slot.whereabouts).since(&before);
     Ok(s.stop)
 }
 
 impl Supervision<'_> {
     /// Everything before the fork.
-    fn prepare(&mut self, changes: &mut Changes) -> Result<Starting, Failure> {
+    fn prepare(&mut self, links: &mut Links, accounts: &mut Accounts) -> Result<Starting, Failure> {
         if let Some(invalid) = &self.claimed.invalid {
             let stage = if invalid.field == "env_files" { Stage::Environment } else { Stage::Startup };
             return Err(failure(stage, 0, format_args!("{invalid}")));
@@ -148,12 +154,14 @@ impl Supervision<'_> {
             Err(e) => return Err(failure(Stage::Startup, errno_of(&e), format_args!("the payload's processes: {e}"))),
         }
         let order = &self.claimed.order;
-        changes
-            .make_links(&order.links)
-            .map_err(|e| failure(Stage::Startup, errno_of(&e), format_args!("links: {e}")))?;
-        if order.passwd {
-            self.record.warnings = changes.add_account(order, self.slot.number);
+        match accounts.settle(order, self.slot.number) {
+            Ok(warnings) => self.record.warnings = warnings,
+            Err(e) => {
+                self.stop = true; // the next container's image is as it was made
+                return Err(failure(Stage::Startup, errno_of(&e), format_args!("{e}")));
+            }
         }
+        links.make(&order.links).map_err(|e| failure(Stage::Startup, errno_of(&e), format_args!("links: {e}")))?;
         let slot = self.slot;
         start::begin(self.claimed, slot.number, slot.program.as_fd(), slot.filtered, &slot.ctl, &slot.data)
     }
