@@ -9,12 +9,10 @@ use latebind_contract::encoding::{Key, sha256_hex};
 use latebind_contract::layout::{self, Ids};
 use latebind_contract::order::{self, Invalid, Order};
 use latebind_contract::status::Refused;
-use latebind_linux::error::error;
+use latebind_linux::error::{cut, error};
 use latebind_linux::volume::Dir;
 use nix::sys::prctl::set_dumpable;
 use zeroize::Zeroize;
-
-use crate::start::cut;
 
 /// A job that glue has taken on: from here on there will be a record.
 pub struct Claimed {

@@ -24,6 +24,8 @@ pub const JOB_FD: RawFd = 6;
 pub const DATA_FD: RawFd = 7;
 /// The first environment file; the others follow.
 pub const FIRST_ENV_FD: RawFd = 8;
+/// What stage two is told in place of `filtered` for a job without the filter of system calls.
+pub const UNFILTERED: &str = "unfiltered";
 
 /// What the child needs, made before the fork. All descriptors are above those that stage two gets.
 pub struct Prepared<'a> {

@@ -13,7 +13,7 @@ use nix::fcntl::OFlag;
 use nix::sys::prctl;
 use nix::sys::stat::{SFlag, fstat, makedev};
 
-use crate::privilege_drop::{DATA_FD, EXEC_FD, FIRST_ENV_FD, GO_FD, JOB_FD, REPORT_FD, send};
+use crate::privilege_drop::{DATA_FD, EXEC_FD, FIRST_ENV_FD, GO_FD, JOB_FD, REPORT_FD, UNFILTERED, send};
 use crate::ready::{Limits, Ready, prepare};
 use crate::{attend, exec_failure};
 use latebind_contract::bytes::ByteString;
@@ -27,9 +27,6 @@ use latebind_contract::report::{Report, What, number};
 use latebind_linux::filter::FILTER;
 use latebind_linux::sys::{self, Fork};
 use latebind_linux::volume::{is, open_beneath, read_whole};
-
-/// What stage two is told in place of `filtered` for a job without the filter of system calls.
-pub const UNFILTERED: &str = "unfiltered";
 
 fn at(what: What) -> impl FnOnce(io::Error) -> Report {
     move |error| Report::of(what, &error)

@@ -15,22 +15,18 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::{SFlag, fstat};
 
 use crate::claim::Claimed;
-use crate::privilege_drop::{self, DATA_FD, EXEC_FD, FIRST_ENV_FD, GO_FD, JOB_FD, Prepared, REPORT_FD};
-use crate::stage_two::UNFILTERED;
+use crate::privilege_drop::{self, DATA_FD, EXEC_FD, FIRST_ENV_FD, GO_FD, JOB_FD, Prepared, REPORT_FD, UNFILTERED};
 use latebind_contract::layout::STREAMS;
 use latebind_contract::order::Order;
 use latebind_contract::record::{Failure, Stage};
 use latebind_contract::report::{Report, SIZE, What};
-use latebind_linux::error::{errno_of, error, refused};
+use latebind_linux::error::{cut, errno_of, error, refused};
 use latebind_linux::processes::{Proc, Stat};
 use latebind_linux::sys::{self, CStrings, Fork};
 use latebind_linux::volume::{Dir, is, is_roots};
 
 /// Descriptors that are to be handed on wait above this number, out of the way of those that stage two gets.
 pub const OUT_OF_THE_WAY: RawFd = 64;
-
-/// Longest message of a failure, in bytes: far below what a record may have.
-const MESSAGE_MAX: usize = 2000;
 
 /// Makes stage two. `program` is our own binary, open; `slot` its argument; `filtered` whether the job runs under the
 /// filter.
@@ -283,12 +279,6 @@ impl Starting {
 /// A failure in glue's own words, cut to a length that a record can hold.
 pub fn failure(stage: Stage, errno: i32, message: core::fmt::Arguments<'_>) -> Failure {
     Failure { stage, errno, message: cut(message.to_string()), path: None, reported: None }
-}
-
-/// A text as far as a record or a status can hold it.
-pub fn cut(mut text: String) -> String {
-    text.truncate((0..=MESSAGE_MAX).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0));
-    text
 }
 
 /// Where the program was looked for, if the job has no PATH of its own.

@@ -1,6 +1,8 @@
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 
+use latebind_linux::error::MESSAGE_MAX;
+
 use super::*;
 
 fn job(uid: u32, gid: u32) -> Order {

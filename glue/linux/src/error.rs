@@ -31,6 +31,15 @@ pub fn errno_of(e: &io::Error) -> i32 {
     e.raw_os_error().or_else(told).unwrap_or(0)
 }
 
+/// Longest message, in bytes: far below what a record may have.
+pub const MESSAGE_MAX: usize = 2000;
+
+/// A text as far as a record or a status can hold it.
+pub fn cut(mut text: String) -> String {
+    text.truncate((0..=MESSAGE_MAX).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0));
+    text
+}
+
 impl fmt::Display for ContextError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
