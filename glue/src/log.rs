@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 use nix::fcntl::OFlag;
 
+use latebind_contract::encoding::ascii;
 use latebind_contract::time;
 use latebind_linux::sys;
 
@@ -59,8 +60,7 @@ pub fn error(text: core::fmt::Arguments<'_>) {
 
 fn say(level: &str, text: core::fmt::Arguments<'_>) {
     // A line stays one line, and an escape sequence in a file name stays text.
-    let shown = |c: char| if (' '..='~').contains(&c) { c } else { '?' };
-    let text: String = text.to_string().chars().map(shown).take(LINE_MAX).collect();
+    let text = ascii(&text.to_string(), LINE_MAX);
     let line = if std::io::stderr().is_terminal() { format!("glue: {text}\n") } else { json(level, &text) };
     match sys::write_raw(FD.load(Ordering::Relaxed), line.as_bytes()) {
         Ok(n) if n == line.len() => {}

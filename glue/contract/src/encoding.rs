@@ -15,6 +15,11 @@ pub fn from_base64url(text: &str) -> Option<Vec<u8>> {
     Base64UrlUnpadded::decode_vec(text).ok()
 }
 
+/// At most `most` characters of a text, those of ASCII that are shown as they are; `?` for the others.
+pub fn ascii(text: &str, most: usize) -> String {
+    text.chars().take(most).map(|c| if (' '..='~').contains(&c) { c } else { '?' }).collect()
+}
+
 /// Lower-case hexadecimal of `bytes`.
 pub fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::encoding::{Bytes32, Key};
+use super::encoding::{Bytes32, Key, ascii};
 use super::layout::{self, Ids};
 
 /// Longest wall limit, in seconds: ten years.
@@ -20,6 +20,9 @@ pub const KILL_MAX: f64 = 600.0;
 pub const START_WITHIN: Duration = Duration::from_secs(60);
 /// Bound on the final clean-up where the file sets none, in seconds.
 pub const KILL_DEFAULT: f64 = 10.0;
+
+/// Most that a refusal says of what is wrong in a line, in characters.
+const WHY_MAX: usize = 400;
 
 /// What root does for one job. Unknown and repeated fields are refused.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -133,7 +136,12 @@ pub fn parse(file: &[u8]) -> Result<(Order, &[u8]), Invalid> {
         Err(e) => {
             let text = e.to_string();
             let why = text.rsplit_once(" at line ").map_or(text.as_str(), |(why, _)| why);
-            return refused(format!("not an order of version {}: column {}: {}", super::VERSION, e.column(), why));
+            return refused(format!(
+                "not an order of version {}: column {}: {}",
+                super::VERSION,
+                e.column(),
+                ascii(why, WHY_MAX)
+            ));
         }
     };
     if order.version != super::VERSION {
