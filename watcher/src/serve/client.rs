@@ -23,6 +23,15 @@ impl Client {
         Ok(Self(self.0.try_clone()?))
     }
 
+    /// Sends what is asked for. A watcher that refuses a client says why and hangs up, maybe before all of it is sent.
+    /// For whoever reads the answers: else what is meant for that one could be taken away from it.
+    fn ask(&self, ask: &Ask, fds: &[&dyn AsFd]) -> io::Result<()> {
+        match send(&self.0, ask, fds) {
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => self.one().and(Err(e)),
+            sent => sent,
+        }
+    }
+
     /// Submits a job and waits for its report; `on_phase` is told of each phase.
     pub fn run(&self, job: &Request, fds: &[&dyn AsFd], on_phase: impl FnMut(Phase)) -> io::Result<Report> {
         self.run_to_end(job, fds, on_phase).map(|(report, _)| report)
@@ -35,7 +44,7 @@ impl Client {
         fds: &[&dyn AsFd],
         mut on_phase: impl FnMut(Phase),
     ) -> io::Result<(Report, f64)> {
-        send(&self.0, &Ask::Submit { job: Box::new(job.clone()) }, fds)?;
+        self.ask(&Ask::Submit { job: Box::new(job.clone()) }, fds)?;
         for told in answers(self.0.try_clone()?) {
             match told? {
                 Tell::Phase { phase, .. } => on_phase(phase),
@@ -54,7 +63,7 @@ impl Client {
 
     /// Sends a signal to all processes of a running job. Returns how many got it.
     pub fn steer(&self, job: &str, signal: i32) -> io::Result<u64> {
-        send(&self.0, &Ask::Steer { job: job.to_owned(), signal }, &[])?;
+        self.ask(&Ask::Steer { job: job.to_owned(), signal }, &[])?;
         match self.one()? {
             Tell::Sent { processes } => Ok(processes),
             other => Err(io::Error::other(format!("an answer that was not asked for: {other:?}"))),
@@ -63,7 +72,7 @@ impl Client {
 
     /// The slots, and how many jobs wait for one.
     pub fn top(&self) -> io::Result<(Vec<SlotLine>, usize)> {
-        send(&self.0, &Ask::Top, &[])?;
+        self.ask(&Ask::Top, &[])?;
         match self.one()? {
             Tell::Top { slots, queued } => Ok((slots, queued)),
             other => Err(io::Error::other(format!("an answer that was not asked for: {other:?}"))),
@@ -72,7 +81,7 @@ impl Client {
 
     /// Has a running job's attendant serve a client, which waits at the other end of `meeting`.
     pub fn exec(&self, job: &str, meeting: &UnixStream) -> io::Result<()> {
-        send(&self.0, &Ask::Exec { job: job.to_owned() }, &[meeting])?;
+        self.ask(&Ask::Exec { job: job.to_owned() }, &[meeting])?;
         self.one().map(drop)
     }
 
@@ -89,7 +98,7 @@ impl Client {
     /// On the clients' socket: tells of each slot's hold, now and whenever it changes, until `told` has had enough or
     /// the watcher has gone.
     pub fn follow_holds(&self, mut told: impl FnMut(u32, Option<Hold>) -> io::Result<()>) -> io::Result<()> {
-        send(&self.0, &Ask::Holds, &[])?;
+        self.ask(&Ask::Holds, &[])?;
         for answer in answers(self.0.try_clone()?) {
             match answer? {
                 Tell::Hold { slot, hold } => told(slot, hold)?,
@@ -102,13 +111,13 @@ impl Client {
 
     /// Lets the core forget a job whose report is safe.
     pub fn forget(&self, job: &str) -> io::Result<()> {
-        send(&self.0, &Ask::Forget { job: job.to_owned() }, &[])?;
+        self.ask(&Ask::Forget { job: job.to_owned() }, &[])?;
         self.one().map(drop)
     }
 
     /// All jobs.
     pub fn jobs(&self) -> io::Result<Vec<JobLine>> {
-        send(&self.0, &Ask::Jobs, &[])?;
+        self.ask(&Ask::Jobs, &[])?;
         match self.one()? {
             Tell::Jobs { jobs } => Ok(jobs),
             other => Err(io::Error::other(format!("an answer that was not asked for: {other:?}"))),
