@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
 
 use latebind_tests::pod::{JOB_WITHIN, Options, Pod, Scratch, eventually, is_gone, probe, shell};
+use latebind_tests::slot::WAIT_FOR_GO;
 use serde_json::{Value, json};
 use watcher::tree::{marks, open_dir};
 
@@ -38,8 +39,12 @@ fn what_a_job_puts_on_its_directory_goes_with_it() {
 fn each_job_has_a_directory_of_its_own() {
     let pod = Pod::start();
     pod.serves();
-    let first = pod.job("first", &shell("stat -c %i .; touch left"));
+    pod.put("first", &shell(&format!("stat -c %i .; touch left; {WAIT_FOR_GO}")));
+    eventually("the first job runs", JOB_WITHIN, || pod.work(0).join("left").exists().then_some(()));
+    // While it is open, no other directory has its number.
     let held = open_dir(&pod.work(0)).unwrap();
+    pod.go(0);
+    let first = pod.result("first");
     let second = pod.job("second", &shell("stat -c %i .; ls -A"));
     assert_ne!(first.is_good().text("stdout"), second.is_good().text("stdout"));
     // What was open before leads nowhere now.
