@@ -57,10 +57,17 @@ PROGRAMS=$programs tests/v2/disk-of-tests.sh "$work/disk" || exit
 printf 'CHECKOUT=%s\nLATEBIND_STATE=%s\n' "$PWD" "$LATEBIND_STATE" >"$work/exchange/settings"
 cp tests/v2/run "$work/exchange/"
 
+# share N: the filters of the modules that the machine of that number runs
+share() {
+    sed -n 's/^mod \(.*\);/\1::/p' "tests/tests/$SHARE_OUT/main.rs" |
+        awk -v n="$1" -v machines="${#suites[@]}" 'NR % machines == n' | tr '\n' ' '
+}
+
 declare -A pids # of the machines
-# start SUITE: boots its machine, which goes on beside this script
+# start SUITE N: boots its machine, which goes on beside this script
 start() {
     cp -a "$work/exchange" "$work/$1"
+    [ -z "${SHARE_OUT:-}" ] || sed -i "s/ MODULES$/ $(share "$2")/" "$work/$1/programs"
     : >"$work/$1/out"
     cp --sparse=always "$work/disk" "$work/disk.$1"
     tests/v2/boot.sh "$1" "$work/$1" "$work/disk.$1" >"$work/$1.console" 2>&1 &

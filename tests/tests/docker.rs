@@ -171,7 +171,10 @@ fn each_option_of_docker_run_works_or_says_what_to_do_instead() {
     let help = String::from_utf8(help.stdout).unwrap();
     let mut options = 0;
     for line in help.lines().map(str::trim_start).filter(|line| line.starts_with('-')) {
-        for option in line.split("  ").next().unwrap().split([',', ' ']).filter(|word| word.starts_with('-')) {
+        // A line may also begin with a number of the sentence above: "-1 to enable unlimited swap".
+        let is_option = |word: &&str| word.trim_start_matches('-').starts_with(|c: char| c.is_ascii_alphabetic());
+        let words = line.split("  ").next().unwrap().split([',', ' ']).filter(|word| word.starts_with('-'));
+        for option in words.filter(is_option) {
             options += 1;
             for (program, verb) in [("latebind-host", "run"), ("watcher", "run")] {
                 // The second one is never reached: it has no image, or is refused before.
