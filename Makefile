@@ -95,7 +95,7 @@ test-condor: export LATEBIND_STATE := $(or $(LATEBIND_STATE),/var/lib/latebind-c
 test-condor:
 	@.ci/setup.sh build images test
 	@.ci/build.sh
-	@images/build.sh glue busybox debian noshell passwd-link htcondor-pilot
+	@images/build.sh glue busybox debian noshell passwd-link pilot htcondor-pilot
 	@.ci/test-condor.sh
 
 test-v2:
