@@ -1,5 +1,5 @@
-//! `watcher timeline --html`: the lives of pilots as one HTML file that fetches nothing: timeline, jobs, what failed, what
-//! was used.
+//! `watcher timeline --html`: the lives of pilots as one HTML file that fetches nothing: timeline, jobs, what failed,
+//! what was used.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -104,15 +104,16 @@ fn curves(usage: &Summary) -> String {
     let peak = |curve: &[(f64, f64)]| curve.iter().fold(0.0, |peak: f64, (_, value)| peak.max(*value));
     let line = |curve: &[(f64, f64)], class: &str| {
         let most = peak(curve).max(f64::MIN_POSITIVE);
-        let points = curve
-            .iter()
-            .map(|(at, value)| format!("{:.1},{:.1}", at / end * WIDTH, HEIGHT - 1.0 - value / most * (HEIGHT - 2.0)));
+        let points = curve.iter().map(|(at, value)| {
+            // A report is a file that anybody may have written.
+            let [right, up] = [at / end, value / most].map(|share| share.clamp(0.0, 1.0));
+            format!("{:.1},{:.1}", right * WIDTH, HEIGHT - 1.0 - up * (HEIGHT - 2.0))
+        });
         format!(r#"<polyline class="{class}" points="{}"/>"#, points.collect::<Vec<_>>().join(" "))
     };
     format!(
-        r#"<svg viewBox="0 0 {WIDTH:.0} {HEIGHT:.0}" width="{WIDTH:.0}" height="{HEIGHT:.0}"><title>memory up to {}, {:.2} processors</title>{}{}</svg>"#,
-        bytes(peak(&memory) as u64),
-        peak(&cpu),
+        r#"<svg viewBox="0 0 {WIDTH:.0} {HEIGHT:.0}" width="{WIDTH:.0}" height="{HEIGHT:.0}">{}{}{}</svg>"#,
+        format_args!("<title>memory up to {}, {:.2} processors</title>", bytes(peak(&memory) as u64), peak(&cpu)),
         line(&memory, "memory"),
         line(&cpu, "cpu")
     )
@@ -153,6 +154,16 @@ mod tests {
         assert_eq!(page.matches("<details>").count(), 1, "{page}");
         // Nothing is fetched.
         assert!(!page.contains("src=\"") && !page.contains("href=") && page.matches("http").count() == 2, "{page}");
+    }
+
+    #[test]
+    fn a_curve_stays_in_its_picture_whatever_a_report_says() {
+        let rows = [[1e308, -1e308, -1e308, 0.0, 0.0, 0.0], [1e-3, 1e308, 1e308, 0.0, 0.0, 0.0]];
+        let mut usage = serde_json::to_value(Summary::new()).unwrap();
+        usage["series"]["rows"] = serde_json::json!(rows);
+        let picture = curves(&serde_json::from_value(usage).unwrap());
+        assert!(picture.contains("points=\"160.0,27.0 160.0,1.0\""), "{picture}");
+        assert!(!picture.contains("inf") && !picture.contains("NaN"), "{picture}");
     }
 
     #[test]
