@@ -6,7 +6,8 @@
 #                                   nodes pull from. Unless both are set, a cluster of one node is built and started here,
 #                                   and stopped afterwards; one that runs already (make cluster) is used and left running.
 #
-#   LATEBIND_NODE_EXEC              how a command is run as root on the node: "ssh node", "docker exec -i kind-control-plane".
+#   LATEBIND_NODE_EXEC              how a command is run as root on the node: "ssh node",
+#                                   "docker exec -i kind-control-plane".
 #                                   By default the node of our own cluster is this machine.
 #   LATEBIND_KUBELET_DIR            the kubelet's directory there, on a cluster of yours (default /var/lib/kubelet)
 #

@@ -120,7 +120,8 @@ build() {
     fi
     old=$(podman images -q --no-trunc "$image")
     podman build --quiet "${platform[@]}" --layers=false --network=none --pull=never \
-        --label "latebind.inputs=${digest[$name]}" --timestamp 0 -t "$image" "$context" >/dev/null || die "building $image failed"
+        --label "latebind.inputs=${digest[$name]}" --timestamp 0 -t "$image" "$context" >/dev/null ||
+        die "building $image failed"
     # The one before goes, unless a container still runs it.
     if [ -n "$old" ]; then podman rmi "$old" >/dev/null 2>&1 || :; fi
     rm -rf "$context"

@@ -1,8 +1,8 @@
 //! Stage two: the payload's side of the start. An ordinary process of the payload UID, without any privilege.
 //!
-//! It installs the filter of system calls, reads the environment files, sets umask, directory and streams, makes the child that becomes the job, says its
-//! process ID, and ends. The child waits until glue has reaped stage two: no instruction of the job runs while this
-//! process is there. Trackers that judge a process by what it was when first seen find a job that never was root. Where
+//! It installs the filter of system calls, reads the environment files, sets umask, directory and streams, makes the
+//! child that becomes the job, says its process ID, and ends. The child waits until glue has reaped stage two: no
+//! instruction of the job runs while this process is there. Trackers that judge a process by what it was when first seen find a job that never was root. Where
 //! the job asks for it, an attendant stays ([`attend`]), to which nothing of ours listens.
 #![forbid(unsafe_code)]
 

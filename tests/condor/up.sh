@@ -38,7 +38,8 @@ while read -r line; do
 done <<<"${LATEBIND_PILOT_ENV:-}"
 read -ra words <<<"${LATEBIND_HOST_WORDS:---restarts 0}"
 {
-    dist/latebind-host pod --name "$name" --slots "$slots" --pilot-jobs "$pilot_jobs" --memory "$memory" --cpus 1 --pull never \
+    dist/latebind-host pod --name "$name" --slots "$slots" --pilot-jobs "$pilot_jobs" --memory "$memory" \
+    --cpus 1 --pull never \
     --pilot-image "$image" --pilot-program /usr/sbin/latebind-htcondor \
     --mount "$dir/etc/hosts:/etc/hosts:ro" \
     ${tokens[@]+"${tokens[@]}"} --mount "$dir/etc/images:/etc/latebind/images:ro" \
