@@ -354,8 +354,8 @@ fn a_further_container_s_processes_are_nobody_s_business() {
     jobs_run(&pilot);
     // A job sees it, and reaches nothing of it.
     let script = format!(
-        "p=$({FIND}); p=${{p%/cmdline}}; [ -n \"$p\" ] && echo seen; exec 2>/dev/null; cat $p/environ; ls $p/root/; ls $p/fd/; \
-         kill -9 ${{p#/proc/}} && echo killed; true"
+        "p=$({FIND}); p=${{p%/cmdline}}; [ -n \"$p\" ] && echo seen; exec 2>/dev/null; cat $p/environ; ls $p/root/; \
+         ls $p/fd/; kill -9 ${{p#/proc/}} && echo killed; true"
     );
     let ran = pilot.run(&[&cluster().image("busybox"), "--", "/bin/sh", "-c", &script]);
     assert_eq!((ran.code, ran.out().as_str()), (Some(0), "seen\n"), "{}", ran.err());

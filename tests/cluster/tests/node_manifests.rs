@@ -122,7 +122,8 @@ fn laid_over(scratch: &Path, directory: &str, patches: &[(&str, &str)], lines: &
     let up: String = scratch.canonicalize().unwrap().components().skip(1).map(|_| "../").collect();
     let base = format!("{up}{}", project.join(directory).strip_prefix("/").unwrap().display());
     let mut text = format!(
-        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nbases:\n- {base}\n{lines}patchesStrategicMerge:\n"
+        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nbases:\n- {base}\n{lines}\
+         patchesStrategicMerge:\n"
     );
     for (name, patch) in patches {
         std::fs::write(scratch.join(name), patch).unwrap();

@@ -163,7 +163,8 @@ impl Node {
     /// The engine's own client: ctr of containerd, by whatever name the node has it.
     fn ctr(&self, arguments: &[&str], input: Vec<u8>) -> Ran {
         if let Some(state) = &self.own {
-            let script = "state=$1; shift; exec \"$state/debian/usr/bin/ctr\" -a \"$state/run/containerd.sock\" -n k8s.io \"$@\"";
+            let script = "state=$1; shift; exec \"$state/debian/usr/bin/ctr\" -a \"$state/run/containerd.sock\" \
+                          -n k8s.io \"$@\"";
             return self.shell.call(script, &[&[&*state.to_string_lossy()], arguments].concat(), input);
         }
         let script = "if command -v ctr >/dev/null; then exec ctr -n k8s.io \"$@\"; else exec k3s ctr \"$@\"; fi";
