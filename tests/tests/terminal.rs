@@ -20,6 +20,18 @@ fn at_terminal(arguments: &[&str]) -> (Terminal, String) {
 }
 
 #[test]
+fn a_terminal_that_has_no_size_yet_is_as_large_as_the_variables_say() {
+    let mut command = host(&["run", "--pilot-env", "LINES=31", "--pilot-env", "COLUMNS=102", "-it", BUSYBOX]);
+    command.args(["sh", "-c", "stty size; while [ \"$(stty size)\" != '44 99' ]; do sleep 0.05; done; echo resized"]);
+    // As docker's, until its client has set it.
+    let mut terminal = Terminal::start(&command, [0, 0]);
+    terminal.until("31 102");
+    terminal.resize([44, 99]);
+    terminal.until("resized");
+    assert_eq!(terminal.end(), Some(0));
+}
+
+#[test]
 fn a_command_at_a_terminal_has_its_size_its_keys_and_its_exit_code() {
     let script = "tty; stty size; while [ \"$(stty size)\" != '44 99' ]; do sleep 0.05; done; echo resized $TERM
         trap : INT; echo ready; sleep 1000; echo interrupted; cat; echo eof; exit 7";

@@ -57,6 +57,11 @@ impl Streams {
         self.interactive.then_some("--interactive").into_iter().chain(self.terminal.then_some("--tty"))
     }
 
+    /// The variables for an engine's container that say how large its terminal is, where it has one.
+    pub fn variables(self) -> impl Iterator<Item = String> {
+        self.terminal.then(terminal::variables).into_iter().flatten()
+    }
+
     /// The terminal's size, where there is one.
     pub fn size(self) -> Option<[u16; 2]> {
         self.terminal.then(terminal::size)

@@ -30,14 +30,36 @@ const QUIET_FOR: u16 = 300;
 /// How long showing them may take: the user may have stopped the terminal.
 const LAST_WITHIN: Duration = Duration::from_secs(30);
 
+/// The variable that has a terminal's rows.
+const ROWS: &str = "LINES";
+/// The variable that has its columns.
+const COLUMNS: &str = "COLUMNS";
+
 /// Whether standard input is a terminal.
 pub fn is_input_terminal() -> bool {
     io::IsTerminal::is_terminal(&sys::inherited(0))
 }
 
-/// Rows and columns of the user's terminal; 0 where there is none.
+/// Rows and columns of the user's terminal; 0 where there is none. Docker makes a container's terminal without a size,
+/// which it sets at some time after the start: until then they are those of [`variables`], where the caller gave them.
 pub fn size() -> [u16; 2] {
-    [1, 0, 2].into_iter().find_map(|n| sys::terminal_size(sys::inherited(n)).ok()).unwrap_or_default()
+    own_size().or_else(|| size_of(|name| std::env::var(name).ok())).unwrap_or_default()
+}
+
+/// The size of a standard stream that is a terminal and knows it.
+fn own_size() -> Option<[u16; 2]> {
+    [1, 0, 2].into_iter().find_map(|n| sys::terminal_size(sys::inherited(n)).ok().filter(|size| *size != [0, 0]))
+}
+
+/// The size that these variables say.
+fn size_of(variable: impl Fn(&str) -> Option<String>) -> Option<[u16; 2]> {
+    Some([variable(ROWS)?.parse().ok()?, variable(COLUMNS)?.parse().ok()?])
+}
+
+/// `NAME=VALUE` of the variables that tell a program the size of this process's terminal (POSIX, "Environment
+/// Variables"), for an engine to set in a container that gets a terminal.
+pub fn variables() -> impl Iterator<Item = String> {
+    own_size().into_iter().flat_map(|[rows, columns]| [format!("{ROWS}={rows}"), format!("{COLUMNS}={columns}")])
 }
 
 /// A command's descriptors: the master of a terminal, or pipes to its input and from its output and errors.
@@ -325,6 +347,19 @@ mod tests {
     fn pipes() -> [OwnedFd; 3] {
         let ((a, b), (c, _)) = (nix::unistd::pipe().unwrap(), nix::unistd::pipe().unwrap());
         [a, b, c]
+    }
+
+    #[test]
+    fn a_size_is_that_of_both_variables() {
+        let of = |rows: Option<&str>, columns: Option<&str>| {
+            size_of(|name| if name == ROWS { rows } else { columns }.map(str::to_owned))
+        };
+        assert_eq!(of(Some("33"), Some("77")), Some([33, 77]));
+        for (rows, columns) in
+            [(None, Some("77")), (Some("33"), None), (Some("x"), Some("77")), (Some("-1"), Some("7"))]
+        {
+            assert_eq!(of(rows, columns), None);
+        }
     }
 
     #[test]

@@ -149,7 +149,9 @@ fn exec_beside(engine: &dyn Engine, exec: &ExecArguments) -> Result<u8, Failure>
         return Err(failure(format!("there is no pod {pod:?} here: see latebind-host ps")));
     }
     let mut call = engine.calls().command();
-    call.arg("exec").args(exec.streams.options()).arg(container_name(pod, Role::Pilot));
+    call.arg("exec").args(exec.streams.options());
+    call.args(exec.streams.variables().flat_map(|variable| ["--env".to_owned(), variable]));
+    call.arg(container_name(pod, Role::Pilot));
     call.args([container::WATCHER, "exec"]).args(exec.streams.options());
     for (name, value) in one_command::variables(&exec.env)? {
         let value =
@@ -182,7 +184,7 @@ fn run_one(engine: &Arc<dyn Engine>, run: RunArguments) -> Result<u8, Failure> {
             arguments: one.arguments,
             mounts,
             private: private(&shape, &run.common)?,
-            environment: run.common.pilot_env.clone(),
+            environment: run.streams.variables().chain(run.common.pilot_env.iter().cloned()).collect(),
             limits: run.common.pilot_limits(),
             interactive: run.streams.interactive,
             terminal: run.streams.terminal,
