@@ -157,6 +157,15 @@ impl Pool {
         said.lines().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty()).collect()
     }
 
+    /// Waits until the negotiator has looked at all that is in the queue now: one that has just begun may have seen less.
+    #[track_caller]
+    pub fn has_negotiated(&self) {
+        let script = "grep -c 'Finished Negotiation Cycle' /pool/log/NegotiatorLog || :";
+        let cycles = || self.ask("pool", "root", &["/bin/sh", "-c", script]).trim().parse::<u64>().unwrap_or(0);
+        let before = cycles();
+        eventually("two negotiation cycles end", JOB_WITHIN, || (cycles() >= before + 2).then_some(()));
+    }
+
     /// Waits until the slot's account has no process.
     #[track_caller]
     pub fn nothing_is_left(&self, slot: u32) {
