@@ -23,8 +23,8 @@ emulator=${XDG_CACHE_HOME:-$HOME/.cache}/latebind/qemu-aarch64
 }
 
 # On x86_64, without the emulator: what is said of the other architecture's programs.
-step "programs and images of the wrong architecture" \
-    "$cargo" test --locked -p latebind-aarch64-tests --test wrong_architecture
+step "programs and images of the wrong architecture, images of both" \
+    "$cargo" test --locked -p latebind-aarch64-tests --test wrong_architecture --test manifest_list
 
 binfmt=$(mktemp -d)
 name=latebind-aarch64

@@ -17,6 +17,7 @@ pub mod made_image;
 pub mod pod;
 pub mod processes;
 pub mod rate;
+pub mod registry;
 pub mod scratch;
 pub mod shortage;
 pub mod slot;
