@@ -21,7 +21,6 @@ use latebind_contract::layout::{self, Ids};
 use latebind_contract::mounts;
 use latebind_contract::record::{GlueIdentity, Outcome, Processes, Record, Usage, sign};
 use latebind_contract::status::{Phase, Refused, Status};
-use latebind_linux::cgroup::Whereabouts;
 use latebind_linux::error::{errno_of, error, refused};
 use latebind_linux::processes::Proc;
 use latebind_linux::sys::{self, Capabilities};
@@ -132,8 +131,7 @@ impl Glue {
         let identity = GlueIdentity { version: version.into(), sha256: String::new() };
         let cgroup = proc.cgroup(pid)?;
         rootfs::prepare_accounts();
-        let whereabouts = Whereabouts::of(&proc, pid);
-        let slot = Slot { number, filtered, ids, ctl, data, proc, cgroup, whereabouts, events, notify, program };
+        let slot = Slot { number, filtered, ids, ctl, data, proc, cgroup, events, notify, program };
         Ok(Self { slot, accounts: Accounts::default(), status, identity })
     }
 
@@ -162,9 +160,7 @@ impl Glue {
                     let end = self.run_job(&mut claimed);
                     claimed.key.wipe();
                     drop(core::mem::replace(&mut outputs, claimed.outputs));
-                    let end = end?;
-                    prctl::set_dumpable(true)?;
-                    if let Some(code) = end {
+                    if let Some(code) = end? {
                         return Ok(code);
                     }
                     check_mounts(&self.slot.proc, self.slot.number)?;
@@ -205,6 +201,9 @@ impl Glue {
         }
         let jws =
             sign(&record, &claimed.key).ok_or_else(|| refused(format_args!("the record cannot be written as JSON")))?;
+        claimed.key.wipe();
+        // Before the record is put: a watcher that was started again looks at the container's counters through glue.
+        prctl::set_dumpable(true)?;
         slot.ctl.replace(layout::RECORD, jws.as_bytes(), 0o600)?;
         status.phase = Phase::Done;
         status.main_pid = None;
@@ -229,7 +228,6 @@ impl Glue {
             ended_at: String::new(),
             wall_s: 0.0,
             usage: Usage::default(),
-            cgroup: None,
             processes: Processes::default(),
             seccomp: Some(self.slot.filtered),
             warnings: Vec::new(),

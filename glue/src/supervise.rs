@@ -18,7 +18,6 @@ use latebind_contract::layout::Ids;
 use latebind_contract::order::{START_WITHIN, Stop};
 use latebind_contract::record::{Failure, Outcome, Record, Stage, Used};
 use latebind_contract::time::{text_of, wall as wall_clock};
-use latebind_linux::cgroup::{self, Whereabouts};
 use latebind_linux::error::errno_of;
 use latebind_linux::kill::Routine;
 use latebind_linux::processes::Proc;
@@ -48,8 +47,6 @@ pub struct Slot {
     pub proc: Proc,
     /// The cgroups text of the container.
     pub cgroup: String,
-    /// Which cgroup is the container's own.
-    pub whereabouts: Whereabouts,
     /// Signals and notifications.
     pub events: Events,
     /// `watcher.notify`.
@@ -97,7 +94,6 @@ pub fn run(
     record: &mut Record,
     on_start: &mut OnStart<'_>,
 ) -> io::Result<bool> {
-    let before = cgroup::read(&slot.whereabouts);
     let kill_within = Duration::from_secs_f64(claimed.order.kill_s.max(KILL_LEAST_S));
     let mut links = Links::default();
     let mut s = Supervision {
@@ -123,7 +119,6 @@ pub fn run(
     s.end_all_processes()?;
     // No later job may find the root file system changed.
     s.stop |= !links.remove();
-    s.record.cgroup = cgroup::read(&slot.whereabouts).since(&before);
     Ok(s.stop)
 }
 

@@ -133,7 +133,7 @@ fn the_containers_memory_is_not_used_up_before_the_watcher_acts() {
         outcome.report.limit.as_ref().unwrap_or_else(|| panic!("the kernel was first: {:#?}", outcome.report));
     assert_eq!((crossed.which, outcome.report.verified), (Which::Memory, true), "{:#?}", outcome.report);
     assert!(crossed.value > crossed.limit && crossed.value < f64::from(256 << 20), "{crossed:?}");
-    let killed = outcome.report.record.as_ref().and_then(|r| r.cgroup).and_then(|c| c.oom_kills);
+    let killed = outcome.report.cgroup.and_then(|c| c.oom_kills);
     assert_eq!(killed.unwrap_or(0), 0, "the kernel was first: {:#?}", outcome.report);
     pod.job("after", &probe(&["hello"])).is_good();
 }

@@ -123,6 +123,23 @@ fn a_job_that_ends_while_the_pilot_is_away_has_its_result() {
     ran_once(&pod.result("away"), "just before its end");
 }
 
+/// No watcher can look into a glue that has a key: what the cgroup had counted before is kept with the job, and what it
+/// has counted since is read when the key is gone.
+#[test]
+fn the_containers_counters_are_read_by_the_next_watcher_too() {
+    let pod = Pod::start();
+    pod.put("counted", &shell(&format!("{WAIT_FOR_GO}; /probe cpu 1")));
+    pod.runs("counted.1", 0);
+    let was = kill_the_pilot(&pod);
+    is_back(&pod, was);
+    pod.go(0);
+    let outcome = pod.result("counted");
+    outcome.is("final", "Completed");
+    let counted = outcome.report.cgroup.unwrap_or_default();
+    assert!(counted.cpu_s.is_some_and(|s| (0.5..60.0).contains(&s)), "{counted:?} in {:#?}", outcome.report);
+    assert_eq!(counted.oom_kills, Some(0), "{:#?}", outcome.report);
+}
+
 /// What the watcher that was killed has told to end is ended by the next one, though nothing asks for it once more.
 #[test]
 fn an_end_that_was_begun_is_brought_about() {

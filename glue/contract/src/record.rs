@@ -104,17 +104,6 @@ pub struct Usage {
     pub tree: Used,
 }
 
-/// What the container's cgroup says, where a real cgroup file system is mounted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct CgroupUse {
-    /// CPU time of the container since the claim, seconds.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cpu_s: Option<f64>,
-    /// Processes that the kernel killed for memory since the claim.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub oom_kills: Option<u64>,
-}
-
 /// What became of the job's processes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Processes {
@@ -170,9 +159,6 @@ pub struct Record {
     pub wall_s: f64,
     /// Resources used.
     pub usage: Usage,
-    /// What the cgroup adds, where there is one to be believed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cgroup: Option<CgroupUse>,
     /// What became of the processes.
     pub processes: Processes,
     /// Whether the jobs of this glue run under its filter of system calls; absent where a glue had none.

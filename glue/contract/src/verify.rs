@@ -120,7 +120,6 @@ mod tests {
             ended_at: "u".into(),
             wall_s: 1.25,
             usage: Usage::default(),
-            cgroup: None,
             processes: Processes::default(),
             seccomp: Some(true),
             warnings: Vec::new(),

@@ -1,17 +1,13 @@
-//! What the container's own cgroup has counted, read only where a real cgroup file system is mounted.
+//! Which cgroup a process is in, and which files are that cgroup's: read only where a real cgroup file system is
+//! mounted.
 #![forbid(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
-
-use nix::fcntl::OFlag;
+use std::os::fd::BorrowedFd;
 
 use crate::processes::Proc;
 use crate::sys;
-use crate::volume::read_whole;
 use latebind_contract::mounts::{self, Mount};
-use latebind_contract::record::CgroupUse;
-use nix::sys::stat::fstat;
 
 /// `CGROUP_SUPER_MAGIC` (version 1) and `CGROUP2_SUPER_MAGIC` of statfs(2).
 const MAGICS: [i64; 2] = [0x0027_e0eb, 0x6367_7270];
@@ -22,13 +18,6 @@ const TOP: &str = "/sys/fs/cgroup";
 /// The machine's own cgroup namespace (PROC_CGROUP_INIT_INO of `linux/proc_ns.h`): a process at its top is in no
 /// container's cgroup.
 const FIRST_NAMESPACE: &str = "cgroup:[4026531835]";
-
-/// Counters at one moment.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Counters {
-    cpu_s: Option<f64>,
-    oom_kills: Option<u64>,
-}
 
 /// What says which cgroup a process is in, and which cgroups are mounted where.
 #[derive(Debug, Default)]
@@ -74,39 +63,6 @@ pub fn path_of<'a>(cgroups: &'a str, controller: &str) -> Option<&'a str> {
     })
 }
 
-/// Reads the counters; what is not there, not the kernel's, or of another cgroup than the own one is left out.
-pub fn read(whereabouts: &Whereabouts) -> Counters {
-    let text = |path: &str| text(whereabouts, path);
-    let cpu_v2 = || number_after(&text("/sys/fs/cgroup/cpu.stat")?, "usage_usec").map(|us| us as f64 / 1e6);
-    let cpu_v1 = || whole(&text("/sys/fs/cgroup/cpuacct/cpuacct.usage")?).map(|ns| ns as f64 / 1e9);
-    let oom_v2 = || number_after(&text("/sys/fs/cgroup/memory.events")?, "oom_kill");
-    let oom_v1 = || number_after(&text("/sys/fs/cgroup/memory/memory.oom_control")?, "oom_kill");
-    Counters { cpu_s: cpu_v2().or_else(cpu_v1), oom_kills: oom_v2().or_else(oom_v1) }
-}
-
-impl Counters {
-    /// What came since `before`; `None` where nothing is known at all.
-    pub fn since(&self, before: &Self) -> Option<CgroupUse> {
-        let known = self.cpu_s.is_some() || self.oom_kills.is_some();
-        known.then(|| CgroupUse {
-            cpu_s: self.cpu_s.zip(before.cpu_s).map(|(now, then)| (now - then).max(0.0)),
-            oom_kills: self.oom_kills.zip(before.oom_kills).map(|(now, then)| now.saturating_sub(then)),
-        })
-    }
-}
-
-fn text(whereabouts: &Whereabouts, path: &str) -> Option<String> {
-    let controller =
-        path.strip_prefix(TOP)?.strip_prefix('/')?.split_once('/').map_or("", |(controller, _)| controller);
-    let path = std::ffi::CString::new(path).ok()?;
-    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-    let fd = sys::openat(nix::fcntl::AT_FDCWD, &path, flags.bits(), 0).ok()?;
-    if !is_cgroup(fd.as_fd()) || !whereabouts.owns(fstat(&fd).ok()?.st_dev, controller) {
-        return None;
-    }
-    String::from_utf8(read_whole(fd.as_fd(), 16_384).ok()?).ok()
-}
-
 /// Whether a file is of a cgroup file system, and so the kernel's word.
 pub fn is_cgroup(file: BorrowedFd<'_>) -> bool {
     sys::file_system_type(file).is_ok_and(|magic| MAGICS.contains(&magic))
@@ -124,6 +80,8 @@ pub fn number_after(text: &str, name: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use super::*;
 
     #[test]
@@ -134,12 +92,10 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_not_the_kernels_is_not_read() {
+    fn a_file_that_is_not_the_kernels_is_not_believed() {
         let scratch = tempfile::tempdir().unwrap();
         let path = scratch.path().join("memory.events");
         std::fs::write(&path, "oom_kill 1\n").unwrap();
-        let here = Proc::open().map(|proc| Whereabouts::of(&proc, std::process::id() as i32)).unwrap_or_default();
-        assert_eq!(text(&here, &path.display().to_string()), None);
         assert!(!is_cgroup(std::fs::File::open(&path).unwrap().as_fd()));
     }
 
@@ -165,14 +121,5 @@ mod tests {
         let twice = format!("{mounts}35 31 0:29 / /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory\n");
         assert!(!of(&twice, cgroups, false).owns(device(29), "memory"), "two mounts, one of them of the machine");
         assert!(!Whereabouts::default().owns(device(31), ""));
-    }
-
-    #[test]
-    fn differences_never_go_below_zero() {
-        let before = Counters { cpu_s: Some(2.0), oom_kills: Some(4) };
-        let after = Counters { cpu_s: Some(1.0), oom_kills: Some(5) };
-        let used = after.since(&before);
-        assert_eq!(used.map(|u| (u.cpu_s, u.oom_kills)), Some((Some(0.0), Some(1))));
-        assert_eq!(Counters::default().since(&before), None);
     }
 }

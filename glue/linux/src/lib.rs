@@ -2,6 +2,7 @@
 //!
 //! All unsafe code is in [`sys`]; every other module forbids it.
 
+#[cfg(feature = "watcher")]
 pub mod cgroup;
 pub mod error;
 pub mod filter;

@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 use latebind_contract::encoding::{Bytes32, Key, base64url, from_base64url, sha256_hex};
 use latebind_contract::record::{
-    CgroupUse, Failure, GlueIdentity, Outcome, Processes, Record, Stage, Usage, Used, sign,
+    Failure, GlueIdentity, Outcome, Processes, Record, Stage, Usage, Used, sign,
 };
 use latebind_contract::verify::{Expected, Refusal, verify};
 
@@ -134,10 +134,6 @@ fn record_of(input: &mut Input<'_>) -> Record {
         ended_at: text(input),
         wall_s: seconds(input),
         usage: Usage { main: used(input), tree: used(input) },
-        cgroup: (given & 32 != 0).then(|| CgroupUse {
-            cpu_s: (given & 64 != 0).then(|| seconds(input)),
-            oom_kills: (given & 128 != 0).then(|| number(input)),
-        }),
         processes: Processes { reaped: number(input), left_over_killed: number(input), unkilled: number(input) },
         seccomp: [None, Some(true), Some(false)][usize::from(given % 3)],
         warnings: (0..input.below(4)).map(|_| text(input)).collect(),

@@ -3,10 +3,16 @@
 //! The pilot container has a cgroup of its own. That of the payload container is looked at through glue's root
 //! directory, while glue can be looked into, which is before it has claimed a job; the files stay open. The image
 //! decides what lies at that path, so nothing is believed but a real cgroup file system, and no link is followed.
+//! Once its job is over and the key is wiped, glue can be looked into again: so a watcher that was started meanwhile
+//! still reads the counters, and compares them with those that the one before it has kept.
 
 use std::fs::File;
-use std::io::{self, Read, Seek};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
 
 use latebind_linux::cgroup::{Whereabouts, is_cgroup, number_after, whole};
 use latebind_linux::processes::Proc;
@@ -16,13 +22,60 @@ use nix::fcntl::OFlag;
 /// Limits above this are none: version 1 says so with a number of pages near 2^63.
 const NO_LIMIT: u64 = 1 << 60;
 
+/// What a container's cgroup has counted: since it was made, or in a report since the job was handed over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Counted {
+    /// CPU time, seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_s: Option<f64>,
+    /// Processes that the kernel killed for memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oom_kills: Option<u64>,
+}
+
+impl Counted {
+    /// What came since `before`; `None` where nothing is known at all.
+    pub fn since(&self, before: &Self) -> Option<Self> {
+        let came = Self {
+            cpu_s: self.cpu_s.zip(before.cpu_s).map(|(now, then)| (now - then).max(0.0)),
+            oom_kills: self.oom_kills.zip(before.oom_kills).map(|(now, then)| now.saturating_sub(then)),
+        };
+        (came != Self::default()).then_some(came)
+    }
+}
+
+/// Open files of a container's counters.
+#[derive(Debug)]
+pub struct Counters {
+    cpu: Option<(File, CpuForm)>,
+    oom: Option<File>,
+}
+
+impl Counters {
+    /// What they say now.
+    pub fn now(&self) -> Counted {
+        let oom_kills = self.oom.as_ref().and_then(|file| number_after(&text(file)?, "oom_kill"));
+        Counted { cpu_s: self.cpu_s(), oom_kills }
+    }
+
+    fn cpu_s(&self) -> Option<f64> {
+        let (file, form) = self.cpu.as_ref()?;
+        let text = text(file)?;
+        match form {
+            CpuForm::Two => number_after(&text, "usage_usec").map(|us| us as f64 / 1e6),
+            CpuForm::One => whole(&text).map(|ns| ns as f64 / 1e9),
+        }
+    }
+}
+
 /// Open files of a container's cgroup.
 #[derive(Debug)]
 pub struct Group {
     /// The container's memory limit, bytes.
     pub memory_limit: Option<u64>,
+    /// What it counts.
+    pub counters: Arc<Counters>,
     memory: Option<(File, File)>,
-    cpu: Option<(File, CpuForm)>,
     cpu_before: f64,
 }
 
@@ -62,16 +115,20 @@ impl Group {
             .or_else(|| one("memory", "usage_in_bytes").zip(open("memory", "sys/fs/cgroup/memory/memory.stat")));
         let cpu =
             two("cpu.stat").map(|file| (file, CpuForm::Two)).or_else(|| Some((one("cpuacct", "usage")?, CpuForm::One)));
-        let mut group = Self { memory_limit: None, memory, cpu, cpu_before: 0.0 };
-        group.memory_limit = limit.and_then(|mut f| whole(&text(&mut f)?)).filter(|n| *n < NO_LIMIT);
-        group.cpu_before = group.cpu_total().unwrap_or(0.0);
-        (group.memory.is_some() || group.cpu.is_some()).then_some(group)
+        let oom = two("memory.events").or_else(|| one("memory", "oom_control"));
+        if memory.is_none() && cpu.is_none() && oom.is_none() {
+            return None;
+        }
+        let memory_limit = limit.and_then(|file| whole(&text(&file)?)).filter(|n| *n < NO_LIMIT);
+        let counters = Counters { cpu, oom };
+        let cpu_before = counters.cpu_s().unwrap_or(0.0);
+        Some(Self { memory_limit, counters: Arc::new(counters), memory, cpu_before })
     }
 
     /// Bytes in use now, without the files, and what it knows of files, that the kernel would drop before it ends a
     /// process.
-    pub fn memory_now(&mut self) -> Option<u64> {
-        let (current, stat) = self.memory.as_mut()?;
+    pub fn memory_now(&self) -> Option<u64> {
+        let (current, stat) = self.memory.as_ref()?;
         let current = whole(&text(current)?)?;
         let stat = text(stat)?;
         let files: u64 = ["active_file", "inactive_file", "slab_reclaimable"]
@@ -82,17 +139,8 @@ impl Group {
     }
 
     /// CPU time since this was opened, seconds.
-    pub fn cpu_s(&mut self) -> Option<f64> {
-        Some((self.cpu_total()? - self.cpu_before).max(0.0))
-    }
-
-    fn cpu_total(&mut self) -> Option<f64> {
-        let (file, form) = self.cpu.as_mut()?;
-        let text = text(file)?;
-        match form {
-            CpuForm::Two => number_after(&text, "usage_usec").map(|us| us as f64 / 1e6),
-            CpuForm::One => whole(&text).map(|ns| ns as f64 / 1e9),
-        }
+    pub fn cpu_s(&self) -> Option<f64> {
+        Some((self.counters.cpu_s()? - self.cpu_before).max(0.0))
     }
 }
 
@@ -108,11 +156,13 @@ fn find(root: &File, path: &str) -> io::Result<OwnedFd> {
     Ok(at)
 }
 
-fn text(file: &mut File) -> Option<String> {
-    let mut text = String::new();
-    file.rewind().ok()?;
-    file.take(16_384).read_to_string(&mut text).ok()?;
-    Some(text)
+/// A file of the kernel's from its beginning, so far as this has use for it. Its position is left alone: two threads
+/// share it.
+fn text(file: &File) -> Option<String> {
+    let mut bytes = vec![0; 16_384];
+    let read = file.read_at(&mut bytes, 0).ok()?;
+    bytes.truncate(read);
+    String::from_utf8(bytes).ok()
 }
 
 #[cfg(test)]
@@ -121,7 +171,7 @@ mod tests {
 
     #[test]
     fn the_own_group_can_be_read_again_and_again() {
-        let mut group = Group::open_where(std::process::id() as i32, |_, _| true)
+        let group = Group::open_where(std::process::id() as i32, |_, _| true)
             .expect("this machine has no cgroup file system at /sys/fs/cgroup, without which nothing is tested here");
         // The top of version 2 counts CPU time and no memory; every other group counts both.
         let counts_memory = ["memory.current", "memory/memory.usage_in_bytes"]
@@ -130,7 +180,17 @@ mod tests {
         for _ in 0..2 {
             assert_eq!(group.memory_now().is_some_and(|used| used > 0), counts_memory);
             assert!(group.cpu_s().is_some_and(|s| s >= 0.0), "no cpu.stat and no cpuacct.usage at /sys/fs/cgroup");
+            assert_eq!(group.counters.now().oom_kills.is_some(), counts_memory);
         }
+    }
+
+    #[test]
+    fn differences_never_go_below_zero() {
+        let before = Counted { cpu_s: Some(2.0), oom_kills: Some(4) };
+        let after = Counted { cpu_s: Some(1.0), oom_kills: Some(5) };
+        assert_eq!(after.since(&before), Some(Counted { cpu_s: Some(0.0), oom_kills: Some(1) }));
+        assert_eq!(Counted::default().since(&before), None);
+        assert_eq!(after.since(&Counted::default()), None);
     }
 
     #[test]

@@ -16,11 +16,12 @@ use crate::bind::{Class, ContainerState, Failure, Reason};
 /// SIGKILL, the signal with which the kernel ends a process for memory.
 const SIGKILL: i32 = 9;
 
-/// Class, reason and message of a verified record. `failed` is what its error says in words, `cancelled` why the
-/// watcher itself ended the job, if it did, `limit` the limit for which it did, `asked` the limits that job and pilot
-/// have named.
+/// Class, reason and message of a verified record. `oom_kills` is how many processes of the container the kernel killed
+/// for memory while the job was there, `failed` what the record's error says in words, `cancelled` why the watcher itself
+/// ended the job, if it did, `limit` the limit for which it did, `asked` the limits that job and pilot have named.
 pub fn of_record(
     record: &Record,
+    oom_kills: u64,
     failed: Option<&str>,
     cancelled: Option<&str>,
     limit: Option<&Crossed>,
@@ -51,7 +52,7 @@ pub fn of_record(
         Outcome::NotStarted => of_failure(record.error.as_ref(), failed.unwrap_or_default()),
         Outcome::Signaled => {
             let signal = record.signal.unwrap_or(0);
-            if signal == SIGKILL && record.cgroup.and_then(|c| c.oom_kills).unwrap_or(0) > 0 {
+            if signal == SIGKILL && oom_kills > 0 {
                 return (Class::Hold, Reason::OutOfMemory, out_of_memory());
             }
             (Class::Final, Reason::Signaled, format!("the job was ended by signal {signal}"))

@@ -198,6 +198,9 @@ pub struct Report {
     /// What it used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<usage::Summary>,
+    /// What its container's cgroup has counted, where it can be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<cgroup::Counted>,
     /// What it was allowed to use.
     #[serde(default)]
     pub limits: limits::Limits,
@@ -250,6 +253,7 @@ impl Report {
             missing_left_out: 0,
             finished_at: String::new(),
             usage: None,
+            cgroup: None,
             limits: limits::Limits::default(),
             limit: None,
             phases: Vec::new(),
@@ -283,6 +287,9 @@ pub struct State {
     /// The memory limit of its container, which a restarted watcher cannot read any more.
     #[serde(default)]
     pub memory_size: Option<u64>,
+    /// What its container's cgroup had counted before it was handed over.
+    #[serde(default)]
+    pub counted_before: Option<cgroup::Counted>,
     /// The record as it was read, once it is verified.
     pub record_jws: Option<String>,
     /// Whether a client asked for its end.
@@ -306,6 +313,7 @@ impl State {
             secrets: None,
             notified_at: None,
             memory_size: None,
+            counted_before: None,
             record_jws: None,
             cancelled: None,
             report,

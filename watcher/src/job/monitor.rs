@@ -245,7 +245,7 @@ impl Sampler {
         }
         self.all_stopped = stopped > 0 && stopped == usage.processes;
         usage.cpu_s = self.cpu(alive).max(self.last.cpu_s);
-        usage.container_memory = self.group.as_mut().and_then(Group::memory_now);
+        usage.container_memory = self.group.as_ref().and_then(Group::memory_now);
         let began = Instant::now();
         if began >= self.disk_at {
             usage.disk = self.disk.used().unwrap_or(None).or(usage.disk);
@@ -275,7 +275,7 @@ impl Sampler {
 
     /// Only the container's count of memory.
     pub fn glance(&mut self) -> Usage {
-        if let Some(group) = &mut self.group {
+        if let Some(group) = &self.group {
             self.last.container_memory = group.memory_now().or(self.last.container_memory);
         }
         self.last
@@ -326,7 +326,7 @@ impl Sampler {
         let seen = self.gone + self.known.values().map(|k| k.ticks).sum::<u64>();
         let reaped = stat_of(self.glue).map(|s| reaped(&s)).zip(self.reaped_before);
         let waited = alive + reaped.map_or(0, |(now, before)| now.saturating_sub(before));
-        let counted = self.group.as_mut().and_then(Group::cpu_s).unwrap_or(0.0);
+        let counted = self.group.as_ref().and_then(Group::cpu_s).unwrap_or(0.0);
         (seen.max(waited) as f64 / self.ticks_per_second).max(counted)
     }
 

@@ -1,6 +1,9 @@
 //! What a payload uses: at one moment, at most so far, and over time.
 
+use latebind_contract::record::Record;
 use serde::{Deserialize, Serialize};
+
+use super::cgroup::Counted;
 
 /// Most rows that a series keeps; when there are more, two become one.
 const ROWS_MAX: usize = 120;
@@ -150,10 +153,11 @@ impl Summary {
         self.series.add(at, usage);
     }
 
-    /// Takes over what glue has counted: it knows processes that were too short-lived to be seen here.
-    pub fn add_record(&mut self, record: &latebind_contract::record::Record) {
+    /// Takes over what glue and the container's cgroup have counted: they know processes that were too short-lived to
+    /// be seen here.
+    pub fn add_counted(&mut self, record: &Record, cgroup: Option<Counted>) {
         let tree = record.usage.tree;
-        let counted = record.cgroup.and_then(|c| c.cpu_s).unwrap_or(0.0);
+        let counted = cgroup.and_then(|c| c.cpu_s).unwrap_or(0.0);
         self.peak.cpu_s = self.peak.cpu_s.max(tree.user_s + tree.system_s).max(counted);
         self.peak.rss = self.peak.rss.max(tree.max_rss_kib << 10);
         let bytes = |blocks: u64| (blocks > 0).then_some(blocks << 9);

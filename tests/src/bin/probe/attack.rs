@@ -186,7 +186,6 @@ fn forged_record(key: &Key, taken: Option<(&Order, &[u8])>) -> Option<String> {
         ended_at: moment,
         wall_s: 0.2,
         usage: Usage { main: nothing, tree: nothing },
-        cgroup: None,
         processes: Processes { reaped: 1, left_over_killed: 0, unkilled: 0 },
         seccomp: Some(true),
         warnings: Vec::new(),

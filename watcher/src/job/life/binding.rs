@@ -304,6 +304,8 @@ impl Life<'_> {
         self.state.secrets = Some(prepared.secrets);
         self.group = Group::open(self.bound()?.pid);
         self.state.memory_size = self.group.as_ref().and_then(|g| g.memory_limit);
+        self.counters = self.group.as_ref().map(|g| g.counters.clone());
+        self.state.counted_before = self.counters.as_ref().map(|counters| counters.now());
         self.save()?; // before the file is put: from here on a restarted watcher can prove its record
         slot.ctl.remove(layout::RECORD).map_err(|e| Failure::retry(Reason::VolumeFull, e.to_string()))?;
         let relay = Relay::start(slot, routes, owner, &self.output());

@@ -20,7 +20,7 @@ use crate::clean;
 use crate::job::attach::Attach;
 use crate::job::binds;
 use crate::job::bounds::CopyBounds;
-use crate::job::cgroup::Group;
+use crate::job::cgroup::{Counters, Group};
 use crate::job::control::Control;
 use crate::job::download::Web;
 use crate::job::limits::{Bytes, Limits};
@@ -136,6 +136,7 @@ pub fn live(
         held,
         needs_placeholder: false,
         group: None,
+        counters: None,
     };
     life.resumed = !matches!(life.state.phase, Phase::Queued | Phase::Staging);
     let request = &mut life.state.request;
@@ -180,6 +181,8 @@ struct Life<'a> {
     needs_placeholder: bool,
     /// What the container counts; opened while glue can be looked into.
     group: Option<Group>,
+    /// Of that, the counters, which are read once more when the job is over.
+    counters: Option<Arc<Counters>>,
 }
 
 fn not_kept(what: &str, e: &std::io::Error) -> Failure {

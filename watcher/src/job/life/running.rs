@@ -13,6 +13,7 @@ use nix::sys::signal::Signal;
 
 use crate::bind::{Failure, Reason, proof};
 use crate::job::attach::Attach;
+use crate::job::cgroup::{Counted, Group};
 use crate::job::control::ends;
 use crate::job::limits::{Crossed, Which};
 use crate::job::monitor::{self, Watched};
@@ -199,7 +200,7 @@ impl Life<'_> {
     fn take_usage(&mut self) {
         let Some(mut summary) = self.context.control.board.summary() else { return };
         if let Some(record) = &self.state.report.record {
-            summary.add_record(record);
+            summary.add_counted(record, self.state.report.cgroup);
         }
         self.state.report.usage = Some(summary);
     }
@@ -273,6 +274,7 @@ impl Life<'_> {
         else {
             return Ok(false);
         };
+        self.state.report.cgroup = self.counted();
         let Some(secrets) = &self.state.secrets else { return Err(refused(Refusal::BadSignature)) };
         let report = &mut self.state.report;
         match keys::check(Some(&bytes), secrets) {
@@ -288,8 +290,9 @@ impl Life<'_> {
                 }
                 let asked = self.state.request.limits.within(&self.context.settings.limits);
                 let cancelled = self.state.cancelled.as_deref();
+                let oom_kills = report.cgroup.and_then(|counted| counted.oom_kills).unwrap_or(0);
                 let (class, reason, message) =
-                    class::of_record(&record, failed.as_deref(), cancelled, report.limit.as_ref(), &asked);
+                    class::of_record(&record, oom_kills, failed.as_deref(), cancelled, report.limit.as_ref(), &asked);
                 (report.class, report.reason, report.message) = (class, reason, message);
                 let started = record.started_at.as_deref().and_then(seconds_of);
                 report.start_latency_ms =
@@ -304,6 +307,22 @@ impl Life<'_> {
                 Err(refused(refusal))
             }
         }
+    }
+
+    /// What the container's cgroup has counted since the job was handed over.
+    fn counted(&self) -> Option<Counted> {
+        let before = self.state.counted_before?;
+        let now = match &self.counters {
+            Some(counters) => counters.now(),
+            // An earlier watcher had the files open.
+            None => {
+                let now = Group::open(self.state.bound.as_ref()?.pid)?.counters.now();
+                // Which process that was is known only while it lives.
+                self.glue.as_ref().filter(|glue| !proof::has_ended(glue))?;
+                now
+            }
+        };
+        now.since(&before)
     }
 
     /// What is to be said when glue is gone and there is no record.
