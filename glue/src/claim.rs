@@ -72,7 +72,7 @@ fn separate(bytes: &mut [u8]) -> Result<(Order, Vec<u8>, Key), Invalid> {
     let parsed = order::parse(bytes).map(|(order, command)| (order, command.to_vec()));
     bytes.zeroize();
     let (mut order, command) = parsed?;
-    let key = std::mem::replace(&mut order.key, Key::none());
+    let key = std::mem::take(&mut order.key);
     Ok((order, command, key))
 }
 

@@ -6,14 +6,13 @@ use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::AsFd;
 
-use nix::fcntl::{AT_FDCWD, OFlag};
+use nix::fcntl::{AT_FDCWD, OFlag, openat};
 use nix::libc;
-use nix::sys::stat::{SFlag, lstat, stat};
+use nix::sys::stat::{Mode, SFlag, lstat, stat};
 
 use latebind_contract::exec_reason::{OWN_MACHINE, Reason, SHEBANG_MAX, STRING_MAX};
 use latebind_contract::record::NUMBERS;
 use latebind_contract::report::{Report, What, number};
-use latebind_linux::sys;
 use latebind_linux::volume::is;
 
 /// How much of a file is looked at.
@@ -75,7 +74,7 @@ fn of_file(file: &CStr, errno: i32) -> (Reason, [u32; 3]) {
     }
     let mut bytes = [0; LOOK_AT];
     let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-    let read = sys::openat(AT_FDCWD, file, flags.bits(), 0).map(|fd| read_start(fd.as_fd(), &mut bytes));
+    let read = openat(AT_FDCWD, file, flags, Mode::empty()).map(|fd| read_start(fd.as_fd(), &mut bytes));
     if denied {
         let reason = if read.is_ok() { Reason::DeniedReadable } else { Reason::Denied };
         return (reason, [mode, stat.st_uid, stat.st_gid]);

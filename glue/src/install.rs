@@ -15,7 +15,7 @@ use nix::unistd::{Gid, Uid, fchown};
 use latebind_contract::layout;
 use latebind_linux::error::{error, refused};
 use latebind_linux::sys;
-use latebind_linux::volume::{Dir, read_whole};
+use latebind_linux::volume::{Dir, open_at, read_whole};
 
 /// One slot as it is to be set up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,8 +46,7 @@ fn install_binary() -> io::Result<()> {
     take_over(&bin, 0o755)?;
     let temporary = format!("{}{}", layout::GLUE_NAME, layout::TEMPORARY_SUFFIX);
     bin.remove(&temporary)?;
-    let flags = (OFlag::O_RDONLY | OFlag::O_CLOEXEC).bits();
-    let program = sys::openat(nix::fcntl::AT_FDCWD, c"/proc/self/exe", flags, 0)
+    let program = open_at(nix::fcntl::AT_FDCWD, "/proc/self/exe", OFlag::O_RDONLY)
         .and_then(|from| read_whole(from.as_fd(), usize::MAX))
         .map_err(|e| error(format_args!("/proc/self/exe cannot be read"), &e))?;
     let to = bin.open_beneath(&temporary, OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL, 0o500)?;

@@ -16,6 +16,7 @@ use nix::fcntl::OFlag;
 use latebind_contract::encoding::ascii;
 use latebind_contract::time;
 use latebind_linux::sys;
+use latebind_linux::volume::open_at;
 
 /// Longest text of a line, in characters.
 const LINE_MAX: usize = 4096;
@@ -28,13 +29,12 @@ static SLOT: AtomicU32 = AtomicU32::new(u32::MAX);
 /// Opens standard error a second time, non-blocking: the flag belongs to the open file, so the one that others share
 /// stays as it is. Where that cannot be done (a socket), lines go to the shared one.
 pub fn open_non_blocking() {
-    let path = c"/proc/self/fd/2";
-    let flags = OFlag::O_WRONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_APPEND;
-    if let Ok(fd) = sys::openat(nix::fcntl::AT_FDCWD, path, flags.bits(), 0) {
-        // Above the numbers that stage two gets its descriptors on.
-        if let Ok(high) = sys::duplicate_above(fd.as_fd(), 100) {
-            FD.store(high.into_raw_fd(), Ordering::Relaxed);
-        }
+    let flags = OFlag::O_WRONLY | OFlag::O_NONBLOCK | OFlag::O_APPEND;
+    // Above the numbers that stage two gets its descriptors on.
+    if let Ok(fd) = open_at(nix::fcntl::AT_FDCWD, "/proc/self/fd/2", flags)
+        && let Ok(high) = sys::duplicate_above(fd.as_fd(), 100)
+    {
+        FD.store(high.into_raw_fd(), Ordering::Relaxed);
     }
 }
 

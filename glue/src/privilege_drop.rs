@@ -75,7 +75,7 @@ fn drop_privileges(p: &Prepared<'_>) -> Result<(), (What, io::Error)> {
     sys::clear_ambient().map_err(at(What::Bounding))?;
     sys::limit_bounding_set(0).map_err(at(What::Bounding))?; // needs SETPCAP
     sys::set_uids(p.uid, p.uid, p.uid).map_err(at(What::Uid))?; // needs SETUID; takes permitted and effective away
-    let none = Capabilities { effective: 0, permitted: 0, inheritable: 0 };
+    let none = Capabilities::default();
     sys::set_capabilities(none).map_err(at(What::Capabilities))?;
     prctl::set_no_new_privs().map_err(|e| (What::NoNewPrivs, e.into()))?;
 

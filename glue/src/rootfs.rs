@@ -19,13 +19,13 @@ use latebind_contract::layout;
 use latebind_contract::order::Order;
 use latebind_linux::error::{errno_of, error, refused};
 use latebind_linux::sys;
-use latebind_linux::volume::{is, is_roots, open_beneath, read_whole};
+use latebind_linux::volume::{is, is_roots, open_at, open_beneath, read_whole};
 
 /// Longest account file that is read.
 const ACCOUNTS_MAX: usize = 1 << 20;
 
 fn root() -> io::Result<OwnedFd> {
-    sys::openat(nix::fcntl::AT_FDCWD, c"/", (OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC).bits(), 0)
+    open_at(nix::fcntl::AT_FDCWD, "/", OFlag::O_PATH | OFlag::O_DIRECTORY)
 }
 
 /// The directory that holds `path`, and the last component.
@@ -45,8 +45,7 @@ fn writing(parent: &OwnedFd, act: impl Fn() -> nix::Result<()>) -> io::Result<()
     if first != Err(Errno::EACCES) {
         return Ok(first?);
     }
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let open = sys::openat(parent.as_fd(), c".", flags.bits(), 0)?;
+    let open = open_at(parent.as_fd(), ".", OFlag::O_RDONLY | OFlag::O_DIRECTORY)?;
     let stat = fstat(&open)?;
     if !is_roots(&stat, 0o200) {
         return Ok(first?);

@@ -19,12 +19,12 @@ use crate::supervise::{self, Slot};
 use latebind_contract::encoding::hex;
 use latebind_contract::layout::{self, Ids};
 use latebind_contract::mounts;
-use latebind_contract::record::{GlueIdentity, Outcome, Processes, Record, Usage, sign};
+use latebind_contract::record::{GlueIdentity, Record, sign};
 use latebind_contract::status::{Phase, Refused, Status};
 use latebind_linux::error::{errno_of, error, refused};
 use latebind_linux::processes::Proc;
 use latebind_linux::sys::{self, Capabilities};
-use latebind_linux::volume::{Dir, is, is_roots};
+use latebind_linux::volume::{Dir, is, is_roots, open_at};
 
 /// Told to stop, and did; `--stop-code` puts another in its place.
 pub const STOPPED: i32 = 0;
@@ -102,8 +102,7 @@ impl Glue {
         remove_stale(&ctl)?;
 
         // Opened before anything can run here: what is executed later is what runs now.
-        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-        let program = sys::openat(proc.as_fd(), c"self/exe", flags.bits(), 0)?;
+        let program = open_at(proc.as_fd(), "self/exe", OFlag::O_RDONLY)?;
         // Out of the way of the numbers that stage two gets, since stage one still needs it then.
         let program = File::from(sys::duplicate_above(program.as_fd(), start::OUT_OF_THE_WAY)?);
         check_program(&program)?;
@@ -115,18 +114,13 @@ impl Glue {
         let version = env!("CARGO_PKG_VERSION");
         let status = Status {
             contract: vec![latebind_contract::VERSION],
-            phase: Phase::Ready,
             incarnation: hex(&random),
             pid,
             glue: version.into(),
             uid: ids.uid,
             gid: ids.gid,
             kill_uid,
-            job: None,
-            nonce: None,
-            main_pid: None,
-            refused: None,
-            log_lines_dropped: 0,
+            ..Status::default()
         };
         let identity = GlueIdentity { version: version.into(), sha256: String::new() };
         let cgroup = proc.cgroup(pid)?;
@@ -188,7 +182,16 @@ impl Glue {
         self.status.refused = None;
         put_status(&self.slot, &mut self.status)?;
         claim::take(&self.slot.ctl, claimed)?;
-        let mut record = self.record(claimed);
+        let mut record = Record {
+            version: latebind_contract::VERSION,
+            job: claimed.order.job.clone(),
+            nonce: claimed.order.nonce.clone(),
+            incarnation: self.status.incarnation.clone(),
+            startup_sha256: claimed.startup_sha256.clone(),
+            seccomp: Some(self.slot.filtered),
+            glue: self.identity.clone(),
+            ..Record::default()
+        };
         let (slot, status) = (&self.slot, &mut self.status);
         // The watcher, which would else wait for it in vain, learns from glue's end that it cannot be written.
         let stop = supervise::run(slot, &mut self.accounts, claimed, &mut record, &mut |main| {
@@ -209,30 +212,6 @@ impl Glue {
         status.main_pid = None;
         put_status(slot, status)?;
         Ok(if record.processes.unkilled > 0 { Some(UNKILLED) } else { stop.then_some(STOPPED) })
-    }
-
-    /// The record of a job that is claimed and not started.
-    fn record(&self, claimed: &Claimed) -> Record {
-        Record {
-            version: latebind_contract::VERSION,
-            job: claimed.order.job.clone(),
-            nonce: claimed.order.nonce.clone(),
-            incarnation: self.status.incarnation.clone(),
-            startup_sha256: claimed.startup_sha256.clone(),
-            outcome: Outcome::NotStarted,
-            exit_code: None,
-            signal: None,
-            core_dumped: false,
-            error: None,
-            started_at: None,
-            ended_at: String::new(),
-            wall_s: 0.0,
-            usage: Usage::default(),
-            processes: Processes::default(),
-            seccomp: Some(self.slot.filtered),
-            warnings: Vec::new(),
-            glue: self.identity.clone(),
-        }
     }
 }
 

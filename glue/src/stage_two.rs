@@ -26,7 +26,7 @@ use latebind_contract::order::Invalid;
 use latebind_contract::report::{Report, What, number};
 use latebind_linux::filter::FILTER;
 use latebind_linux::sys::{self, Fork};
-use latebind_linux::volume::{is, open_beneath, read_whole};
+use latebind_linux::volume::{is, open_at, open_beneath, read_whole};
 
 fn at(what: What) -> impl FnOnce(io::Error) -> Report {
     move |error| Report::of(what, &error)
@@ -166,7 +166,7 @@ fn other_kind() -> io::Error {
 
 fn open_null(n: RawFd) -> io::Result<OwnedFd> {
     let flags = if n == 0 { OFlag::O_RDONLY } else { OFlag::O_WRONLY };
-    let fd = sys::openat(nix::fcntl::AT_FDCWD, c"/dev/null", (flags | OFlag::O_CLOEXEC).bits(), 0)?;
+    let fd = open_at(nix::fcntl::AT_FDCWD, "/dev/null", flags)?;
     let stat = fstat(&fd)?;
     if !is(&stat, SFlag::S_IFCHR) || stat.st_rdev != makedev(1, 3) {
         return Err(other_kind());
@@ -177,8 +177,8 @@ fn open_null(n: RawFd) -> io::Result<OwnedFd> {
 /// The FIFO at `n` for reading and writing. Where the image's /proc does not lead there, the job keeps the end it has.
 fn open_both_ends(n: RawFd) -> io::Result<OwnedFd> {
     let given = sys::inherited(n);
-    let path = if n == 1 { c"/proc/self/fd/1" } else { c"/proc/self/fd/2" };
-    let both = sys::openat(nix::fcntl::AT_FDCWD, path, (OFlag::O_RDWR | OFlag::O_CLOEXEC).bits(), 0);
+    let path = if n == 1 { "/proc/self/fd/1" } else { "/proc/self/fd/2" };
+    let both = open_at(nix::fcntl::AT_FDCWD, path, OFlag::O_RDWR);
     let one = fstat(given)?;
     let is_same = |both: &OwnedFd| fstat(both).is_ok_and(|s| (s.st_dev, s.st_ino) == (one.st_dev, one.st_ino));
     match both.ok().filter(is_same) {

@@ -23,7 +23,7 @@ use latebind_contract::report::{Report, SIZE, What};
 use latebind_linux::error::{cut, errno_of, error, refused};
 use latebind_linux::processes::{Proc, Stat};
 use latebind_linux::sys::{self, CStrings, Fork};
-use latebind_linux::volume::{Dir, is, is_roots};
+use latebind_linux::volume::{Dir, is, is_roots, open_at};
 
 /// Descriptors that are to be handed on wait above this number, out of the way of those that stage two gets.
 pub const OUT_OF_THE_WAY: RawFd = 64;
@@ -48,8 +48,7 @@ pub fn begin(
     }
     let job = memory_file(&claimed.command).map_err(at("the job cannot be handed on", Stage::Startup))?;
     descriptors.push((job, JOB_FD));
-    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let data = sys::openat(data.as_fd(), c".", flags.bits(), 0).map_err(at("data/", Stage::Startup))?;
+    let data = open_at(data.as_fd(), ".", OFlag::O_PATH | OFlag::O_DIRECTORY).map_err(at("data/", Stage::Startup))?;
     descriptors.push((data, DATA_FD));
     for (file, n) in claimed.env_files.drain(..).zip(FIRST_ENV_FD..) {
         descriptors.push((file.into(), n));

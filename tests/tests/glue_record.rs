@@ -4,11 +4,11 @@
 
 use std::fs;
 
-use latebind_contract::encoding::{Key, base64url, from_base64url};
+use latebind_contract::encoding::{Key, base64url};
 use latebind_contract::layout;
 use latebind_contract::record::{Outcome, Record, sign};
 use latebind_contract::status::Phase;
-use latebind_contract::verify::Refusal;
+use latebind_contract::verify::{Refusal, from_base64url};
 use latebind_tests::job::{Submitted, random};
 use latebind_tests::slot::{Shape, Slot};
 use watcher::job::cgroup::Group;

@@ -10,11 +10,6 @@ pub fn base64url(bytes: &[u8]) -> String {
     Base64UrlUnpadded::encode_string(bytes)
 }
 
-/// The bytes of a base64url text without padding, or `None` where it is none.
-pub fn from_base64url(text: &str) -> Option<Vec<u8>> {
-    Base64UrlUnpadded::decode_vec(text).ok()
-}
-
 /// At most `most` characters of a text, those of ASCII that are shown as they are; `?` for the others.
 pub fn ascii(text: &str, most: usize) -> String {
     text.chars().take(most).map(|c| if (' '..='~').contains(&c) { c } else { '?' }).collect()
@@ -38,7 +33,7 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
 /// They are on the heap from the moment they are decoded and never leave it, so that moving the value copies a pointer
 /// only, and overwriting them, which dropping the value does, leaves no copy. They are read straight from the buffer
 /// they arrived in (an escaped text is refused).
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Bytes32(Box<[u8; 32]>);
 
 impl Bytes32 {
@@ -77,8 +72,8 @@ impl core::fmt::Debug for Bytes32 {
     }
 }
 
-/// The secret key of one start.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The secret key of one start. All zeroes, which is the default, is none.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Key(Bytes32);
 
@@ -86,11 +81,6 @@ impl Key {
     /// Takes over bytes that are on the heap already.
     pub const fn new(bytes: Box<[u8; 32]>) -> Self {
         Self(Bytes32(bytes))
-    }
-
-    /// A key that signs nothing, to be put where one was taken from.
-    pub fn none() -> Self {
-        Self(Bytes32::new([0; 32]))
     }
 
     /// The bytes.

@@ -54,14 +54,12 @@ fn unescaped(field: &str) -> String {
 pub fn parse(mountinfo: &str) -> Result<Vec<Mount>, String> {
     let mut mounts = Vec::new();
     for line in mountinfo.lines() {
-        let mut fields = line.split(' ').skip(2); // its ID and that of its parent
-        let (Some(device), Some(root), Some(point), Some(options)) =
-            (fields.next(), fields.next(), fields.next(), fields.next())
-        else {
+        let fields: Vec<&str> = line.split(' ').collect();
+        let [_id, _parent, device, root, point, options, ..] = fields.as_slice() else {
             return Err(format!("a line of mountinfo cannot be read: {line}"));
         };
         mounts.push(Mount {
-            device: device.to_owned(),
+            device: (*device).to_owned(),
             root: unescaped(root),
             point: unescaped(point),
             read_only: options.split(',').any(|option| option == "ro"),
@@ -72,38 +70,29 @@ pub fn parse(mountinfo: &str) -> Result<Vec<Mount>, String> {
 
 /// The mounts of slot `slot`, if at and below `/shared` there are exactly those, each once, `bin` read-only.
 pub fn check(mounts: &[Mount], slot: u32) -> Result<SlotMounts, String> {
-    let below = format!("{}/", layout::SHARED);
     let (bin, ctl, data) = (layout::BIN.to_owned(), layout::ctl(slot), layout::data(slot));
-    for mount in mounts.iter().filter(|m| m.point == layout::SHARED || m.point.starts_with(&below)) {
-        if ![&bin, &ctl, &data].contains(&&mount.point) {
-            return Err(format!(
-                "{} is mounted there from {} of device {}: nothing but {bin}, {ctl} and {data} may be mounted at or below {}. \
-                 An image that declares a VOLUME there cannot be used",
-                mount.point,
-                mount.root,
-                mount.device,
-                layout::SHARED
-            ));
-        }
+    let below = format!("{}/", layout::SHARED);
+    let mut shared = mounts.iter().filter(|m| m.point == layout::SHARED || m.point.starts_with(&below));
+    if let Some(Mount { device, root, point, .. }) = shared.find(|m| ![&bin, &ctl, &data].contains(&&m.point)) {
+        return Err(format!(
+            "{point} is mounted there from {root} of device {device}: nothing but {bin}, {ctl} and {data} may be mounted \
+             at or below {}. An image that declares a VOLUME there cannot be used",
+            layout::SHARED
+        ));
     }
-    let one = |point: &str| {
-        let mut found = mounts.iter().filter(|m| m.point == point);
-        match (found.next(), found.next()) {
-            (Some(mount), None) => Ok(mount.clone()),
-            (None, _) => {
-                Err(format!("{point} is not mounted: the pod has to mount it, or the image has a link in its path"))
+    let one = |point: &str, read_only: bool| {
+        let found: Vec<&Mount> = mounts.iter().filter(|m| m.point == point).collect();
+        match found.as_slice() {
+            [mount] if mount.read_only == read_only => Ok((*mount).clone()),
+            [_] if read_only => {
+                Err(format!("{point} is mounted writable: mount it read-only in the payload container"))
             }
-            (Some(_), Some(_)) => Err(format!("{point} is mounted twice, one on top of the other")),
+            [_] => Err(format!("{point} is mounted read-only: it has to be writable")),
+            [] => Err(format!("{point} is not mounted: the pod has to mount it, or the image has a link in its path")),
+            _ => Err(format!("{point} is mounted twice, one on top of the other")),
         }
     };
-    let mounts = SlotMounts { bin: one(&bin)?, ctl: one(&ctl)?, data: one(&data)? };
-    if !mounts.bin.read_only {
-        return Err(format!("{bin} is mounted writable: mount it read-only in the payload container"));
-    }
-    if mounts.ctl.read_only || mounts.data.read_only {
-        return Err(format!("{ctl} or {data} is mounted read-only: both have to be writable"));
-    }
-    Ok(mounts)
+    Ok(SlotMounts { bin: one(&bin, true)?, ctl: one(&ctl, false)?, data: one(&data, false)? })
 }
 
 #[cfg(test)]

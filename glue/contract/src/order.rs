@@ -2,6 +2,7 @@
 //!
 //! The second line is the [job's part](super::command): bytes that root hashes and hands to stage two, unread.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -116,39 +117,31 @@ impl core::fmt::Display for Invalid {
 
 #[cold]
 #[inline(never)]
-pub(crate) fn invalid(field: &'static str, message: &str) -> Result<(), Invalid> {
+pub(crate) fn invalid<T>(field: &'static str, message: &str) -> Result<T, Invalid> {
     Err(Invalid { field, message: message.to_owned() })
 }
 
 /// Reads the first line of a startup file, and finds the second. The message names line and column, never the text
 /// around them: that could be the key. Of a value of another type it has the beginning.
 pub fn parse(file: &[u8]) -> Result<(Order, &[u8]), Invalid> {
-    let refused = |message| Err(Invalid { field: layout::STARTUP, message });
     let mut lines = file.splitn(2, |byte| *byte == b'\n');
     let (Some(first), Some(command)) = (lines.next(), lines.next()) else {
-        return refused(String::from("has no second line, which is the job's part"));
+        return invalid(layout::STARTUP, "has no second line, which is the job's part");
     };
     if !first.starts_with(b"{") {
-        return refused(String::from("its first line is not a JSON object"));
+        return invalid(layout::STARTUP, "its first line is not a JSON object");
     }
-    let order: Order = match serde_json::from_slice(first) {
-        Ok(order) => order,
-        Err(e) => {
-            let text = e.to_string();
-            let why = text.rsplit_once(" at line ").map_or(text.as_str(), |(why, _)| why);
-            return refused(format!(
-                "not an order of version {}: column {}: {}",
-                super::VERSION,
-                e.column(),
-                ascii(why, WHY_MAX)
-            ));
+    match serde_json::from_slice::<Order>(first) {
+        Ok(order) if order.version == super::VERSION => Ok((order, command)),
+        Ok(Order { version, .. }) => {
+            invalid("version", &format!("is {version}; this glue understands {}", super::VERSION))
         }
-    };
-    if order.version != super::VERSION {
-        let message = format!("is {}; this glue understands {}", order.version, super::VERSION);
-        return Err(Invalid { field: "version", message });
+        Err(e) => {
+            let (text, column) = (e.to_string(), e.column());
+            let why = ascii(text.rsplit_once(" at line ").map_or(&text, |(why, _)| why), WHY_MAX);
+            invalid(layout::STARTUP, &format!("not an order of version {}: column {column}: {why}", super::VERSION))
+        }
     }
-    Ok((order, command))
 }
 
 /// Whether `name` is 1 to 128 printable ASCII characters, as a job's name has to be.
@@ -159,76 +152,53 @@ pub fn is_job_name(name: &str) -> bool {
 impl Order {
     /// Checks everything that needs only the order, the slot's numbers and the running incarnation.
     pub fn check(&self, ids: Ids, incarnation: &str) -> Result<(), Invalid> {
-        self.check_identity(ids, incarnation)?;
-        self.check_files()?;
-        check_times(self.timeout_s, self.grace_s, self.kill_s)
+        let can_be_payloads = |id: u32| ![0, u32::MAX, ids.kill_uid].contains(&id);
+        let groups = self.groups.len() <= 64 && self.groups.iter().all(|id| can_be_payloads(*id));
+        let names = self.env_files.len() <= layout::ENV_FILES_MAX && self.env_files.iter().all(|n| is_env_file(n));
+        let paths: BTreeSet<&str> = self.links.iter().map(|(path, _)| path.as_str()).collect();
+        let target = |target: &str| !target.is_empty() && target.len() < 4096 && !target.contains('\0');
+        // Whether it holds, the field, and what it has to be. The first that does not hold is the answer.
+        let demands = [
+            (is_job_name(&self.job), "job", "must be 1 to 128 printable ASCII characters"),
+            (self.incarnation == incarnation, "incarnation", "is not this glue's: read status.json again"),
+            (
+                can_be_payloads(self.uid) && self.uid == ids.uid,
+                "uid",
+                "must be the slot's: the owner of work/, not root",
+            ),
+            (
+                can_be_payloads(self.gid) && self.gid == ids.gid,
+                "gid",
+                "must be the slot's: the group of work/, not root",
+            ),
+            (groups, "groups", "must be at most 64, without 0, 4294967295 and the slot's kill UID"),
+            (names, "env_files", "must be at most 16 names \"env.*\" without a slash, none of them ending in \".tmp\""),
+            (is_account(&self.account), "account", "must be 1 to 32 of a-z A-Z 0-9 . _ -, not beginning with - or ."),
+            (self.home.as_deref().is_none_or(is_home), "home", "must be an absolute path without ':' and controls"),
+            (paths.len() == self.links.len(), "links", "a path appears twice"),
+            (
+                paths.iter().all(|path| is_link(path)),
+                "links",
+                "a path is not absolute, has . or .., or is below /shared",
+            ),
+            (self.links.iter().all(|(_, to)| target(to)), "links", "a target is empty, too long, or has a NUL byte"),
+        ];
+        match demands.iter().find(|(holds, ..)| !holds) {
+            Some((_, field, message)) => invalid(field, message),
+            None => check_times(self.timeout_s, self.grace_s, self.kill_s),
+        }
     }
+}
 
-    fn check_identity(&self, ids: Ids, incarnation: &str) -> Result<(), Invalid> {
-        if !is_job_name(&self.job) {
-            return invalid("job", "must be 1 to 128 printable ASCII characters");
-        }
-        if self.incarnation != incarnation {
-            return invalid("incarnation", "is meant for another glue than this one: read status.json again");
-        }
-        for (field, has, owner, what) in [("uid", self.uid, ids.uid, "owner"), ("gid", self.gid, ids.gid, "group")] {
-            if has == 0 || has == u32::MAX {
-                return invalid(field, &format!("is {has}, which is or stays root"));
-            }
-            if has == ids.kill_uid {
-                return invalid(field, &format!("is {has}, the slot's kill UID, which no payload may have"));
-            }
-            if has != owner {
-                return invalid(field, &format!("is {has}, but the {what} of work/ is {owner}"));
-            }
-        }
-        if self.groups.len() > 64 {
-            return invalid("groups", "has more than 64 entries");
-        }
-        if self.groups.iter().any(|g| *g == 0 || *g == u32::MAX || *g == ids.kill_uid) {
-            return invalid("groups", "has 0, 4294967295 or the slot's kill UID, which no payload may have");
-        }
-        Ok(())
-    }
+/// Whether `name` can be an environment file's in `ctl/`.
+fn is_env_file(name: &str) -> bool {
+    layout::is_component(name) && name.starts_with(layout::ENV_PREFIX) && !name.ends_with(layout::TEMPORARY_SUFFIX)
+}
 
-    fn check_files(&self) -> Result<(), Invalid> {
-        if self.env_files.len() > layout::ENV_FILES_MAX {
-            return invalid("env_files", &format!("has more than {} entries", layout::ENV_FILES_MAX));
-        }
-        for name in &self.env_files {
-            if !name.starts_with(layout::ENV_PREFIX)
-                || !layout::is_component(name)
-                || name.ends_with(layout::TEMPORARY_SUFFIX)
-            {
-                return invalid("env_files", "a name must start with \"env.\", have no slash and not end in \".tmp\"");
-            }
-        }
-        // Fields of passwd(5).
-        if !is_account(&self.account) {
-            return invalid(
-                "account",
-                "must be 1 to 32 letters, digits, '.', '_' or '-', not beginning with '-' or '.'",
-            );
-        }
-        if self.home.as_ref().is_some_and(|home| !is_home(home)) {
-            return invalid("home", "must be an absolute path below 4096 bytes, without ':' and control characters");
-        }
-        let mut paths: Vec<&str> = self.links.iter().map(|(path, _)| path.as_str()).collect();
-        paths.sort_unstable();
-        if paths.windows(2).any(|two| two.first() == two.last()) {
-            return invalid("links", "a path appears twice");
-        }
-        for (path, target) in &self.links {
-            let beneath = path.strip_prefix('/').is_some_and(layout::is_beneath);
-            if !beneath || path == layout::SHARED || path.starts_with("/shared/") {
-                return invalid("links", "a path must be absolute, without . or .., and not below /shared");
-            }
-            if target.is_empty() || target.contains('\0') || target.len() >= 4096 {
-                return invalid("links", "a target is empty, has a NUL byte, or is longer than a path can be");
-            }
-        }
-        Ok(())
-    }
+/// Whether glue may make a link at `path`.
+fn is_link(path: &str) -> bool {
+    let is_shared = path == layout::SHARED || path.starts_with("/shared/");
+    path.strip_prefix('/').is_some_and(layout::is_beneath) && !is_shared
 }
 
 /// Whether `name` can be the payload's in passwd and group.

@@ -28,7 +28,7 @@ pub struct Header {
 }
 
 /// How a job came to its end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
     /// The main process exited by itself.
@@ -40,6 +40,7 @@ pub enum Outcome {
     /// Glue was told to stop while the job ran.
     Stopped,
     /// The job's program never ran.
+    #[default]
     NotStarted,
 }
 
@@ -116,7 +117,7 @@ pub struct Processes {
 }
 
 /// Which glue wrote the record.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GlueIdentity {
     /// Its version.
     pub version: String,
@@ -125,7 +126,7 @@ pub struct GlueIdentity {
 }
 
 /// The signed payload.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     /// Contract version, 2.
     pub version: u32,

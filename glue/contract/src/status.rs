@@ -5,10 +5,11 @@ use serde::{Deserialize, Serialize};
 use super::encoding::Bytes32;
 
 /// What glue is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
     /// Waits for its first startup file.
+    #[default]
     Ready,
     /// A job is claimed: it starts, runs, or is being ended.
     Running,
@@ -26,7 +27,7 @@ pub struct Refused {
 }
 
 /// The whole file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
     /// Contract versions that this glue understands.
     pub contract: Vec<u32>,

@@ -1,9 +1,10 @@
 //! When a record is believed: exactly if it is signed with the key of the start that it is the record of.
 
+use base64ct::{Base64UrlUnpadded, Encoding};
 use hmac::Mac;
 use serde::{Deserialize, Serialize};
 
-use super::encoding::{Bytes32, Key, from_base64url};
+use super::encoding::{Bytes32, Key};
 use super::record::{ALGORITHM, Header, Record, TYPE, mac};
 
 /// What a record has to match to be the record of one start.
@@ -56,6 +57,11 @@ impl core::fmt::Display for Refusal {
             Self::WrongStartup => "the record is of another startup file",
         })
     }
+}
+
+/// The bytes of a base64url text without padding, or `None` where it is not one.
+pub fn from_base64url(text: &str) -> Option<Vec<u8>> {
+    Base64UrlUnpadded::decode_vec(text).ok()
 }
 
 /// The record, if its signature, job, nonce, incarnation and startup digest all match; else the one reason why not.

@@ -6,6 +6,7 @@
 use core::fmt;
 use std::io;
 
+#[derive(Debug)]
 struct ContextError {
     text: String,
     errno: i32,
@@ -41,12 +42,6 @@ pub fn cut(mut text: String) -> String {
 }
 
 impl fmt::Display for ContextError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
-    }
-}
-
-impl fmt::Debug for ContextError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
     }

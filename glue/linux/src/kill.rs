@@ -193,7 +193,7 @@ impl Routine<'_> {
 pub fn take_ids(ids: Ids) -> io::Result<()> {
     ids.check().map_err(|e| refused(format_args!("{e}")))?;
     sys::set_uids(ids.kill_uid, ids.uid, ids.kill_uid)?;
-    sys::set_capabilities(Capabilities { effective: 0, permitted: 0, inheritable: 0 })?;
+    sys::set_capabilities(Capabilities::default())?;
     if sys::uids()? != [ids.kill_uid, ids.uid, ids.kill_uid] {
         return Err(refused(format_args!("the IDs read back are not those that were set")));
     }

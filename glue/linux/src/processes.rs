@@ -1,7 +1,6 @@
 //! What `/proc` says of processes: whose they are, which container they are in, whether they live.
 #![forbid(unsafe_code)]
 
-use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -10,7 +9,7 @@ use nix::sys::signal::Signal;
 
 use crate::error::refused;
 use crate::sys;
-use crate::volume::read_whole;
+use crate::volume::{open_at, read_whole};
 
 /// Longest /proc file that is read; `status` and `cgroup` are far below.
 const FILE_MAX: usize = 8192;
@@ -64,8 +63,8 @@ pub struct Stat {
 impl Proc {
     /// Opens `/proc` and checks that it is procfs, whatever an image may have put there.
     pub fn open() -> io::Result<Self> {
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
-        let proc = sys::openat(nix::fcntl::AT_FDCWD, c"/proc", flags.bits(), 0)?;
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
+        let proc = open_at(nix::fcntl::AT_FDCWD, "/proc", flags)?;
         if sys::file_system_type(proc.as_fd())? != sys::PROC_MAGIC {
             return Err(refused(format_args!("/proc is not the kernel's: the engine has to mount procfs there")));
         }
@@ -88,8 +87,7 @@ impl Proc {
     }
 
     fn read_at_most(&self, path: &str, most: usize) -> io::Result<String> {
-        let path = CString::new(path)?;
-        let fd = sys::openat(self.0.as_fd(), &path, (OFlag::O_RDONLY | OFlag::O_CLOEXEC).bits(), 0)?;
+        let fd = open_at(self.as_fd(), path, OFlag::O_RDONLY)?;
         Ok(String::from_utf8_lossy(&read_whole(fd.as_fd(), most)?).into_owned())
     }
 

@@ -44,12 +44,6 @@ pub fn inherited(fd: RawFd) -> BorrowedFd<'static> {
     unsafe { BorrowedFd::borrow_raw(fd) }
 }
 
-/// `openat(2)`.
-pub fn openat(dir: BorrowedFd<'_>, path: &CStr, flags: i32, mode: u32) -> io::Result<OwnedFd> {
-    // SAFETY: path is NUL-terminated and lives through the call.
-    owned(unsafe { libc::c_long::from(libc::openat(dir.as_raw_fd(), path.as_ptr(), flags, mode)) })
-}
-
 /// Which side of a fork this is.
 pub enum Fork {
     /// The new process.
@@ -255,7 +249,7 @@ pub fn limit_bounding_set(keep: u64) -> io::Result<()> {
 }
 
 /// Permitted, effective and inheritable capabilities of this process as bit masks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Capabilities {
     /// What it may use.
     pub effective: u64,
@@ -265,21 +259,15 @@ pub struct Capabilities {
     pub inheritable: u64,
 }
 
-#[repr(C)]
-struct CapHeader {
-    version: u32,
-    pid: i32,
-}
-
-/// _LINUX_CAPABILITY_VERSION_3 of capset(2): two 32-bit halves of effective, permitted, inheritable.
-const CAP_VERSION_3: u32 = 0x2008_0522;
+/// Header of capget(2) and capset(2): _LINUX_CAPABILITY_VERSION_3, and 0 for this process. Its data are the lower halves
+/// of effective, permitted and inheritable, then the upper ones.
+const CAP_HEADER: [u32; 2] = [0x2008_0522, 0];
 
 /// `capget(2)` of this process.
 pub fn capabilities() -> io::Result<Capabilities> {
-    let mut header = CapHeader { version: CAP_VERSION_3, pid: 0 };
-    let mut data = [0u32; 6];
+    let (mut header, mut data) = (CAP_HEADER, [0u32; 6]);
     // SAFETY: header and data have the layout of version 3 and live through the call.
-    checked(unsafe { libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr()) })?;
+    checked(unsafe { libc::syscall(libc::SYS_capget, header.as_mut_ptr(), data.as_mut_ptr()) })?;
     let both = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
     let [e0, p0, i0, e1, p1, i1] = data;
     Ok(Capabilities { effective: both(e0, e1), permitted: both(p0, p1), inheritable: both(i0, i1) })
@@ -287,13 +275,10 @@ pub fn capabilities() -> io::Result<Capabilities> {
 
 /// `capset(2)` of this process.
 pub fn set_capabilities(to: Capabilities) -> io::Result<()> {
-    let mut header = CapHeader { version: CAP_VERSION_3, pid: 0 };
-    let low = |mask: u64| mask as u32;
-    let high = |mask: u64| (mask >> 32) as u32;
-    let (e, p, i) = (to.effective, to.permitted, to.inheritable);
-    let data = [low(e), low(p), low(i), high(e), high(p), high(i)];
+    let masks = [to.effective, to.permitted, to.inheritable];
+    let (mut header, data) = (CAP_HEADER, [masks.map(|mask| mask as u32), masks.map(|mask| (mask >> 32) as u32)]);
     // SAFETY: header and data have the layout of version 3 and live through the call.
-    checked(unsafe { libc::syscall(libc::SYS_capset, &raw mut header, data.as_ptr()) })?;
+    checked(unsafe { libc::syscall(libc::SYS_capset, header.as_mut_ptr(), data.as_ptr()) })?;
     Ok(())
 }
 
@@ -361,8 +346,7 @@ pub fn stop_all_of(payload_uid: u32, kill_uid: u32) -> io::Result<()> {
     if [payload_uid, kill_uid].iter().any(|id| *id == 0 || *id == u32::MAX) || payload_uid == kill_uid {
         return Err(refused());
     }
-    let none = Capabilities { effective: 0, permitted: 0, inheritable: 0 };
-    if uids()? != [kill_uid, payload_uid, kill_uid] || capabilities()? != none {
+    if uids()? != [kill_uid, payload_uid, kill_uid] || capabilities()? != Capabilities::default() {
         return Err(refused());
     }
     // SAFETY: the call takes numbers only; whom it reaches was just checked.

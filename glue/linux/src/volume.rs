@@ -1,19 +1,17 @@
 //! The slot's directories, and files beneath them: opened by descriptor, without following anything, then checked.
 #![forbid(unsafe_code)]
 
-use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2, renameat};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2, renameat};
 use nix::libc;
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::error::{error, refused};
-use crate::sys;
 use latebind_contract::layout;
 
 /// Whether a file is of this type.
@@ -26,8 +24,9 @@ pub fn is_roots(stat: &FileStat, forbidden: u32) -> bool {
     stat.st_uid == 0 && stat.st_mode & forbidden == 0
 }
 
-fn c_string(path: &[u8]) -> io::Result<CString> {
-    CString::new(path).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
+/// `openat(2)`, close-on-exec.
+pub fn open_at(dir: BorrowedFd<'_>, path: impl AsRef<[u8]>, flags: OFlag) -> io::Result<OwnedFd> {
+    Ok(openat(dir, path.as_ref(), flags | OFlag::O_CLOEXEC, Mode::empty())?)
 }
 
 /// An open directory of a volume.
@@ -40,15 +39,15 @@ impl Dir {
     /// Opens an absolute directory component by component, following no link. Every parent has to be root's and
     /// writable by root alone, so that nobody can exchange one for another.
     pub fn open(path: &str) -> io::Result<Self> {
-        let flags = (OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC).bits();
-        let mut fd = sys::openat(nix::fcntl::AT_FDCWD, c"/", flags, 0)?;
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
+        let mut fd = open_at(AT_FDCWD, "/", flags)?;
         let mut so_far = String::new();
         for name in path.split('/').filter(|name| !name.is_empty()) {
             if !so_far.is_empty() {
                 demand_root_only(&fstat(&fd)?, &so_far, 0o022)?;
             }
             so_far = format!("{so_far}/{name}");
-            fd = sys::openat(fd.as_fd(), &c_string(name.as_bytes())?, flags, 0)
+            fd = open_at(fd.as_fd(), name, flags)
                 .map_err(|e| error(format_args!("{so_far} cannot be opened as a directory, no link followed"), &e))?;
         }
         Ok(Self { fd, path: so_far })
@@ -92,15 +91,9 @@ impl Dir {
         if !is(&stat, SFlag::S_IFREG) {
             return refuse(format_args!("is not a regular file: put a file there"));
         }
-        if !is_roots(&stat, 0o022) {
-            return refuse(format_args!(
-                "is not root's alone (owner {}, mode {:o})",
-                stat.st_uid,
-                stat.st_mode & 0o7777
-            ));
-        }
-        if stat.st_nlink != 1 {
-            return refuse(format_args!("has {} names: write a new file and rename it", stat.st_nlink));
+        if !is_roots(&stat, 0o022) || stat.st_nlink != 1 {
+            let (owner, mode, names) = (stat.st_uid, stat.st_mode & 0o7777, stat.st_nlink);
+            return refuse(format_args!("is not root's alone (owner {owner}, mode {mode:o}, {names} names)"));
         }
         if u64::try_from(stat.st_size).unwrap_or(u64::MAX) > most {
             return refuse(format_args!("has {} bytes, more than {most}", stat.st_size));
@@ -206,7 +199,7 @@ pub fn open_beneath(dir: BorrowedFd<'_>, path: impl AsRef<[u8]>, flags: OFlag, m
         | ResolveFlag::RESOLVE_NO_MAGICLINKS
         | ResolveFlag::RESOLVE_NO_XDEV;
     let how = OpenHow::new().flags(flags).mode(Mode::from_bits_retain(mode)).resolve(resolve);
-    match openat2(dir, c_string(path)?.as_c_str(), how) {
+    match openat2(dir, path, how) {
         // EPERM is what some engines' seccomp filters answer for a call they do not know.
         Err(Errno::ENOSYS | Errno::EPERM) => open_by_components(dir, path, flags, mode),
         result => Ok(result?),
@@ -219,17 +212,14 @@ pub fn open_by_components(dir: BorrowedFd<'_>, path: impl AsRef<[u8]>, flags: OF
     if !layout::is_beneath(path) {
         return Err(io::Error::from_raw_os_error(libc::EXDEV));
     }
-    let device = fstat(dir)?.st_dev;
-    let step = (OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC).bits();
-    let mut parent: Option<OwnedFd> = None;
+    let mut at = open_at(dir, ".", OFlag::O_PATH | OFlag::O_DIRECTORY)?;
+    let device = fstat(&at)?.st_dev;
     let mut names = path.split(|byte| *byte == b'/');
     let last = names.next_back().unwrap_or_default();
     for name in names {
-        let at = parent.as_ref().map_or(dir, AsFd::as_fd);
-        parent = Some(sys::openat(at, &c_string(name)?, step, 0)?);
+        at = open_at(at.as_fd(), name, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW)?;
     }
-    let at = parent.as_ref().map_or(dir, AsFd::as_fd);
-    let fd = sys::openat(at, &c_string(last)?, (flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC).bits(), mode)?;
+    let fd = openat(&at, last, flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::from_bits_retain(mode))?;
     if fstat(&fd)?.st_dev != device {
         return Err(io::Error::from_raw_os_error(libc::EXDEV));
     }

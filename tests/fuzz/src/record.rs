@@ -2,11 +2,9 @@
 
 use std::sync::LazyLock;
 
-use latebind_contract::encoding::{Bytes32, Key, base64url, from_base64url, sha256_hex};
-use latebind_contract::record::{
-    Failure, GlueIdentity, Outcome, Processes, Record, Stage, Usage, Used, sign,
-};
-use latebind_contract::verify::{Expected, Refusal, verify};
+use latebind_contract::encoding::{Bytes32, Key, base64url, sha256_hex};
+use latebind_contract::record::{Failure, GlueIdentity, Outcome, Processes, Record, Stage, Usage, Used, sign};
+use latebind_contract::verify::{Expected, Refusal, from_base64url, verify};
 
 use crate::input::Input;
 

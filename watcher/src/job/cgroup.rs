@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use latebind_linux::cgroup::{Whereabouts, is_cgroup, number_after, whole};
 use latebind_linux::processes::Proc;
-use latebind_linux::sys;
+use latebind_linux::volume::open_at;
 use nix::fcntl::OFlag;
 
 /// Limits above this are none: version 1 says so with a number of pages near 2^63.
@@ -149,9 +149,7 @@ impl Group {
 fn find(root: &File, path: &str) -> io::Result<OwnedFd> {
     let mut at: OwnedFd = root.as_fd().try_clone_to_owned()?;
     for part in path.split('/') {
-        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let name = std::ffi::CString::new(part)?;
-        at = sys::openat(at.as_fd(), &name, flags.bits(), 0)?;
+        at = open_at(at.as_fd(), part, OFlag::O_PATH | OFlag::O_NOFOLLOW)?;
     }
     Ok(at)
 }

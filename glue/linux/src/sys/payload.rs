@@ -5,9 +5,11 @@ use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
+use nix::fcntl::OFlag;
 use nix::libc;
 
-use super::{CStrings, PROC_MAGIC, checked, environ, file_system_type, openat, owned};
+use super::{CStrings, PROC_MAGIC, checked, environ, file_system_type, owned};
+use crate::volume::open_at;
 
 /// `execve(2)`. Returns only with an error.
 pub fn exec(path: &CStr, argv: &CStrings, env: &CStrings) -> io::Error {
@@ -71,8 +73,7 @@ pub fn close_range(first: RawFd, last: RawFd, only_mark: bool) -> io::Result<()>
 /// The fallback of [`close_range`]: what `/proc/self/fd` lists. A limit on descriptors says nothing of those above it
 /// that were open before it was lowered.
 pub(super) fn close_listed(first: RawFd, last: RawFd, only_mark: bool) -> io::Result<()> {
-    let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
-    let list = openat(nix::fcntl::AT_FDCWD, c"/proc/self/fd", flags, 0)?;
+    let list = open_at(nix::fcntl::AT_FDCWD, "/proc/self/fd", OFlag::O_RDONLY | OFlag::O_DIRECTORY)?;
     if file_system_type(list.as_fd())? != PROC_MAGIC {
         return Err(io::Error::from_raw_os_error(libc::ENOTDIR));
     }
@@ -138,14 +139,14 @@ const TIOCGPTPEER: i32 = 0x5441;
 
 /// A new terminal of this size: its master, and its slave. None becomes the controlling terminal.
 pub fn open_terminal([rows, columns]: [u16; 2]) -> io::Result<(OwnedFd, OwnedFd)> {
-    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
-    let master = openat(nix::fcntl::AT_FDCWD, c"/dev/ptmx", flags, 0)?;
+    let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let master = open_at(nix::fcntl::AT_FDCWD, "/dev/ptmx", flags)?;
     let (fd, locked) = (master.as_raw_fd(), 0i32);
     // SAFETY: the kernel reads one int from a local that lives through the call.
     checked(libc::c_long::from(unsafe { libc::ioctl(fd, libc::TIOCSPTLCK as _, &raw const locked) }))?;
     set_terminal_size(master.as_fd(), [rows, columns])?;
     // SAFETY: the call takes numbers only.
-    let slave = owned(libc::c_long::from(unsafe { libc::ioctl(fd, TIOCGPTPEER as _, flags) }))?;
+    let slave = owned(libc::c_long::from(unsafe { libc::ioctl(fd, TIOCGPTPEER as _, flags.bits()) }))?;
     Ok((master, slave))
 }
 

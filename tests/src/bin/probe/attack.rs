@@ -38,7 +38,7 @@ pub fn forge() -> Result<i32, String> {
         worked += u64::from(result.is_ok());
         say(&json!({"attempt": what, "ok": result.is_ok(), "error": result.err().map(|e| e.to_string())}));
     };
-    let record = forged_record(&Key::none(), None).unwrap_or_default();
+    let record = forged_record(&Key::default(), None).unwrap_or_default();
 
     for slot in 0..=layout::SLOT_MAX {
         let top = layout::slot(slot);

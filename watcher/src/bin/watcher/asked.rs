@@ -7,8 +7,9 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use latebind_contract::bytes::ByteString;
-use latebind_contract::encoding::{from_base64url, hex};
+use latebind_contract::encoding::hex;
 use latebind_contract::startup::{EnvFormat, Object};
+use latebind_contract::verify::from_base64url;
 use watcher::job::{EnvSource, Request, plain_path};
 use watcher::serve::protocol;
 use watcher::{docker_options, run};
