@@ -62,33 +62,20 @@ fn dispatch(words: &[&str]) -> i32 {
     }
 }
 
-fn run_options(mut options: &[&str]) -> Option<run::Options> {
-    let (mut slot, mut kill_uid, mut stop_code, mut seccomp) = (None, None, None, true);
-    loop {
-        options = match options {
-            [] => break,
-            ["--slot", value, rest @ ..] if slot.is_none() => {
-                slot = Some(value.parse().ok().filter(|n| *n <= layout::SLOT_MAX)?);
-                rest
-            }
-            ["--kill-uid", value, rest @ ..] if kill_uid.is_none() => {
-                kill_uid = Some(value.parse().ok()?);
-                rest
-            }
-            ["--stop-code", value, rest @ ..] if stop_code.is_none() => {
-                stop_code = Some(value.parse::<u8>().ok()?);
-                rest
-            }
-            ["--no-seccomp", rest @ ..] if seccomp => {
-                seccomp = false;
-                rest
-            }
+fn run_options(options: &[&str]) -> Option<run::Options> {
+    let (mut slot, mut kill_uid, mut stop_code, mut seccomp) = (None, None, run::STOPPED, true);
+    let mut words = options.iter();
+    while let Some(option) = words.next() {
+        match *option {
+            "--slot" => slot = words.next()?.parse().ok().filter(|n| *n <= layout::SLOT_MAX),
+            "--kill-uid" => kill_uid = Some(words.next()?.parse().ok()?),
+            "--stop-code" => stop_code = words.next()?.parse::<u8>().ok()?.into(),
+            "--no-seccomp" => seccomp = false,
             _ => return None,
-        };
+        }
     }
     let slot = slot?;
-    let kill_uid = kill_uid.unwrap_or(layout::DEFAULT_KILL_UID + slot);
-    Some(run::Options { slot, kill_uid, stop_code: stop_code.map_or(run::STOPPED, i32::from), seccomp })
+    Some(run::Options { slot, kill_uid: kill_uid.unwrap_or(layout::DEFAULT_KILL_UID + slot), stop_code, seccomp })
 }
 
 fn ended(result: std::io::Result<()>) -> i32 {

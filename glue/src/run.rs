@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use nix::fcntl::OFlag;
 use nix::sys::prctl;
@@ -61,24 +61,14 @@ pub fn run(options: &Options) -> i32 {
     let number = options.slot;
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     log::name_slot(number);
-    let or_full = |code: i32, e: &io::Error| match errno_of(e) {
-        nix::libc::ENOSPC | nix::libc::EDQUOT => FULL,
-        _ => code,
+    let served = match Glue::set_up(options) {
+        Err(e) => Err((REFUSED, "refused", e)),
+        Ok(mut glue) => glue.serve().map_err(|e| (LOST, "given up", e)),
     };
-    match Glue::set_up(options) {
-        Err(e) => {
-            log::error(format_args!("slot {number} refused: {e}"));
-            or_full(REFUSED, &e)
-        }
-        Ok(mut glue) => match glue.serve() {
-            Ok(STOPPED) if glue.slot.ctl.stat_of(layout::FINISH).is_err() => options.stop_code,
-            Ok(code) => code,
-            Err(e) => {
-                log::error(format_args!("slot {number} given up: {e}"));
-                or_full(LOST, &e)
-            }
-        },
-    }
+    served.unwrap_or_else(|(code, what, e)| {
+        log::error(format_args!("slot {number} {what}: {e}"));
+        if [nix::libc::ENOSPC, nix::libc::EDQUOT].contains(&errno_of(&e)) { FULL } else { code }
+    })
 }
 
 struct Glue {
@@ -86,11 +76,14 @@ struct Glue {
     accounts: Accounts,
     status: Status,
     identity: GlueIdentity,
+    stop_code: i32,
+    /// Of the last job: see [`Claimed::outputs`].
+    outputs: Vec<OwnedFd>,
 }
 
 impl Glue {
     fn set_up(options: &Options) -> io::Result<Self> {
-        let Options { slot: number, kill_uid, seccomp: filtered, .. } = *options;
+        let Options { slot: number, kill_uid, seccomp: filtered, stop_code } = *options;
         let proc = Proc::open()?;
         log::open_non_blocking();
         limit_privileges()?;
@@ -126,21 +119,20 @@ impl Glue {
         let cgroup = proc.cgroup(pid)?;
         rootfs::prepare_accounts();
         let slot = Slot { number, filtered, ids, ctl, data, proc, cgroup, events, notify, program };
-        Ok(Self { slot, accounts: Accounts::default(), status, identity })
+        Ok(Self { slot, accounts: Accounts::default(), status, identity, stop_code, outputs: Vec::new() })
     }
 
     fn serve(&mut self) -> io::Result<i32> {
-        put_status(&self.slot, &mut self.status)?;
+        self.slot.put_status(&mut self.status)?;
         log::line(format_args!("slot {} ready, incarnation {}", self.slot.number, self.status.incarnation));
         // After `ready`, so that nobody waits for it.
         self.identity.sha256 = sha256_of(&self.slot.program)?;
-        let mut outputs = Vec::new();
         loop {
             match claim::look(&self.slot.ctl, self.slot.ids, &self.status.incarnation)? {
                 Claim::Nothing => match self.slot.events.next(false, None, None)? {
                     Event::Stop(signal) => {
                         log::line(format_args!("idle, told to stop by {}", signal_name(signal)));
-                        return Ok(STOPPED);
+                        return Ok(self.stopped());
                     }
                     // A child without a job: something that was orphaned late. Gone is gone.
                     Event::Child => while matches!(sys::reap(-1), Ok(Some(_))) {},
@@ -150,11 +142,8 @@ impl Glue {
                     prctl::set_dumpable(true)?;
                     self.refuse(refused)?;
                 }
-                Claim::Job(mut claimed) => {
-                    let end = self.run_job(&mut claimed);
-                    claimed.key.wipe();
-                    drop(core::mem::replace(&mut outputs, claimed.outputs));
-                    if let Some(code) = end? {
+                Claim::Job(claimed) => {
+                    if let Some(code) = self.run_job(*claimed)? {
                         return Ok(code);
                     }
                     check_mounts(&self.slot.proc, self.slot.number)?;
@@ -164,15 +153,20 @@ impl Glue {
         }
     }
 
+    /// What to end with, told to stop.
+    fn stopped(&self) -> i32 {
+        if self.slot.ctl.stat_of(layout::FINISH).is_ok() { STOPPED } else { self.stop_code }
+    }
+
     fn refuse(&mut self, refused: Refused) -> io::Result<()> {
         log::warn(format_args!("startup file refused: {}", refused.message));
         self.slot.ctl.remove(layout::STARTUP)?;
         self.status.refused = Some(refused);
-        put_status(&self.slot, &mut self.status)
+        self.slot.put_status(&mut self.status)
     }
 
     /// One job, from the claim to the record. What glue is to end with after it, if it is.
-    fn run_job(&mut self, claimed: &mut Claimed) -> io::Result<Option<i32>> {
+    fn run_job(&mut self, mut claimed: Claimed) -> io::Result<Option<i32>> {
         // The last job's record is nobody's any more once its successor is claimed.
         self.slot.ctl.remove(layout::RECORD)?;
         self.status.phase = Phase::Running;
@@ -180,8 +174,8 @@ impl Glue {
         self.status.main_pid = None;
         self.status.nonce = Some(claimed.order.nonce.clone());
         self.status.refused = None;
-        put_status(&self.slot, &mut self.status)?;
-        claim::take(&self.slot.ctl, claimed)?;
+        self.slot.put_status(&mut self.status)?;
+        claim::take(&self.slot.ctl, &mut claimed)?;
         let mut record = Record {
             version: latebind_contract::VERSION,
             job: claimed.order.job.clone(),
@@ -192,36 +186,24 @@ impl Glue {
             glue: self.identity.clone(),
             ..Record::default()
         };
-        let (slot, status) = (&self.slot, &mut self.status);
-        // The watcher, which would else wait for it in vain, learns from glue's end that it cannot be written.
-        let stop = supervise::run(slot, &mut self.accounts, claimed, &mut record, &mut |main| {
-            status.main_pid = Some(main);
-            put_status(slot, status)
-        })?;
+        let stop = supervise::run(&self.slot, &mut self.accounts, &mut claimed, &mut record, &mut self.status)?;
+        self.outputs = claimed.outputs;
         if let Some(failed) = &record.error {
             let kind = failed.reported.map_or(0, |(kind, _)| u32::from(kind));
             log::line(format_args!("job not started: {} (errno {}, report {kind})", failed.message, failed.errno));
         }
         let jws =
             sign(&record, &claimed.key).ok_or_else(|| refused(format_args!("the record cannot be written as JSON")))?;
-        claimed.key.wipe();
+        drop(claimed.key); // which overwrites it
         // Before the record is put: a watcher that was started again looks at the container's counters through glue.
         prctl::set_dumpable(true)?;
-        slot.ctl.replace(layout::RECORD, jws.as_bytes(), 0o600)?;
-        status.phase = Phase::Done;
-        status.main_pid = None;
-        put_status(slot, status)?;
-        Ok(if record.processes.unkilled > 0 { Some(UNKILLED) } else { stop.then_some(STOPPED) })
+        // The watcher, which would else wait for it in vain, learns from glue's end that it cannot be written.
+        self.slot.ctl.replace(layout::RECORD, jws.as_bytes(), 0o600)?;
+        self.status.phase = Phase::Done;
+        self.status.main_pid = None;
+        self.slot.put_status(&mut self.status)?;
+        Ok(if record.processes.unkilled > 0 { Some(UNKILLED) } else { stop.then(|| self.stopped()) })
     }
-}
-
-fn put_status(slot: &Slot, status: &mut Status) -> io::Result<()> {
-    status.log_lines_dropped = log::dropped();
-    let text = serde_json::to_vec(status).map_err(|e| refused(format_args!("{e}")))?;
-    slot.ctl.replace(layout::STATUS, &text, 0o600)?;
-    // A full FIFO has notified often enough.
-    let _ = nix::unistd::write(&slot.notify, b"\n");
-    Ok(())
 }
 
 /// Refuses a binary that others may read: stage two could be traced by others of its UID between its exec and its first

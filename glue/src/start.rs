@@ -7,17 +7,19 @@
 #![forbid(unsafe_code)]
 
 use std::fs::File;
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::{SFlag, fstat};
+use nix::unistd::pipe2;
 
 use crate::claim::Claimed;
 use crate::privilege_drop::{self, DATA_FD, EXEC_FD, FIRST_ENV_FD, GO_FD, JOB_FD, Prepared, REPORT_FD, UNFILTERED};
 use latebind_contract::layout::STREAMS;
-use latebind_contract::order::Order;
+use latebind_contract::order::{Order, START_WITHIN};
 use latebind_contract::record::{Failure, Stage};
 use latebind_contract::report::{Report, SIZE, What};
 use latebind_linux::error::{cut, errno_of, error, refused};
@@ -38,67 +40,45 @@ pub fn begin(
     ctl: &Dir,
     data: &Dir,
 ) -> Result<Starting, Failure> {
-    let at = |what: &'static str, stage: Stage| {
-        move |e: io::Error| failure(stage, errno_of(&e), format_args!("{what}: {e}"))
-    };
-    let order = &claimed.order;
     let mut descriptors = Vec::new();
-    for (n, name) in (0..).zip(STREAMS).zip(order.fifos).filter_map(|(stream, fifo)| fifo.then_some(stream)) {
-        descriptors.push((open_stream_fifo(ctl, name, n == 0).map_err(at("standard stream", Stage::Stdio))?, n));
+    for ((name, is_fifo), n) in STREAMS.into_iter().zip(claimed.order.fifos).zip(0..) {
+        if is_fifo {
+            let fifo = open_stream_fifo(ctl, name, n == 0).map_err(failed(Stage::Stdio, "standard stream"))?;
+            descriptors.push((fifo, n));
+        }
     }
-    let job = memory_file(&claimed.command).map_err(at("the job cannot be handed on", Stage::Startup))?;
-    descriptors.push((job, JOB_FD));
-    let data = open_at(data.as_fd(), ".", OFlag::O_PATH | OFlag::O_DIRECTORY).map_err(at("data/", Stage::Startup))?;
-    descriptors.push((data, DATA_FD));
-    for (file, n) in claimed.env_files.drain(..).zip(FIRST_ENV_FD..) {
-        descriptors.push((file.into(), n));
-    }
-    let pipe = |flags| nix::unistd::pipe2(OFlag::O_CLOEXEC | flags).map_err(|e| at("pipe", Stage::Startup)(e.into()));
-    let (reported, write) = pipe(OFlag::O_NONBLOCK)?;
-    let high = |fd: &OwnedFd| sys::duplicate_above(fd.as_fd(), OUT_OF_THE_WAY);
-    let report = high(&write).map_err(at("pipe", Stage::Startup))?;
-    descriptors.push((write, REPORT_FD));
-    let (executed, write) = pipe(OFlag::O_NONBLOCK)?;
-    descriptors.push((write, EXEC_FD));
-    let (read, go) = pipe(OFlag::empty())?; // the child waits for it
-    descriptors.push((read, GO_FD));
-    let moved = descriptors.iter().map(|(fd, n)| Ok((high(fd)?, *n))).collect::<io::Result<Vec<_>>>();
-    // What they hold outlives the job for as long as somebody has them open, and no watcher may be there to read it.
-    claimed.outputs = descriptors.into_iter().filter(|(_, n)| matches!(n, 1 | 2)).map(|(fd, _)| fd).collect();
-    let (slot, env_files) = (slot.to_string(), order.env_files.len().to_string());
-    let fifos = order.fifos.map(|fifo| if fifo { b'1' } else { b'0' });
-    let filter = if filtered { "filtered" } else { UNFILTERED };
-    let argv = c_strings(&[b"glue", b"stage-two", slot.as_bytes(), &fifos, env_files.as_bytes(), filter.as_bytes()])
-        .map_err(at("slot", Stage::Startup))?;
-    let prepared = Prepared {
-        uid: order.uid,
-        gid: order.gid,
-        groups: &order.groups,
-        program,
-        argv,
-        descriptors: moved.map_err(at("descriptors cannot be handed on", Stage::Startup))?,
-        report,
+    let mut prepare = || -> io::Result<Starting> {
+        descriptors.push((memory_file(&claimed.command)?, JOB_FD));
+        descriptors.push((open_at(data.as_fd(), ".", OFlag::O_PATH | OFlag::O_DIRECTORY)?, DATA_FD));
+        descriptors.extend(claimed.env_files.drain(..).map(OwnedFd::from).zip(FIRST_ENV_FD..));
+        let (reported, report) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+        let (executed, exec) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+        let (wait, go) = pipe2(OFlag::O_CLOEXEC)?;
+        let high = |fd: &OwnedFd| sys::duplicate_above(fd.as_fd(), OUT_OF_THE_WAY);
+        let of_stage_one = high(&report)?;
+        descriptors.extend([(report, REPORT_FD), (exec, EXEC_FD), (wait, GO_FD)]);
+        let moved = descriptors.iter().map(|(fd, n)| Ok((high(fd)?, *n))).collect::<io::Result<Vec<_>>>()?;
+        // What they hold outlives the job for as long as somebody has them open, and no watcher may be there to read it.
+        claimed.outputs = descriptors.drain(..).filter(|(_, n)| matches!(n, 1 | 2)).map(|(fd, _)| fd).collect();
+        let order = &claimed.order;
+        let (slot, env_files) = (slot.to_string(), order.env_files.len().to_string());
+        let fifos = order.fifos.map(|fifo| if fifo { b'1' } else { b'0' });
+        let filter = if filtered { "filtered" } else { UNFILTERED };
+        let mut argv = CStrings::default();
+        for word in [&b"glue"[..], b"stage-two", slot.as_bytes(), &fifos, env_files.as_bytes(), filter.as_bytes()] {
+            argv.push(&[word])?;
+        }
+        let (uid, gid, groups) = (order.uid, order.gid, order.groups.as_slice());
+        let prepared = Prepared { uid, gid, groups, program, argv, descriptors: moved, report: of_stage_one };
+        match sys::fork().map_err(|e| error(format_args!("no process could be made (pids limit?)"), &e))? {
+            Fork::Child => privilege_drop::run(&prepared, &mut claimed.key),
+            Fork::Parent(stage_two) => {
+                let preparation = Some((reported, go));
+                Ok(Starting { stage_two, since: None, preparation, executed, child: None, attendant: 0 })
+            }
+        }
     };
-    match sys::fork() {
-        Ok(Fork::Child) => privilege_drop::run(&prepared, &mut claimed.key),
-        Ok(Fork::Parent(stage_two)) => Ok(Starting {
-            stage_two,
-            since: None,
-            child: None,
-            attendant: 0,
-            awaits: Awaits::Report,
-            reported: Pipe::new(reported),
-            executed: Pipe::new(executed),
-            go: Some(go),
-        }),
-        Err(e) => Err(at("no process could be made (pids limit?)", Stage::Startup)(e)),
-    }
-}
-
-fn c_strings(texts: &[&[u8]]) -> io::Result<CStrings> {
-    let mut strings = CStrings::default();
-    texts.iter().try_for_each(|text| strings.push(&[text]))?;
-    Ok(strings)
+    prepare().map_err(failed(Stage::Startup, "the start cannot be prepared"))
 }
 
 /// A FIFO for a standard stream. The watcher has to hold its other end open already.
@@ -122,45 +102,12 @@ fn memory_file(command: &[u8]) -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// The end of a pipe that one of a start's processes reports through.
-struct Pipe {
-    file: File,
-    bytes: Vec<u8>,
-}
-
-impl Pipe {
-    fn new(end: OwnedFd) -> Self {
-        Self { file: File::from(end), bytes: Vec::new() }
-    }
-
-    /// Reads what is there. Whether everybody has closed the other end.
-    fn has_ended(&mut self) -> io::Result<bool> {
-        let mut bytes = [0; SIZE];
-        loop {
-            match self.file.read(&mut bytes) {
-                Ok(0) => return Ok(true),
-                // More than one report is wrong, and one byte more says so.
-                Ok(n) if self.bytes.len() <= SIZE => {
-                    self.bytes.extend_from_slice(bytes.get(..n).unwrap_or_default());
-                }
-                Ok(_) => {}
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
-            }
-        }
-    }
-}
-
-/// What a start waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Awaits {
-    /// The end of stage two's report.
-    Report,
-    /// The end of stage two.
-    StageTwo,
-    /// The child's exec.
-    Exec,
+/// What one of a start's processes has said, and how many bytes that was: 0 where everybody has closed the other end. A
+/// report is written at once, so that it is there whole, or not.
+fn read_report(pipe: &OwnedFd) -> nix::Result<(Option<Report>, usize)> {
+    let mut bytes = [0; SIZE + 1]; // one more, so that what is too long is not taken for a report
+    let length = nix::unistd::read(pipe, &mut bytes)?;
+    Ok((Report::parse(bytes.get(..length).unwrap_or_default()), length))
 }
 
 /// A start under way. The child that waits in it ends when this is dropped.
@@ -168,12 +115,12 @@ pub struct Starting {
     stage_two: i32,
     /// When stage two was made, in the kernel's ticks.
     since: Option<u64>,
+    /// Until stage two has ended: the pipe that it reports through, and the one that releases the child.
+    preparation: Option<(OwnedFd, OwnedFd)>,
+    /// The pipe that the child reports through, and that its exec closes.
+    executed: OwnedFd,
     child: Option<i32>,
     attendant: i32,
-    awaits: Awaits,
-    reported: Pipe,
-    executed: Pipe,
-    go: Option<OwnedFd>,
 }
 
 /// How a start has ended.
@@ -190,19 +137,20 @@ pub struct Started {
 impl Starting {
     /// The pipe to wait for; where there is none, the end of a child is what comes next.
     pub fn pipe(&self) -> Option<BorrowedFd<'_>> {
-        match self.awaits {
-            Awaits::Report => Some(self.reported.file.as_fd()),
-            Awaits::StageTwo => None,
-            Awaits::Exec => Some(self.executed.file.as_fd()),
-        }
+        self.preparation.is_none().then_some(self.executed.as_fd())
     }
 
-    /// Where a start hangs that has gone so far and no further.
-    pub fn hangs(&self) -> (Stage, &'static str) {
-        match self.awaits {
-            Awaits::Exec => (Stage::Exec, "the exec: does the program's file system answer?"),
-            _ => (Stage::Startup, "its preparation: do the file systems of its directory and its streams answer?"),
-        }
+    /// The failure of a start that has gone so far and no further within its time.
+    pub fn hangs(&self) -> Failure {
+        let (stage, what) = match self.preparation {
+            None => (Stage::Exec, "the exec: does the program's file system answer?"),
+            Some(_) => {
+                (Stage::Startup, "its preparation: do the file systems of its directory and its streams answer?")
+            }
+        };
+        let within = START_WITHIN.as_secs();
+        let message = format_args!("the program did not run within {within} s: the start hangs in {what}");
+        failure(stage, nix::libc::ETIMEDOUT, message)
     }
 
     /// Takes in what has happened, and goes on as far as that allows. `Some` at the end of the start.
@@ -210,46 +158,29 @@ impl Starting {
         if self.since.is_none() {
             self.since = Some(proc.stat(self.stage_two)?.start);
         }
-        if self.awaits == Awaits::Report {
-            if !self.reported.has_ended()? {
-                return Ok(None);
-            }
-            self.awaits = Awaits::StageTwo;
-        }
-        if self.awaits == Awaits::StageTwo {
-            let Some(stage_two) = sys::reap(self.stage_two)? else { return Ok(None) };
+        if let Some((reported, _)) = &self.preparation {
+            let Some(ended) = sys::reap(self.stage_two)? else { return Ok(None) };
             self.stage_two = 0; // the number may be a stranger's from here on
-            let report = Report::parse(&self.reported.bytes);
-            let failed = |failure| Ok(Some(Started { child: None, failure: Some(failure), attendant: 0 }));
-            match report {
-                Some(Report { what: What::Child, numbers: [pid, attendant, ..], .. })
-                    if stage_two.exit_code == Some(0) =>
-                {
-                    let pid = i32::try_from(pid).unwrap_or(0);
-                    if !self.is_waiting_child(proc, pid, order) {
-                        return failed(not_the_child());
-                    }
-                    self.child = Some(pid);
+            let failure = match read_report(reported).ok().and_then(|(report, _)| report) {
+                Some(Report { what: What::Child, numbers: [pid, attendant, ..], .. }) if ended.exit_code == Some(0) => {
+                    self.child = i32::try_from(pid).ok().filter(|pid| self.is_waiting_child(proc, *pid, order));
                     self.attendant = i32::try_from(attendant).unwrap_or(0);
+                    self.child.is_none().then(not_the_child)
                 }
-                Some(report) => return failed(report.failure().unwrap_or_else(cut_off)),
-                None => return failed(cut_off()),
+                report => Some(report.and_then(|report| report.failure()).unwrap_or_else(cut_off)),
+            };
+            let go = self.preparation.take().map(|(_, go)| go);
+            if failure.is_some() {
+                return Ok(Some(Started { child: None, failure, attendant: 0 }));
             }
-            if let Some(go) = self.go.take() {
-                // A child that could not get so far has reported why.
-                let _ = nix::unistd::write(go, b"!");
-            }
-            self.awaits = Awaits::Exec;
+            // A child that could not get so far has reported why.
+            let _ = go.map(|go| nix::unistd::write(go, b"!"));
         }
-        if !self.executed.has_ended()? {
-            return Ok(None);
-        }
-        let reported = Report::parse(&self.executed.bytes).and_then(|report| report.failure()).map(with_path);
-        let failure = match (&reported, self.child) {
-            _ if !self.executed.bytes.is_empty() => Some(reported.unwrap_or_else(cut_off)),
+        let failure = match read_report(&self.executed) {
+            Err(Errno::EAGAIN) => return Ok(None),
             // The pipe also ends where the child does. The kernel knows whether it had executed anything by then.
-            (_, Some(pid)) if proc.stat(pid).is_ok_and(|stat| stat.no_exec_yet) => Some(cut_off()),
-            _ => None,
+            Ok((_, 0)) => self.child.filter(|pid| proc.stat(*pid).is_ok_and(|s| s.no_exec_yet)).map(|_| cut_off()),
+            read => Some(read?.0.and_then(|report| report.failure()).map_or_else(cut_off, with_path)),
         };
         Ok(Some(Started { child: self.child, failure, attendant: self.attendant }))
     }
@@ -270,7 +201,8 @@ impl Starting {
             let _ = sys::signal_process(pid, nix::libc::SIGKILL);
         }
         // No instruction runs after the signal. Where the exec was faster, the program may have run.
-        let ran = self.go.is_none() && self.child.is_some_and(|pid| proc.stat(pid).is_ok_and(|s| !s.no_exec_yet));
+        let ran =
+            self.preparation.is_none() && self.child.is_some_and(|pid| proc.stat(pid).is_ok_and(|s| !s.no_exec_yet));
         Started { child: self.child, failure: (!ran).then_some(failure), attendant: self.attendant }
     }
 }
@@ -278,6 +210,11 @@ impl Starting {
 /// A failure in glue's own words, cut to a length that a record can hold.
 pub fn failure(stage: Stage, errno: i32, message: core::fmt::Arguments<'_>) -> Failure {
     Failure { stage, errno, message: cut(message.to_string()), path: None, reported: None }
+}
+
+/// As [`failure`], with what failed and the error that caused it.
+pub fn failed(stage: Stage, what: &'static str) -> impl FnOnce(io::Error) -> Failure {
+    move |e| failure(stage, errno_of(&e), format_args!("{what}: {e}"))
 }
 
 /// Where the program was looked for, if the job has no PATH of its own.

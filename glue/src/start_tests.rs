@@ -20,12 +20,10 @@ fn starting(stage_two: i32, proc: &Proc) -> (Starting, OwnedFd, OwnedFd, OwnedFd
     let starting = Starting {
         stage_two,
         since: Some(proc.stat(std::process::id() as i32).unwrap().start),
+        preparation: Some((reported, go)),
+        executed,
         child: None,
         attendant: 0,
-        awaits: Awaits::Report,
-        reported: Pipe::new(reported),
-        executed: Pipe::new(executed),
-        go: Some(go),
     };
     (starting, report, exec, wait)
 }
@@ -48,7 +46,7 @@ fn to_the_end(starting: &mut Starting, job: &Order, proc: &Proc) -> Started {
 }
 
 #[test]
-fn nothing_goes_on_before_the_report_is_closed_and_stage_two_reaped() {
+fn nothing_goes_on_before_stage_two_is_reaped() {
     let proc = Proc::open().unwrap();
     let job = job(0, 0);
     #[allow(clippy::zombie_processes, reason = "the start under test reaps it")]
@@ -58,10 +56,9 @@ fn nothing_goes_on_before_the_report_is_closed_and_stage_two_reaped() {
     assert_eq!(start.advance(&job, &proc).unwrap(), None);
     privilege_drop::send(&Report::child(child.id() as i32, 0), report.as_raw_fd());
     assert_eq!(start.advance(&job, &proc).unwrap(), None);
-    assert_eq!((start.awaits, start.child), (Awaits::Report, None), "the pipe is still open");
     drop(report);
     assert_eq!(start.advance(&job, &proc).unwrap(), None);
-    assert_eq!((start.awaits, start.child), (Awaits::StageTwo, None), "stage two still lives");
+    assert_eq!((start.preparation.is_some(), start.child), (true, None), "stage two still lives");
     assert_eq!(nix::unistd::read(&wait, &mut [0]), Err(nix::errno::Errno::EAGAIN), "the child was not released");
     stage_two.kill().unwrap();
     drop((exec, wait));
@@ -108,14 +105,9 @@ fn a_report_that_is_not_one_is_a_start_that_was_cut_off() {
     let proc = Proc::open().unwrap();
     for bytes in [&b""[..], b"x", b"P\x07\0\0\0", &[0; SIZE + 1], &[0xff; SIZE], &[0; 100_000]] {
         let (mut start, report, _exec, _wait) = starting(ended("exit 0"), &proc);
-        for part in bytes.chunks(4096) {
-            let _ = nix::unistd::write(&report, part);
-            assert_eq!(start.advance(&job(0, 0), &proc).unwrap(), None);
-        }
-        drop(report);
+        let _ = nix::unistd::write(&report, bytes);
         let started = to_the_end(&mut start, &job(0, 0), &proc);
         assert_eq!(started.failure.map(|f| f.errno), Some(nix::libc::EINTR), "{} bytes", bytes.len());
-        assert!(start.reported.bytes.len() <= 2 * SIZE, "what is kept of it has a bound");
     }
 }
 

@@ -6,19 +6,20 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use nix::libc::{ECANCELED, ETIMEDOUT};
+use nix::libc::ECANCELED;
 use nix::sys::signal::Signal;
 
 use crate::claim::Claimed;
 use crate::events::{Event, Events, signal_name};
 use crate::log;
 use crate::rootfs::{Accounts, Links};
-use crate::start::{self, Started, Starting, failure};
-use latebind_contract::layout::Ids;
+use crate::start::{self, Started, Starting, failed, failure};
+use latebind_contract::layout::{self, Ids};
 use latebind_contract::order::{START_WITHIN, Stop};
 use latebind_contract::record::{Failure, Outcome, Record, Stage, Used};
+use latebind_contract::status::Status;
 use latebind_contract::time::{text_of, wall as wall_clock};
-use latebind_linux::error::errno_of;
+use latebind_linux::error::refused;
 use latebind_linux::kill::Routine;
 use latebind_linux::processes::Proc;
 use latebind_linux::sys::{self, Reaped};
@@ -56,6 +57,16 @@ pub struct Slot {
 }
 
 impl Slot {
+    /// Replaces `status.json`, and notifies the watcher.
+    pub fn put_status(&self, status: &mut Status) -> io::Result<()> {
+        status.log_lines_dropped = log::dropped();
+        let text = serde_json::to_vec(status).map_err(|e| refused(format_args!("{e}")))?;
+        self.ctl.replace(layout::STATUS, &text, 0o600)?;
+        // A full FIFO has notified often enough.
+        let _ = nix::unistd::write(&self.notify, b"\n");
+        Ok(())
+    }
+
     /// How to end what is left.
     fn routine(&self) -> Routine<'_> {
         Routine { proc: &self.proc, ids: self.ids, cgroup: &self.cgroup }
@@ -66,6 +77,7 @@ struct Supervision<'a> {
     slot: &'a Slot,
     claimed: &'a mut Claimed,
     record: &'a mut Record,
+    status: &'a mut Status,
     /// When the program ran.
     started: Option<Instant>,
     main: Option<i32>,
@@ -82,17 +94,14 @@ struct Supervision<'a> {
     stop: bool,
 }
 
-/// Takes in the main process's ID once the program runs. Where it fails, supervision ends with its error.
-pub type OnStart<'a> = dyn FnMut(i32) -> io::Result<()> + 'a;
-
-/// Runs one claimed job to its end, and fills in `record`, which says so far that the job was not started. Whether glue
-/// is to end after this.
+/// Runs one claimed job to its end, and fills in `record`, which says so far that the job was not started; `status` says
+/// which process is its main one. Whether glue is to end after this.
 pub fn run(
     slot: &Slot,
     accounts: &mut Accounts,
     claimed: &mut Claimed,
     record: &mut Record,
-    on_start: &mut OnStart<'_>,
+    status: &mut Status,
 ) -> io::Result<bool> {
     let kill_within = Duration::from_secs_f64(claimed.order.kill_s.max(KILL_LEAST_S));
     let mut links = Links::default();
@@ -100,6 +109,7 @@ pub fn run(
         slot,
         claimed,
         record,
+        status,
         started: None,
         main: None,
         main_has_ended: false,
@@ -111,7 +121,7 @@ pub fn run(
     };
     match s.prepare(&mut links, accounts) {
         Err(failed) => s.record.error = Some(failed),
-        Ok(starting) => s.supervise(starting, on_start)?,
+        Ok(starting) => s.supervise(starting)?,
     }
     if s.started.is_none() || !s.main_has_ended {
         s.is_over();
@@ -129,48 +139,39 @@ impl Supervision<'_> {
             let stage = if invalid.field == "env_files" { Stage::Environment } else { Stage::Startup };
             return Err(failure(stage, 0, format_args!("{invalid}")));
         }
-        // Nothing of an earlier job, and nobody who would like to be traced: the payload's UID starts alone.
-        let none_left = || -> io::Result<u64> {
-            if self.slot.routine().inside()?.is_empty() {
-                return Ok(0);
-            }
-            log::warn(format_args!("processes of the payload UID were in the container before the job: ending them"));
-            self.slot.routine().run(Instant::now() + self.kill_within)
-        };
-        match none_left() {
-            Ok(0) => {}
-            Ok(n) => {
-                return Err(failure(
-                    Stage::Startup,
-                    0,
-                    format_args!("{n} processes of the payload UID cannot be ended"),
-                ));
-            }
-            Err(e) => return Err(failure(Stage::Startup, errno_of(&e), format_args!("the payload's processes: {e}"))),
-        }
-        let order = &self.claimed.order;
-        match accounts.settle(order, self.slot.number) {
-            Ok(warnings) => self.record.warnings = warnings,
-            Err(e) => {
-                self.stop = true; // the next container's image is as it was made
-                return Err(failure(Stage::Startup, errno_of(&e), format_args!("{e}")));
-            }
-        }
-        links.make(&order.links).map_err(|e| failure(Stage::Startup, errno_of(&e), format_args!("links: {e}")))?;
-        let slot = self.slot;
+        self.end_strays().map_err(failed(Stage::Startup, "the payload's processes"))?;
+        let (slot, order) = (self.slot, &self.claimed.order);
+        let settled = accounts.settle(order, slot.number);
+        self.stop = settled.is_err(); // the next container's image is as it was made
+        self.record.warnings = settled.map_err(failed(Stage::Startup, "the payload's account"))?;
+        links.make(&order.links).map_err(failed(Stage::Startup, "links"))?;
         start::begin(self.claimed, slot.number, slot.program.as_fd(), slot.filtered, &slot.ctl, &slot.data)
     }
 
-    fn supervise(&mut self, starting: Starting, on_start: &mut OnStart<'_>) -> io::Result<()> {
+    /// Nothing of an earlier job, and nobody who would like to be traced: the payload's UID starts alone.
+    fn end_strays(&self) -> io::Result<()> {
+        let routine = self.slot.routine();
+        if routine.inside()?.is_empty() {
+            return Ok(());
+        }
+        log::warn(format_args!("processes of the payload UID were in the container before the job: ending them"));
+        match routine.run(Instant::now() + self.kill_within)? {
+            0 => Ok(()),
+            n => Err(refused(format_args!("{n} of them cannot be ended"))),
+        }
+    }
+
+    fn supervise(&mut self, starting: Starting) -> io::Result<()> {
         let limit = self.claimed.order.timeout_s;
         let wall = (limit > 0.0).then(|| Instant::now() + Duration::from_secs_f64(limit));
         let (Started { child, failure, attendant }, ended) = self.await_exec(starting, wall)?;
         (self.main, self.attendant) = (child, attendant);
         self.record.error = failure;
-        if let (Some(pid), None) = (child, &self.record.error) {
+        if child.is_some() && self.record.error.is_none() {
             self.record.started_at = Some(text_of(wall_clock()));
             self.started = Some(Instant::now());
-            on_start(pid)?;
+            self.status.main_pid = child;
+            self.slot.put_status(self.status)?;
             if let Some(why) = ended {
                 self.soft_kill(why);
             }
@@ -179,8 +180,7 @@ impl Supervision<'_> {
     }
 
     /// Follows a start to its end, which a stop, the wall limit and a deadline of its own can bring. Besides what came
-    /// of it:
-    /// who ends a program that runs all the same.
+    /// of it: who ends a program that runs all the same.
     fn await_exec(&mut self, mut starting: Starting, wall: Option<Instant>) -> io::Result<(Started, Option<Outcome>)> {
         let (events, proc) = (&self.slot.events, &self.slot.proc);
         let last = Instant::now() + START_WITHIN;
@@ -190,10 +190,7 @@ impl Supervision<'_> {
             match starting.advance(&self.claimed.order, proc) {
                 Ok(Some(started)) => return Ok((started, given_up.and_then(|(_, ended)| ended))),
                 Ok(None) => {}
-                Err(e) => {
-                    let message = format_args!("the start cannot be followed: {e}");
-                    given_up = Some((failure(Stage::Startup, errno_of(&e), message), None));
-                }
+                Err(e) => given_up = Some((failed(Stage::Startup, "the start cannot be followed")(e), None)),
             }
             // Only now: the program may have come to run just before its start was given up.
             if let Some((failure, ended)) = given_up {
@@ -210,12 +207,7 @@ impl Supervision<'_> {
                 Event::Deadline if wall == Some(deadline) => {
                     Some((not_run("the wall limit passed"), Some(Outcome::TimedOut)))
                 }
-                Event::Deadline => {
-                    let (stage, what) = starting.hangs();
-                    let within = START_WITHIN.as_secs();
-                    let message = format_args!("the program did not run within {within} s: the start hangs in {what}");
-                    Some((failure(stage, ETIMEDOUT, message), None))
-                }
+                Event::Deadline => Some((starting.hangs(), None)),
             };
         }
     }
