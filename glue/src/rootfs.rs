@@ -78,17 +78,15 @@ impl Links {
     /// done before is there until it is removed.
     pub fn make(&mut self, wanted: &[(String, String)]) -> io::Result<()> {
         for (n, (path, target)) in wanted.iter().enumerate() {
-            if let Err(e) = self.link(path, target, n) {
-                let why = match Errno::from_raw(e.raw_os_error().unwrap_or(0)) {
+            self.link(path, target, n).map_err(|e| {
+                let why = match Errno::from_raw(errno_of(&e)) {
                     Errno::EBUSY | Errno::EXDEV => " (a mount point, or beneath one: name another path)",
-                    Errno::ENOTEMPTY => " (a directory with files of the image stays there: name another path)",
-                    Errno::ELOOP | Errno::ENOTDIR => {
-                        " (a link or a file of the image is on the way: name another path)"
-                    }
+                    Errno::ENOTEMPTY => " (a directory with files of the image: name another path)",
+                    Errno::ELOOP | Errno::ENOTDIR => " (beneath a link or a file of the image: name another path)",
                     _ => "",
                 };
-                return Err(error(format_args!("the link {path} cannot be made{why}"), &e));
-            }
+                error(format_args!("the link {path} cannot be made{why}"), &e)
+            })?;
         }
         Ok(())
     }
@@ -156,10 +154,7 @@ fn make_directory(parent: &OwnedFd, name: &str, mode: u32) -> io::Result<()> {
 
 /// Gives an entry another name, which nothing may have.
 fn rename(parent: &OwnedFd, from: &CStr, to: &CStr) -> io::Result<()> {
-    writing(parent, || {
-        let renamed = sys::rename(parent.as_fd(), from, to, nix::libc::RENAME_NOREPLACE);
-        renamed.map_err(|e| Errno::from_raw(errno_of(&e)))
-    })
+    writing(parent, || sys::rename(parent.as_fd(), from, to, nix::libc::RENAME_NOREPLACE))
 }
 
 const ACCOUNTS: [&str; 2] = ["/etc/passwd", "/etc/group"];
@@ -189,8 +184,8 @@ pub fn prepare_accounts() {
 /// a file's last page (sendfile(2)) and nobody has read yet would lose its end with it.
 #[derive(Default)]
 pub struct Accounts {
-    /// The passwd line, which says all; empty for none.
-    line: String,
+    /// What was added to each, and is all there; empty for none.
+    lines: [String; 2],
     /// How long each file was before it was added to.
     before: [Option<i64>; 2],
 }
@@ -203,29 +198,27 @@ impl Accounts {
         let Order { account, uid, gid, passwd, .. } = order;
         let work = layout::work(slot);
         let home = order.home.as_ref().unwrap_or(&work);
-        let line = format!("{account}:x:{uid}:{gid}:{account}:{home}:/bin/sh\n");
+        let lines = [format!("{account}:x:{uid}:{gid}:{account}:{home}:/bin/sh\n"), format!("{account}:x:{gid}:\n")];
         let mut failed = Vec::new();
-        if *passwd && self.line == line {
+        if *passwd && self.lines == lines {
             return Ok(failed);
         }
-        self.line.clear();
+        self.lines = Default::default();
         for (path, before) in ACCOUNTS.iter().zip(&mut self.before) {
             if let Some(length) = before.take() {
                 remove_line(path, length).map_err(|e| error(format_args!("{path}: an earlier job's line"), &e))?;
             }
         }
-        if *passwd {
-            let group = format!("{account}:x:{gid}:\n");
-            let [of_passwd, of_group] = &mut self.before;
-            let lines = [(ACCOUNTS[0], uid, &line, of_passwd), (ACCOUNTS[1], gid, &group, of_group)];
-            for (path, id, line, before) in lines {
-                if let Err(e) = add_line(path, account, *id, line, before) {
-                    failed.push(error(format_args!("{path}: no line for the payload was added"), &e).to_string());
-                }
+        if !passwd {
+            return Ok(failed);
+        }
+        for (((path, id), line), before) in ACCOUNTS.iter().zip([*uid, *gid]).zip(&lines).zip(&mut self.before) {
+            if let Err(e) = add_line(path, account, id, line, before) {
+                failed.push(error(format_args!("{path}: no line for the payload was added"), &e).to_string());
             }
         }
-        if failed.is_empty() && *passwd {
-            self.line = line;
+        if failed.is_empty() {
+            self.lines = lines;
         }
         Ok(failed)
     }

@@ -34,15 +34,10 @@ pub struct Routine<'a> {
     pub cgroup: &'a str,
 }
 
-/// What the child can end with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(i32)]
-enum Ending {
-    NoneLeft = 0,
-    SomeLeft = 1,
-    Refused = 2,
-    Failed = 3,
-}
+/// What the child ends with besides 0, which says that none is left.
+const SOME_LEFT: i32 = 1;
+/// It did not get its IDs, or may signal nobody: another try would end like this one.
+const REFUSED: i32 = 2;
 
 impl Routine<'_> {
     /// Runs the routine until none is left or `deadline` has passed. Returns how many processes still live.
@@ -53,12 +48,8 @@ impl Routine<'_> {
         // Here and not in the child, which may have been cut off: what was stopped on the way goes on, whatever
         // happened.
         for process in self.split()?.1 {
-            let stopped_before = outside.iter().any(|before| before.pid == process.pid && before.is_stopped());
-            if let Ok(pinned) = Pinned::new(process.pid)
-                && !stopped_before
-                && self.proc.process(process.pid).is_some_and(|now| now.uid == self.ids.uid)
-            {
-                let _ = pinned.signal(Signal::SIGCONT);
+            if !outside.iter().any(|before| before.pid == process.pid && before.is_stopped()) {
+                self.signal_one(process.pid, false, Signal::SIGCONT);
             }
         }
         left
@@ -67,16 +58,17 @@ impl Routine<'_> {
     fn end_all(&self, deadline: Instant) -> io::Result<u64> {
         loop {
             match self.run_child(deadline) {
-                Ok(Ending::NoneLeft) => return Ok(0),
-                Ok(Ending::Refused) => {
-                    return Err(refused(format_args!(
-                        "the kill routine did not get the IDs that it needs, and ended nothing"
-                    )));
+                Ok(0) => return Ok(0),
+                Ok(REFUSED) => {
+                    let message = "the kill routine did not get the IDs that it needs, and ended nothing";
+                    return Err(refused(format_args!("{message}")));
                 }
                 // Somebody killed or stalled the child, or a process cannot be ended: again, as long as there is time.
-                Ok(Ending::SomeLeft | Ending::Failed) => {}
+                Ok(_) => {}
                 // No process can be made, because the payload has taken all: make room one by one.
-                Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::OutOfMemory) => self.sweep()?,
+                Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::OutOfMemory) => {
+                    self.signal(None, Signal::SIGKILL)?;
+                }
                 Err(e) => return Err(e),
             }
             let left = self.inside()?.len() as u64;
@@ -104,22 +96,21 @@ impl Routine<'_> {
         Ok((inside, outside))
     }
 
-    /// One round of SIGKILL to what is in the container.
-    fn sweep(&self) -> io::Result<()> {
-        self.signal(None, Signal::SIGKILL)
+    /// Sends `signal` to what is in the container, or in `group` there, one by one.
+    pub fn signal(&self, group: Option<i32>, signal: Signal) -> io::Result<()> {
+        self.members(group)?.iter().for_each(|found| self.signal_one(found.pid, true, signal));
+        Ok(())
     }
 
-    /// Sends `signal` to what is in the container, or in `group` there, one by one; each process is looked at again
-    /// once it is pinned.
-    pub fn signal(&self, group: Option<i32>, signal: Signal) -> io::Result<()> {
-        for found in self.members(group)? {
-            let Ok(pinned) = Pinned::new(found.pid) else { continue };
-            let Some(now) = self.proc.process(found.pid).filter(|p| p.uid == self.ids.uid) else { continue };
-            if self.proc.cgroup_of(&now).is_ok_and(|c| c == self.cgroup) {
-                let _ = pinned.signal(signal);
-            }
+    /// Signals one process of the payload that is in the container, or is not. It is pinned first, and then looked at:
+    /// so its number cannot have passed to a stranger. What ended meanwhile needs no signal.
+    fn signal_one(&self, pid: i32, inside: bool, signal: Signal) {
+        let is_there = |now: &Process| self.proc.cgroup_of(now).is_ok_and(|of| (of == self.cgroup) == inside);
+        if let Ok(pinned) = Pinned::new(pid)
+            && self.proc.process(pid).is_some_and(|now| now.uid == self.ids.uid && is_there(&now))
+        {
+            let _ = pinned.signal(signal);
         }
-        Ok(())
     }
 
     /// Living processes of the payload in the container, or in `group` there.
@@ -130,13 +121,15 @@ impl Routine<'_> {
         Ok(members)
     }
 
-    fn run_child(&self, deadline: Instant) -> io::Result<Ending> {
+    /// Makes the child and waits for it: what it ended with.
+    fn run_child(&self, deadline: Instant) -> io::Result<i32> {
         let (end_seen, end): (OwnedFd, OwnedFd) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
         let pid = match sys::fork()? {
-            Fork::Child => {
-                let ending = self.as_child(deadline).unwrap_or(Ending::Failed);
-                sys::exit_now(ending as i32)
-            }
+            Fork::Child => sys::exit_now(match self.as_child(deadline) {
+                Ok(()) => 0,
+                Err(e) if e.raw_os_error() == Some(nix::libc::EPERM) => REFUSED,
+                Err(_) => SOME_LEFT,
+            }),
             Fork::Parent(pid) => pid,
         };
         drop(end);
@@ -145,12 +138,9 @@ impl Routine<'_> {
         let last = deadline + Duration::from_millis(200);
         loop {
             match waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED))? {
-                WaitStatus::Exited(_, code) => {
-                    let known = [Ending::NoneLeft, Ending::SomeLeft, Ending::Refused];
-                    return Ok(known.into_iter().find(|e| *e as i32 == code).unwrap_or(Ending::Failed));
-                }
+                WaitStatus::Exited(_, code) => return Ok(code),
+                WaitStatus::Signaled(..) => return Ok(SOME_LEFT),
                 // Another container's routine of the same slot may stop ours, for a moment.
-                WaitStatus::Signaled(..) => return Ok(Ending::Failed),
                 WaitStatus::Stopped(..) => sys::signal_process(pid, Signal::SIGCONT as i32)?,
                 _ if Instant::now() >= last => sys::signal_process(pid, Signal::SIGKILL as i32)?,
                 _ => {}
@@ -164,24 +154,20 @@ impl Routine<'_> {
     }
 
     /// The child: takes the IDs, proves that it has them, then stops everything and kills what is in the container.
-    fn as_child(&self, deadline: Instant) -> io::Result<Ending> {
-        if take_ids(self.ids).is_err() {
-            return Ok(Ending::Refused);
-        }
+    fn as_child(&self, deadline: Instant) -> io::Result<()> {
+        take_ids(self.ids).map_err(|_| io::Error::from_raw_os_error(nix::libc::EPERM))?;
         loop {
             match sys::stop_all_of(self.ids.uid, self.ids.kill_uid) {
                 // Nothing of this UID anywhere but, perhaps, what has ended and waits to be reaped.
-                Err(e) if e.raw_os_error() == Some(nix::libc::ESRCH) => return Ok(Ending::NoneLeft),
-                Err(e) if e.raw_os_error() == Some(nix::libc::EPERM) => return Ok(Ending::Refused),
-                Err(e) => return Err(e),
-                Ok(()) => {}
+                Err(e) if e.raw_os_error() == Some(nix::libc::ESRCH) => return Ok(()),
+                stopped => stopped?,
             }
-            self.sweep()?;
+            self.signal(None, Signal::SIGKILL)?;
             if self.inside()?.is_empty() {
-                return Ok(Ending::NoneLeft);
+                return Ok(());
             }
             if Instant::now() >= deadline {
-                return Ok(Ending::SomeLeft);
+                return Err(io::ErrorKind::TimedOut.into());
             }
             std::thread::sleep(Duration::from_micros(200));
         }

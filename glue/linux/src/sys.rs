@@ -406,11 +406,11 @@ pub fn write_raw(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
 }
 
 /// `renameat2(2)` within one directory: `flags` is RENAME_EXCHANGE (the two change places) or RENAME_NOREPLACE.
-pub fn rename(dir: BorrowedFd<'_>, from: &CStr, to: &CStr, flags: u32) -> io::Result<()> {
+pub fn rename(dir: BorrowedFd<'_>, from: &CStr, to: &CStr, flags: u32) -> nix::Result<()> {
     let fd = dir.as_raw_fd();
     // SAFETY: both names are NUL-terminated and live through the call.
     let result = unsafe { libc::syscall(libc::SYS_renameat2, fd, from.as_ptr(), fd, to.as_ptr(), flags) };
-    checked(result).map(drop)
+    nix::errno::Errno::result(result).map(drop)
 }
 
 /// This program's own headers, which the kernel maps with it, and what is added to their addresses.
