@@ -180,7 +180,7 @@ fn become_command(ready: &Ready, streams: &[OwnedFd], request: &Request<'_>) -> 
     let is_missing = error.raw_os_error() == Some(nix::libc::ENOENT);
     let name = request.argv.first().copied().unwrap_or_default();
     for part in [name, if is_missing { b": not found\n" } else { b": cannot be executed\n" }] {
-        let _ = sys::write_raw(2, part);
+        let _ = nix::unistd::write(sys::inherited(2), part);
     }
     if is_missing { 127 } else { 126 }
 }

@@ -109,10 +109,3 @@ impl Events {
         while nix::unistd::read(&self.notify, &mut bytes).is_ok_and(|n| n == bytes.len()) {}
     }
 }
-
-/// `SIGTERM (15)` and so on, for messages.
-pub fn signal_name(number: i32) -> String {
-    let name =
-        nix::sys::signal::Signal::try_from(number).map_or("a real-time signal", nix::sys::signal::Signal::as_str);
-    format!("{name} ({number})")
-}

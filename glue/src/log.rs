@@ -62,7 +62,7 @@ fn say(level: &str, text: core::fmt::Arguments<'_>) {
     // A line stays one line, and an escape sequence in a file name stays text.
     let text = ascii(&text.to_string(), LINE_MAX);
     let line = if std::io::stderr().is_terminal() { format!("glue: {text}\n") } else { json(level, &text) };
-    match sys::write_raw(FD.load(Ordering::Relaxed), line.as_bytes()) {
+    match nix::unistd::write(sys::inherited(FD.load(Ordering::Relaxed)), line.as_bytes()) {
         Ok(n) if n == line.len() => {}
         _ => {
             DROPPED.fetch_add(1, Ordering::Relaxed);

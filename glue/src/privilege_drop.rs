@@ -59,7 +59,7 @@ pub fn run(prepared: &Prepared<'_>, key: &mut Key) -> ! {
 /// Writes a report to a pipe, by the pipe's descriptor. Allocates nothing.
 pub fn send(report: &Report, fd: RawFd) {
     // Where glue is gone, nobody misses it.
-    let _ = sys::write_raw(fd, &report.bytes());
+    let _ = nix::unistd::write(sys::inherited(fd), report.bytes().as_flattened());
 }
 
 /// The drop, in order: each step needs a privilege that a later one takes away.

@@ -11,7 +11,7 @@ use nix::sys::stat::SFlag;
 use sha2::{Digest, Sha256};
 
 use crate::claim::{self, Claim, Claimed};
-use crate::events::{Event, Events, signal_name};
+use crate::events::{Event, Events};
 use crate::log;
 use crate::rootfs::{self, Accounts};
 use crate::start;
@@ -131,7 +131,7 @@ impl Glue {
             match claim::look(&self.slot.ctl, self.slot.ids, &self.status.incarnation)? {
                 Claim::Nothing => match self.slot.events.next(false, None, None)? {
                     Event::Stop(signal) => {
-                        log::line(format_args!("idle, told to stop by {}", signal_name(signal)));
+                        log::line(format_args!("idle, told to stop by signal {signal}"));
                         return Ok(self.stopped());
                     }
                     // A child without a job: something that was orphaned late. Gone is gone.

@@ -10,7 +10,7 @@ use nix::libc::ECANCELED;
 use nix::sys::signal::Signal;
 
 use crate::claim::Claimed;
-use crate::events::{Event, Events, signal_name};
+use crate::events::{Event, Events};
 use crate::log;
 use crate::rootfs::{Accounts, Links};
 use crate::start::{self, Started, Starting, failed, failure};
@@ -261,7 +261,7 @@ impl Supervision<'_> {
 
     /// A signal has said so.
     fn is_to_stop(&mut self, signal: i32) {
-        log::line(format_args!("told to stop by {}", signal_name(signal)));
+        log::line(format_args!("told to stop by signal {signal}"));
         self.stop = true;
     }
 

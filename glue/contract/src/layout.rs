@@ -104,12 +104,9 @@ impl Ids {
     /// Refuses numbers that would leave root in place, or that `setresuid(2)` takes as "leave unchanged".
     pub fn check(&self) -> Result<(), String> {
         for (what, n) in [("payload UID", self.uid), ("payload GID", self.gid), ("kill UID", self.kill_uid)] {
-            if n == 0 {
-                return Err(format!("the {what} is 0, which is root: choose another number for this slot"));
-            }
-            if n == u32::MAX {
+            if n == 0 || n == u32::MAX {
                 return Err(format!(
-                    "the {what} is 4294967295, which setresuid(2) takes as \"leave unchanged\": choose another number"
+                    "the {what} is {n}: 0 is root, and setresuid(2) takes 4294967295 as \"leave unchanged\"; choose another"
                 ));
             }
         }

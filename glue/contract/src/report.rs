@@ -8,8 +8,8 @@ use std::io;
 use super::numbered;
 use super::record::{Failure, NUMBERS, Stage};
 
-/// Bytes of one report: what, errno, and the numbers, little-endian. Below PIPE_BUF, so that it arrives whole.
-pub const SIZE: usize = 1 + 4 + 4 * NUMBERS;
+/// Bytes of one report: what, errno, and the numbers, each in four bytes. Below PIPE_BUF, so that it arrives whole.
+pub const SIZE: usize = 4 * (2 + NUMBERS);
 
 /// Largest error number that the kernel gives (MAX_ERRNO of `linux/err.h`).
 const ERRNO_MAX: i32 = 4095;
@@ -105,25 +105,19 @@ impl Report {
         Self { what: What::Child, errno: 0, numbers: [number(pid), number(attendant), 0, 0, 0] }
     }
 
-    /// As it is written to a pipe. Allocates nothing.
-    pub fn bytes(&self) -> [u8; SIZE] {
-        let mut bytes = [0; SIZE];
-        let fields = [self.errno.to_le_bytes()].into_iter().chain(self.numbers.map(u32::to_le_bytes));
-        let values = core::iter::once(self.what as u8).chain(fields.flatten());
-        bytes.iter_mut().zip(values).for_each(|(to, from)| *to = from);
-        bytes
+    /// As it is written to a pipe, number by number. Allocates nothing.
+    pub fn bytes(&self) -> [[u8; 4]; 2 + NUMBERS] {
+        let [a, b, c, d, e] = self.numbers;
+        [self.what as u32, self.errno.unsigned_abs(), a, b, c, d, e].map(u32::to_le_bytes)
     }
 
     /// Understands what came through a pipe: exactly one report, of a known kind, with an error number that can be one.
     pub fn parse(bytes: &[u8]) -> Option<Self> {
-        let bytes: &[u8; SIZE] = bytes.try_into().ok()?;
-        let (what, rest) = bytes.split_first()?;
-        let what = What::of_number(u32::from(*what))?;
-        let mut fields = rest.chunks_exact(4).filter_map(|four| four.try_into().ok());
-        let errno = i32::from_le_bytes(fields.next()?);
-        let mut numbers = [0; NUMBERS];
-        numbers.iter_mut().zip(fields).for_each(|(to, four)| *to = u32::from_le_bytes(four));
-        (0..=ERRNO_MAX).contains(&errno).then_some(Self { what, errno, numbers })
+        let (fours, []) = bytes.as_chunks() else { return None };
+        let fours: [[u8; 4]; 2 + NUMBERS] = fours.try_into().ok()?;
+        let [what, errno, numbers @ ..] = fours.map(u32::from_le_bytes);
+        let errno = i32::try_from(errno).ok().filter(|errno| *errno <= ERRNO_MAX)?;
+        Some(Self { what: What::of_number(what)?, errno, numbers })
     }
 
     /// The failure as it goes into a record: numbers, and where it belongs. `None` for the report of a child.

@@ -400,11 +400,6 @@ pub fn file_system_type(fd: BorrowedFd<'_>) -> io::Result<i64> {
     Ok(nix::sys::statfs::fstatfs(fd)?.filesystem_type().0 as i64)
 }
 
-/// `write(2)` to a descriptor by number; used for the log, which must neither block nor panic.
-pub fn write_raw(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
-    Ok(nix::unistd::write(inherited(fd), bytes)?)
-}
-
 /// `renameat2(2)` within one directory: `flags` is RENAME_EXCHANGE (the two change places) or RENAME_NOREPLACE.
 pub fn rename(dir: BorrowedFd<'_>, from: &CStr, to: &CStr, flags: u32) -> nix::Result<()> {
     let fd = dir.as_raw_fd();

@@ -40,17 +40,17 @@ impl Dir {
     /// writable by root alone, so that nobody can exchange one for another.
     pub fn open(path: &str) -> io::Result<Self> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
-        let mut fd = open_at(AT_FDCWD, "/", flags)?;
-        let mut so_far = String::new();
+        let mut dir = Self { fd: open_at(AT_FDCWD, "/", flags)?, path: String::new() };
         for name in path.split('/').filter(|name| !name.is_empty()) {
-            if !so_far.is_empty() {
-                demand_root_only(&fstat(&fd)?, &so_far, 0o022)?;
+            if !dir.path.is_empty() {
+                dir.demand_root_only(0o022)?;
             }
-            so_far = format!("{so_far}/{name}");
-            fd = open_at(fd.as_fd(), name, flags)
-                .map_err(|e| error(format_args!("{so_far} cannot be opened as a directory, no link followed"), &e))?;
+            let path = format!("{}/{name}", dir.path);
+            let fd = open_at(dir.as_fd(), name, flags)
+                .map_err(|e| error(format_args!("{path} cannot be opened as a directory, no link followed"), &e))?;
+            dir = Self { fd, path };
         }
-        Ok(Self { fd, path: so_far })
+        Ok(dir)
     }
 
     /// Its descriptor.
@@ -70,7 +70,19 @@ impl Dir {
 
     /// Refuses a directory that is not root's, or that has any of the mode bits `forbidden`.
     pub fn demand_root_only(&self, forbidden: u32) -> io::Result<()> {
-        demand_root_only(&self.stat()?, &self.path, forbidden)
+        let stat = self.stat()?;
+        if is_roots(&stat, forbidden) {
+            return Ok(());
+        }
+        Err(refused(format_args!(
+            "{} has owner {} and mode {:o}: it must be root's and closed to others ({:o}), else the payload could \
+             exchange what lies in it. Run `glue install` in an init container, and do not use an image that ships this \
+             directory",
+            self.path,
+            stat.st_uid,
+            stat.st_mode & 0o7777,
+            0o777 & !forbidden,
+        )))
     }
 
     /// Owner, mode and so on of an entry, no link followed.
@@ -172,19 +184,6 @@ pub fn read_whole(fd: BorrowedFd<'_>, most: usize) -> io::Result<Vec<u8>> {
         }
     }
     Ok(bytes)
-}
-
-fn demand_root_only(stat: &FileStat, path: &str, forbidden: u32) -> io::Result<()> {
-    if is_roots(stat, forbidden) {
-        return Ok(());
-    }
-    Err(refused(format_args!(
-        "{path} has owner {} and mode {:o}: it must be root's and closed to others ({:o}), else the payload could exchange \
-         what lies in it. Run `glue install` in an init container, and do not use an image that ships this directory",
-        stat.st_uid,
-        stat.st_mode & 0o7777,
-        0o777 & !forbidden,
-    )))
 }
 
 /// `openat2(2)` beneath `dir` without links and other mounts; where openat2 is unavailable (an old kernel, a
