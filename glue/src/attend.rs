@@ -12,6 +12,7 @@
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
 
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -141,9 +142,9 @@ fn run(job: Job, main: BorrowedFd<'_>, client: BorrowedFd<'_>, request: &Request
         }
         if done {
             let Some(reaped) = sys::reap(child)? else { continue };
-            return Ok(match reaped.signal {
+            return Ok(match reaped.status.signal() {
                 Some(signal) => End::Signaled(signal),
-                None => End::Exited(reaped.exit_code.unwrap_or(0)),
+                None => End::Exited(reaped.status.code().unwrap_or(0)),
             });
         }
         if gone {

@@ -43,7 +43,6 @@ pub struct Events {
 impl Events {
     /// Blocks all signals and takes over `glue.notify`, a FIFO that was opened for reading and writing.
     pub fn new(notify: OwnedFd) -> io::Result<Self> {
-        sys::block_signals()?;
         Ok(Self { signals: sys::signal_fd()?, notify, own_pid: std::process::id() })
     }
 

@@ -12,7 +12,6 @@ use latebind_linux::sys;
 
 /// Waits until SIGTERM or SIGINT. Signals are blocked and read, since PID 1 gets none that it has no handler for.
 pub fn pause() -> io::Result<()> {
-    sys::block_signals()?;
     let signals = sys::signal_fd()?;
     loop {
         while let Some(signal) = sys::next_signal(signals.as_fd())? {

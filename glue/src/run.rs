@@ -230,13 +230,12 @@ fn limit_privileges() -> io::Result<()> {
              runAsUser 0 and these four. (Pod Security level \"restricted\" admits none of them, and so no payload UID)",
         )));
     }
-    sys::clear_ambient()?;
-    sys::limit_bounding_set(kept())?;
+    sys::limit_what_programs_get(kept())?;
     sys::set_capabilities(Capabilities { effective: kept(), permitted: kept(), inheritable: 0 })
 }
 
 fn check_mounts(proc: &Proc, slot: u32) -> io::Result<()> {
-    let all = mounts::parse(&proc.read_whole("self/mountinfo")?).map_err(|e| refused(format_args!("{e}")))?;
+    let all = mounts::parse(&proc.read("self/mountinfo")?).map_err(|e| refused(format_args!("{e}")))?;
     mounts::check(&all, slot).map(drop).map_err(|e| refused(format_args!("{e}")))
 }
 

@@ -162,7 +162,7 @@ impl Starting {
             let Some(ended) = sys::reap(self.stage_two)? else { return Ok(None) };
             self.stage_two = 0; // the number may be a stranger's from here on
             let failure = match read_report(reported).ok().and_then(|(report, _)| report) {
-                Some(Report { what: What::Child, numbers: [pid, attendant, ..], .. }) if ended.exit_code == Some(0) => {
+                Some(Report { what: What::Child, numbers: [pid, attendant, ..], .. }) if ended.status.success() => {
                     self.child = i32::try_from(pid).ok().filter(|pid| self.is_waiting_child(proc, *pid, order));
                     self.attendant = i32::try_from(attendant).unwrap_or(0);
                     self.child.is_none().then(not_the_child)

@@ -4,6 +4,8 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use nix::libc::ECANCELED;
@@ -22,7 +24,7 @@ use latebind_contract::time::{text_of, wall as wall_clock};
 use latebind_linux::error::refused;
 use latebind_linux::kill::Routine;
 use latebind_linux::processes::Proc;
-use latebind_linux::sys::{self, Reaped};
+use latebind_linux::sys;
 use latebind_linux::volume::Dir;
 
 /// How long a child whose start has failed may take to end by itself.
@@ -289,28 +291,28 @@ impl Supervision<'_> {
             add(&mut self.record.usage.tree, &used);
             self.record.processes.reaped += 1;
             let is_left = ![self.main, Some(self.attendant)].contains(&Some(reaped.pid));
-            if self.counting_killed && reaped.signal == Some(Signal::SIGKILL as i32) && is_left {
+            if self.counting_killed && reaped.status.signal() == Some(Signal::SIGKILL as i32) && is_left {
                 self.record.processes.left_over_killed += 1;
             }
             if Some(reaped.pid) == self.main {
                 self.record.usage.main = used;
-                self.main_ended(&reaped);
+                self.main_ended(reaped.status);
             }
         }
         true
     }
 
     /// The main process has ended like this; without the job's program having run, that says nothing of the job.
-    fn main_ended(&mut self, reaped: &Reaped) {
+    fn main_ended(&mut self, status: ExitStatus) {
         self.main_has_ended = true;
         self.is_over();
         if self.record.error.is_some() {
             return;
         }
-        (self.record.exit_code, self.record.signal) = (reaped.exit_code, reaped.signal);
-        self.record.core_dumped = reaped.core_dumped;
+        (self.record.exit_code, self.record.signal) = (status.code(), status.signal());
+        self.record.core_dumped = status.core_dumped();
         if self.record.outcome == Outcome::NotStarted {
-            self.record.outcome = if reaped.signal.is_some() { Outcome::Signaled } else { Outcome::Exited };
+            self.record.outcome = if status.signal().is_some() { Outcome::Signaled } else { Outcome::Exited };
         }
     }
 

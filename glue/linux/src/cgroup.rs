@@ -32,7 +32,7 @@ impl Whereabouts {
     pub fn of(proc: &Proc, pid: i32) -> Self {
         let known = || -> io::Result<Self> {
             let namespace = nix::fcntl::readlinkat(proc.as_fd(), format!("{pid}/ns/cgroup").as_str())?;
-            let mounts = mounts::parse(&proc.read_whole(&format!("{pid}/mountinfo"))?).unwrap_or_default();
+            let mounts = mounts::parse(&proc.read(&format!("{pid}/mountinfo"))?).unwrap_or_default();
             Ok(Self {
                 mounts: mounts.into_iter().filter(|mount| mount.point.starts_with(TOP)).collect(),
                 cgroups: proc.cgroup(pid)?,

@@ -11,9 +11,6 @@ use crate::error::refused;
 use crate::sys;
 use crate::volume::{open_at, read_whole};
 
-/// Longest /proc file that is read; `status` and `cgroup` are far below.
-const FILE_MAX: usize = 8192;
-
 /// An open `/proc` that is known to be the kernel's.
 pub struct Proc(OwnedFd);
 
@@ -76,19 +73,10 @@ impl Proc {
         self.0.as_fd()
     }
 
-    /// The whole of one file beneath `/proc`, as far as `FILE_MAX`.
+    /// The whole of one file beneath `/proc`. Its length is the kernel's choice: that of a mountinfo has no bound.
     pub fn read(&self, path: &str) -> io::Result<String> {
-        self.read_at_most(path, FILE_MAX)
-    }
-
-    /// The whole of one file beneath `/proc`, however long.
-    pub fn read_whole(&self, path: &str) -> io::Result<String> {
-        self.read_at_most(path, usize::MAX)
-    }
-
-    fn read_at_most(&self, path: &str, most: usize) -> io::Result<String> {
         let fd = open_at(self.as_fd(), path, OFlag::O_RDONLY)?;
-        Ok(String::from_utf8_lossy(&read_whole(fd.as_fd(), most)?).into_owned())
+        Ok(String::from_utf8_lossy(&read_whole(fd.as_fd(), usize::MAX)?).into_owned())
     }
 
     /// The cgroups of a process as text: the same for all processes of a container, another for every other container.

@@ -7,6 +7,8 @@
 use std::ffi::{CStr, CString, c_char};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
@@ -128,12 +130,8 @@ pub fn exec_fd(file: BorrowedFd<'_>, argv: &CStrings) -> io::Error {
 pub struct Reaped {
     /// Its process ID.
     pub pid: i32,
-    /// Its exit code, where it exited.
-    pub exit_code: Option<i32>,
-    /// The signal that ended it, where one did.
-    pub signal: Option<i32>,
-    /// Whether it dumped core.
-    pub core_dumped: bool,
+    /// How it ended.
+    pub status: ExitStatus,
     /// What it and the children that it waited for used.
     pub usage: libc::rusage,
 }
@@ -149,13 +147,7 @@ pub fn reap(pid: i32) -> io::Result<Option<Reaped>> {
     if pid == 0 {
         return Ok(None);
     }
-    Ok(Some(Reaped {
-        pid,
-        exit_code: libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status)),
-        signal: libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status)),
-        core_dumped: libc::WIFSIGNALED(status) && libc::WCOREDUMP(status),
-        usage,
-    }))
+    Ok(Some(Reaped { pid, status: ExitStatus::from_raw(status), usage }))
 }
 
 /// The kernel's own signal set: bit n-1 is signal n. The C library's would leave out the three that it reserves.
@@ -167,11 +159,6 @@ fn set_signal_mask(mask: u64) -> io::Result<()> {
     // SAFETY: the set lives through the call and has the size that is given; no old mask is asked for.
     checked(unsafe { libc::syscall(libc::SYS_rt_sigprocmask, how, &raw const mask, 0usize, KERNEL_SET_SIZE) })?;
     Ok(())
-}
-
-/// Blocks every signal that can be blocked.
-pub fn block_signals() -> io::Result<()> {
-    set_signal_mask(EVERY_SIGNAL)
 }
 
 /// Gives every signal its default disposition and unblocks all of them, as a program expects to be started.
@@ -189,9 +176,10 @@ pub fn reset_signals() -> io::Result<()> {
     set_signal_mask(0)
 }
 
-/// `signalfd4(2)` for every signal.
+/// Blocks every signal that can be blocked, and has a signalfd (`signalfd4(2)`) tell of them.
 pub fn signal_fd() -> io::Result<OwnedFd> {
     let mask = EVERY_SIGNAL;
+    set_signal_mask(mask)?;
     let flags = libc::SFD_CLOEXEC | libc::SFD_NONBLOCK;
     // SAFETY: the set lives through the call and has the size that is given.
     owned(unsafe { libc::syscall(libc::SYS_signalfd4, -1, &raw const mask, KERNEL_SET_SIZE, flags) })
@@ -229,18 +217,15 @@ fn prctl(option: i32, a: libc::c_ulong, b: libc::c_ulong) -> io::Result<libc::c_
     checked(libc::c_long::from(unsafe { libc::prctl(option, a, b, 0 as libc::c_ulong, 0 as libc::c_ulong) }))
 }
 
-/// Empties the ambient capability set.
-pub fn clear_ambient() -> io::Result<()> {
-    prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as libc::c_ulong, 0).map(drop)
-}
-
 /// The bounding set as a bit mask of the capabilities that the kernel knows.
 pub fn bounding_set() -> u64 {
     (0..64).filter(|cap| prctl(libc::PR_CAPBSET_READ, *cap, 0).is_ok_and(|set| set == 1)).fold(0, |m, cap| m | 1 << cap)
 }
 
-/// Takes every capability outside `keep` out of the bounding set. Needs CAP_SETPCAP unless there is nothing to take.
-pub fn limit_bounding_set(keep: u64) -> io::Result<()> {
+/// Empties the ambient set, and takes every capability outside `keep` out of the bounding set. Needs CAP_SETPCAP unless
+/// there is nothing to take.
+pub fn limit_what_programs_get(keep: u64) -> io::Result<()> {
+    prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as libc::c_ulong, 0)?;
     let unwanted = bounding_set() & !keep;
     for cap in (0..64).filter(|cap| unwanted >> cap & 1 == 1) {
         prctl(libc::PR_CAPBSET_DROP, cap, 0)?;

@@ -20,7 +20,7 @@ fn after_lowering(close: fn(RawFd, RawFd, bool) -> io::Result<()>, only_mark: bo
     };
     loop {
         match reap(child) {
-            Ok(Some(ended)) => return ended.exit_code.unwrap_or(-1),
+            Ok(Some(ended)) => return ended.status.code().unwrap_or(-1),
             Ok(None) => std::thread::yield_now(),
             Err(_) => return -1,
         }
