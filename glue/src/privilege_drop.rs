@@ -72,7 +72,7 @@ fn drop_privileges(p: &Prepared<'_>) -> Result<(), (What, io::Error)> {
     }
     sys::set_groups(p.groups).map_err(at(What::Groups))?; // needs SETGID
     sys::set_gid(p.gid).map_err(at(What::Gid))?; // needs SETGID
-    sys::limit_what_programs_get(0).map_err(at(What::Bounding))?; // needs SETPCAP
+    sys::limit_exec_capabilities(0).map_err(at(What::Bounding))?; // needs SETPCAP
     sys::set_uids(p.uid, p.uid, p.uid).map_err(at(What::Uid))?; // needs SETUID; takes permitted and effective away
     let none = Capabilities::default();
     sys::set_capabilities(none).map_err(at(What::Capabilities))?;

@@ -230,7 +230,7 @@ fn limit_privileges() -> io::Result<()> {
              runAsUser 0 and these four. (Pod Security level \"restricted\" admits none of them, and so no payload UID)",
         )));
     }
-    sys::limit_what_programs_get(kept())?;
+    sys::limit_exec_capabilities(kept())?;
     sys::set_capabilities(Capabilities { effective: kept(), permitted: kept(), inheritable: 0 })
 }
 

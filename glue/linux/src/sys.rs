@@ -224,7 +224,7 @@ pub fn bounding_set() -> u64 {
 
 /// Empties the ambient set, and takes every capability outside `keep` out of the bounding set. Needs CAP_SETPCAP unless
 /// there is nothing to take.
-pub fn limit_what_programs_get(keep: u64) -> io::Result<()> {
+pub fn limit_exec_capabilities(keep: u64) -> io::Result<()> {
     prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as libc::c_ulong, 0)?;
     let unwanted = bounding_set() & !keep;
     for cap in (0..64).filter(|cap| unwanted >> cap & 1 == 1) {
