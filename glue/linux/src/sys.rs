@@ -1,7 +1,7 @@
 //! All unsafe code of glue as root: thin wrappers around system calls, each with the reason why it is sound. `payload`
 //! has those of stage two, and `watcher` those that only the watcher makes.
 //!
-//! A wrapper turns -1 into `io::Error` and adds nothing else. What `nix` offers safely is used from there instead.
+//! A wrapper turns -1 into an error and adds nothing else. What `nix` offers safely is used from there instead.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, c_char};
@@ -176,7 +176,7 @@ pub fn reset_signals() -> io::Result<()> {
     set_signal_mask(0)
 }
 
-/// Blocks every signal that can be blocked, and has a signalfd (`signalfd4(2)`) tell of them.
+/// Blocks every signal that can be blocked, and returns a signalfd (`signalfd4(2)`) to read them from.
 pub fn signal_fd() -> io::Result<OwnedFd> {
     let mask = EVERY_SIGNAL;
     set_signal_mask(mask)?;
