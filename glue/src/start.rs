@@ -58,7 +58,8 @@ pub fn begin(
         let of_stage_one = high(&report)?;
         descriptors.extend([(report, REPORT_FD), (exec, EXEC_FD), (wait, GO_FD)]);
         let moved = descriptors.iter().map(|(fd, n)| Ok((high(fd)?, *n))).collect::<io::Result<Vec<_>>>()?;
-        // What they hold outlives the job for as long as somebody has them open, and no watcher may be there to read it.
+        // What they hold outlives the job for as long as somebody has them open, and no watcher may be there to read
+        // it.
         claimed.outputs = descriptors.drain(..).filter(|(_, n)| matches!(n, 1 | 2)).map(|(fd, _)| fd).collect();
         let order = &claimed.order;
         let (slot, env_files) = (slot.to_string(), order.env_files.len().to_string());

@@ -96,8 +96,8 @@ struct Supervision<'a> {
     stop: bool,
 }
 
-/// Runs one claimed job to its end, and fills in `record`, which says so far that the job was not started; `status` says
-/// which process is its main one. Whether glue is to end after this.
+/// Runs one claimed job to its end, and fills in `record`, which says so far that the job was not started, and in
+/// `status` which process is the main one. Whether glue is to end after this.
 pub fn run(
     slot: &Slot,
     accounts: &mut Accounts,

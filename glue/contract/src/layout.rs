@@ -106,7 +106,8 @@ impl Ids {
         for (what, n) in [("payload UID", self.uid), ("payload GID", self.gid), ("kill UID", self.kill_uid)] {
             if n == 0 || n == u32::MAX {
                 return Err(format!(
-                    "the {what} is {n}: 0 is root, and setresuid(2) takes 4294967295 as \"leave unchanged\"; choose another"
+                    "the {what} is {n}: 0 is root, and setresuid(2) takes 4294967295 as \"leave unchanged\"; \
+                     choose another"
                 ));
             }
         }

@@ -75,8 +75,8 @@ pub fn check(mounts: &[Mount], slot: u32) -> Result<SlotMounts, String> {
     let mut shared = mounts.iter().filter(|m| m.point == layout::SHARED || m.point.starts_with(&below));
     if let Some(Mount { device, root, point, .. }) = shared.find(|m| ![&bin, &ctl, &data].contains(&&m.point)) {
         return Err(format!(
-            "{point} is mounted there from {root} of device {device}: nothing but {bin}, {ctl} and {data} may be mounted \
-             at or below {}. An image that declares a VOLUME there cannot be used",
+            "{point} is mounted there from {root} of device {device}: nothing but {bin}, {ctl} and {data} may be \
+             mounted at or below {}. An image that declares a VOLUME there cannot be used",
             layout::SHARED
         ));
     }

@@ -244,8 +244,8 @@ pub struct Capabilities {
     pub inheritable: u64,
 }
 
-/// Header of capget(2) and capset(2): _LINUX_CAPABILITY_VERSION_3, and 0 for this process. Its data are the lower halves
-/// of effective, permitted and inheritable, then the upper ones.
+/// Header of capget(2) and capset(2): _LINUX_CAPABILITY_VERSION_3, and 0 for this process. Its data are the lower
+/// halves of effective, permitted and inheritable, then the upper ones.
 const CAP_HEADER: [u32; 2] = [0x2008_0522, 0];
 
 /// `capget(2)` of this process.

@@ -76,8 +76,8 @@ impl Dir {
         }
         Err(refused(format_args!(
             "{} has owner {} and mode {:o}: it must be root's and closed to others ({:o}), else the payload could \
-             exchange what lies in it. Run `glue install` in an init container, and do not use an image that ships this \
-             directory",
+             exchange what lies in it. Run `glue install` in an init container, and do not use an image that ships \
+             this directory",
             self.path,
             stat.st_uid,
             stat.st_mode & 0o7777,

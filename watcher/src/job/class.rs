@@ -17,8 +17,9 @@ use crate::bind::{Class, ContainerState, Failure, Reason};
 const SIGKILL: i32 = 9;
 
 /// Class, reason and message of a verified record. `oom_kills` is how many processes of the container the kernel killed
-/// for memory while the job was there, `failed` what the record's error says in words, `cancelled` why the watcher itself
-/// ended the job, if it did, `limit` the limit for which it did, `asked` the limits that job and pilot have named.
+/// for memory while the job was there, `failed` what the record's error says in words, `cancelled` why the watcher
+/// itself ended the job, if it did, `limit` the limit for which it did, `asked` the limits that job and pilot have
+/// named.
 pub fn of_record(
     record: &Record,
     oom_kills: u64,
