@@ -8,18 +8,37 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Most names of each kind that are remembered of one look: the first ones in their order.
-const NAMES_MAX: usize = 1024;
-/// After how long a look is repeated though there are names left of it, so that new ones get their turn.
+/// Most names of each kind that are remembered of one look, by default: the first ones in their order. What a look reads
+/// is shared by that many claims.
+pub const NAMES_MAX: usize = 16_384;
+/// After how long a look may be repeated though there are names left of it, so that new ones get their turn.
 const FRESH_FOR: Duration = Duration::from_secs(1);
+/// And after how long it is in any case.
+const OLD_AFTER: Duration = Duration::from_secs(60);
+/// Most entries that are read for each name that was used, while there are names left: the reason why a claim costs
+/// the same in a spool of a hundred jobs and in one of a hundred thousand.
+const ENTRIES_PER_NAME: usize = 100;
 /// A look into a large directory takes long: at most one part in so many of the time is spent on looking.
 const SHARE: u32 = 20;
+/// So many names have to be gone before a look counts as outdated.
+const GONE_MIN: usize = 64;
 
 /// The first names of a directory, in their order, at the last look.
 #[derive(Debug, Default)]
 struct Names {
     good: VecDeque<OsString>,
     odd: VecDeque<OsString>,
+    /// How many entries were read for them.
+    entries: usize,
+    /// Whether there were more good names than are remembered.
+    is_cut: bool,
+}
+
+/// When something was looked at, and how long that took.
+#[derive(Debug)]
+struct Look {
+    at: Instant,
+    took: Duration,
 }
 
 /// The entries of one directory, in two kinds, so that a flood of one kind does not hide the other.
@@ -27,29 +46,56 @@ struct Names {
 pub struct Listing {
     dir: PathBuf,
     is_good: fn(&OsStr) -> bool,
+    most: usize,
+    old_after: Duration,
     names: Names,
-    looked: Option<(Instant, Duration)>,
+    looked: Option<Look>,
+    /// Good names that were handed out since the last look; those of them that were claimed, and that were gone.
+    used: usize,
+    claimed: usize,
+    gone: usize,
+    /// The next name is one of so many: 1, the first one, until others are seen to take names from this directory too.
+    spread: usize,
+    entries_read: u64,
 }
 
 impl Listing {
-    /// Of this directory; nothing is read yet.
-    pub fn new(dir: PathBuf, is_good: fn(&OsStr) -> bool) -> Self {
-        Self { dir, is_good, names: Names::default(), looked: None }
+    /// Of this directory, of which at most `most` names of each kind are remembered; nothing is read yet.
+    pub fn new(dir: PathBuf, most: usize, is_good: fn(&OsStr) -> bool) -> Self {
+        Self {
+            dir,
+            is_good,
+            most,
+            old_after: OLD_AFTER,
+            names: Names::default(),
+            looked: None,
+            used: 0,
+            claimed: 0,
+            gone: 0,
+            spread: 1,
+            entries_read: 0,
+        }
     }
 
-    /// Looks again, unless there are names left or it is too early.
+    /// Looks again, unless the last look is still good or it is too early.
     pub fn refresh(&mut self) -> io::Result<()> {
         if self.is_stale() {
             let began = Instant::now();
-            self.names = first_names(&self.dir, NAMES_MAX, self.is_good)?;
-            self.looked = Some((Instant::now(), began.elapsed()));
+            self.names = first_names(&self.dir, self.most, self.is_good)?;
+            self.looked = Some(Look { at: Instant::now(), took: began.elapsed() });
+            self.entries_read += self.names.entries as u64;
+            (self.used, self.claimed, self.gone) = (0, 0, 0);
         }
         Ok(())
     }
 
-    /// The next good name of the last look.
+    /// The next good name of the last look: the first one, or, where others take names too, one of the first ones by
+    /// chance, so that not all try the same.
     pub fn next_good(&mut self) -> Option<OsString> {
-        self.names.good.pop_front()
+        let among = self.spread.min(self.names.good.len());
+        let name = self.names.good.remove(by_chance(among))?;
+        self.used += 1;
+        Some(name)
     }
 
     /// The next other name of the last look.
@@ -57,11 +103,51 @@ impl Listing {
         self.names.odd.pop_front()
     }
 
-    fn is_stale(&self) -> bool {
-        let Some((at, took)) = self.looked else { return true };
-        let pause = took.saturating_mul(SHARE);
-        at.elapsed() >= if self.names.good.is_empty() { pause } else { pause.max(FRESH_FOR) }
+    /// The name that was handed out last was claimed.
+    pub fn was_claimed(&mut self) {
+        self.claimed += 1;
+        self.spread = self.spread.saturating_sub(1).max(1);
     }
+
+    /// The name that was handed out last is gone: somebody else takes names from this directory.
+    pub fn was_gone(&mut self) {
+        self.gone += 1;
+        self.spread = (self.spread * 2).min(self.most);
+    }
+
+    /// Whether so much of the last look is gone that another one costs less than what is left of it.
+    pub fn is_outdated(&self) -> bool {
+        self.gone >= GONE_MIN && self.gone > self.claimed
+    }
+
+    /// How many entries of the directory were read until now.
+    pub fn entries_read(&self) -> u64 {
+        self.entries_read
+    }
+
+    fn is_stale(&self) -> bool {
+        let Some(look) = &self.looked else { return true };
+        let (age, pause) = (look.at.elapsed(), look.took.saturating_mul(SHARE));
+        if self.is_outdated() {
+            return true;
+        }
+        if self.names.good.is_empty() {
+            // Used up by this pilot and others: there is more. Where nobody could claim any, there may as well be nothing.
+            return self.names.is_cut && self.claimed + self.gone > 0 || age >= pause;
+        }
+        let is_paid = self.used.saturating_mul(ENTRIES_PER_NAME) >= self.names.entries;
+        age >= pause.max(FRESH_FOR) && (is_paid || age >= self.old_after)
+    }
+}
+
+/// A number below `among`; 0 where there is no choice.
+fn by_chance(among: usize) -> usize {
+    let mut random = [0; 8];
+    if among < 2 || latebind_linux::sys::random(&mut random).is_err() {
+        return 0;
+    }
+    // The rest of a division by at most some thousands: no name is noticeably more likely than another.
+    usize::try_from(u64::from_ne_bytes(random) % among as u64).unwrap_or(0)
 }
 
 /// A name that begins with `.` is somebody's work in progress.
@@ -69,27 +155,33 @@ fn is_left_alone(name: &OsStr) -> bool {
     name.as_bytes().starts_with(b".")
 }
 
-/// Adds a name, and keeps the first `most`.
-fn keep_first(names: &mut BTreeSet<OsString>, name: OsString, most: usize) {
+/// Adds a name, and keeps the first `most`. Whether one had to be left out.
+fn keep_first(names: &mut BTreeSet<OsString>, name: OsString, most: usize) -> bool {
     if names.len() < most || names.last().is_some_and(|last| name < *last) {
         names.insert(name);
-        if names.len() > most {
-            names.pop_last();
-        }
+        return names.len() > most && names.pop_last().is_some();
     }
+    true
 }
 
 /// The first names of a directory in their order, at most `most` of each kind; memory is bounded by that, time by the
 /// directory's size.
 fn first_names(dir: &Path, most: usize, is_good: fn(&OsStr) -> bool) -> io::Result<Names> {
     let (mut good, mut odd) = (BTreeSet::new(), BTreeSet::new());
+    let (mut entries, mut is_cut) = (0, false);
     for entry in fs::read_dir(dir)? {
         let name = entry?.file_name();
-        if !is_left_alone(&name) {
-            keep_first(if is_good(&name) { &mut good } else { &mut odd }, name, most);
+        entries += 1;
+        if is_left_alone(&name) {
+            continue;
+        }
+        if is_good(&name) {
+            is_cut |= keep_first(&mut good, name, most);
+        } else {
+            keep_first(&mut odd, name, most);
         }
     }
-    Ok(Names { good: good.into_iter().collect(), odd: odd.into_iter().collect() })
+    Ok(Names { good: good.into_iter().collect(), odd: odd.into_iter().collect(), entries, is_cut })
 }
 
 /// Whether there is an entry that is not left alone and not one of these.
@@ -107,6 +199,85 @@ pub fn has_other_than(dir: &Path, known: impl Fn(&OsStr) -> bool) -> io::Result<
 mod tests {
     use super::*;
 
+    fn filled(jobs: usize) -> tempfile::TempDir {
+        let scratch = tempfile::tempdir().unwrap();
+        (0..jobs).for_each(|n| drop(fs::File::create(scratch.path().join(format!("{n:06}"))).unwrap()));
+        scratch
+    }
+
+    fn listing(dir: &Path, most: usize) -> Listing {
+        // By the counts alone: how quick this machine is decides nothing.
+        Listing { old_after: Duration::MAX, ..Listing::new(dir.to_owned(), most, |_| true) }
+    }
+
+    /// Claims one name as a pilot does, and returns it with the number of those that were gone.
+    fn claim(listing: &mut Listing) -> Option<(OsString, usize)> {
+        let mut gone = 0;
+        for _ in 0..4 {
+            listing.refresh().unwrap();
+            while let Some(name) = listing.next_good() {
+                if fs::remove_file(listing.dir.join(&name)).is_ok() {
+                    listing.was_claimed();
+                    return Some((name, gone));
+                }
+                gone += 1;
+                listing.was_gone();
+                if listing.is_outdated() {
+                    break;
+                }
+            }
+        }
+        None
+    }
+
+    #[test]
+    fn what_a_claim_reads_is_bounded_however_many_entries_there_are() {
+        let (jobs, claims) = (20_000, 5000);
+        let scratch = filled(jobs);
+        let mut listing = listing(scratch.path(), 1000);
+        for n in 0..claims {
+            let (name, gone) = claim(&mut listing).unwrap();
+            assert_eq!((name, gone), (OsString::from(format!("{n:06}")), 0), "alone, so in their order");
+        }
+        let most = jobs * (1 + claims / 1000) + claims * ENTRIES_PER_NAME;
+        assert!(listing.entries_read() <= most as u64, "{} of {most}", listing.entries_read());
+    }
+
+    #[test]
+    fn pilots_that_share_a_directory_seldom_try_the_same_name_and_lose_none() {
+        let jobs = 4000;
+        let scratch = filled(jobs);
+        let mut pilots: Vec<_> = (0..20).map(|_| listing(scratch.path(), NAMES_MAX)).collect();
+        let (mut claimed, mut lost) = (BTreeSet::new(), 0);
+        // Always the next one in turn: in their order, each name would be tried by all twenty.
+        while let Some(name) = pilots.iter_mut().find_map(|pilot| {
+            let (name, gone) = claim(pilot)?;
+            lost += gone;
+            Some(name)
+        }) {
+            assert!(claimed.insert(name), "claimed twice");
+            pilots.rotate_left(1);
+        }
+        assert_eq!(claimed.len(), jobs, "each was claimed");
+        assert!(lost < 2 * jobs, "{lost} tries for names that were gone, {jobs} claims");
+        let read: u64 = pilots.iter().map(Listing::entries_read).sum();
+        assert!(read < 500 * jobs as u64, "{read} entries read by all");
+    }
+
+    #[test]
+    fn names_that_nobody_can_claim_are_not_looked_for_again_and_again() {
+        let scratch = filled(30);
+        let mut listing = listing(scratch.path(), 10);
+        listing.refresh().unwrap();
+        assert_eq!(std::iter::from_fn(|| listing.next_good()).count(), 10);
+        listing.looked.as_mut().unwrap().took = Duration::from_secs(3600);
+        listing.refresh().unwrap();
+        assert_eq!(listing.entries_read(), 30, "there are others, but these were not worth the look");
+        listing.was_gone();
+        listing.refresh().unwrap();
+        assert_eq!((listing.entries_read(), listing.names.is_cut), (60, true), "they are: somebody claims them");
+    }
+
     #[test]
     fn a_look_is_bounded_ordered_and_leaves_hidden_names_alone() {
         let scratch = tempfile::tempdir().unwrap();
@@ -122,7 +293,7 @@ mod tests {
         let names = first_names(dir, 3, short).unwrap();
         assert_eq!(names.good, ["00", "01", "02"]);
         assert_eq!(names.odd, [OsStr::new("odd"), OsStr::from_bytes(b"\xff")]);
-        let mut listing = Listing::new(dir.to_owned(), short);
+        let mut listing = Listing::new(dir.to_owned(), NAMES_MAX, short);
         assert_eq!(listing.next_good(), None, "nothing was read yet");
         listing.refresh().unwrap();
         let taken: Vec<_> = std::iter::from_fn(|| listing.next_good()).collect();

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
-use super::listing::{Listing, has_other_than};
+use super::listing::{Listing, NAMES_MAX as NAMES_OF_NEW_MAX, has_other_than};
 use super::spool::{DELAY_MAX, NAME_MAX, Spool, is_job_name, printable_name};
 use super::{Claimed, claimed, own_dir};
 use crate::bind::{Failure, Reason};
@@ -18,6 +18,10 @@ use crate::text::printable;
 
 /// How often the jobs that wait for another attempt are looked at.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
+/// Most names of `retry/` that are remembered of one look: of each the claim is read.
+const NAMES_OF_RETRY_MAX: usize = 1024;
+/// Most looks into `new/` for one claim: others may have claimed what was there at the last one.
+const LOOKS_MAX: usize = 3;
 /// Most entries that are held at once for not being jobs: jobs come first.
 const ODD_AT_ONCE: usize = 4;
 /// For how long an entry that cannot be moved is left alone, and how many of them are remembered.
@@ -43,8 +47,8 @@ impl Queue {
         let (new, retry) = (spool.new_dir(), spool.retry_dir());
         Self {
             spool,
-            new: Listing::new(new, is_job_name),
-            retry: Listing::new(retry, |_| true),
+            new: Listing::new(new, NAMES_OF_NEW_MAX, is_job_name),
+            retry: Listing::new(retry, NAMES_OF_RETRY_MAX, |_| true),
             retry_looked: None,
             immovable: HashMap::new(),
             undelivered: Vec::new(),
@@ -62,14 +66,25 @@ impl Queue {
             let Some(name) = self.new.next_odd() else { break };
             self.hold(&name)?;
         }
-        while let Some(name) = self.new.next_good() {
-            let text = name.to_string_lossy();
-            let own = self.spool.claim_dir(&text);
-            if self.take(&name, &own, |_| Ok(()))? {
-                return Claimed::new(own, &text).map(Some);
+        for _ in 0..LOOKS_MAX {
+            self.new.refresh()?;
+            while !self.new.is_outdated()
+                && let Some(name) = self.new.next_good()
+            {
+                let text = name.to_string_lossy();
+                let own = self.spool.claim_dir(&text);
+                if self.take(&name, &own, |_| Ok(()))? {
+                    self.new.was_claimed();
+                    return Claimed::new(own, &text).map(Some);
+                }
             }
         }
         Ok(None)
+    }
+
+    /// How many directory entries were read until now, which is what looking for jobs costs.
+    pub fn entries_read(&self) -> u64 {
+        self.new.entries_read() + self.retry.entries_read()
     }
 
     /// Claims of what is not a job, whose report could not be delivered.
@@ -101,9 +116,17 @@ impl Queue {
             }
             let own = self.spool.claim_dir(&name);
             match fs::rename(&from, &own) {
-                Ok(()) => return Claimed::resume(own, &name).map(Some),
+                Ok(()) => {
+                    self.retry.was_claimed();
+                    return Claimed::resume(own, &name).map(Some);
+                }
                 // Another pilot was quicker, or another job of this name is under way here.
-                Err(e) => tracing::debug!(job = %name, "not claimed now: {e}"),
+                Err(e) => {
+                    tracing::debug!(job = %name, "not claimed now: {e}");
+                    if e.kind() == io::ErrorKind::NotFound {
+                        self.retry.was_gone();
+                    }
+                }
             }
         }
         Ok(None)
@@ -112,7 +135,11 @@ impl Queue {
     /// Moves an entry of `new/` into a fresh directory of root's own. `Ok(false)`: not now.
     fn take(&mut self, entry: &OsStr, own: &Path, prepare: impl Fn(&Path) -> io::Result<()>) -> io::Result<bool> {
         self.immovable.retain(|_, since| since.elapsed() < IMMOVABLE_FOR);
-        if self.immovable.contains_key(entry) || self.spool.new_dir().join(entry).symlink_metadata().is_err() {
+        if self.immovable.contains_key(entry) {
+            return Ok(false);
+        }
+        if self.spool.new_dir().join(entry).symlink_metadata().is_err() {
+            self.new.was_gone();
             return Ok(false);
         }
         match own_dir::create(own) {
@@ -131,6 +158,10 @@ impl Queue {
                 if self.immovable.len() < IMMOVABLE_MAX {
                     self.immovable.insert(entry.to_owned(), Instant::now());
                 }
+                Ok(false)
+            }
+            Ok(false) => {
+                self.new.was_gone();
                 Ok(false)
             }
             taken => taken,

@@ -5,6 +5,7 @@
 //! of the pod for tools that have to be started once for each try. Nothing is asserted about times.
 
 mod calls;
+mod claims;
 mod idle;
 mod in_place;
 mod inside;
@@ -74,8 +75,22 @@ fn main() {
             let jobs = jobs.parse().map_err(|_| "bench in-place JOBS: not a number".to_owned());
             jobs.and_then(|jobs| in_place::measure(&mut report, jobs)).map(|()| say(&report.table(&[])))
         }
+        ["claims", jobs, pilots] => {
+            let mut report = Report::default();
+            let numbers = jobs.parse().ok().zip(pilots.parse().ok());
+            let numbers = numbers.ok_or_else(|| "bench claims JOBS PILOTS: not numbers".to_owned());
+            numbers
+                .and_then(|(jobs, pilots)| claims::claims(&mut report, jobs, pilots))
+                .map(|()| say(&report.table(&[])))
+        }
+        ["results", jobs] => {
+            let mut report = Report::default();
+            let jobs = jobs.parse().map_err(|_| "bench results JOBS: not a number".to_owned());
+            jobs.and_then(|jobs| claims::results(&mut report, jobs)).map(|()| say(&report.table(&[])))
+        }
         ["profile"] => Pod::new().and_then(|pod| profile(&pod)).map(|text| say(&text)),
-        _ => Err("usage: bench all TRIES, bench glue TRIES, bench in-place JOBS, bench monitor, bench profile \
+        _ => Err("usage: bench all TRIES, bench glue TRIES, bench in-place JOBS, bench monitor, bench profile, \
+                  bench claims JOBS PILOTS, bench results JOBS \
                   (tests/bench/run.sh does what has to be done before)"
             .into()),
     };
