@@ -18,6 +18,7 @@ pub mod job;
 pub mod keys;
 pub mod layout;
 pub mod metrics;
+pub mod pace;
 pub mod pages;
 pub mod pilot;
 pub mod reason;

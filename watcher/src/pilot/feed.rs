@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-use crate::source::remote::pace::Pace;
+use crate::pace::Pace;
 use crate::source::remote::{Fetched, Inbox, JobSource, Outbox, Places, Reported, TimeLimit};
 use crate::source::spool::Spool;
 

@@ -9,13 +9,16 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use kube::api::{ApiResource, Patch, PatchParams, WatchEvent, WatchParams};
+use kube::client::ClientBuilder;
 use kube::core::Status;
 use kube::{Client, Config};
 use serde_json::Value;
 use tokio::time::{sleep, timeout};
+use tower::util::MapResponseLayer;
 
 use super::pod::Pod;
 use crate::bind::{Failure, Reason};
+use crate::pace::{self, Pace};
 use crate::text::one_line;
 
 /// How long an API server may be away, or refuse a token that is being renewed, before a bind is given up.
@@ -24,11 +27,15 @@ const PATIENCE: Duration = Duration::from_secs(150);
 /// Longest time for one answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(15);
 
-/// How long the server keeps one watch open; a connection that died without a word is noticed a little later.
+/// How long the server keeps one watch open, or half of that, by chance: those of many pilots, which a restart of the
+/// server ends together, do not end together again. A connection that died without a word is noticed a little later.
 const WATCH_FOR: Duration = Duration::from_secs(60);
 
-/// First and longest wait before something is tried again.
-const AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+/// Waits before something is tried again.
+const AGAIN: Pace = Pace { first: Duration::from_millis(200), most: Duration::from_secs(5) };
+
+/// Longest wait that the server can ask for.
+const ASKED_MAX: Duration = Duration::from_secs(30);
 
 /// How long a server that was away may refuse what it allows: it answers before it has read its roles.
 const JUST_BACK: Duration = Duration::from_secs(20);
@@ -48,6 +55,29 @@ pub struct Own {
     reachable: Arc<AtomicBool>,
     // When a request was last not served.
     away: Arc<Mutex<Option<Instant>>>,
+    /// What the server last asked to wait.
+    asked: Arc<Mutex<Option<Duration>>>,
+}
+
+/// What a server that is too busy for a request asks to wait: `Retry-After`, in seconds.
+fn asked_by<B>(response: &http::Response<B>) -> Option<Duration> {
+    if !matches!(response.status().as_u16(), 429 | 503) {
+        return None;
+    }
+    let seconds = response.headers().get(http::header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds).min(ASKED_MAX))
+}
+
+/// A client that notes what the server asks to wait, which kube's errors do not say.
+fn client(config: Config, asked: Arc<Mutex<Option<Duration>>>) -> kube::Result<Client> {
+    type Answer = http::Response<Box<kube::client::DynBody>>;
+    let note = move |answer: Answer| {
+        if let Some(wait) = asked_by(&answer) {
+            *asked.lock().unwrap_or_else(PoisonError::into_inner) = Some(wait);
+        }
+        answer
+    };
+    Ok(ClientBuilder::try_from(config)?.with_layer(&MapResponseLayer::new(note)).build())
 }
 
 /// A server's refusal, as text.
@@ -149,7 +179,9 @@ impl Own {
         config.connect_timeout = Some(Duration::from_secs(5));
         // Ours: it goes on for longer, and says what it waits for.
         config.default_retry = false;
-        let client = Client::try_from(config).map_err(|e| format!("no client for the API server: {}", text(&e)))?;
+        let asked = Arc::default();
+        let client =
+            client(config, Arc::clone(&asked)).map_err(|e| format!("no client for the API server: {}", text(&e)))?;
         // Only the fields that are read here are decoded: see `pod`.
         let kind = ApiResource::erase::<k8s_openapi::api::core::v1::Pod>(&());
         let pods = kube::Api::namespaced_with(client.clone(), &namespace, &kind);
@@ -162,6 +194,7 @@ impl Own {
             uid,
             reachable: Arc::new(AtomicBool::new(true)),
             away: Arc::default(),
+            asked,
         })
     }
 
@@ -181,12 +214,19 @@ impl Own {
         can_help
     }
 
+    /// How long to wait after a request was not served so often in a row: longer and longer, by chance, and after what
+    /// the server asks for, if that was its answer. Many pilots meet the same outage.
+    fn wait(&self, times: u32) -> Duration {
+        let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner).take();
+        AGAIN.wait(times, None) + asked.map_or(Duration::ZERO, pace::at_least)
+    }
+
     /// One request, again and again while that can help.
     async fn ask<T, F>(&self, what: &str, patience: Duration, request: impl Fn() -> F) -> Result<T, Failure>
     where
         F: Future<Output = kube::Result<T>>,
     {
-        let (give_up, mut wait) = (Instant::now() + patience, AGAIN.0);
+        let (give_up, mut times) = (Instant::now() + patience, 0);
         loop {
             let error = match timeout(ANSWER_WITHIN, request()).await {
                 Ok(Ok(answer)) => {
@@ -196,12 +236,13 @@ impl Own {
                 Ok(Err(e)) => e,
                 Err(_) => kube::Error::Service(format!("no answer within {ANSWER_WITHIN:?}").into()),
             };
+            times += 1;
+            let wait = self.wait(times);
             if !self.was_refused(&error) || Instant::now() + wait >= give_up {
                 return Err(refusal(what, &error));
             }
             tracing::warn!("{what}: {}; trying again", text(&error));
             sleep(wait).await;
-            wait = (wait * 2).min(AGAIN.1);
         }
     }
 
@@ -266,7 +307,7 @@ impl Own {
     async fn watch(&self, version: &str) -> kube::Result<BoxStream<'static, kube::Result<WatchEvent<Pod>>>> {
         let params = WatchParams::default()
             .fields(&format!("metadata.name={}", self.name))
-            .timeout(u32::try_from(WATCH_FOR.as_secs()).unwrap_or(60));
+            .timeout(u32::try_from(pace::up_to(WATCH_FOR).as_secs()).unwrap_or(60));
         Ok(self.pods.watch(&params, version).await?.boxed())
     }
 
@@ -277,7 +318,7 @@ impl Own {
 
     /// Follows the pod's changes from `version` on.
     pub fn follow(&self, version: String) -> Follow {
-        Follow { own: self.clone(), version, stream: None, opened: Instant::now(), away_since: None, wait: AGAIN.0 }
+        Follow { own: self.clone(), version, stream: None, opened: Instant::now(), away_since: None, times: 0 }
     }
 }
 
@@ -288,7 +329,8 @@ pub struct Follow {
     stream: Option<BoxStream<'static, kube::Result<WatchEvent<Pod>>>>,
     opened: Instant,
     away_since: Option<Instant>,
-    wait: Duration,
+    /// How often it could not be opened, in a row.
+    times: u32,
 }
 
 impl Follow {
@@ -329,7 +371,7 @@ impl Follow {
     async fn ended(&mut self) -> Result<Option<Pod>, Failure> {
         self.stream = None;
         if self.opened.elapsed() < Duration::from_secs(1) {
-            sleep(AGAIN.0).await;
+            sleep(AGAIN.wait(1, None)).await;
         }
         Ok(None)
     }
@@ -350,7 +392,7 @@ impl Follow {
     async fn open(&mut self) -> Result<Option<Pod>, Failure> {
         let error = match timeout(ANSWER_WITHIN, self.own.watch(&self.version)).await {
             Ok(Ok(stream)) => {
-                (self.stream, self.opened, self.away_since, self.wait) = (Some(stream), Instant::now(), None, AGAIN.0);
+                (self.stream, self.opened, self.away_since, self.times) = (Some(stream), Instant::now(), None, 0);
                 self.own.reachable.store(true, Ordering::Relaxed);
                 return Ok(None);
             }
@@ -363,8 +405,8 @@ impl Follow {
             return Err(refusal("the pod cannot be watched", &error));
         }
         tracing::warn!("the pod cannot be watched: {}; trying again", text(&error));
-        sleep(self.wait).await;
-        self.wait = (self.wait * 2).min(AGAIN.1);
+        self.times = self.times.saturating_add(1);
+        sleep(self.own.wait(self.times)).await;
         Ok(None)
     }
 }
@@ -390,6 +432,21 @@ mod tests {
         assert!(passes(&kube::Error::Service("connection refused".into()), false));
         let rbac = api(403, "pods \"x\" is forbidden: User \"u\" cannot get resource \"pods\"");
         assert!(passes(&rbac, true) && !passes(&rbac, false));
+    }
+
+    #[test]
+    fn what_a_busy_server_asks_for_is_waited_for_within_bounds() {
+        let asked = |code: u16, after: &str| {
+            asked_by(&http::Response::builder().status(code).header("Retry-After", after).body(()).unwrap())
+        };
+        assert_eq!(asked(429, "1"), Some(Duration::from_secs(1)));
+        assert_eq!(asked(503, " 7 "), Some(Duration::from_secs(7)));
+        assert_eq!(asked(429, "18446744073709551615"), Some(ASKED_MAX));
+        for (code, after) in
+            [(429, "soon"), (429, "-1"), (429, "Wed, 21 Oct 2026 07:28:00 GMT"), (200, "1"), (409, "1")]
+        {
+            assert_eq!(asked(code, after), None, "{code} {after}");
+        }
     }
 
     #[test]

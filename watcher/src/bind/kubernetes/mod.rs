@@ -34,13 +34,15 @@ use self::view::Payload;
 use self::watching::{Expected, Patched};
 use super::{Binder, Class, Container, ContainerState, Failure, ImageCommand, Progress, Reason};
 use crate::finding::Finding;
+use crate::pace;
 use crate::reference::{Reference, of_image_id};
 use crate::text::one_line;
 
 /// How long the kubelet may take to tell of a new pod's containers.
 const TOLD_WITHIN: Duration = Duration::from_secs(20);
 
-/// How often the API server is asked whether it is back.
+/// How long it takes before the API server is asked again whether it is back, or up to twice as long, by chance: many
+/// pilots miss it at the same time.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 /// How often a bind starts over because the pod changed meanwhile; the kubelet's word on a container comes in two or
@@ -73,7 +75,8 @@ pub struct Kubernetes {
     runtime: Runtime,
     registries: Option<Registries>,
     memory: Mutex<Memory>,
-    asked: Mutex<Option<Instant>>,
+    /// When the server may be asked again whether it is back.
+    look_again_at: Mutex<Option<Instant>>,
     /// Held while the pod is being marked. A mark is a version of the pod, so a bind that has read the one before would
     /// have to start over.
     marking: tokio::sync::Mutex<()>,
@@ -97,7 +100,7 @@ impl Kubernetes {
             own,
             runtime,
             memory: Mutex::default(),
-            asked: Mutex::default(),
+            look_again_at: Mutex::default(),
             marking: tokio::sync::Mutex::default(),
             doubt: Mutex::default(),
         })
@@ -456,14 +459,14 @@ impl Binder for Kubernetes {
         if self.own.was_reachable() && doubt.is_none() {
             return Ok(());
         }
-        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        if asked.is_some_and(|at| at.elapsed() < LOOK_AGAIN) {
+        let mut look_again_at = self.look_again_at.lock().unwrap_or_else(PoisonError::into_inner);
+        if look_again_at.is_some_and(|at| Instant::now() < at) {
             return Err(Failure::retry(
                 Reason::ApiUnavailable,
                 "the API server did not answer, or refused the last patch",
             ));
         }
-        *asked = Some(Instant::now());
+        *look_again_at = Some(Instant::now() + pace::at_least(LOOK_AGAIN));
         self.runtime.block_on(self.look_again(doubt))?;
         *self.doubt.lock().unwrap_or_else(PoisonError::into_inner) = None;
         Ok(())

@@ -14,7 +14,6 @@ pub mod command;
 pub mod http;
 mod inbox;
 mod outbox;
-pub mod pace;
 mod reported;
 
 use std::fmt;

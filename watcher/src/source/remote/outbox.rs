@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use super::pace::Pace;
 use super::{JobSource, Over, Places, Reported, TimeLimit};
 use crate::bind::Class;
 use crate::job::Report;
+use crate::pace::Pace;
 use crate::store::read_bounded;
 use crate::text::printable;
 use crate::tree::{self, Deadline};

@@ -1,8 +1,9 @@
-//! How long to wait before a source is asked again: longer each time, within bounds, and never all pilots at once.
+//! How long to wait before a source or a server is asked again: longer each time, within bounds, and never all pilots at
+//! once.
 
 use std::time::Duration;
 
-/// Longest wait that a source can ask for.
+/// Longest wait that whoever is asked can ask for.
 const ASKED_MAX: Duration = Duration::from_secs(3600);
 
 /// The first wait, and the longest one.
@@ -16,8 +17,8 @@ pub struct Pace {
 
 impl Pace {
     /// How long to wait after `times` times in a row, the first of which is 1. Between half of a time that doubles and
-    /// all of it, by chance, so that pilots that began together do not stay together. `asked`: what the source wants;
-    /// no earlier than that.
+    /// all of it, by chance, so that pilots that began together do not stay together. `asked`: what the source or
+    /// server wants; no earlier than that.
     pub fn wait(&self, times: u32, asked: Option<Duration>) -> Duration {
         self.wait_by(times, asked, chance())
     }
@@ -25,9 +26,20 @@ impl Pace {
     fn wait_by(&self, times: u32, asked: Option<Duration>, chance: f64) -> Duration {
         let full = self.first.saturating_mul(1 << times.saturating_sub(1).min(20)).min(self.most);
         let own = full.mul_f64(0.5 + chance / 2.0);
-        // Those that the source has sent away together come back within a tenth of the time.
+        // Those that it has sent away together come back within a tenth of the time.
         asked.map_or(own, |asked| own.max(asked.min(ASKED_MAX).mul_f64(1.0 + chance / 10.0)))
     }
+}
+
+/// A time between half of `full` and all of it, by chance.
+pub fn up_to(full: Duration) -> Duration {
+    full.mul_f64(0.5 + chance() / 2.0)
+}
+
+/// A time between `least` and twice that, by chance: those that a server has sent away together do not come back
+/// together.
+pub fn at_least(least: Duration) -> Duration {
+    least.mul_f64(1.0 + chance())
 }
 
 /// A number from 0 up to 1. Without random bytes pilots only lose their distance.
@@ -55,6 +67,17 @@ mod tests {
         );
         assert_eq!((seconds(1, None, 0.0), seconds(100, None, 0.0)), (1.0, 150.0));
         assert!((0..1000).all(|_| (0.0..=1.0).contains(&chance())));
+    }
+
+    #[test]
+    fn chance_keeps_to_its_bounds_and_makes_a_difference() {
+        let second = Duration::from_secs(1);
+        let (few, many): (Vec<_>, Vec<_>) = (0..100).map(|_| (up_to(second), at_least(second))).unzip();
+        assert!(few.iter().all(|wait| (second / 2..=second).contains(wait)), "{few:?}");
+        assert!(many.iter().all(|wait| (second..=second * 2).contains(wait)), "{many:?}");
+        for waits in [few, many] {
+            assert!(waits.iter().collect::<std::collections::BTreeSet<_>>().len() > 90, "{waits:?}");
+        }
     }
 
     #[test]
