@@ -13,6 +13,8 @@ use crate::tree;
 
 /// Largest report that is read: far more than one has.
 const REPORT_MAX: u64 = 64 << 20;
+/// No more room than this is made on a file's word for its size.
+const REPORT_USUAL: u64 = 1 << 20;
 /// How deep reports are looked for: `claimed/<pilot>/<job>/result/` of a spool.
 const DEPTH_MAX: usize = 4;
 /// Directories of a job in which others have put what they like.
@@ -43,7 +45,10 @@ pub fn find(dir: &Path) -> io::Result<Found> {
 pub fn read(path: &Path) -> io::Result<Report> {
     let at = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
     let mut text = Vec::new();
-    tree::open_file(path).and_then(|file| file.take(REPORT_MAX).read_to_end(&mut text)).map_err(at)?;
+    let file = tree::open_file(path).map_err(at)?;
+    // Read at once: there may be very many of them.
+    text.reserve(usize::try_from(file.metadata().map_err(at)?.len().min(REPORT_USUAL) + 1).unwrap_or(0));
+    file.take(REPORT_MAX).read_to_end(&mut text).map_err(at)?;
     serde_json::from_slice(&text).map_err(|e| at(e.into()))
 }
 
