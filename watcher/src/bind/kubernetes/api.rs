@@ -303,7 +303,8 @@ impl Own {
         self.uid.get().map(String::as_str)
     }
 
-    /// What changes from `version` on; only of this pod, since no more is allowed.
+    /// What changes from `version` on, or, where that is empty, the pod as the server knows it and what changes then; only
+    /// of this pod, since no more is allowed.
     async fn watch(&self, version: &str) -> kube::Result<BoxStream<'static, kube::Result<WatchEvent<Pod>>>> {
         let params = WatchParams::default()
             .fields(&format!("metadata.name={}", self.name))
@@ -318,19 +319,38 @@ impl Own {
 
     /// Follows the pod's changes from `version` on.
     pub fn follow(&self, version: String) -> Follow {
-        Follow { own: self.clone(), version, stream: None, opened: Instant::now(), away_since: None, times: 0 }
+        Follow {
+            own: self.clone(),
+            seen: number_of(&version),
+            version,
+            stream: None,
+            opened: Instant::now(),
+            away_since: None,
+            times: 0,
+            short: 0,
+        }
     }
+}
+
+/// A resource version as a number, which grows with each change.
+fn number_of(version: &str) -> Option<u64> {
+    version.parse().ok()
 }
 
 /// The pod's changes, over as many watches as it takes.
 pub struct Follow {
     own: Own,
+    /// From where on to watch; empty where the server has to say it.
     version: String,
+    /// The newest version of the pod that was seen.
+    seen: Option<u64>,
     stream: Option<BoxStream<'static, kube::Result<WatchEvent<Pod>>>>,
     opened: Instant,
     away_since: Option<Instant>,
     /// How often it could not be opened, in a row.
     times: u32,
+    /// How often it ended as soon as it was opened, in a row.
+    short: u32,
 }
 
 impl Follow {
@@ -345,7 +365,12 @@ impl Follow {
                 Ok(None)
             }
             Ok(Some(Ok(WatchEvent::Added(pod) | WatchEvent::Modified(pod)))) => {
-                self.version = pod.metadata.resource_version.clone().unwrap_or_default();
+                let version = pod.metadata.resource_version.clone().unwrap_or_default();
+                let number = number_of(&version);
+                if number.zip(self.seen).is_some_and(|(number, seen)| number <= seen) {
+                    return Ok(None); // what a watch without a version begins with, from a cache that may lag behind
+                }
+                (self.seen, self.version) = (number, version);
                 Ok(Some(pod))
             }
             Ok(Some(Ok(WatchEvent::Bookmark(mark)))) => {
@@ -370,8 +395,9 @@ impl Follow {
     /// The stream is over, as each one is some time; one that ends at once must not be opened again without a pause.
     async fn ended(&mut self) -> Result<Option<Pod>, Failure> {
         self.stream = None;
-        if self.opened.elapsed() < Duration::from_secs(1) {
-            sleep(AGAIN.wait(1, None)).await;
+        self.short = if self.opened.elapsed() < Duration::from_secs(1) { self.short.saturating_add(1) } else { 0 };
+        if self.short > 0 {
+            sleep(AGAIN.wait(self.short, None)).await;
         }
         Ok(None)
     }
@@ -385,7 +411,10 @@ impl Follow {
     pub async fn read_again(&mut self) -> Result<Option<Pod>, Failure> {
         self.stream = None;
         let pod = self.own.get().await?;
-        self.version = pod.metadata.resource_version.clone().unwrap_or_default();
+        self.seen = number_of(pod.metadata.resource_version.as_deref().unwrap_or_default());
+        // Not the pod's own version, which is that of its last change: a server that was started after that refuses it
+        // (410) until the next one.
+        self.version.clear();
         Ok(Some(pod))
     }
 
