@@ -1,8 +1,8 @@
 //! A way to the API server whose connections can be cut, as a load balancer does that restarts.
 
-use std::io;
+use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
@@ -10,6 +10,8 @@ use std::thread;
 struct Shared {
     over: AtomicBool,
     made: AtomicUsize,
+    /// Bytes to the server, and from it.
+    passed: [AtomicU64; 2],
     open: Mutex<Vec<TcpStream>>,
 }
 
@@ -54,6 +56,12 @@ impl Relay {
         self.shared.made.load(Ordering::SeqCst)
     }
 
+    /// How many bytes went to the server, and came from it.
+    pub fn passed(&self) -> (u64, u64) {
+        let [to, from] = &self.shared.passed;
+        (to.load(Ordering::SeqCst), from.load(Ordering::SeqCst))
+    }
+
     /// Cuts all connections; new ones are passed on. Returns how many there were.
     pub fn cut(&self) -> usize {
         let open = std::mem::take(&mut *self.shared.open.lock().unwrap_or_else(PoisonError::into_inner));
@@ -63,13 +71,21 @@ impl Relay {
 }
 
 impl Shared {
-    fn pass_on(&self, client: &TcpStream, server: &TcpStream) -> io::Result<()> {
+    fn pass_on(self: &Arc<Self>, client: &TcpStream, server: &TcpStream) -> io::Result<()> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        for (from, to) in [(client, server), (server, client)] {
+        for (way, (from, to)) in [(client, server), (server, client)].into_iter().enumerate() {
             let (mut from, mut to) = (from.try_clone()?, to.try_clone()?);
             open.push(from.try_clone()?);
+            let shared = self.clone();
             thread::spawn(move || {
-                let _ = io::copy(&mut from, &mut to);
+                let mut bytes = [0; 16 << 10];
+                while let Ok(n @ 1..) = from.read(&mut bytes) {
+                    // First, so that what has arrived is counted.
+                    shared.passed[way].fetch_add(n as u64, Ordering::SeqCst);
+                    if to.write_all(&bytes[..n]).is_err() {
+                        break;
+                    }
+                }
                 let _ = to.shutdown(Shutdown::Both);
             });
         }
@@ -87,7 +103,6 @@ impl Drop for Relay {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Read, Write};
     use std::time::Duration;
 
     use super::*;
@@ -109,6 +124,7 @@ mod tests {
         client.read_exact(&mut bytes).unwrap();
         assert_eq!(&bytes, b"fr");
         assert_eq!((relay.made(), relay.cut()), (1, 1));
+        assert_eq!(relay.passed(), (2, 2));
         assert_eq!((client.read(&mut bytes).unwrap(), taken.read(&mut bytes).unwrap()), (0, 0));
         let _again = TcpStream::connect(relay.address).unwrap();
         server.accept().unwrap();
