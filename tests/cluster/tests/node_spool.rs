@@ -1,7 +1,12 @@
 //! A pilot that serves a spool, which is a directory of the node.
 
+use std::collections::BTreeSet;
+use std::fs;
+use std::time::Duration;
+
 use latebind_cluster_tests::pilot::{Options, probe, shell};
-use latebind_cluster_tests::{cluster, needs};
+use latebind_cluster_tests::{cluster, eventually, needs};
+use serde_json::{Value, json};
 
 #[test]
 fn jobs_of_a_spool_end_with_their_results() {
@@ -44,4 +49,39 @@ fn account_files_that_are_traps_are_left_alone() {
     assert_eq!(outcome.is_good().text("stdout"), "10\nstill a link\n", "what /etc/passwd leads to has grown");
     let warnings = &outcome.report.record.as_ref().unwrap().warnings;
     assert_eq!(warnings.len(), 2, "{warnings:?}");
+}
+
+/// So that a bind serves many of the short jobs.
+const REUSE: &[&str] = &["--reuse", "same-owner"];
+
+#[test]
+fn twenty_pods_share_a_spool_and_none_of_its_jobs_is_lost_or_run_twice() {
+    needs("1.20 or later; node");
+    let (pods, jobs) = (20, 2000);
+    let first = Options::new().spool(REUSE).without_waiting().start();
+    let spool = first.spool_here();
+    let shared = spool.clone();
+    let others: Vec<_> = (1..pods)
+        .map(|_| {
+            let shared = shared.clone();
+            let to_shared = move |spec: &mut Value| {
+                let volumes = spec["volumes"].as_array_mut().unwrap();
+                let of_spool = volumes.iter_mut().find(|volume| volume["name"] == "spool").unwrap();
+                of_spool["hostPath"]["path"] = json!(shared);
+            };
+            Options::new().spool(REUSE).change(to_shared).without_waiting().start()
+        })
+        .collect();
+    let image = cluster().image("busybox");
+    latebind_tests::rate::put(&spool, jobs, &image).unwrap();
+    eventually("all jobs are done", Duration::from_secs(900), || {
+        (fs::read_dir(spool.join("done")).ok()?.count() >= jobs).then_some(())
+    });
+    let found = watcher::views::results::find(&spool).unwrap();
+    let names: BTreeSet<&str> = found.reports.iter().map(|(_, report)| report.job.as_str()).collect();
+    assert_eq!((found.reports.len(), names.len()), (jobs, jobs), "each once: {:?}", found.unreadable);
+    assert!(found.reports.iter().all(|(_, report)| report.verified && report.attempt == 1));
+    let pilots: BTreeSet<&str> = found.reports.iter().map(|(_, report)| report.pilot.as_str()).collect();
+    assert_eq!(pilots.len(), pods, "each pod had some");
+    drop(others);
 }
