@@ -44,8 +44,8 @@ for purpose; do
         add 20 gcc libc6-dev bash dash util-linux procps openssl shellcheck strace
         # Archives of each form that inputs may have.
         add 2 xz-utils zip zstd
-        # The tests start a daemon and a registry of their own.
-        add 15 docker.io docker-registry
+        # The tests start a daemon and a registry of their own, and ask the latter.
+        add 15 docker.io docker-registry curl
         # rustup's toolchain has its own components; a step that lacks one names it.
         case $(dev_cargo) in
         '' | /usr/bin/cargo) add 30 rustc-web cargo-web rustfmt-web rust-web-clippy ;;

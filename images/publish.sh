@@ -29,7 +29,9 @@ send() {
         return
     fi
     podman manifest rm "$list" >/dev/null 2>&1 || :
-    podman manifest create "$list" "localhost/latebind/$1:1" "localhost/latebind/$1:1-arm64" >/dev/null &&
+    # Without the transport podman asks a registry on localhost for them.
+    local here=containers-storage:localhost/latebind/$1
+    podman manifest create "$list" "$here:1" "$here:1-arm64" >/dev/null &&
         podman manifest push --quiet --all "${tls[@]}" --digestfile "$work/digest" "$list" "$2"
 }
 
