@@ -221,6 +221,11 @@ impl Own {
         AGAIN.wait(times, None) + asked.map_or(Duration::ZERO, pace::at_least)
     }
 
+    /// What the server asked for in an answer that nobody waited for says nothing of the next request.
+    fn forget_asked(&self) {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
     /// One request, again and again while that can help.
     async fn ask<T, F>(&self, what: &str, patience: Duration, request: impl Fn() -> F) -> Result<T, Failure>
     where
@@ -228,6 +233,7 @@ impl Own {
     {
         let (give_up, mut times) = (Instant::now() + patience, 0);
         loop {
+            self.forget_asked();
             let error = match timeout(ANSWER_WITHIN, request()).await {
                 Ok(Ok(answer)) => {
                     self.reachable.store(true, Ordering::Relaxed);
@@ -238,11 +244,12 @@ impl Own {
             };
             times += 1;
             let wait = self.wait(times);
-            if !self.was_refused(&error) || Instant::now() + wait >= give_up {
+            let left = give_up.saturating_duration_since(Instant::now());
+            if !self.was_refused(&error) || left.is_zero() {
                 return Err(refusal(what, &error));
             }
             tracing::warn!("{what}: {}; trying again", text(&error));
-            sleep(wait).await;
+            sleep(wait.min(left)).await;
         }
     }
 
@@ -419,6 +426,7 @@ impl Follow {
     }
 
     async fn open(&mut self) -> Result<Option<Pod>, Failure> {
+        self.own.forget_asked();
         let error = match timeout(ANSWER_WITHIN, self.own.watch(&self.version)).await {
             Ok(Ok(stream)) => {
                 (self.stream, self.opened, self.away_since, self.times) = (Some(stream), Instant::now(), None, 0);
@@ -430,12 +438,13 @@ impl Follow {
             Err(_) => kube::Error::Service(format!("no answer within {ANSWER_WITHIN:?}").into()),
         };
         let since = *self.away_since.get_or_insert_with(Instant::now);
-        if !self.own.was_refused(&error) || since.elapsed() >= PATIENCE {
+        let left = PATIENCE.saturating_sub(since.elapsed());
+        if !self.own.was_refused(&error) || left.is_zero() {
             return Err(refusal("the pod cannot be watched", &error));
         }
         tracing::warn!("the pod cannot be watched: {}; trying again", text(&error));
         self.times = self.times.saturating_add(1);
-        sleep(self.own.wait(self.times)).await;
+        sleep(self.own.wait(self.times).min(left)).await;
         Ok(None)
     }
 }
