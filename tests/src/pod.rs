@@ -249,6 +249,11 @@ impl Options {
         Self { slots: 1, ..Self::default() }
     }
 
+    /// The same, and its slots are given by `--slot` ([`Options::host`]).
+    pub fn without_slots() -> Self {
+        Self::default()
+    }
+
     /// So many slots.
     pub fn slots(mut self, slots: u32) -> Self {
         self.slots = slots;
@@ -292,9 +297,12 @@ impl Options {
         fs::create_dir_all(spool.join("new")).unwrap();
         let name = unique("t");
         let log = scratch.path().join("log");
-        let mut command = host(&["pod", "--name", &name, "--slots", &self.slots.to_string(), "--spool"]);
+        let mut command = host(&["pod", "--name", &name]);
+        if self.slots > 0 {
+            command.args(["--slots", &self.slots.to_string()]);
+        }
         let source = self.source.unwrap_or_else(|| vec!["--spool".into(), "/spool".into()]);
-        command.arg(&spool).args(&self.host).args(["--", "pilot"]).args(source).args(&self.pilot);
+        command.arg("--spool").arg(&spool).args(&self.host).args(["--", "pilot"]).args(source).args(&self.pilot);
         let to = File::create(&log).unwrap();
         let child = command
             .envs(self.env)

@@ -192,3 +192,17 @@ fn a_pilot_that_is_stopped_gives_back_what_it_has_not_ended() {
     assert_eq!(report.reason.as_str(), "Cancelled");
     assert!(!Path::new(&source.pod.private()).join("source/spool/retry/a").exists());
 }
+
+/// Nobody else has it, so it cannot wait for another pilot.
+#[test]
+fn a_job_that_is_larger_than_every_slot_goes_back_to_its_source() {
+    let requests = |memory: &str| with(shell("echo ran"), "requests", json!({"memory": memory}));
+    let jobs = [("a-large", requests("65M")), ("b-small", requests("64M"))];
+    let options = Options::without_slots().host(&["--slot", "memory=64m"]).pilot(&["--max-attempts", "2"]);
+    let source = Source::start(options, &jobs).takes();
+    let small = source.report("b-small");
+    assert!(small.verified && small.class.name() == "final", "{small:#?}");
+    let large = source.report("a-large");
+    assert_eq!((large.class.name(), large.reason.as_str()), ("retry", "SlotTooSmall"), "{large:#?}");
+    assert!(large.message.contains("requests 65M of memory"), "{}", large.message);
+}

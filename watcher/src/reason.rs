@@ -197,6 +197,8 @@ reasons! {
     BadRequest: Retry;
     /// The slot that had the job does not exist any more.
     SlotLost: Retry;
+    /// No slot of this pilot is large enough for the job.
+    SlotTooSmall: Retry;
     /// The slot could not be filled with the job's files.
     StagingError: Retry;
     /// The streams of the job could not be passed on.

@@ -1,10 +1,11 @@
 //! The command line.
 
-use crate::container::{ImageVolume, Limits, Mount, Network};
+use crate::container::{ImageVolume, Limits, Mount, Network, SlotSize};
 use crate::images::Pull;
 use crate::place::DEFAULT_STATE;
 use crate::uids::IdRange;
 use clap::{Args, Parser, Subcommand};
+use latebind_contract::layout::SLOT_MAX;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use watcher::docker_options::{Habits, Program};
@@ -133,19 +134,24 @@ pub struct Common {
 }
 
 impl Common {
-    /// Of each payload container.
+    /// Of each payload container of which nothing else is said.
     pub fn limits(&self) -> Limits {
         Limits { memory: self.memory.0, cpus: self.cpus.0, pids: self.pids.0 }
     }
 
-    /// Of `/dev/shm`, in bytes. `None`: as the engine has it.
-    pub fn shm_size(&self) -> Option<u64> {
+    /// Of a payload container with these limits.
+    pub fn slot_size(&self, limits: Limits) -> SlotSize {
+        SlotSize { limits, shm_size: self.shm_size(limits.memory) }
+    }
+
+    /// Of `/dev/shm`, in bytes, in a container with so much memory. `None`: as the engine has it.
+    fn shm_size(&self, memory: Option<u64>) -> Option<u64> {
         let half = || {
             let text = std::fs::read_to_string("/proc/meminfo").ok()?;
             let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
             Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.saturating_mul(512))
         };
-        self.shm_size.and_then(|size| size.0).or(self.memory.0).or_else(half)
+        self.shm_size.and_then(|size| size.0).or(memory).or_else(half)
     }
 
     /// Of the pilot container.
@@ -162,6 +168,10 @@ pub struct PodArguments {
     /// Number of payload containers.
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub slots: u32,
+    /// One payload container with a size of its own: cpus=2,memory=4g,pids=100; what is left out is that of --cpus,
+    /// --memory and --pids. Once for each slot, in place of --slots. Jobs are matched by their `requests`.
+    #[arg(long, value_parser = slot, value_name = "KEY=VALUE,...", conflicts_with = "slots")]
+    pub slot: Vec<SlotLimits>,
     /// Number of further containers for jobs that are pilots themselves (`pilot_job` in job.json); the first of them
     /// serves slot 0, the next one slot 1.
     #[arg(long, default_value_t = 0, value_name = "N")]
@@ -187,6 +197,22 @@ pub struct PodArguments {
     /// Arguments of the pilot's program [default: pilot --spool /spool].
     #[arg(last = true, value_name = "ARGS")]
     pub arguments: Vec<String>,
+}
+
+impl PodArguments {
+    /// The slots' sizes, those for pilot-jobs last. There are too many where the number does not fit in a pod.
+    pub fn sizes(&self) -> Vec<SlotSize> {
+        let (common, usual) = (&self.common, self.common.limits());
+        // One more than a pod can have: that is refused, and a number of billions takes no memory until then.
+        let bounded = |n: u32| usize::try_from(n.min(SLOT_MAX + 2)).unwrap_or(usize::MAX);
+        let payloads = match self.slot.as_slice() {
+            [] => vec![usual; bounded(self.slots)],
+            given => given.iter().map(|slot| slot.over(usual)).collect(),
+        };
+        let pilot_job = Limits { memory: self.pilot_job_memory.0, ..usual };
+        let all = payloads.into_iter().chain(std::iter::repeat_n(pilot_job, bounded(self.pilot_jobs)));
+        all.map(|limits| common.slot_size(limits)).collect()
+    }
 }
 
 /// `latebind-host run`.
@@ -287,6 +313,42 @@ pub struct CleanIpc {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Amount<T>(pub Option<T>);
 
+/// What `--slot` says of one payload container.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct SlotLimits {
+    memory: Option<Amount<u64>>,
+    cpus: Option<Amount<f64>>,
+    pids: Option<Amount<u64>>,
+}
+
+impl SlotLimits {
+    /// These, and of `usual` what is left out.
+    fn over(self, usual: Limits) -> Limits {
+        Limits {
+            memory: self.memory.map_or(usual.memory, |amount| amount.0),
+            cpus: self.cpus.map_or(usual.cpus, |amount| amount.0),
+            pids: self.pids.map_or(usual.pids, |amount| amount.0),
+        }
+    }
+}
+
+fn slot(text: &str) -> Result<SlotLimits, String> {
+    let mut slot = SlotLimits::default();
+    for pair in text.split(',') {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let repeated = match key {
+            "memory" => slot.memory.replace(memory(value)?).is_some(),
+            "cpus" => slot.cpus.replace(cpus(value)?).is_some(),
+            "pids" => slot.pids.replace(pids(value)?).is_some(),
+            _ => return Err(format!("{pair:?} is not a size of a slot: write cpus=2,memory=4g,pids=100")),
+        };
+        if repeated {
+            return Err(format!("{key} is given twice"));
+        }
+    }
+    Ok(slot)
+}
+
 fn memory(text: &str) -> Result<Amount<u64>, String> {
     Ok(Amount(Some(text.parse::<Bytes>()?.0).filter(|bytes| *bytes > 0)))
 }
@@ -354,6 +416,25 @@ mod tests {
         assert_eq!(cpus("0").unwrap().0, None);
         for bad in ["", "nan", "inf", "-1", "0.001", "x"] {
             assert!(cpus(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn slots_have_sizes_of_their_own_and_the_usual_ones_where_nothing_is_said() {
+        let pod = |words: &[&str]| {
+            let arguments = Arguments::try_parse_from([&["latebind-host", "pod"], words].concat())?;
+            let Verb::Pod(pod) = arguments.verb else { panic!("not a pod") };
+            Ok::<_, clap::Error>(pod.sizes().iter().map(|s| (s.limits.memory, s.limits.cpus, s.shm_size)).collect())
+        };
+        let both: Vec<_> = pod(&["--slot", "cpus=2,memory=1g", "--slot", "memory=64m", "--pilot-jobs", "1"]).unwrap();
+        let (large, small, pilot_job) = (1 << 30, 64 << 20, 512 << 20);
+        assert_eq!(both[..2], [(Some(large), Some(2.0), Some(large)), (Some(small), Some(1.0), Some(small))]);
+        assert_eq!(both[2..], [(Some(pilot_job), Some(1.0), Some(pilot_job))]);
+        assert_eq!(pod(&["--slots", "2", "--memory", "64m"]).unwrap(), vec![(Some(small), Some(1.0), Some(small)); 2]);
+        assert_eq!(pod(&["--slots", "4294967295", "--pilot-jobs", "1"]).unwrap().len(), 66);
+        assert!(pod(&["--slots", "1", "--slot", "cpus=1"]).is_err());
+        for bad in ["", "2", "cpus", "cpus=", "cpus=1,cpus=2", "gpu=1", "memory=1g,", "memory=x"] {
+            assert!(slot(bad).is_err(), "{bad}");
         }
     }
 

@@ -9,7 +9,7 @@ use crate::uids::PodIds;
 use latebind_contract::layout::{self, Ids};
 use std::fmt;
 use std::path::{Path, PathBuf};
-use watcher::serve::pilot_jobs;
+use watcher::serve::{pilot_jobs, sizes};
 
 /// Label that has the pod's name.
 pub const POD_LABEL: &str = "latebind.pod";
@@ -63,6 +63,20 @@ impl Limits {
         options.push(pids.map_or("--pids-limit=-1".into(), |n| format!("--pids-limit={n}")));
         options
     }
+}
+
+/// What one slot's payload container may use.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SlotSize {
+    /// Memory, processors, processes.
+    pub limits: Limits,
+    /// Bytes that its `/dev/shm` may have, where it is not the engine's default.
+    pub shm_size: Option<u64>,
+}
+
+impl SlotSize {
+    /// Of a slot of which nothing is said.
+    const UNLIMITED: Self = Self { limits: Limits { memory: None, cpus: None, pids: None }, shm_size: None };
 }
 
 /// Whether the pod has a network.
@@ -174,12 +188,8 @@ pub struct PodShape {
     pub slots: u32,
     /// How many of them, the last ones, are for jobs that are pilots themselves.
     pub pilot_jobs: u32,
-    /// Bytes of memory that each of those may have.
-    pub pilot_job_memory: Option<u64>,
-    /// Limits of each payload container.
-    pub limits: Limits,
-    /// Bytes that each payload container's `/dev/shm` may have, where it is not the engine's default.
-    pub shm_size: Option<u64>,
+    /// Their sizes, slot by slot.
+    pub sizes: Vec<SlotSize>,
     /// Bytes of each data volume, where it is to lie in memory.
     pub data_size: Option<u64>,
     /// Whether the pod has a network.
@@ -379,25 +389,34 @@ impl PodShape {
     pub fn payload(&self, slot: u32, life: u64, ids: &Ids, image_id: &str) -> Spec {
         let mut mounts = vec![Mount::read_only(self.place.bin(), layout::BIN), self.hosts()];
         mounts.extend(self.slot_volumes(slot));
-        let mut limits = self.limits;
         if self.is_for_pilot_jobs(slot) {
             // As with the bind socket: it can be connected to, and not be replaced.
             mounts.push(Mount::read_only(self.place.clients(slot), pilot_jobs::SOCKET_DIR));
-            limits.memory = self.pilot_job_memory;
         }
+        let SlotSize { limits, shm_size } = self.size(slot);
         let (number, kill_uid) = (slot.to_string(), ids.kill_uid.to_string());
         let mut entrypoint =
             [layout::GLUE, "run", "--slot", &number, "--kill-uid", &kill_uid].map(str::to_owned).to_vec();
         entrypoint.extend((!self.seccomp).then(|| "--no-seccomp".to_owned()));
         let spec = self.spec(Role::Payload(slot, life), image_id, &PAYLOAD_CAPABILITIES);
-        Spec {
-            mounts,
-            entrypoint,
-            limits: Some(limits),
-            shm_size: self.shm_size,
-            image_volumes: self.image_volume,
-            ..spec
-        }
+        Spec { mounts, entrypoint, limits: Some(limits), shm_size, image_volumes: self.image_volume, ..spec }
+    }
+
+    /// The slot's size.
+    pub fn size(&self, slot: u32) -> SlotSize {
+        let size = usize::try_from(slot).ok().and_then(|n| self.sizes.get(n));
+        size.copied().unwrap_or(SlotSize::UNLIMITED)
+    }
+
+    /// What the pilot is told of the sizes of its payload slots: variables for each limit that there is.
+    fn size_variables(&self) -> impl Iterator<Item = String> {
+        let payloads = (0..self.slots).filter(|slot| !self.is_for_pilot_jobs(*slot));
+        payloads.flat_map(|slot| {
+            let Limits { memory, cpus, .. } = self.size(slot).limits;
+            let cpus = cpus.map(|cpus| format!("{}={cpus}", sizes::variable(sizes::CPUS, slot)));
+            let memory = memory.map(|bytes| format!("{}={bytes}", sizes::variable(sizes::MEMORY, slot)));
+            [cpus, memory].into_iter().flatten()
+        })
     }
 
     /// Whether the slot is for jobs that are pilots themselves.
@@ -427,6 +446,7 @@ impl PodShape {
         let mut environment = vec!["LATEBIND_BINDER=host".to_owned(), format!("LATEBIND_SLOTS={}", self.slots)];
         environment.push(format!("LATEBIND_SLOT_UIDS={}", uids.join(",")));
         environment.push(format!("LATEBIND_PILOT_JOBS={}", self.pilot_jobs));
+        environment.extend(self.size_variables());
         environment.extend(pilot.environment.iter().cloned());
         Spec {
             mounts,

@@ -34,7 +34,7 @@ mod uids;
 mod volumes;
 
 use crate::arguments::{Arguments, Common, EngineName, ExecArguments, PodArguments, RunArguments, Verb};
-use crate::container::{Mount, PilotShape, PodShape, Role, SPOOL_IN_PILOT, container_name};
+use crate::container::{Mount, PilotShape, PodShape, Role, SPOOL_IN_PILOT, SlotSize, container_name};
 use crate::docker::Docker;
 use crate::engine::Engine;
 use crate::failure::{Context, Failure, failure};
@@ -175,7 +175,8 @@ fn run_one(engine: &Arc<dyn Engine>, run: RunArguments) -> Result<u8, Failure> {
     // The pilot is started once and takes the pod with it, so it needs nobody to hold the namespaces for the next one;
     // but who keeps a pod wants to look at its containers.
     let base = if run.common.keep { Role::Pause } else { Role::Pilot };
-    let shape = PodShape { base, ..shape(&**engine, &run.common, "run", 1)? };
+    let shape =
+        PodShape { base, ..shape(&**engine, &run.common, "run", vec![run.common.slot_size(run.common.limits())])? };
     let mut mounts = one.mounts;
     mounts.extend(host_mounts(&run.common)?);
     let plan = Plan {
@@ -204,14 +205,10 @@ fn run_one(engine: &Arc<dyn Engine>, run: RunArguments) -> Result<u8, Failure> {
 
 fn pod_plan(engine: &dyn Engine, pod: PodArguments) -> Result<Plan, Failure> {
     let common = &pod.common;
-    if pod.pilot_jobs > pod.slots {
-        return Err(failure(format!("--pilot-jobs {}: each needs a slot to serve: at most --slots", pod.pilot_jobs)));
+    let shape = PodShape { pilot_jobs: pod.pilot_jobs, ..shape(engine, common, "pod", pod.sizes())? };
+    if pod.pilot_jobs > shape.slots / 2 {
+        return Err(failure(format!("--pilot-jobs {}: each needs a slot to serve", pod.pilot_jobs)));
     }
-    let shape = PodShape {
-        pilot_jobs: pod.pilot_jobs,
-        pilot_job_memory: pod.pilot_job_memory.0,
-        ..shape(engine, common, "pod", pod.slots.saturating_add(pod.pilot_jobs))?
-    };
     let mut mounts = host_mounts(common)?;
     if let Some(spool) = &pod.spool {
         mounts.push(existing(&Mount::writable(spool, SPOOL_IN_PILOT))?);
@@ -244,9 +241,10 @@ fn pod_plan(engine: &dyn Engine, pod: PodArguments) -> Result<Plan, Failure> {
     })
 }
 
-fn shape(engine: &dyn Engine, common: &Common, kind: &str, slots: u32) -> Result<PodShape, Failure> {
+fn shape(engine: &dyn Engine, common: &Common, kind: &str, sizes: Vec<SlotSize>) -> Result<PodShape, Failure> {
+    let slots = u32::try_from(sizes.len()).unwrap_or(u32::MAX);
     if !(1..=SLOT_MAX + 1).contains(&slots) {
-        return Err(failure(format!("a pod has 1 to {} slots, not {slots}", SLOT_MAX + 1)));
+        return Err(failure(format!("a pod has 1 to {} slots", SLOT_MAX + 1)));
     }
     let name = match &common.name {
         Some(name) if place::is_pod_name(name) => name.clone(),
@@ -269,9 +267,7 @@ fn shape(engine: &dyn Engine, common: &Common, kind: &str, slots: u32) -> Result
         pilot_image: common.pilot_image.clone(),
         slots,
         pilot_jobs: 0,
-        pilot_job_memory: None,
-        limits: common.limits(),
-        shm_size: common.shm_size(),
+        sizes,
         data_size: common.data_size.and_then(|size| size.0),
         network: common.network,
         image_volume: common.image_volume,

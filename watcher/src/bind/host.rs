@@ -94,18 +94,27 @@ pub struct Answer {
     /// How many slots it has.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slots: Option<u32>,
-    /// Bytes of memory of each payload container, where that is limited.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub memory: Option<u64>,
-    /// Its processors, where they are limited.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cpus: Option<f64>,
-    /// Its processes, where they are limited.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub pids: Option<u64>,
+    /// Limits of each slot's payload container.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub sizes: Vec<PayloadLimits>,
     /// For each slot payload UID, payload GID and kill UID.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ids: Vec<[u32; 3]>,
+}
+
+/// What a payload container may use, where that is limited.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PayloadLimits {
+    /// Bytes of memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<u64>,
+    /// Processors.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<f64>,
+    /// Processes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pids: Option<u64>,
 }
 
 /// What a payload container does.

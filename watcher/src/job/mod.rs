@@ -18,6 +18,7 @@ pub mod matches;
 pub mod monitor;
 pub mod relay;
 mod request;
+mod requests;
 pub mod stage;
 pub mod start;
 pub mod steer;
@@ -28,6 +29,7 @@ pub use self::clock::{now, rfc3339, seconds_of, uptime};
 pub use self::input::Input;
 pub use self::request::{EnvSource, Request, is_id, plain_path, unique_names};
 pub(crate) use self::request::{ten, yes};
+pub use self::requests::{Fit, Requests, SlotSize};
 
 use latebind_contract::encoding::{Bytes32, Key};
 use latebind_contract::record::Record;

@@ -11,6 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::binds::Bind;
 use super::input::{self, Input};
 use super::limits::Limits;
+use super::requests::Requests;
 use crate::bind::ImageCommand;
 use crate::layout::OURS;
 use crate::text::{is_harmless, printable};
@@ -125,6 +126,9 @@ pub struct Request {
     /// nothing is staged there, collected or removed. The job starts in it instead of in `work/`.
     #[serde(default)]
     pub sandbox: Option<String>,
+    /// What it needs of its slot.
+    #[serde(default, skip_serializing_if = "Requests::is_empty")]
+    pub requests: Requests,
     /// The slot that it has to have; any where none is given.
     #[serde(default)]
     pub slot: Option<u32>,
@@ -208,6 +212,7 @@ impl Request {
             stdin: None,
             relay: false,
             sandbox: None,
+            requests: Requests::default(),
             slot: None,
             pilot_job: false,
             parent: None,
@@ -274,6 +279,12 @@ impl Request {
                 return Err("a job in its client's own sandbox has no inputs and outputs to be copied".into());
             }
         }
+        if self.pilot_job && !self.requests.is_empty() {
+            return Err(
+                "requests: a pilot-job has a slot for such jobs, whatever it needs; its own jobs may have them".into(),
+            );
+        }
+        self.requests.check()?;
         self.limits.check()
     }
 

@@ -9,7 +9,7 @@ mod gate;
 mod name;
 mod one_job;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use crate::bind::{Binder, Failure, Reason};
-use crate::job::Phase;
+use crate::job::{Fit, Phase, Requests};
 use crate::serve::Core;
 use crate::source::spool::{Spool, has_room};
 use crate::source::{Claimed, Queue};
@@ -29,7 +29,7 @@ use self::earlier::{forget_delivered, give_back_lost};
 use self::feed::Feed;
 use self::gate::Gate;
 use self::name::own_name;
-use self::one_job::{STOPPED, TRIES_MAX, Undelivered, WAIT_TURN, forget, give_back, one_job, undelivered};
+use self::one_job::{STOPPED, Step, TRIES_MAX, Undelivered, WAIT_TURN, forget, give_back, one_job, undelivered};
 
 /// How often the spool is looked at while there is nothing to do.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -90,6 +90,8 @@ enum Event {
     Ended(Box<Ended>),
     /// The source has answered.
     Fetched,
+    /// The core has a job that was claimed.
+    Submitted,
 }
 
 /// What came of a job's thread.
@@ -118,8 +120,8 @@ struct Pilot<'a> {
     busy: usize,
     /// Threads of jobs: a job that has left its slot still has to be delivered.
     threads: usize,
-    /// The core's names of their jobs.
-    under_way: BTreeSet<String>,
+    /// The core's names of their jobs, and what they needed when they were looked at.
+    under_way: BTreeMap<String, Requests>,
     over: usize,
     tell: Sender<Event>,
     events: Receiver<Event>,
@@ -154,7 +156,7 @@ pub fn run(settings: &Loop, stop: &Stop) -> io::Result<usize> {
         said: String::new(),
         busy: 0,
         threads: 0,
-        under_way: BTreeSet::new(),
+        under_way: BTreeMap::new(),
         over: 0,
         tell,
         events,
@@ -188,7 +190,7 @@ impl Pilot<'_> {
             self.wait(LOOK_EVERY);
         }
         // Those that have not been submitted yet see the stop once they are.
-        self.under_way.iter().for_each(|id| self.settings.core.cancel(id, STOPPED));
+        self.under_way.keys().for_each(|id| self.settings.core.cancel(id, STOPPED));
         while self.threads > 0 {
             self.wait(WAIT_TURN);
         }
@@ -226,7 +228,17 @@ impl Pilot<'_> {
         if !may_claim || !(self.postponed.is_empty() || self.has_room()) {
             return Ok(None);
         }
-        let claimed = self.queue.claim().unwrap_or_else(|e| {
+        let placement = self.settings.core.placement(self.under_way.iter());
+        if placement.is_open() {
+            return Ok(None);
+        }
+        let is_shared = self.feed.is_none();
+        let fit = |requests: &Requests| match placement.fit(requests) {
+            // Nobody else has it: its source has to hear of that.
+            Fit::Never if !is_shared => Fit::Now,
+            fit => fit,
+        };
+        let claimed = self.queue.claim_fitting(fit).unwrap_or_else(|e| {
             let said = e.to_string();
             if said != self.said {
                 tracing::error!("no job can be claimed from the spool: {said}");
@@ -266,17 +278,19 @@ impl Pilot<'_> {
         let (core, most) = (self.settings.core.clone(), self.settings.max_attempts);
         let (spool, stop) = (self.spool.clone(), self.stop.clone());
         let (tell, job) = (self.tell.clone(), claimed.clone());
-        self.under_way.insert(claimed.core_name());
+        self.under_way.insert(claimed.core_name(), claimed.requests);
         let thread = std::thread::Builder::new().name("job".into()).spawn(move || {
             let mut claimed = job;
             let mut left_slot = false;
-            let mut leaves_slot = || {
-                if !left_slot {
+            let mut on_step = |step| match step {
+                Step::Submitted => drop(tell.send(Event::Submitted)),
+                Step::LeavesSlot if left_slot => {}
+                Step::LeavesSlot => {
                     left_slot = true;
                     let _ = tell.send(Event::LeavesSlot);
                 }
             };
-            let result = one_job(&core, &spool, &mut claimed, most, &stop, &mut leaves_slot);
+            let result = one_job(&core, &spool, &mut claimed, most, &stop, &mut on_step);
             let _ = tell.send(Event::Ended(Box::new(Ended { claimed, tries: tries + 1, left_slot, result })));
         });
         match thread {
@@ -292,7 +306,7 @@ impl Pilot<'_> {
     /// Waits until a job leaves its slot or its thread ends, at most so long.
     fn wait(&mut self, limit: Duration) {
         let Ended { claimed, tries, left_slot, result } = match self.events.recv_timeout(limit) {
-            Err(_) | Ok(Event::Stop | Event::Fetched) => return,
+            Err(_) | Ok(Event::Stop | Event::Fetched | Event::Submitted) => return,
             Ok(Event::LeavesSlot) => {
                 self.busy -= 1;
                 return;

@@ -20,6 +20,14 @@ pub const WAIT_TURN: Duration = Duration::from_secs(3600);
 /// After so many tries a job is set aside, if there is room for others.
 pub const TRIES_MAX: u32 = 8;
 
+/// How far a job is in the core.
+pub enum Step {
+    /// The core has it.
+    Submitted,
+    /// Its result is verified and fetched, and its slot is being cleaned.
+    LeavesSlot,
+}
+
 /// Why a job could not be brought to its end, and its report, if it has one.
 pub struct Undelivered {
     /// What failed, last.
@@ -42,18 +50,22 @@ pub fn one_job(
     claimed: &mut Claimed,
     most: u32,
     stop: &Stop,
-    leaves_slot: &mut dyn FnMut(),
+    on_step: &mut dyn FnMut(Step),
 ) -> Result<(), Undelivered> {
     claimed.prepare()?;
     let request = match &claimed.verdict {
         Some(known) => Err(known.clone()),
         None => {
-            let checked = claimed.request().and_then(|request| core.check(&request).map(|()| request));
-            checked.map_err(|why| Failure::hold(Reason::InvalidJob, why))
+            let too_small = |why| Failure::retry(Reason::SlotTooSmall, why);
+            let request = claimed.request().map_err(|why| Failure::hold(Reason::InvalidJob, why));
+            request.and_then(|request| {
+                core.check_size(&request).map_err(too_small)?;
+                core.check(&request).map_err(|why| Failure::hold(Reason::InvalidJob, why)).map(|()| request)
+            })
         }
     };
     let report = match &request {
-        Ok(request) => run_in_core(core, request, stop, leaves_slot)?,
+        Ok(request) => run_in_core(core, request, stop, on_step)?,
         Err(failure) => claimed.refusal(failure),
     };
     match spool.deliver(claimed, &report, most) {
@@ -68,9 +80,10 @@ pub fn one_job(
 }
 
 /// Has the core run a job, or attaches to it, and waits for its report.
-fn run_in_core(core: &Core, request: &Request, stop: &Stop, leaves_slot: &mut dyn FnMut()) -> io::Result<Report> {
+fn run_in_core(core: &Core, request: &Request, stop: &Stop, on_step: &mut dyn FnMut(Step)) -> io::Result<Report> {
     let mailbox = Arc::new(Mailbox::new()?);
     core.submit(request.clone(), None, &mailbox).map_err(io::Error::other)?;
+    on_step(Step::Submitted);
     // The loop cancels what it knows to be under way when the stop comes; this job may just not have been known.
     if stop.is_requested() {
         core.cancel(&request.id, STOPPED);
@@ -79,7 +92,9 @@ fn run_in_core(core: &Core, request: &Request, stop: &Stop, leaves_slot: &mut dy
         match mailbox.wait(WAIT_TURN)? {
             Some(News::Over(report)) => return Ok(*report),
             // After any other end the slot may be out of service for a while, and another pilot can have the next job.
-            Some(News::Phase(_, Phase::Cleaning)) if core.has_final_result(&request.id) => leaves_slot(),
+            Some(News::Phase(_, Phase::Cleaning)) if core.has_final_result(&request.id) => {
+                on_step(Step::LeavesSlot);
+            }
             _ => {}
         }
     }

@@ -1,11 +1,11 @@
 //! The core: takes jobs, queues them, and keeps every state where a restart finds it again.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::mailbox::{Mailbox, News};
 use super::pilot_jobs::PilotJobSlots;
+use super::sizes::Sizes;
 use super::{holds, marks, protocol, service};
 use crate::bind::{Binder, Class, Failure};
 use crate::job::control::Control;
@@ -34,9 +34,18 @@ pub(super) struct Shared {
     pub(super) serving: BTreeMap<u32, String>,
     /// The slots that wait for one.
     pub(super) waiting: BTreeSet<u32>,
+    /// The slots that cannot be given one just now.
+    pub(super) restoring: BTreeSet<u32>,
     pub(super) services: service::Services,
     pub(super) ending: bool,
     pub(super) holds: holds::Holds,
+}
+
+impl Shared {
+    /// Whether the job's record is verified and its class is final.
+    pub(super) fn has_final_result(&self, id: &str) -> bool {
+        self.jobs.get(id).is_some_and(|job| job.state.report.verified && job.state.report.class == Class::Final)
+    }
 }
 
 /// The core. Cheap to clone; all clones are one.
@@ -48,9 +57,10 @@ pub struct Core {
     pub(super) slots_kept: Store,
     pub(super) settings: Arc<Settings>,
     pub(super) binder: Arc<dyn Binder>,
-    pub(super) restoring: Arc<AtomicUsize>,
     pub(super) slots: Vec<u32>,
     pub(super) pilot_jobs: PilotJobSlots,
+    /// How large each slot is.
+    pub(super) sizes: Arc<Sizes>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) marks: Arc<marks::Marks>,
     /// Payload UIDs of the slots.
@@ -70,7 +80,13 @@ impl Core {
         if let Some(number) = request.slot.filter(|n| self.uids.values().all(|known| known != n)) {
             return Err(format!("there is no slot {number}"));
         }
-        self.pilot_jobs.check(request)
+        self.pilot_jobs.check(request)?;
+        self.check_size(request)
+    }
+
+    /// Refuses what is larger than every slot that it could have: another pilot may have a larger one.
+    pub fn check_size(&self, request: &Request) -> Result<(), String> {
+        self.sizes.check(request, self.pilot_jobs)
     }
 
     /// Takes a job, or attaches to the one that has this name. News are posted to the mailbox, the last one is
@@ -169,8 +185,7 @@ impl Core {
 
     /// Whether the job's record is verified and its class is final, so that only the cleaning of its slot is left.
     pub fn has_final_result(&self, id: &str) -> bool {
-        let shared = self.lock();
-        shared.jobs.get(id).is_some_and(|job| job.state.report.verified && job.state.report.class == Class::Final)
+        self.lock().has_final_result(id)
     }
 
     /// Whether the job has been given a slot, or is over.
@@ -193,16 +208,19 @@ impl Core {
     /// Notes whether a slot cannot be given a job. A spool's jobs are counted by the others alone: a pilot-job takes
     /// up the slot that it serves.
     pub(super) fn set_restoring(&self, slot: u32, is_restored: bool) {
+        let mut shared = self.lock();
         match is_restored {
             _ if self.pilot_jobs.served_by(slot).is_some() => {}
-            true => drop(self.restoring.fetch_add(1, Ordering::Relaxed)),
-            false => drop(self.restoring.fetch_sub(1, Ordering::Relaxed)),
+            true => drop(shared.restoring.insert(slot)),
+            false => drop(shared.restoring.remove(&slot)),
         }
+        drop(shared);
+        self.shared.1.notify_all(); // a larger slot may have left its job to this one
     }
 
     /// How many slots cannot be given a job just now.
     pub fn restoring(&self) -> usize {
-        self.restoring.load(Ordering::Relaxed)
+        self.lock().restoring.len()
     }
 
     /// Takes over a job's new state and tells its listeners.

@@ -11,17 +11,20 @@ mod mailbox;
 mod marks;
 mod out_of_service;
 pub mod pilot_jobs;
+mod placement;
 pub mod protocol;
 mod queue;
 mod quota;
 pub mod server;
 pub mod service;
+pub mod sizes;
 mod slots;
 mod start;
 mod steering;
 
 pub use self::core::Core;
 pub use self::mailbox::{Mailbox, News};
+pub use self::placement::Placement;
 pub use self::start::{Parts, Running};
 
 /// Where the pilot's private volume is mounted.

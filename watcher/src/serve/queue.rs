@@ -2,10 +2,16 @@
 
 use super::core::{Core, Job, Shared};
 use super::pilot_jobs::PilotJobSlots;
+use super::sizes::Sizes;
 use crate::job::Phase;
 
 fn may_have(job: &Job, slot: u32) -> bool {
     job.state.request.slot.is_none_or(|wanted| wanted == slot)
+}
+
+/// Whether a payload slot may have the job, and is large enough.
+fn fits(job: &Job, slot: u32, sizes: &Sizes) -> bool {
+    may_have(job, slot) && sizes.fits(slot, &job.state.request.requests)
 }
 
 /// Whether the job's own processes may run.
@@ -14,8 +20,9 @@ fn runs(job: &Job) -> bool {
 }
 
 impl Shared {
-    /// Where in the queue the next job is that this slot may have.
-    pub(super) fn next_for(&self, slot: u32, slots: PilotJobSlots) -> Option<usize> {
+    /// Where in the queue the next job is that this slot may have. A job for which a smaller slot is free is left to
+    /// that.
+    pub(super) fn next_for(&self, slot: u32, slots: PilotJobSlots, sizes: &Sizes) -> Option<usize> {
         let of = |name: &String| self.jobs.get(name).map(|job| (job, &job.state.request));
         if let Some(served) = slots.served_by(slot) {
             // It would only wait for the job there.
@@ -35,16 +42,30 @@ impl Shared {
                 if pilot_slot.is_some_and(|slot| self.waiting.contains(&slot) && may_have(job, slot)) {
                     return None;
                 }
-            } else if request.parent.is_none() && may_have(job, slot) {
+            } else if request.parent.is_none()
+                && fits(job, slot, sizes)
+                && !self.smaller_is_free(job, slot, slots, sizes)
+            {
                 return Some(at);
             }
         }
         None
     }
 
+    /// Whether a payload slot that is smaller than this one is free, so that its thread waits for a job or is about to,
+    /// and may have this one.
+    fn smaller_is_free(&self, job: &Job, slot: u32, slots: PilotJobSlots, sizes: &Sizes) -> bool {
+        let has_job = |slot: u32| self.serving.contains_key(&slot);
+        let is_free = |other: u32| {
+            !has_job(other) && !slots.serving(other).is_some_and(has_job) && !self.restoring.contains(&other)
+        };
+        let mut smaller = (0..slots.payloads()).filter(|other| sizes.is_smaller(*other, slot));
+        smaller.any(|other| is_free(other) && fits(job, other, sizes))
+    }
+
     /// Takes the next job for a slot, or notes that the slot waits for one.
-    pub(super) fn take_next(&mut self, slot: u32, slots: PilotJobSlots) -> Option<String> {
-        let name = self.next_for(slot, slots).and_then(|at| self.queue.remove(at));
+    pub(super) fn take_next(&mut self, slot: u32, slots: PilotJobSlots, sizes: &Sizes) -> Option<String> {
+        let name = self.next_for(slot, slots, sizes).and_then(|at| self.queue.remove(at));
         match &name {
             Some(name) => {
                 self.waiting.remove(&slot);
@@ -89,7 +110,8 @@ mod tests {
 
     use super::*;
     use crate::job::control::Control;
-    use crate::job::{Request, State};
+    use crate::job::{Request, SlotSize, State};
+    use crate::size::Bytes;
 
     /// A queue of jobs: `p` begins the names of pilot-jobs, `x/` those of jobs of `x`.
     fn queue(names: &[&str]) -> Shared {
@@ -111,25 +133,47 @@ mod tests {
     fn a_payload_slot_is_its_pilot_jobs_alone_while_that_has_a_slot() {
         let slots = PilotJobSlots::new(2, 1).unwrap();
         let mut shared = queue(&["p", "other", "p/1"]);
-        assert_eq!(shared.take_next(1, slots).as_deref(), Some("p"));
-        assert_eq!(shared.take_next(0, slots).as_deref(), Some("p/1"), "before what came earlier");
+        assert_eq!(shared.take_next(1, slots, &Sizes::default()).as_deref(), Some("p"));
+        assert_eq!(shared.take_next(0, slots, &Sizes::default()).as_deref(), Some("p/1"), "before what came earlier");
         shared.serving.remove(&0);
-        assert_eq!(shared.take_next(0, slots), None, "the next job of `p` is waited for");
+        assert_eq!(shared.take_next(0, slots, &Sizes::default()), None, "the next job of `p` is waited for");
         shared.serving.remove(&1);
-        assert_eq!(shared.take_next(0, slots).as_deref(), Some("other"));
+        assert_eq!(shared.take_next(0, slots, &Sizes::default()).as_deref(), Some("other"));
     }
 
     #[test]
     fn what_came_first_is_taken_first() {
         let slots = PilotJobSlots::new(2, 1).unwrap();
         let mut shared = queue(&["a", "p", "b"]);
-        assert_eq!(shared.take_next(0, slots).as_deref(), Some("a"));
-        assert_eq!(shared.take_next(1, slots), None, "its payload slot has a job");
+        assert_eq!(shared.take_next(0, slots, &Sizes::default()).as_deref(), Some("a"));
+        assert_eq!(shared.take_next(1, slots, &Sizes::default()), None, "its payload slot has a job");
         shared.serving.remove(&0);
-        assert_eq!(shared.take_next(0, slots), None, "the pilot-job is next, and its slot waits");
-        assert_eq!(shared.take_next(1, slots).as_deref(), Some("p"));
+        assert_eq!(shared.take_next(0, slots, &Sizes::default()), None, "the pilot-job is next, and its slot waits");
+        assert_eq!(shared.take_next(1, slots, &Sizes::default()).as_deref(), Some("p"));
         // Where its own slot takes nothing just now, nobody waits for that.
         let mut shared = queue(&["p", "b"]);
-        assert_eq!(shared.take_next(0, slots).as_deref(), Some("b"));
+        assert_eq!(shared.take_next(0, slots, &Sizes::default()).as_deref(), Some("b"));
+    }
+
+    #[test]
+    fn a_job_gets_the_smallest_free_slot_that_is_large_enough() {
+        let slots = PilotJobSlots::new(3, 0).unwrap();
+        let size = |memory| SlotSize { cpus: Some(1.0), memory: Some(memory) };
+        let sizes = Sizes::new(&[size(40), size(10), size(20)]);
+        let mut shared = queue(&["large", "any", "middle", "last"]);
+        for (name, memory) in [("large", 30), ("middle", 15)] {
+            shared.jobs.get_mut(name).unwrap().state.request.requests.memory = Some(Bytes(memory));
+        }
+        assert_eq!(shared.take_next(2, slots, &sizes).as_deref(), Some("middle"), "what is before is another slot's");
+        assert_eq!(shared.take_next(0, slots, &sizes).as_deref(), Some("large"));
+        shared.serving.remove(&0);
+        assert_eq!(shared.take_next(0, slots, &sizes), None, "the others are left to the smallest slot");
+        assert_eq!(shared.take_next(1, slots, &sizes).as_deref(), Some("any"));
+        assert_eq!(shared.take_next(0, slots, &sizes).as_deref(), Some("last"), "a smaller one is not free any more");
+        // Nothing is left to a slot that takes nothing just now, nor to one of the same size.
+        let mut shared = queue(&["a", "b"]);
+        shared.restoring.insert(1);
+        assert_eq!(shared.take_next(2, slots, &sizes).as_deref(), Some("a"));
+        assert_eq!(shared.take_next(1, slots, &Sizes::new(&[size(1); 3])).as_deref(), Some("b"));
     }
 }

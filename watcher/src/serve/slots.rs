@@ -77,7 +77,7 @@ struct UntilWork<'a>(&'a Core, u32);
 impl Progress for UntilWork<'_> {
     fn stop_wanted(&self) -> Option<String> {
         let shared = self.0.lock();
-        (shared.ending || shared.next_for(self.1, self.0.pilot_jobs).is_some())
+        (shared.ending || shared.next_for(self.1, self.0.pilot_jobs, &self.0.sizes).is_some())
             .then(|| "there is work again".to_owned())
     }
 }
@@ -140,6 +140,7 @@ impl Core {
             let name = match first.pop() {
                 Some(name) => {
                     self.lock().serving.insert(slot.number, name.clone());
+                    self.shared.1.notify_all(); // a larger slot may have left its job to this one
                     name
                 }
                 None => match self.take_queued(held.is_some(), &mut placeholder, &slot) {
@@ -232,7 +233,7 @@ impl Core {
             if shared.ending {
                 return None;
             }
-            if let Some(name) = shared.take_next(slot.number, self.pilot_jobs) {
+            if let Some(name) = shared.take_next(slot.number, self.pilot_jobs, &self.sizes) {
                 // Another slot may have left it, and what is behind it, to this one.
                 self.shared.1.notify_all();
                 return Some(name);

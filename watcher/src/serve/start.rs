@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use super::core::{Core, Job};
 use super::marks;
 use super::pilot_jobs::PilotJobSlots;
+use super::sizes::Sizes;
 use super::slots::{client_dirs, open_slot};
 use crate::bind::{Binder, Failure, Reason};
 use crate::job::control::Control;
@@ -29,6 +30,8 @@ pub struct Parts {
     pub slots: Vec<u32>,
     /// Which of them are for pilot-jobs.
     pub pilot_jobs: PilotJobSlots,
+    /// How large they are.
+    pub sizes: Sizes,
     /// The private volume.
     pub private: PathBuf,
     /// How images are bound.
@@ -62,9 +65,9 @@ impl Core {
             slots_kept: owners,
             settings: Arc::new(parts.settings),
             binder: parts.binder,
-            restoring: Arc::default(),
             slots: parts.slots.clone(),
             pilot_jobs: parts.pilot_jobs,
+            sizes: Arc::new(parts.sizes),
             metrics: Arc::default(),
             dirs: Arc::new(dirs),
             uids: Arc::new(slots.iter().map(|(number, _, owner)| (owner.0, *number)).collect()),

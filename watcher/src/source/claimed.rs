@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::job_file::JobFile;
 use super::own_dir;
 use crate::bind::Failure;
-use crate::job::{Report, Request, now, rfc3339};
+use crate::job::{Report, Request, Requests, now, rfc3339};
 use crate::serve::protocol::LINE_MAX;
 use crate::store::{put_file, put_files, read_bounded};
 use crate::text::json_for_people;
@@ -73,6 +73,9 @@ pub struct Claimed {
     pub name: String,
     /// Which attempt this is, from 1.
     pub attempt: u32,
+    /// What it needed when it was looked at. Its user can have changed that before the claim: only [`Claimed::request`]
+    /// says what it needs.
+    pub requests: Requests,
     /// What is known to have come of this attempt, so that it is not made again.
     pub verdict: Option<Failure>,
     dir: PathBuf,
@@ -102,6 +105,30 @@ pub fn waiting(dir: &Path) -> io::Result<(String, f64)> {
     read_claim(dir).map(|claim| (claim.name, claim.not_before))
 }
 
+/// What the job in this directory says that it needs, before it is claimed. Only an error of the machine's is one: of
+/// what is wrong with the job its claim says more.
+pub fn requests_in(dir: &Path) -> io::Result<Requests> {
+    #[derive(Deserialize)]
+    struct Part {
+        #[serde(default)]
+        requests: Requests,
+    }
+    let read = || {
+        let dir = tree::open_dir(dir)?;
+        let file = open_beneath(dir.as_fd(), JOB, OFlag::O_RDONLY | OFlag::O_NONBLOCK, 0)?;
+        if !tree::is(&fstat(&file)?, SFlag::S_IFREG) {
+            return Ok(Vec::new());
+        }
+        read_bounded(fs::File::from(file), JOB_FILE_MAX)
+    };
+    match read() {
+        Err(e) if is_ours(&e) => Err(e),
+        read => {
+            Ok(serde_json::from_slice::<Part>(&read.unwrap_or_default()).map(|part| part.requests).unwrap_or_default())
+        }
+    }
+}
+
 /// Removes a claim into which nothing was moved. Whether it is gone.
 pub fn remove_unused(dir: &Path) -> bool {
     if dir.join(SUBMITTED).symlink_metadata().is_ok() {
@@ -117,7 +144,15 @@ pub fn remove_unused(dir: &Path) -> bool {
 
 impl Claimed {
     fn of(dir: PathBuf, claim: Claim, is_written: bool) -> Self {
-        Self { name: claim.name.clone(), attempt: claim.attempt, verdict: None, dir, claim, is_written }
+        Self {
+            name: claim.name.clone(),
+            attempt: claim.attempt,
+            requests: Requests::default(),
+            verdict: None,
+            dir,
+            claim,
+            is_written,
+        }
     }
 
     /// A job that has just been claimed for its first attempt.
@@ -164,6 +199,11 @@ impl Claimed {
         }
         claimed.claim.attempt = claimed.attempt;
         Ok(claimed)
+    }
+
+    /// The same, with what it needed when it was looked at.
+    pub(super) fn needing(self, requests: Requests) -> Self {
+        Self { requests, ..self }
     }
 
     /// The name of this attempt in the core.

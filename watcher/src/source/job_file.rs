@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use crate::job::download::Download;
 use crate::job::limits::Limits;
-use crate::job::{EnvSource, Input, Request, plain_path, ten, unique_names, yes};
+use crate::job::{EnvSource, Input, Request, Requests, plain_path, ten, unique_names, yes};
 use crate::tree::pack::Form;
 
 /// `job.json`. Unknown fields are refused.
@@ -54,6 +54,8 @@ pub struct JobFile {
     timeout_s: f64,
     #[serde(default)]
     limits: Limits,
+    #[serde(default)]
+    requests: Requests,
     #[serde(default = "ten")]
     grace_s: f64,
     #[serde(default = "ten")]
@@ -149,6 +151,7 @@ impl JobFile {
             stop: self.stop,
             timeout_s: self.timeout_s,
             limits: self.limits,
+            requests: self.requests,
             grace_s: self.grace_s,
             kill_s: self.kill_s,
             input_files: input_files.collect::<Result<_, String>>()?,

@@ -23,10 +23,25 @@ const SHARE: u32 = 20;
 /// So many names have to be gone before a look counts as outdated.
 const GONE_MIN: usize = 64;
 
+/// What is made of a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// It can be one of those that are looked for.
+    Good,
+    /// The same, and it was looked at already: it waits among the others, and takes none of them its place.
+    Waits,
+    /// It cannot be one.
+    Odd,
+    /// It is nothing to look at now.
+    Skipped,
+}
+
 /// The first names of a directory, in their order, at the last look.
 #[derive(Debug, Default)]
 struct Names {
     good: VecDeque<OsString>,
+    /// Names that could be good and wait: they are not handed out, and do not keep another look from being made.
+    waiting: BTreeSet<OsString>,
     odd: VecDeque<OsString>,
     /// How many entries were read for them.
     entries: usize,
@@ -41,11 +56,10 @@ struct Look {
     took: Duration,
 }
 
-/// The entries of one directory, in two kinds, so that a flood of one kind does not hide the other.
+/// The entries of one directory, in several kinds, so that a flood of one kind does not hide the others.
 #[derive(Debug)]
 pub struct Listing {
     dir: PathBuf,
-    is_good: fn(&OsStr) -> bool,
     most: usize,
     old_after: Duration,
     names: Names,
@@ -61,10 +75,9 @@ pub struct Listing {
 
 impl Listing {
     /// Of this directory, of which at most `most` names of each kind are remembered; nothing is read yet.
-    pub fn new(dir: PathBuf, most: usize, is_good: fn(&OsStr) -> bool) -> Self {
+    pub fn new(dir: PathBuf, most: usize) -> Self {
         Self {
             dir,
-            is_good,
             most,
             old_after: OLD_AFTER,
             names: Names::default(),
@@ -78,10 +91,10 @@ impl Listing {
     }
 
     /// Looks again, unless the last look is still good or it is too early.
-    pub fn refresh(&mut self) -> io::Result<()> {
+    pub fn refresh(&mut self, kind: impl Fn(&OsStr) -> Kind) -> io::Result<()> {
         if self.is_stale() {
             let began = Instant::now();
-            self.names = first_names(&self.dir, self.most, self.is_good)?;
+            self.names = first_names(&self.dir, self.most, kind)?;
             self.looked = Some(Look { at: Instant::now(), took: began.elapsed() });
             self.entries_read += self.names.entries as u64;
             (self.used, self.claimed, self.gone) = (0, 0, 0);
@@ -89,13 +102,45 @@ impl Listing {
         Ok(())
     }
 
-    /// The next good name of the last look: the first one, or, where others take names too, one of the first ones by
-    /// chance, so that not all try the same.
-    pub fn next_good(&mut self) -> Option<OsString> {
+    /// Puts names that wait back to their places among the good ones where `may_go`. Only the first few: the others
+    /// have their turn behind them.
+    pub fn recheck(&mut self, may_go: impl Fn(&OsStr) -> bool) {
+        let most = self.spread.max(GONE_MIN);
+        let ready: Vec<_> = self.names.waiting.iter().filter(|name| may_go(name)).take(most).cloned().collect();
+        for name in ready {
+            self.names.waiting.remove(&name);
+            let at = self.names.good.partition_point(|other| *other < name);
+            self.names.good.insert(at, name);
+        }
+    }
+
+    /// The place of the good name to look at next: the first one, or, where others take names too, one of the first
+    /// ones by chance, so that not all try the same.
+    pub fn next_good(&self) -> Option<usize> {
         let among = self.spread.min(self.names.good.len());
-        let name = self.names.good.remove(by_chance(among))?;
+        (among > 0).then(|| by_chance(among))
+    }
+
+    /// The good name at this place.
+    pub fn good(&self, at: usize) -> Option<&OsStr> {
+        self.names.good.get(at).map(OsString::as_os_str)
+    }
+
+    /// Hands out the good name at this place, which is then used.
+    pub fn take(&mut self, at: usize) -> Option<OsString> {
+        let name = self.names.good.remove(at)?;
         self.used += 1;
         Some(name)
+    }
+
+    /// Leaves out the good name at this place until the next look.
+    pub fn skip(&mut self, at: usize) {
+        self.names.good.remove(at);
+    }
+
+    /// Lets the good name at this place wait until [`Listing::recheck`], or until a look says otherwise.
+    pub fn set_waiting(&mut self, at: usize) {
+        self.names.waiting.extend(self.names.good.remove(at));
     }
 
     /// The next other name of the last look.
@@ -131,11 +176,14 @@ impl Listing {
         if self.is_outdated() {
             return true;
         }
-        if self.names.good.is_empty() {
-            // Used up by this pilot and others: there is more. Where nobody could claim any, there may as well be nothing.
-            return self.names.is_cut && self.claimed + self.gone > 0 || age >= pause;
-        }
         let is_paid = self.used.saturating_mul(ENTRIES_PER_NAME) >= self.names.entries;
+        // Names that wait do not count: new ones must not wait for them.
+        if self.names.good.is_empty() {
+            // Used up by this pilot and others: there is more. Where nobody could claim any, there may as well be
+            // nothing; and where most only began to wait, each further look would serve few claims.
+            let is_used_up = self.claimed + self.gone > 0 && (is_paid || self.used.saturating_mul(2) >= self.most);
+            return self.names.is_cut && is_used_up || age >= pause;
+        }
         age >= pause.max(FRESH_FOR) && (is_paid || age >= self.old_after)
     }
 }
@@ -166,8 +214,8 @@ fn keep_first(names: &mut BTreeSet<OsString>, name: OsString, most: usize) -> bo
 
 /// The first names of a directory in their order, at most `most` of each kind; memory is bounded by that, time by the
 /// directory's size.
-fn first_names(dir: &Path, most: usize, is_good: fn(&OsStr) -> bool) -> io::Result<Names> {
-    let (mut good, mut odd) = (BTreeSet::new(), BTreeSet::new());
+fn first_names(dir: &Path, most: usize, kind: impl Fn(&OsStr) -> Kind) -> io::Result<Names> {
+    let [mut good, mut waiting, mut odd] = [const { BTreeSet::new() }; 3];
     let (mut entries, mut is_cut) = (0, false);
     for entry in fs::read_dir(dir)? {
         let name = entry?.file_name();
@@ -175,13 +223,14 @@ fn first_names(dir: &Path, most: usize, is_good: fn(&OsStr) -> bool) -> io::Resu
         if is_left_alone(&name) {
             continue;
         }
-        if is_good(&name) {
-            is_cut |= keep_first(&mut good, name, most);
-        } else {
-            keep_first(&mut odd, name, most);
+        match kind(&name) {
+            Kind::Good => is_cut |= keep_first(&mut good, name, most),
+            Kind::Waits => drop(keep_first(&mut waiting, name, most)),
+            Kind::Odd => drop(keep_first(&mut odd, name, most)),
+            Kind::Skipped => {}
         }
     }
-    Ok(Names { good: good.into_iter().collect(), odd: odd.into_iter().collect(), entries, is_cut })
+    Ok(Names { good: good.into_iter().collect(), waiting, odd: odd.into_iter().collect(), entries, is_cut })
 }
 
 /// Whether there is an entry that is not left alone and not one of these.
@@ -207,15 +256,23 @@ mod tests {
 
     fn listing(dir: &Path, most: usize) -> Listing {
         // By the counts alone: how quick this machine is decides nothing.
-        Listing { old_after: Duration::MAX, ..Listing::new(dir.to_owned(), most, |_| true) }
+        Listing { old_after: Duration::MAX, ..Listing::new(dir.to_owned(), most) }
+    }
+
+    fn good(_: &OsStr) -> Kind {
+        Kind::Good
+    }
+
+    fn next_good(listing: &mut Listing) -> Option<OsString> {
+        listing.next_good().and_then(|at| listing.take(at))
     }
 
     /// Claims one name as a pilot does, and returns it with the number of those that were gone.
     fn claim(listing: &mut Listing) -> Option<(OsString, usize)> {
         let mut gone = 0;
         for _ in 0..4 {
-            listing.refresh().unwrap();
-            while let Some(name) = listing.next_good() {
+            listing.refresh(good).unwrap();
+            while let Some(name) = next_good(listing) {
                 if fs::remove_file(listing.dir.join(&name)).is_ok() {
                     listing.was_claimed();
                     return Some((name, gone));
@@ -268,13 +325,13 @@ mod tests {
     fn names_that_nobody_can_claim_are_not_looked_for_again_and_again() {
         let scratch = filled(30);
         let mut listing = listing(scratch.path(), 10);
-        listing.refresh().unwrap();
-        assert_eq!(std::iter::from_fn(|| listing.next_good()).count(), 10);
+        listing.refresh(good).unwrap();
+        assert_eq!(std::iter::from_fn(|| next_good(&mut listing)).count(), 10);
         listing.looked.as_mut().unwrap().took = Duration::from_secs(3600);
-        listing.refresh().unwrap();
+        listing.refresh(good).unwrap();
         assert_eq!(listing.entries_read(), 30, "there are others, but these were not worth the look");
         listing.was_gone();
-        listing.refresh().unwrap();
+        listing.refresh(good).unwrap();
         assert_eq!((listing.entries_read(), listing.names.is_cut), (60, true), "they are: somebody claims them");
     }
 
@@ -289,17 +346,60 @@ mod tests {
         for odd in [OsStr::from_bytes(b"\xff"), OsStr::new("odd")] {
             fs::write(dir.join(odd), "").unwrap();
         }
-        let short = |name: &OsStr| name.as_bytes().len() < 3 && name.as_bytes().is_ascii();
-        let names = first_names(dir, 3, short).unwrap();
+        let kind = |name: &OsStr| {
+            let is_good = name.as_bytes().len() < 3 && name.as_bytes().is_ascii();
+            if is_good { Kind::Good } else { Kind::Odd }
+        };
+        let names = first_names(dir, 3, kind).unwrap();
         assert_eq!(names.good, ["00", "01", "02"]);
         assert_eq!(names.odd, [OsStr::new("odd"), OsStr::from_bytes(b"\xff")]);
-        let mut listing = Listing::new(dir.to_owned(), NAMES_MAX, short);
+        let mut listing = Listing::new(dir.to_owned(), NAMES_MAX);
         assert_eq!(listing.next_good(), None, "nothing was read yet");
-        listing.refresh().unwrap();
-        let taken: Vec<_> = std::iter::from_fn(|| listing.next_good()).collect();
+        listing.refresh(kind).unwrap();
+        let taken: Vec<_> = std::iter::from_fn(|| next_good(&mut listing)).collect();
         assert_eq!(taken, (0..50).map(|n| OsString::from(format!("{n:02}"))).collect::<Vec<_>>());
         assert_eq!(std::iter::from_fn(|| listing.next_odd()).count(), 2);
         assert!(has_other_than(dir, |name| name == "00").unwrap());
         assert!(!has_other_than(dir, |_| true).unwrap());
+    }
+
+    #[test]
+    fn names_that_wait_take_no_other_ones_place_and_keep_their_own() {
+        let scratch = tempfile::tempdir().unwrap();
+        for name in ["0", "1", "2", "3", "4", "5", "6", "7"] {
+            fs::write(scratch.path().join(name), "").unwrap();
+        }
+        let kind = |name: &OsStr| match name.as_bytes() {
+            b"0" => Kind::Skipped,
+            b"1" | b"2" | b"3" | b"5" => Kind::Waits,
+            _ => Kind::Good,
+        };
+        let mut listing = listing(scratch.path(), 3);
+        listing.refresh(kind).unwrap();
+        assert_eq!(listing.names.good, ["4", "6", "7"]);
+        listing.set_waiting(1);
+        assert!(listing.names.waiting.iter().eq(["1", "2", "3", "6"]), "{listing:?}");
+        listing.recheck(|name| name == "2" || name == "6");
+        assert_eq!(listing.names.good, ["2", "4", "6", "7"]);
+        listing.recheck(|_| true);
+        assert_eq!(listing.names.good, ["1", "2", "3", "4", "6", "7"]);
+    }
+
+    #[test]
+    fn names_that_wait_neither_keep_another_look_from_being_made_nor_cause_one() {
+        let scratch = filled(30);
+        let kind = |name: &OsStr| if name < "000020" { Kind::Waits } else { Kind::Good };
+        let mut listing = listing(scratch.path(), 10);
+        listing.refresh(good).unwrap();
+        (0..9).for_each(|_| listing.set_waiting(0));
+        assert!(next_good(&mut listing).is_some());
+        listing.was_claimed();
+        (listing.names.entries, listing.looked.as_mut().unwrap().took) = (1000, Duration::from_secs(3600));
+        listing.refresh(kind).unwrap();
+        assert_eq!(listing.entries_read(), 30, "there are others, but this look has served one claim only");
+        listing.looked.as_mut().unwrap().took = Duration::ZERO;
+        listing.refresh(kind).unwrap();
+        assert_eq!((listing.entries_read(), listing.names.good.len()), (60, 10), "as if nothing waited");
+        assert_eq!(listing.names.waiting.len(), 10);
     }
 }

@@ -3,6 +3,7 @@
 mod claimed;
 mod job_file;
 mod listing;
+mod needs;
 mod own_dir;
 mod queue;
 pub mod remote;

@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
-use super::listing::{Listing, NAMES_MAX as NAMES_OF_NEW_MAX, has_other_than};
+use super::listing::{Kind, Listing, NAMES_MAX as NAMES_OF_NEW_MAX, has_other_than};
+use super::needs::Needs;
 use super::spool::{DELAY_MAX, NAME_MAX, Spool, is_job_name, printable_name};
 use super::{Claimed, claimed, own_dir};
 use crate::bind::{Failure, Reason};
-use crate::job::now;
+use crate::job::{Fit, Requests, now};
 use crate::text::printable;
 
 /// How often the jobs that wait for another attempt are looked at.
@@ -28,6 +29,9 @@ const ODD_AT_ONCE: usize = 4;
 const IMMOVABLE_FOR: Duration = Duration::from_secs(300);
 const IMMOVABLE_MAX: usize = 1024;
 
+/// How long one search for a job may look into jobs that it has not looked into before.
+const LOOK_WITHIN: Duration = Duration::from_millis(50);
+
 /// What a pilot can claim.
 #[derive(Debug)]
 pub struct Queue {
@@ -35,6 +39,9 @@ pub struct Queue {
     new: Listing,
     retry: Listing,
     retry_looked: Option<Instant>,
+    /// What the jobs of both need that could not be claimed when they were looked at.
+    new_needs: Needs,
+    retry_needs: Needs,
     /// Entries of `new/` that cannot be moved: a mount, say, or a directory that another file system's quota keeps.
     immovable: HashMap<OsString, Instant>,
     /// Claims of what is not a job, whose report could not be delivered.
@@ -47,37 +54,83 @@ impl Queue {
         let (new, retry) = (spool.new_dir(), spool.retry_dir());
         Self {
             spool,
-            new: Listing::new(new, NAMES_OF_NEW_MAX, is_job_name),
-            retry: Listing::new(retry, NAMES_OF_RETRY_MAX, |_| true),
+            new: Listing::new(new, NAMES_OF_NEW_MAX),
+            retry: Listing::new(retry, NAMES_OF_RETRY_MAX),
             retry_looked: None,
+            new_needs: Needs::default(),
+            retry_needs: Needs::default(),
             immovable: HashMap::new(),
             undelivered: Vec::new(),
         }
     }
 
-    /// Claims the next job that may run now: one rename decides which pilot has it. Entries that cannot be jobs are
-    /// held on the way, a few at a time. No entry keeps another one from being served.
+    /// Claims the next job, whatever it needs.
     pub fn claim(&mut self) -> io::Result<Option<Claimed>> {
-        if let Some(claimed) = self.claim_again()? {
+        self.claim_fitting(|_| Fit::Now)
+    }
+
+    /// Claims the next job that may run now and for which there is a slot: one rename decides which pilot has it.
+    /// Entries that cannot be jobs are held on the way, a few at a time. No entry keeps another one from being served.
+    pub fn claim_fitting(&mut self, fit: impl Fn(&Requests) -> Fit) -> io::Result<Option<Claimed>> {
+        if let Some(claimed) = self.claim_again(&fit)? {
             return Ok(Some(claimed));
         }
-        self.new.refresh()?;
+        self.new_needs.forget_old();
+        self.look_for_new()?;
         for _ in 0..ODD_AT_ONCE {
             let Some(name) = self.new.next_odd() else { break };
             self.hold(&name)?;
         }
-        for _ in 0..LOOKS_MAX {
-            self.new.refresh()?;
+        let until = Instant::now() + LOOK_WITHIN;
+        for look in 0..LOOKS_MAX {
+            if look > 0 {
+                self.look_for_new()?;
+            }
+            self.new.recheck(|name| self.new_needs.may_fit(name, &fit));
+            let mut is_lost = false;
             while !self.new.is_outdated()
-                && let Some(name) = self.new.next_good()
+                && let Some((name, requests)) = self.next_fitting(until, &fit)?
             {
                 let text = name.to_string_lossy();
                 let own = self.spool.claim_dir(&text);
                 if self.take(&name, &own, |_| Ok(()))? {
                     self.new.was_claimed();
-                    return Claimed::new(own, &text).map(Some);
+                    return Claimed::new(own, &text).map(|claimed| Some(claimed.needing(requests)));
                 }
+                is_lost = true;
             }
+            // Where only jobs are left that wait, they would be there at another look too.
+            if !is_lost {
+                break;
+            }
+        }
+        Ok(None)
+    }
+
+    fn look_for_new(&mut self) -> io::Result<()> {
+        let needs = &self.new_needs;
+        self.new.refresh(|name| if is_job_name(name) { needs.kind(name) } else { Kind::Odd })
+    }
+
+    /// The next job of `new/` for which there is a slot, with what it needs. Those that have to wait for a slot keep
+    /// their place before those that come later.
+    fn next_fitting(
+        &mut self,
+        until: Instant,
+        fit: impl Fn(&Requests) -> Fit,
+    ) -> io::Result<Option<(OsString, Requests)>> {
+        while let Some(at) = self.new.next_good()
+            && let Some(name) = self.new.good(at)
+        {
+            let dir = self.spool.new_dir().join(name);
+            let Some((requests, found)) = self.new_needs.look(name, &dir, until, &fit)? else { break };
+            if found == Fit::Now
+                && let Some(name) = self.new.take(at)
+            {
+                self.new_needs.forget(&name);
+                return Ok(Some((name, requests)));
+            }
+            pass_over(&mut self.new, at, &self.new_needs, found);
         }
         Ok(None)
     }
@@ -92,33 +145,52 @@ impl Queue {
         self.undelivered.pop()
     }
 
-    /// Whether no job waits, now or later.
+    /// Whether no job waits, now or later. What is larger than every slot here waits for another pilot.
     pub fn is_empty(&self) -> io::Result<bool> {
-        let waits = has_other_than(&self.spool.new_dir(), |name| self.immovable.contains_key(name))?;
-        Ok(!waits && !has_other_than(&self.spool.retry_dir(), |_| false)?)
+        let is_others = |name: &OsStr| self.immovable.contains_key(name) || self.new_needs.is_too_large(name);
+        let waits = has_other_than(&self.spool.new_dir(), is_others)?;
+        Ok(!waits && !has_other_than(&self.spool.retry_dir(), |name| self.retry_needs.is_too_large(name))?)
     }
 
     /// A job that waits for its next attempt, and may have it now.
-    fn claim_again(&mut self) -> io::Result<Option<Claimed>> {
+    fn claim_again(&mut self, fit: impl Fn(&Requests) -> Fit) -> io::Result<Option<Claimed>> {
         if self.retry_looked.is_none_or(|at| at.elapsed() >= RETRY_EVERY) {
-            self.retry.refresh()?;
+            self.retry_needs.forget_old();
+            self.retry.refresh(|key| self.retry_needs.kind(key))?;
             self.retry_looked = Some(Instant::now());
         }
-        while let Some(key) = self.retry.next_good() {
-            let from = self.spool.retry_dir().join(&key);
+        self.retry.recheck(|key| self.retry_needs.may_fit(key, &fit));
+        let until = Instant::now() + LOOK_WITHIN;
+        while let Some(at) = self.retry.next_good()
+            && let Some(key) = self.retry.good(at)
+        {
+            // One that waits for a slot is due, and was when it was looked at.
+            if !self.retry_needs.may_fit(key, &fit) {
+                self.retry.set_waiting(at);
+                continue;
+            }
+            let from = self.spool.retry_dir().join(key);
             let (name, not_before) = match claimed::waiting(&from) {
                 Ok((name, not_before)) if is_job_name(OsStr::new(&name)) => (name, not_before),
                 // Nothing of it is lost: it is a claim whose state is determined again.
-                _ => (printable_name(&key), 0.0),
+                _ => (printable_name(key), 0.0),
             };
             if not_before > now() && not_before <= now() + DELAY_MAX as f64 {
+                self.retry.skip(at);
                 continue;
             }
+            let Some((requests, found)) = self.retry_needs.look(key, &from, until, &fit)? else { break };
+            if found != Fit::Now {
+                pass_over(&mut self.retry, at, &self.retry_needs, found);
+                continue;
+            }
+            self.retry_needs.forget(key);
+            self.retry.take(at);
             let own = self.spool.claim_dir(&name);
             match fs::rename(&from, &own) {
                 Ok(()) => {
                     self.retry.was_claimed();
-                    return Claimed::resume(own, &name).map(Some);
+                    return Claimed::resume(own, &name).map(|claimed| Some(claimed.needing(requests)));
                 }
                 // Another pilot was quicker, or another job of this name is under way here.
                 Err(e) => {
@@ -190,6 +262,12 @@ impl Queue {
         }
         Ok(())
     }
+}
+
+/// Passes over a job for which there is no slot now. One that was too much to remember is found at the next look.
+fn pass_over(listing: &mut Listing, at: usize, needs: &Needs, found: Fit) {
+    let is_known = listing.good(at).is_some_and(|name| needs.known(name).is_some());
+    if found == Fit::Later && is_known { listing.set_waiting(at) } else { listing.skip(at) }
 }
 
 /// Whether an entry itself cannot be moved, rather than anything at the moment.

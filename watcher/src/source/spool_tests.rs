@@ -1,5 +1,6 @@
 //! The spool's steps, one by one, also where they are interrupted, and with what users can leave there.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -8,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::super::Queue;
 use super::*;
+use crate::job::{Fit, Requests};
 
 const JOB: &str = r#"{"image":"i","argv":["x"]}"#;
 
@@ -444,4 +446,111 @@ fn a_spool_that_others_could_exchange_is_refused_or_closed() {
     fs::remove_dir(scratch.join("done")).unwrap();
     symlink("/etc", scratch.join("done")).unwrap();
     assert!(refused().contains("done"), "{}", refused());
+}
+
+/// What a pilot does whose only free slot has so many bytes, and whose largest one has 40.
+fn fit_in(free: u64) -> impl Fn(&Requests) -> Fit {
+    move |requests| match requests.memory.map_or(0, |bytes| bytes.0) {
+        wanted if wanted <= free => Fit::Now,
+        wanted if wanted <= 40 => Fit::Later,
+        _ => Fit::Never,
+    }
+}
+
+fn needs(bytes: u64) -> String {
+    format!(r#"{{"image":"i","argv":["x"],"requests":{{"memory":{bytes}}}}}"#)
+}
+
+#[test]
+fn a_job_is_claimed_once_a_slot_is_free_that_is_large_enough() {
+    let scratch = Scratch::new();
+    let (_, mut queue) = scratch.open("p");
+    for (name, bytes) in [("a-too-large", 50), ("b-large", 30), ("c-small", 5), ("d-small", 6)] {
+        scratch.put(name, &needs(bytes));
+    }
+    let mut claim = |free: u64| queue.claim_fitting(fit_in(free)).unwrap().map(|claimed| claimed.name);
+    assert_eq!(claim(10).as_deref(), Some("c-small"));
+    // It came first, and nothing that came later takes the slot that it waits for.
+    assert_eq!(claim(30).as_deref(), Some("b-large"));
+    assert_eq!(claim(30).as_deref(), Some("d-small"));
+    assert_eq!(claim(40), None);
+    assert_eq!(names(&scratch.join("new")), ["a-too-large"], "it is another pilot's, and not held");
+    assert!(queue.is_empty().unwrap(), "nothing waits for this one");
+    let mut larger = scratch.open("q").1;
+    assert_eq!(larger.claim_fitting(|_| Fit::Now).unwrap().unwrap().requests.memory.unwrap().0, 50);
+}
+
+#[test]
+fn the_next_attempt_waits_for_a_slot_that_is_large_enough_too() {
+    let scratch = Scratch::new();
+    let (spool, mut queue) = scratch.open("p");
+    for (name, bytes) in [("large", 30), ("too-large", 50)] {
+        scratch.put(name, &needs(bytes));
+        let claimed = claim_next(&spool).unwrap();
+        spool.deliver(&claimed, &report(&claimed, Class::Retry), 3).unwrap();
+    }
+    ["large", "too-large"].iter().for_each(|name| is_due(scratch.path(), name));
+    scratch.put("small", &needs(5));
+    let mut claim =
+        |free: u64| queue.claim_fitting(fit_in(free)).unwrap().map(|claimed| (claimed.name, claimed.attempt));
+    assert_eq!(claim(10), Some(("small".into(), 1)));
+    assert_eq!(claim(10), None);
+    assert_eq!(claim(30), Some(("large".into(), 2)), "though the directory was not read again");
+    assert_eq!(claim(30), None);
+    assert!(queue.is_empty().unwrap());
+    assert_eq!(names(&scratch.join("retry")), ["too-large"]);
+}
+
+#[test]
+fn what_cannot_be_read_before_the_claim_is_claimed_and_held_with_the_reason() {
+    let scratch = Scratch::new();
+    let (_, mut queue) = scratch.open("p");
+    scratch.put("a-bad", r#"{"image":"i","argv":["x"],"requests":{"cpu":1}}"#);
+    scratch.put("b-no-json", "{");
+    fs::remove_file(scratch.put("c-fifo", JOB).join("job.json")).unwrap();
+    nix::unistd::mkfifo(&scratch.join("new/c-fifo/job.json"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    fs::remove_file(scratch.put("d-link", JOB).join("job.json")).unwrap();
+    symlink("/etc/passwd", scratch.join("new/d-link/job.json")).unwrap();
+    fs::write(scratch.join("new/e-file"), "").unwrap();
+    for name in ["a-bad", "b-no-json", "c-fifo", "d-link", "e-file"] {
+        let mut claimed = queue.claim_fitting(fit_in(0)).unwrap().unwrap();
+        claimed.prepare().unwrap();
+        assert_eq!(claimed.name, name);
+        assert!(claimed.request().is_err(), "{name}");
+    }
+}
+
+#[test]
+fn pilots_that_share_jobs_of_which_half_have_to_wait_lose_none_and_do_not_read_them_again_and_again() {
+    let (scratch, jobs) = (Scratch::new(), 2000);
+    let mut pilots: Vec<_> = (0..20).map(|n| scratch.open(&format!("p{n}")).1).collect();
+    for n in 0..jobs {
+        scratch.put(&format!("{n:04}"), &needs(if n % 2 == 0 { 30 } else { 5 }));
+    }
+    let mut claimed = BTreeSet::new();
+    // Always the next one in turn. A claim may find nothing because its time is over.
+    let mut claim_all = |pilots: &mut [Queue], free: u64, most: usize| {
+        let mut in_vain = 0;
+        while claimed.len() < most {
+            match pilots.first_mut().unwrap().claim_fitting(fit_in(free)).unwrap() {
+                Some(job) => assert!(claimed.insert(job.name), "claimed twice"),
+                None => in_vain += 1,
+            }
+            assert!(in_vain < 100_000, "{} claimed", claimed.len());
+            pilots.rotate_left(1);
+        }
+        pilots.iter().map(Queue::entries_read).sum::<u64>()
+    };
+    let read = claim_all(&mut pilots, 10, jobs / 2);
+    assert!(read < 250 * jobs as u64, "{read} entries read by all");
+    assert_eq!(names(&scratch.join("new")), (0..jobs).step_by(2).map(|n| format!("{n:04}")).collect::<Vec<_>>());
+    for pilot in &mut pilots {
+        let name = scratch.put("9999", &needs(5)).file_name().unwrap().to_owned();
+        let found = (0..1_000_000).find_map(|_| pilot.claim_fitting(fit_in(10)).unwrap()).unwrap();
+        assert_eq!(OsStr::new(&found.name), name, "the others wait, and this one came last");
+    }
+    let before = pilots.iter().map(Queue::entries_read).sum::<u64>();
+    let read = claim_all(&mut pilots, 40, jobs) - before;
+    assert!(read < 250 * jobs as u64, "{read} entries read by all");
+    assert!(pilots.iter().all(|pilot| pilot.is_empty().unwrap()));
 }

@@ -9,6 +9,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+fn size(memory: u64) -> SlotSize {
+    SlotSize { limits: Limits { memory: Some(memory), cpus: Some(0.5), pids: Some(64) }, shm_size: Some(1 << 28) }
+}
+
 fn shape() -> PodShape {
     PodShape {
         name: "p".into(),
@@ -18,10 +22,8 @@ fn shape() -> PodShape {
         pilot_image: "localhost/p:1".into(),
         slots: 2,
         pilot_jobs: 0,
-        pilot_job_memory: None,
-        shm_size: Some(1 << 28),
         data_size: None,
-        limits: Limits { memory: Some(1 << 30), cpus: Some(0.5), pids: Some(64) },
+        sizes: vec![size(2 << 30), size(1 << 30)],
         network: Network::None,
         image_volume: ImageVolume::Ignore,
         seccomp: true,
@@ -95,7 +97,7 @@ fn a_payload_sees_its_own_slot_and_nothing_else() {
 
 #[test]
 fn a_slot_for_pilot_jobs_has_a_socket_that_it_cannot_replace_and_its_own_memory() {
-    let shape = PodShape { pilot_jobs: 1, pilot_job_memory: Some(64 << 20), ..shape() };
+    let shape = PodShape { pilot_jobs: 1, sizes: vec![size(1 << 30), size(64 << 20)], ..shape() };
     let (payload, pilot_job) = (payload(&shape, 0), payload(&shape, 1));
     assert!(!targets(&payload).contains(&"/run/latebind"), "{payload:?}");
     assert_eq!(targets(&pilot_job).last(), Some(&"/run/latebind"));
@@ -105,6 +107,7 @@ fn a_slot_for_pilot_jobs_has_a_socket_that_it_cannot_replace_and_its_own_memory(
     let added = |given: &[String]| given.iter().filter(|a| a.starts_with("--cap-add=")).count();
     assert_eq!(added(&pilot_job), added(&payload), "no more rights than any other slot");
     let pilot = given(&shape.pilot(&pilot(), &PodIds::at(30_000, 2)));
+    assert!(has(&pilot, "--env=LATEBIND_MEMORY_0=1073741824") && !pilot.iter().any(|a| a.contains("MEMORY_1")));
     assert!(targets(&pilot).contains(&"/clients/slot/1") && has(&pilot, "--env=LATEBIND_PILOT_JOBS=1"), "{pilot:?}");
 }
 
@@ -170,9 +173,20 @@ fn the_pilot_has_one_list_of_hosts_the_users_where_there_is_one() {
 }
 
 #[test]
+fn each_slot_has_its_own_size_and_the_pilot_hears_of_it() {
+    let shape = shape();
+    let [first, second] = [0, 1].map(|slot| payload(&shape, slot));
+    assert!(has(&first, "--memory=2147483648b") && has(&second, "--memory=1073741824b"), "{second:?}");
+    let pilot = given(&shape.pilot(&pilot(), &PodIds::at(30_000, 2)));
+    for variable in ["MEMORY_0=2147483648", "MEMORY_1=1073741824", "CPUS_0=0.5", "CPUS_1=0.5"] {
+        assert!(has(&pilot, &format!("--env=LATEBIND_{variable}")), "{pilot:?}");
+    }
+}
+
+#[test]
 fn no_limit_is_said_to_the_engine_too() {
     let mut shape = shape();
-    shape.limits = Limits { memory: None, cpus: None, pids: None };
+    shape.sizes = vec![SlotSize { limits: Limits { memory: None, cpus: None, pids: None }, shm_size: None }];
     let arguments = payload(&shape, 0);
     assert!(has(&arguments, "--pids-limit=-1"));
     assert!(!arguments.iter().any(|a| a.starts_with("--memory") || a.starts_with("--cpus")));

@@ -19,6 +19,7 @@ use watcher::bind::kubernetes::{self, Kubernetes};
 use watcher::job::download::Web;
 use watcher::job::life::Settings;
 use watcher::serve::pilot_jobs::PilotJobSlots;
+use watcher::serve::sizes::Sizes;
 use watcher::serve::{self, Core, Parts, Running, clients, protocol, server};
 use watcher::slot::Slot;
 use watcher::source::remote::command::Commands;
@@ -158,6 +159,16 @@ fn pilot_job_slots(args: &CoreArgs) -> io::Result<PilotJobSlots> {
     PilotJobSlots::new(args.slots, args.pilot_jobs).map_err(|e| io::Error::other(format!("--pilot-jobs: {e}")))
 }
 
+/// How large the slots are.
+fn slot_sizes(args: &CoreArgs) -> io::Result<Sizes> {
+    let said = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
+    let sizes = Sizes::from_environment(args.slots, said).map_err(io::Error::other)?;
+    for slot in 0..args.slots.saturating_sub(args.pilot_jobs) {
+        tracing::debug!(slot, "has {}", sizes.describe(slot));
+    }
+    Ok(sizes)
+}
+
 /// Starts the core in this process, and its socket; `for_one_job`: the process ends with that job.
 fn start_core(args: &CoreArgs, binder: &Arc<dyn Binder>, for_one_job: bool) -> io::Result<Running> {
     // The usual soft limit, 1024, is for programs that use select(2); all shares of clients together may need more.
@@ -167,6 +178,7 @@ fn start_core(args: &CoreArgs, binder: &Arc<dyn Binder>, for_one_job: bool) -> i
     let running = Core::start(Parts {
         slots: (0..args.slots).collect(),
         pilot_jobs: pilot_job_slots(args)?,
+        sizes: slot_sizes(args)?,
         private: args.private.private.clone(),
         binder: binder.clone(),
         settings: Settings {
