@@ -3,10 +3,17 @@
 # schedd in one container beside it. Both have one network, which is loopback alone. Ends when the slots are there. The pool's files
 # are in $LATEBIND_STATE/pools/NAME. Further settings of the pilot: LATEBIND_PILOT_ENV, a line NAME=VALUE for each; a line TOKEN alone
 # gives it the pool's token by that variable, and no file of it. Further words for latebind-host: LATEBIND_HOST_WORDS.
-# Slots for pilot-jobs, besides: LATEBIND_POOL_PILOT_JOBS.
+# Slots for pilot-jobs, besides: LATEBIND_POOL_PILOT_JOBS. Sizes of the slots, as --slot has
+# them, in place of SLOTS: LATEBIND_POOL_SIZES, with spaces in between.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 name=${1:?usage: up.sh NAME [SLOTS]} slots=${2:-1} pilot_jobs=${LATEBIND_POOL_PILOT_JOBS:-0}
+read -ra sizes <<<"${LATEBIND_POOL_SIZES:-}"
+sized=(--slots "$slots")
+if [ "${#sizes[@]}" != 0 ]; then
+    slots=${#sizes[@]} sized=()
+    for size in "${sizes[@]}"; do sized+=(--slot "$size"); done
+fi
 export LATEBIND_STATE=${LATEBIND_STATE:-/var/lib/latebind-condor}
 image=localhost/latebind/htcondor-pilot:1
 dir=$LATEBIND_STATE/pools/$name
@@ -38,7 +45,7 @@ while read -r line; do
 done <<<"${LATEBIND_PILOT_ENV:-}"
 read -ra words <<<"${LATEBIND_HOST_WORDS:---restarts 0}"
 {
-    dist/latebind-host pod --name "$name" --slots "$slots" --pilot-jobs "$pilot_jobs" --memory "$memory" \
+    dist/latebind-host pod --name "$name" "${sized[@]}" --pilot-jobs "$pilot_jobs" --memory "$memory" \
     --cpus 1 --pull never \
     --pilot-image "$image" --pilot-program /usr/sbin/latebind-htcondor \
     --mount "$dir/etc/hosts:/etc/hosts:ro" \

@@ -54,21 +54,27 @@ impl Pool {
 
     /// The same, and with these words for latebind-host.
     pub fn of_host(words: &str, slots: u32, settings: &[&str]) -> Self {
-        Self::start(words, slots, 0, settings)
+        Self::start(words, slots, 0, &[], settings)
     }
 
     /// One for this test alone, with one slot, and one for pilot-jobs that serves it.
     pub fn with_pilot_jobs() -> Self {
-        Self::start("--restarts 0", 1, 1, &[])
+        Self::start("--restarts 0", 1, 1, &[], &[])
     }
 
-    fn start(words: &str, slots: u32, pilot_jobs: u32, settings: &[&str]) -> Self {
+    /// One for this test alone, with slots of these sizes, as `latebind-host pod --slot` has them.
+    pub fn of_sizes(sizes: &[&str]) -> Self {
+        Self::start("--restarts 0", 0, 0, sizes, &[])
+    }
+
+    fn start(words: &str, slots: u32, pilot_jobs: u32, sizes: &[&str], settings: &[&str]) -> Self {
         let name = unique("p");
         let said = script("up.sh")
             .args([&name, &slots.to_string()])
             .env("LATEBIND_PILOT_ENV", settings.join("\n"))
             .env("LATEBIND_HOST_WORDS", words)
             .env("LATEBIND_POOL_PILOT_JOBS", pilot_jobs.to_string())
+            .env("LATEBIND_POOL_SIZES", sizes.join(" "))
             .output()
             .unwrap();
         assert!(said.status.success(), "up.sh: {}", String::from_utf8_lossy(&said.stderr));

@@ -149,6 +149,37 @@ fn the_pilot_while_its_directory_leads_elsewhere() {
     assert!(fs::symlink_metadata(&execute).unwrap().is_dir());
 }
 
+/// Lets a job of this slot go on that waits for the file `go`, and has made `begun`.
+fn go(pool: &Pool, slot: u32) {
+    let sandboxes = pool.pod().join(format!("slot-{slot}/data/execute"));
+    // HTCondor 25 has the job's files one directory deeper.
+    let dirs = fs::read_dir(sandboxes).unwrap().flatten().flat_map(|dir| [dir.path(), dir.path().join("scratch")]);
+    let dir = dirs.into_iter().find(|dir| dir.join("begun").exists()).unwrap();
+    fs::write(dir.join("go"), "").unwrap();
+}
+
+#[test]
+fn each_slot_has_its_own_size_and_gets_the_jobs_that_fit() {
+    let pool = Pool::of_sizes(&["cpus=0.5,memory=256m", "cpus=2,memory=768m"]);
+    let ads = ["condor_status", "-sort", "SlotID", "-af", "SlotID", "Cpus", "Memory", "LatebindMemoryMB"];
+    assert_eq!(pool.ask("pool", "alice", &ads), "1 1 243 256\n2 2 729 768\n");
+    let limit = "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null; id -u";
+    let waits = format!("{limit}; echo > begun; until [ -e go ]; do sleep 0.1; done");
+    let large = pool.shell(&waits, "request_memory = 400MB\n");
+    large.sandbox_has(1, "begun");
+    // What needs the larger slot waits for it, and what does not has the smaller one meanwhile.
+    let other = pool.shell(limit, "request_memory = 100MB\nrequest_cpus = 2\n");
+    let small = pool.shell(limit, "request_memory = 100MB\n");
+    small.ends_with(0);
+    assert_eq!(small.text("out"), format!("{}\n{}\n", 256 << 20, pool.uid(0)));
+    assert_eq!(other.ad()["JobStatus"], status::IDLE);
+    go(&pool, 1);
+    for job in [&large, &other] {
+        job.ends_with(0);
+        assert_eq!(job.text("out"), format!("{}\n{}\n", 768 << 20, pool.uid(1)));
+    }
+}
+
 /// A job that is a pilot itself: a script in an image with a shell and the watcher's program, its client.
 fn pilot_job<'a>(pool: &'a Pool, script: &str) -> Job<'a> {
     let lines = "universe = container\ncontainer_image = docker://localhost/latebind/pilot:1\nexecutable = job.sh\n\
@@ -172,9 +203,7 @@ fn a_job_that_labels_itself_a_pilot_runs_its_own_jobs_in_the_payload() {
     pool.has_negotiated();
     let waiting = other.ad();
     assert_eq!((&waiting["JobStatus"], waiting["NumJobStarts"].as_i64().unwrap_or(0)), (&status::IDLE.into(), 0));
-    let sandboxes = pool.pod().join("slot-1/data/execute");
-    let dir = fs::read_dir(sandboxes).unwrap().flatten().find(|entry| entry.path().join("begun").exists()).unwrap();
-    fs::write(dir.path().join("go"), "").unwrap();
+    go(&pool, 1);
     outer.ends_with(0);
     // The missing image is a hold of that job alone.
     assert_eq!(outer.text("out"), format!("{}\n{}\n3\n125\nlast\n", pool.uid(1), pool.uid(0)), "{}", outer.text("err"));
