@@ -51,7 +51,8 @@ fn starts_in_order(spec: &Value, manifest: &str) {
     };
     assert!(init.starts_with(wanted_init) && regular.starts_with(wanted), "{manifest}: {init:?}, {regular:?}");
     let extra = init.len() + regular.len() - wanted_init.len() - wanted.len();
-    assert!(extra == usize::from(init.contains(&"extra") || regular.contains(&"extra")), "{init:?}, {regular:?}");
+    let further = ["extra", "payload-1"].iter().filter(|name| init.contains(name) || regular.contains(name));
+    assert_eq!(extra, further.count(), "{init:?}, {regular:?}");
 }
 
 #[test]
@@ -99,6 +100,50 @@ fn every_component_fits_every_manifest() {
                     let is_sidecar = names(&spec["initContainers"]).contains(&"payload");
                     let extra = container(&mut spec, "extra");
                     assert_eq!(extra["restartPolicy"] == "Always", is_sidecar, "{case}: or the pod would never end");
+                }
+                "second-slot" => {
+                    assert_eq!(
+                        container(&mut spec, "install")["args"],
+                        json!(["install", "--slot", "0", "--slot", "1"])
+                    );
+                    let is_sidecar = names(&spec["initContainers"]).contains(&"payload");
+                    let second = container(&mut spec, "payload-1").clone();
+                    assert_eq!(second["restartPolicy"] == "Always", is_sidecar, "{case}: or the pod would never end");
+                    for field in ["securityContext", "workingDir", "terminationMessagePolicy", "imagePullPolicy"] {
+                        assert_eq!(second[field], payload[field], "{case}: {field}");
+                    }
+                    assert_eq!(named(&pilot["env"], "LATEBIND_SLOTS")["value"], "2", "{case}");
+                    for (variable, resource) in [("CPUS", "cpu"), ("MEMORY", "memory")] {
+                        for (ending, name) in [("", "payload"), ("_1", "payload-1")] {
+                            let said = &named(&pilot["env"], &format!("LATEBIND_{variable}{ending}"))["valueFrom"];
+                            let (of, which) = (&said["resourceFieldRef"], format!("limits.{resource}"));
+                            assert_eq!(
+                                (&of["containerName"], &of["resource"]),
+                                (&json!(name), &json!(which)),
+                                "{case}"
+                            );
+                        }
+                    }
+                    // Each mount of slot 1 is one of slot 0, and each of its volumes is there.
+                    for (c, other) in [(&second, &payload), (&pilot, &pilot)] {
+                        let of = |c: &Value, ending: &str| -> Vec<(String, String)> {
+                            let mounts = c["volumeMounts"].as_array().unwrap().iter();
+                            let text = |m: &Value, field: &str| m[field].as_str().unwrap().to_owned();
+                            let mut all: Vec<_> = mounts
+                                .filter(|m| text(m, "name").ends_with(ending))
+                                .map(|m| {
+                                    (text(m, "name").replace("-1", "-0"), text(m, "mountPath").replace("/1/", "/0/"))
+                                })
+                                .collect();
+                            all.sort();
+                            all
+                        };
+                        assert_eq!((of(c, "-1"), of(c, "-1").len()), (of(other, "-0"), 4), "{case}");
+                    }
+                    for volume in ["ctl-1", "data-1", "tmp-1", "shm-1"] {
+                        let size = &named(&spec["volumes"], volume)["emptyDir"]["sizeLimit"];
+                        assert!(size.is_string(), "{case}: {volume}");
+                    }
                 }
                 other => panic!("say here what {other} does"),
             }

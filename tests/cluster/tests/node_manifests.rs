@@ -7,7 +7,7 @@ use std::time::Duration;
 use latebind_cluster_tests::namespace::Namespace;
 use latebind_cluster_tests::pilot::{Options, debian, shell};
 use latebind_cluster_tests::{cluster, eventually, manifest, needs};
-use latebind_tests::pod::{Running, Scratch, look_into};
+use latebind_tests::pod::{Running, Scratch, look_into, with};
 use serde_json::{Value, json};
 
 const LIMIT: Duration = Duration::from_secs(120);
@@ -133,16 +133,10 @@ fn laid_over(scratch: &Path, directory: &str, patches: &[(&str, &str)], lines: &
     scratch.display().to_string()
 }
 
-/// A kustomization with the patch for a second slot.
-fn with_second_slot(scratch: &Path) -> String {
-    laid_over(scratch, "deploy", &[("second-slot.yaml", include_str!("../../../deploy/examples/second-slot.yaml"))], "")
-}
-
 #[test]
-fn the_patch_for_a_second_slot_makes_one() {
+fn the_component_for_a_second_slot_makes_one_of_another_size() {
     needs("1.20 or later; node");
-    let scratch = Scratch::new();
-    let pilot = Options::new().manifest(&with_second_slot(scratch.path())).spool(&[]).start();
+    let pilot = Options::new().manifest("deploy + second-slot").spool(&[]).start();
     // Each waits for the other's processes: alone neither would end.
     let script = |own: u32, other: u32| {
         format!(
@@ -153,6 +147,14 @@ fn the_patch_for_a_second_slot_makes_one() {
     pilot.put("in-debian", &debian(&script(2, 1)));
     let (one, other) = (pilot.result("in-busybox"), pilot.result("in-debian"));
     assert_ne!(one.is_good().report.slot, other.is_good().report.slot);
+    // What only one of them is large enough for runs there; what neither is stays for another pilot.
+    let needs = |memory: &str| with(shell("true"), "requests", json!({"memory": memory}));
+    pilot.put("a-too-large", &needs("3G"));
+    for name in ["large", "large-too"] {
+        pilot.put(name, &needs("1.5G"));
+        assert_eq!(pilot.result(name).is_good().report.slot, Some(1));
+    }
+    assert!(look_into(&pilot.spool(), "a-too-large").is_none());
     let check = pilot.exec("pilot", &["watcher", "check"]);
     assert_eq!(check.code, Some(0), "{}", check.out());
 }
