@@ -50,7 +50,7 @@ echo
 echo "== Lines of code, without tests and comments"
 echo "${total[root]} run as root in the payload container"
 echo "${total[payload]} run there with the payload's UID and no privilege"
-echo "${total[setup]} run in the init container, or as PID 1 of a pod of latebind-host"
+echo "${total[setup]} run in the init container, as PID 1 of a pod of latebind-host, or as an ordinary init"
 
 echo
 echo "== Unsafe code, each with its reason"

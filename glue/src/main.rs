@@ -8,6 +8,7 @@
 mod attend;
 mod claim;
 mod events;
+mod exec;
 mod exec_failure;
 mod install;
 mod log;
@@ -20,12 +21,16 @@ mod stage_two;
 mod start;
 mod supervise;
 
+use std::ffi::OsString;
+
 use latebind_contract::layout;
 
 const USAGE: &str = "usage:
   glue install --slot N[:UID[:GID]] [--slot ...]   put glue into /shared/bin and set up the slots' volumes
   glue run --slot N [--kill-uid UID] [--stop-code CODE] [--no-seccomp]
                                                    first process of slot N's payload container
+  glue exec [--uid N --gid N] [--group] [--] COMMAND...
+                                                   an init for any container: runs one command as its child
   glue pause                                       PID 1 of a pod's namespaces
   glue version
 ";
@@ -37,9 +42,14 @@ const FAILED: i32 = 1;
 
 fn main() {
     latebind_linux::sys::protect_relocations();
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    std::process::exit(dispatch(&words));
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let code = match arguments.split_first() {
+        // The one whose arguments are a stranger's: bytes.
+        Some((verb, words)) if verb == "exec" => exec::exec(words)
+            .unwrap_or_else(|| usage("exec: give a command; --uid N and --gid N go together, --group takes no value")),
+        _ => dispatch(&arguments.iter().map(|word| word.to_str().unwrap_or_default()).collect::<Vec<_>>()),
+    };
+    std::process::exit(code);
 }
 
 fn dispatch(words: &[&str]) -> i32 {
@@ -56,8 +66,8 @@ fn dispatch(words: &[&str]) -> i32 {
         },
         ["pause"] => ended(pause::pause()),
         ["stage-two", arguments @ ..] => stage_two::run(arguments).unwrap_or(BAD_USAGE),
-        ["version" | "--version" | "-V"] => say(1, &format!("glue {}\n", env!("CARGO_PKG_VERSION"))),
-        ["help" | "--help" | "-h"] => say(1, USAGE),
+        ["version" | "--version" | "-V"] => log::print(1, &format!("glue {}\n", env!("CARGO_PKG_VERSION"))),
+        ["help" | "--help" | "-h"] => log::print(1, USAGE),
         _ => usage("missing subcommand"),
     }
 }
@@ -90,12 +100,6 @@ fn ended(result: std::io::Result<()>) -> i32 {
 
 fn usage(why: &str) -> i32 {
     log::error(format_args!("{why}"));
-    let _ = say(2, USAGE);
+    let _ = log::print(2, USAGE);
     BAD_USAGE
-}
-
-/// Prints without the panic that `println!` has for a closed pipe.
-fn say(fd: i32, text: &str) -> i32 {
-    let _ = nix::unistd::write(latebind_linux::sys::inherited(fd), text.as_bytes());
-    0
 }

@@ -13,10 +13,12 @@ use std::process::ExitStatus;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 
+mod init;
 mod payload;
 #[cfg(feature = "watcher")]
 mod watcher;
 
+pub use init::{reap_or_stopped, restore_sigpipe, signal_group};
 pub use payload::{
     close_range, environment, exec, install_filter, keys_are_refused, new_session, open_terminal, send_descriptors,
     set_rlimit, take_terminal,
@@ -138,11 +140,15 @@ pub struct Reaped {
 
 /// `wait4(2)` without blocking. `Ok(None)`: there are children, and none has ended. ECHILD: there are no children.
 pub fn reap(pid: i32) -> io::Result<Option<Reaped>> {
+    wait(pid, 0)
+}
+
+fn wait(pid: i32, options: i32) -> io::Result<Option<Reaped>> {
     let mut status = 0;
     // SAFETY: rusage is plain numbers, for which all zeroes is a value.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
     // SAFETY: both pointers are to locals that live through the call.
-    let found = unsafe { libc::wait4(pid, &raw mut status, libc::WNOHANG | libc::__WALL, &raw mut usage) };
+    let found = unsafe { libc::wait4(pid, &raw mut status, options | libc::WNOHANG | libc::__WALL, &raw mut usage) };
     let pid = checked(libc::c_long::from(found))? as i32;
     if pid == 0 {
         return Ok(None);

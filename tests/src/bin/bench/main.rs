@@ -52,9 +52,14 @@ const GOALS: [Goal; 6] = [
     Goal { figure: WAKE_UPS, most: 0.0 },
 ];
 
-/// Debian's inits, and what they are started with: in a pod they are not PID 1, which tini wants to be told.
-const WRAPPERS: [(&str, &[&str]); 2] =
-    [("tini", &["/shared/bin/tini", "-s", "--"]), ("dumb-init", &["/shared/bin/dumb-init", "--"])];
+/// Our init's name in the table.
+const OUR_INIT: &str = "glue-exec";
+/// Inits, two of them Debian's, and what they are started with: in a pod they are not PID 1, which tini wants to be told.
+const WRAPPERS: [(&str, &[&str]); 3] = [
+    ("tini", &["/shared/bin/tini", "-s", "--"]),
+    ("dumb-init", &["/shared/bin/dumb-init", "--"]),
+    (OUR_INIT, &["/shared/bin/glue", "exec", "--"]),
+];
 
 /// Between two jobs, longer than glue needs to be ready for the next.
 const REST: Duration = Duration::from_millis(5);
@@ -118,7 +123,7 @@ fn all(tries: usize) -> Result<(), Failed> {
     let mut report = Report::default();
     progress("making a pod");
     let pod = Pod::new()?;
-    for (name, _) in WRAPPERS {
+    for (name, _) in WRAPPERS.iter().filter(|(name, _)| *name != OUR_INIT) {
         pod.add_tool(&Path::new("/usr/bin").join(name))?;
     }
 
@@ -130,7 +135,7 @@ fn all(tries: usize) -> Result<(), Failed> {
     let glue_calls = glue_calls(&pod, &mut slot, &incarnation, main)?;
     pod.remove("payload")?;
 
-    progress(&format!("bare fork+exec+wait, tini, dumb-init: {tries} tries each"));
+    progress(&format!("bare fork+exec+wait, tini, dumb-init, glue exec: {tries} tries each"));
     let tries_text = tries.to_string();
     let inside = |task: &[&str]| -> Result<Value, Failed> {
         let said = pod.run(&[&["/shared/bin/bench", "inside"], task].concat())?;
@@ -177,8 +182,10 @@ fn all(tries: usize) -> Result<(), Failed> {
     let sum = |calls: &BTreeMap<String, u64>| calls.values().sum::<u64>() as f64;
     report.add(CALLS, "glue", sum(&glue_calls), "");
     report.add(CALLS, BARE, 3.0, "");
-    for (name, _) in WRAPPERS {
-        let words = if name == "tini" { vec!["/usr/bin/tini", "-s", "--"] } else { vec!["/usr/bin/dumb-init", "--"] };
+    for (name, words) in WRAPPERS {
+        // The same program outside of the pod.
+        let program = if name == OUR_INIT { "dist/glue".into() } else { format!("/usr/bin/{name}") };
+        let words = [&[program.as_str()], words.get(1..).unwrap_or_default()].concat();
         let log = pod.top.join(format!("strace-{name}"));
         report.add(CALLS, name, sum(&calls::of_command(&words, &log, Path::new("dist/stamp"))?), "");
     }
@@ -345,7 +352,7 @@ fn idle_figures(pod: &Pod) -> Result<Vec<(&'static str, idle::Memory, u64)>, Fai
         let wake_ups = idle::switches(*pid)?.saturating_sub(before);
         figures.push((*name, idle::memory(*pid)?, wake_ups));
     }
-    for name in ["payload", "tini", "dumb-init", "shell-1", "shell-5"] {
+    for name in ["payload", "shell-1", "shell-5"].into_iter().chain(WRAPPERS.map(|(name, _)| name)) {
         pod.remove(name)?;
     }
     Ok(figures)
