@@ -93,6 +93,9 @@ impl Listing {
     /// Looks again, unless the last look is still good or it is too early.
     pub fn refresh(&mut self, kind: impl Fn(&OsStr) -> Kind) -> io::Result<()> {
         if self.is_stale() {
+            if self.gone == 0 {
+                self.spread = 1; // nobody else takes names any more
+            }
             let began = Instant::now();
             self.names = first_names(&self.dir, self.most, kind)?;
             self.looked = Some(Look { at: Instant::now(), took: began.elapsed() });
@@ -160,9 +163,16 @@ impl Listing {
         self.spread = (self.spread * 2).min(self.most);
     }
 
-    /// Whether so much of the last look is gone that another one costs less than what is left of it.
+    /// Whether so much of the last look is gone that another one costs less than what is left of it; and whether that
+    /// may be had now. A look that brought nothing is followed by its pause: whoever only removes names could otherwise
+    /// keep a pilot looking.
     pub fn is_outdated(&self) -> bool {
-        self.gone >= GONE_MIN && self.gone > self.claimed
+        self.gone >= GONE_MIN && self.gone > self.claimed && (self.claimed > 0 || self.has_paused())
+    }
+
+    /// Whether looking takes at most its share of the time, if there is another look now.
+    fn has_paused(&self) -> bool {
+        self.looked.as_ref().is_none_or(|look| look.at.elapsed() >= look.took.saturating_mul(SHARE))
     }
 
     /// How many entries of the directory were read until now.
@@ -181,7 +191,7 @@ impl Listing {
         if self.names.good.is_empty() {
             // Used up by this pilot and others: there is more. Where nobody could claim any, there may as well be
             // nothing; and where most only began to wait, each further look would serve few claims.
-            let is_used_up = self.claimed + self.gone > 0 && (is_paid || self.used.saturating_mul(2) >= self.most);
+            let is_used_up = self.claimed > 0 && (is_paid || self.used.saturating_mul(2) >= self.most);
             return self.names.is_cut && is_used_up || age >= pause;
         }
         age >= pause.max(FRESH_FOR) && (is_paid || age >= self.old_after)
@@ -332,7 +342,33 @@ mod tests {
         assert_eq!(listing.entries_read(), 30, "there are others, but these were not worth the look");
         listing.was_gone();
         listing.refresh(good).unwrap();
-        assert_eq!((listing.entries_read(), listing.names.is_cut), (60, true), "they are: somebody claims them");
+        assert_eq!(listing.entries_read(), 30, "and names that others only remove make nobody look all the time");
+        listing.was_claimed();
+        listing.refresh(good).unwrap();
+        assert_eq!((listing.entries_read(), listing.names.is_cut), (60, true), "they are: one was claimed");
+    }
+
+    #[test]
+    fn removed_names_bring_no_look_before_its_pause_and_the_order_comes_back() {
+        let scratch = filled(200);
+        let mut listing = listing(scratch.path(), 300);
+        listing.refresh(good).unwrap();
+        listing.looked.as_mut().unwrap().took = Duration::from_secs(3600);
+        for _ in 0..100 {
+            next_good(&mut listing).unwrap();
+            listing.was_gone();
+        }
+        listing.refresh(good).unwrap();
+        assert_eq!((listing.is_outdated(), listing.entries_read()), (false, 200), "the rest is served meanwhile");
+        listing.looked.as_mut().unwrap().took = Duration::ZERO;
+        listing.refresh(good).unwrap();
+        assert_eq!((listing.entries_read(), listing.spread), (400, 300));
+        // A look during which nobody else took any: from the first name on again.
+        next_good(&mut listing).unwrap();
+        listing.was_claimed();
+        (listing.old_after, listing.looked.as_mut().unwrap().at) = (Duration::ZERO, Instant::now() - FRESH_FOR);
+        listing.refresh(good).unwrap();
+        assert_eq!((listing.entries_read(), listing.spread), (600, 1));
     }
 
     #[test]
