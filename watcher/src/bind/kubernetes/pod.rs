@@ -154,7 +154,17 @@ pub struct Terminated {
     pub reason: String,
     /// The story.
     pub message: String,
+    /// Since when it ran.
+    pub started_at: Option<String>,
     /// Which one.
     #[serde(rename = "containerID")]
     pub container_id: String,
+}
+
+impl Terminated {
+    /// Whether it is said to have exited with 0 and never ran: a kubelet that is started again takes what it had made
+    /// and not yet started for exited (kubelet's `convertToAPIContainerStatuses`), and makes another one.
+    pub fn never_ran(&self) -> bool {
+        self.exit_code == 0 && self.started_at.as_ref().is_some_and(|at| at.starts_with("1970-01-01T00:00:00"))
+    }
 }

@@ -90,7 +90,7 @@ fn bare(id: &str) -> String {
 }
 
 fn ended(state: Option<&Terminated>) -> Option<Ended> {
-    let state = state?;
+    let state = state.filter(|state| !state.never_ran())?;
     Some(Ended {
         id: bare(&state.container_id),
         code: state.exit_code,
@@ -219,6 +219,22 @@ mod tests {
         assert_eq!(limit(serde_json::json!({"cpu": "1", "memory": "512Mi"})), Some(512 << 20));
         assert_eq!(limit(serde_json::json!({"cpu": "1"})), None);
         assert_eq!(limit(serde_json::json!({"memory": 5})), None);
+    }
+
+    #[test]
+    fn a_container_that_never_ran_has_not_ended() {
+        let of = |code: i32, started: &str| {
+            let state = json!({"terminated": {"exitCode": code, "containerID": "c://new", "startedAt": started}});
+            let status =
+                json!({"name": "payload", "image": "x", "imageID": "q", "containerID": "c://new", "state": state});
+            let pod =
+                pod(json!({"containers": [{"name": "payload", "image": "i"}]}), json!({"containerStatuses": [status]}));
+            payload(&pod, "payload").unwrap().ended.map(|ended| ended.code)
+        };
+        assert_eq!(of(0, "1970-01-01T00:00:00Z"), None);
+        assert_eq!(of(0, "2026-01-01T00:00:00Z"), Some(0));
+        // What the runtime could not start.
+        assert_eq!(of(128, "1970-01-01T00:00:00Z"), Some(128));
     }
 
     #[test]
