@@ -167,8 +167,10 @@ fn glue_killed_when_the_job_has_just_ended_changes_nothing_or_loses_it() {
         pod.put(&name, &job);
         let attempt = format!("{name}.1");
         eventually(phase, JOB_WITHIN, || {
-            let now = pod.phase(&attempt)?;
-            (now == phase || now == "done").then_some(())
+            // A slow machine may see none of it but the result.
+            let is_over = look_into(&pod.spool, &name).is_some();
+            let now = pod.phase(&attempt);
+            (is_over || now.is_some_and(|now| now == phase || now == "done")).then_some(())
         });
         kill(pod.main_process(&pod.payload_role(0)), 9);
         let outcome = pod.result(&name);
