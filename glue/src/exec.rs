@@ -1,5 +1,5 @@
-//! `glue exec`: an ordinary init for any container. It runs one command as its child, hands signals on to it, reaps what
-//! is orphaned, and ends with the command's exit code. Nothing of the contract takes part in it: it is root only where
+//! `glue exec`: an ordinary init for any container. It runs one command as its child, hands signals on to it, reaps
+//! what is orphaned, and ends with the command's exit code. Nothing of the contract takes part in it: it is root only where
 //! it was started so, and signals nothing but its own descendants, by process ID.
 //!
 //! On a terminal it does what a shell does for a job (glibc manual, "Implementing a Shell"): the command has a process
@@ -15,8 +15,6 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl::set_child_subreaper;
 use nix::sys::signal::SigSet;
 use nix::unistd::{Pid, getpgrp, getpid, getsid, setpgid, tcgetpgrp, tcsetpgrp};
@@ -27,6 +25,7 @@ use latebind_linux::processes::Proc;
 use latebind_linux::sys::{self, CStrings, Capabilities, Fork};
 
 use crate::log;
+use crate::pause::wait_for_signal;
 use crate::ready::{Ready, prepare};
 
 /// No command could be run, as docker and timeout(1) have it.
@@ -135,10 +134,7 @@ impl Init {
                     number => self.send(number),
                 }
             }
-            match poll(&mut [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE) {
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(e) => return Err(e.into()),
-            }
+            wait_for_signal(&self.signals)?;
         }
     }
 

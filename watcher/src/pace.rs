@@ -1,5 +1,5 @@
-//! How long to wait before a source or a server is asked again: longer each time, within bounds, and never all pilots at
-//! once.
+//! How long to wait before a source or a server is asked again: longer each time, within bounds, and never all pilots
+//! at once.
 
 use std::time::Duration;
 

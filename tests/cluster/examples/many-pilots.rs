@@ -1,5 +1,5 @@
-//! What the binds of many pilots cost an API server: the watcher's own binder for each of very many pods, whose kubelet is
-//! simulated (its updates come in the order and after the times that were measured on real nodes). `many-pilots.sh`
+//! What the binds of many pilots cost an API server: the watcher's own binder for each of very many pods, whose kubelet
+//! is simulated (its updates come in the order and after the times that were measured on real nodes). `many-pilots.sh`
 //! does what has to be done before.
 //!
 //! usage: many-pilots NAMESPACE PODS BINDS-A-SECOND SECONDS

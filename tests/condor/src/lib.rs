@@ -163,7 +163,8 @@ impl Pool {
         said.lines().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty()).collect()
     }
 
-    /// Waits until the negotiator has looked at all that is in the queue now: one that has just begun may have seen less.
+    /// Waits until the negotiator has looked at all that is in the queue now: a cycle that has just begun may have seen
+    /// less.
     #[track_caller]
     pub fn has_negotiated(&self) {
         let script = "grep -c 'Finished Negotiation Cycle' /pool/log/NegotiatorLog || :";

@@ -76,12 +76,7 @@ impl Core {
     pub fn placement<'a>(&self, under_way: impl Iterator<Item = (&'a String, &'a Requests)>) -> Placement {
         let shared = self.lock();
         let payloads = self.pilot_jobs.payloads();
-        let is_free = |slot: &u32| {
-            let pilot_slot = self.pilot_jobs.serving(*slot);
-            !shared.restoring.contains(slot)
-                && !shared.is_taken(*slot)
-                && !pilot_slot.is_some_and(|slot| shared.is_taken(slot))
-        };
+        let is_free = |slot: &u32| shared.is_free(*slot, self.pilot_jobs, |slot| shared.is_taken(slot));
         let queued = shared.queue.iter().filter_map(|name| shared.jobs.get(name)).map(|job| &job.state.request);
         // Those of a pilot-job have its slot.
         let queued = queued.filter(|request| request.parent.is_none());

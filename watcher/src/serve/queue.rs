@@ -52,15 +52,17 @@ impl Shared {
         None
     }
 
+    /// Whether a payload slot can be given a job: neither it nor the slot of its pilot-job has one.
+    pub(super) fn is_free(&self, slot: u32, slots: PilotJobSlots, has_job: impl Fn(u32) -> bool) -> bool {
+        !self.restoring.contains(&slot) && !has_job(slot) && !slots.serving(slot).is_some_and(has_job)
+    }
+
     /// Whether a payload slot that is smaller than this one is free, so that its thread waits for a job or is about to,
     /// and may have this one.
     fn smaller_is_free(&self, job: &Job, slot: u32, slots: PilotJobSlots, sizes: &Sizes) -> bool {
         let has_job = |slot: u32| self.serving.contains_key(&slot);
-        let is_free = |other: u32| {
-            !has_job(other) && !slots.serving(other).is_some_and(has_job) && !self.restoring.contains(&other)
-        };
         let mut smaller = (0..slots.payloads()).filter(|other| sizes.is_smaller(*other, slot));
-        smaller.any(|other| is_free(other) && fits(job, other, sizes))
+        smaller.any(|other| self.is_free(other, slots, has_job) && fits(job, other, sizes))
     }
 
     /// Takes the next job for a slot, or notes that the slot waits for one.

@@ -8,8 +8,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Most names of each kind that are remembered of one look, by default: the first ones in their order. What a look reads
-/// is shared by that many claims.
+/// Most names of each kind that are remembered of one look, by default: the first ones in their order. What a look
+/// reads is shared by that many claims.
 pub const NAMES_MAX: usize = 16_384;
 /// After how long a look may be repeated though there are names left of it, so that new ones get their turn.
 const FRESH_FOR: Duration = Duration::from_secs(1);
@@ -182,7 +182,6 @@ impl Listing {
 
     fn is_stale(&self) -> bool {
         let Some(look) = &self.looked else { return true };
-        let (age, pause) = (look.at.elapsed(), look.took.saturating_mul(SHARE));
         if self.is_outdated() {
             return true;
         }
@@ -192,9 +191,10 @@ impl Listing {
             // Used up by this pilot and others: there is more. Where nobody could claim any, there may as well be
             // nothing; and where most only began to wait, each further look would serve few claims.
             let is_used_up = self.claimed > 0 && (is_paid || self.used.saturating_mul(2) >= self.most);
-            return self.names.is_cut && is_used_up || age >= pause;
+            return self.names.is_cut && is_used_up || self.has_paused();
         }
-        age >= pause.max(FRESH_FOR) && (is_paid || age >= self.old_after)
+        let age = look.at.elapsed();
+        self.has_paused() && age >= FRESH_FOR && (is_paid || age >= self.old_after)
     }
 }
 

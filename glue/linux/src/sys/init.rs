@@ -10,8 +10,8 @@ use super::{Reaped, checked, wait};
 
 static SIGPIPE_WAS_IGNORED: AtomicBool = AtomicBool::new(false);
 
-/// Rust's runtime ignores SIGPIPE before main. This runs before that, and after relocation (System V ABI, "Initialization
-/// and Termination Functions").
+/// Rust's runtime ignores SIGPIPE before main. This runs before that, and after relocation (System V ABI,
+/// "Initialization and Termination Functions").
 // SAFETY: the section is an array of pointers to functions like this one.
 #[used]
 #[unsafe(link_section = ".init_array")]

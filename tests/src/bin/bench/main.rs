@@ -54,7 +54,8 @@ const GOALS: [Goal; 6] = [
 
 /// Our init's name in the table.
 const OUR_INIT: &str = "glue-exec";
-/// Inits, two of them Debian's, and what they are started with: in a pod they are not PID 1, which tini wants to be told.
+/// Inits, two of them Debian's, and what they are started with: in a pod they are not PID 1, of which tini has to be
+/// notified.
 const WRAPPERS: [(&str, &[&str]); 3] = [
     ("tini", &["/shared/bin/tini", "-s", "--"]),
     ("dumb-init", &["/shared/bin/dumb-init", "--"]),

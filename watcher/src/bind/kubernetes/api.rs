@@ -217,13 +217,13 @@ impl Own {
     /// How long to wait after a request was not served so often in a row: longer and longer, by chance, and after what
     /// the server asks for, if that was its answer. Many pilots meet the same outage.
     fn wait(&self, times: u32) -> Duration {
-        let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner).take();
-        AGAIN.wait(times, None) + asked.map_or(Duration::ZERO, pace::at_least)
+        AGAIN.wait(times, None) + self.take_asked().map_or(Duration::ZERO, pace::at_least)
     }
 
-    /// What the server asked for in an answer that nobody waited for says nothing of the next request.
-    fn forget_asked(&self) {
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner).take();
+    /// What the server asked for last. It is taken before each request too: what an answer said for which nobody waited
+    /// says nothing of the next one.
+    fn take_asked(&self) -> Option<Duration> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// One request, again and again while that can help.
@@ -233,7 +233,7 @@ impl Own {
     {
         let (give_up, mut times) = (Instant::now() + patience, 0);
         loop {
-            self.forget_asked();
+            self.take_asked();
             let error = match timeout(ANSWER_WITHIN, request()).await {
                 Ok(Ok(answer)) => {
                     self.reachable.store(true, Ordering::Relaxed);
@@ -310,8 +310,8 @@ impl Own {
         self.uid.get().map(String::as_str)
     }
 
-    /// What changes from `version` on, or, where that is empty, the pod as the server knows it and what changes then; only
-    /// of this pod, since no more is allowed.
+    /// What changes from `version` on, or, where that is empty, the pod as the server knows it and what changes then;
+    /// only of this pod, since no more is allowed.
     async fn watch(&self, version: &str) -> kube::Result<BoxStream<'static, kube::Result<WatchEvent<Pod>>>> {
         let params = WatchParams::default()
             .fields(&format!("metadata.name={}", self.name))
@@ -426,7 +426,7 @@ impl Follow {
     }
 
     async fn open(&mut self) -> Result<Option<Pod>, Failure> {
-        self.own.forget_asked();
+        self.own.take_asked();
         let error = match timeout(ANSWER_WITHIN, self.own.watch(&self.version)).await {
             Ok(Ok(stream)) => {
                 (self.stream, self.opened, self.away_since, self.times) = (Some(stream), Instant::now(), None, 0);

@@ -316,10 +316,10 @@ impl Life<'_> {
             Some(counters) => counters.now(),
             // An earlier watcher had the files open.
             None => {
+                let glue = self.glue.as_ref()?;
                 let now = Group::open(self.state.bound.as_ref()?.pid)?.counters.now();
                 // Which process that was is known only while it lives.
-                self.glue.as_ref().filter(|glue| !proof::has_ended(glue))?;
-                now
+                (!proof::has_ended(glue)).then_some(now)?
             }
         };
         now.since(&before)
