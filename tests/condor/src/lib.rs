@@ -223,9 +223,15 @@ impl Pool {
         self.container(&format!("{prefix}{}", lives.max().unwrap()))
     }
 
+    /// What the pilot's condor_master has said of daemons that ended by a signal.
+    #[track_caller]
+    pub fn dead_daemons(&self) -> String {
+        self.in_pilot("grep 'died due to' /pilot/log/MasterLog || :")
+    }
+
     /// What HTCondor's daemons in the pilot have written.
     pub fn logs(&self) -> String {
-        let tail = "tail -n 30 /pilot/log/StarterLog* /pilot/log/StartLog";
+        let tail = "tail -n 30 /pilot/log/StarterLog* /pilot/log/StartLog /pilot/log/MasterLog";
         let output = self.exec("pilot", "root", &["/bin/sh", "-c", tail]);
         format!(
             "{}\n{}",
