@@ -118,10 +118,7 @@ cluster:
 	@.ci/setup.sh build images
 	@.ci/build.sh
 	@images/build.sh
-	@tests/cluster/install.sh
-	@tests/cluster/build.sh
-	@tests/cluster/up.sh
-	@tests/cluster/push.sh
+	@tests/cluster/all.sh
 
 cluster-down:
 	@tests/cluster/down.sh

@@ -45,11 +45,8 @@ if [ -n "${KUBECONFIG:-}" ] && [ -n "${LATEBIND_REGISTRY:-}" ]; then
     prepare tests/cluster/push.sh
 else
     unset KUBECONFIG LATEBIND_REGISTRY
-    prepare tests/cluster/install.sh
-    prepare tests/cluster/build.sh
     tests/cluster/up.sh --is-up || started=yes
-    prepare tests/cluster/up.sh
-    prepare tests/cluster/push.sh
+    prepare tests/cluster/all.sh
 fi
 list=$(prepare "$cargo" run --quiet --locked -p "$package" --example left-out) || {
     echo "$list"

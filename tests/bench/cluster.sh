@@ -6,9 +6,6 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 . .ci/rust.sh
 cargo=$(need_cargo)
-tests/cluster/install.sh
-tests/cluster/build.sh
 tests/cluster/up.sh --is-up || trap tests/cluster/down.sh EXIT
-tests/cluster/up.sh
-tests/cluster/push.sh
+tests/cluster/all.sh
 "$cargo" run --quiet --locked -p latebind-cluster-tests --example in-place
