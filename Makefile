@@ -7,7 +7,7 @@
 #   ON               kind, k3s, microshift or current: where `first-record` gets its cluster
 #   RECIPE           debian or rustup: how static binaries are built (default: rustup if it has the musl target)
 
-.PHONY: help build install images push archive demo test test-condor test-v2 test-aarch64
+.PHONY: help build install images push archive demo demo-cluster test test-condor test-v2 test-aarch64
 .PHONY: first-record test-cluster cluster cluster-down attack-start bench bench-cluster fuzz soak audit clean
 
 # Checked before anything is built, which takes minutes.
@@ -19,6 +19,7 @@ endif
 
 help:
 	@echo 'make demo          several jobs, each in another image, one after the other; each result is proven'
+	@echo 'make demo-cluster  the same on Kubernetes: on a cluster of one node, made and stopped here (Debian 12)'
 	@echo 'make build         static binaries in dist/: glue, watcher, latebind-host'
 	@echo 'make images        the images of demo and tests, made here without a registry'
 	@echo 'make push          pushes the images of pilot and glue: make push REGISTRY=registry.example.org/me'
@@ -73,6 +74,13 @@ demo:
 	@.ci/build.sh
 	@images/build.sh
 	@tests/demo/run.sh
+
+demo-cluster:
+	@.ci/setup.sh build images demo
+	@tests/cluster/install.sh
+	@.ci/build.sh
+	@images/build.sh glue pilot busybox debian noshell liar-shell
+	@tests/demo/run.sh cluster
 
 # Storage of their own: tests run in a PID namespace of their own, and podman believes that containers of another one
 # ended.

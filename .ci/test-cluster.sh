@@ -22,6 +22,7 @@ export LATEBIND_STATE=${LATEBIND_STATE:-/var/lib/latebind-test} # see the Makefi
 export CARGO_TERM_COLOR=never
 package=latebind-cluster-tests
 left_out=() # arguments that leave tests out
+own=''     # whether it is our own cluster
 started='' # whether the cluster that runs is one that was started here
 stop_cluster() {
     [ -n "$started" ] || return 0
@@ -47,6 +48,7 @@ else
     unset KUBECONFIG LATEBIND_REGISTRY
     tests/cluster/up.sh --is-up || started=yes
     prepare tests/cluster/all.sh
+    own=yes
 fi
 list=$(prepare "$cargo" run --quiet --locked -p "$package" --example left-out) || {
     echo "$list"
@@ -61,5 +63,6 @@ done <<<"$list"
 # Two at a time: so many pods fit on our node.
 step "tests on Kubernetes" "$cargo" test --locked --no-fail-fast -p "$package" \
     -- --test-threads=2 --exact ${left_out[@]+"${left_out[@]}"}
+[ -z "$own" ] || step "demonstration" tests/demo/run.sh cluster
 stop_cluster
 conclude

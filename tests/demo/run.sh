@@ -1,34 +1,36 @@
 #!/bin/bash
-# The demonstration: one pod, one slot, eight jobs in a spool, each bound late to the image it wants. Everything that is
-# printed happens while you look. `make demo` builds what is needed first.
+# run.sh [cluster]: the demonstration: one pod, one slot, eight jobs in a spool, each bound late to the image it wants:
+# on this machine by latebind-host, or on a Kubernetes cluster. Everything that is printed happens while you look.
+# `make demo` and `make demo-cluster` build what is needed first.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-PATH=$PWD/dist:$PATH
-images=localhost/latebind
-pod=demo-$$
-state=${LATEBIND_STATE:-/var/lib/latebind-host}
-results=${LATEBIND_DEMO:-/var/tmp/latebind-demo}
+results=${LATEBIND_DEMO:-/var/tmp/latebind-demo${1:+-$1}}
 started=$SECONDS
-
-heading() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
-fail() {
-    echo "demo: $*" >&2
-    [ ! -s "$results/log" ] || tail -n 20 "$results/log" >&2
-    exit 1
-}
+. tests/demo/common.sh
+# on-host.sh and on-cluster.sh differ in these:
+#   images    where the pod finds the jobs' images
+#   pod       the name of what is made there
+#   prepare   makes what has to be there before the pod
+#   serve     starts the pod. $host is then the process that ends with it, $work the directory that its jobs run in
+#   collect   puts what the pilot has said into $results/log
+#   clean     removes what prepare and serve have made
+pod=demo-$$ host='' work=''
+# shellcheck source=tests/demo/on-host.sh source=tests/demo/on-cluster.sh
+. "tests/demo/on-${1:-host}.sh"
 
 rm -rf "$results"
 mkdir -p "$results/spool/new" "$results/spool/prepared" "$results/private"
 chmod 700 "$results/private"
-host=
 cleanup() {
     status=$?
+    trap '' INT TERM
     [ -z "$host" ] || kill "$host" 2>/dev/null || true
     [ -z "$host" ] || wait "$host" 2>/dev/null || true
-    latebind-host rm "$pod" >/dev/null 2>&1 || true
+    clean
     exit "$status"
 }
 trap cleanup EXIT
+prepare
 
 # job NAME JSON: a job is a directory with job.json; it enters the spool by one rename.
 job() {
@@ -37,7 +39,8 @@ job() {
 }
 
 heading "An image with one static program: a shell cannot even start in it"
-! images/podman run --rm --network none --entrypoint /bin/sh "$images/noshell:1" -c 'echo hello' || fail "a shell started"
+! images/podman run --rm --network none --entrypoint /bin/sh localhost/latebind/noshell:1 -c 'echo hello' ||
+    fail "a shell started"
 
 heading "Eight jobs enter the spool"
 job 1-no-shell "{\"image\": \"$images/noshell:1\", \"argv\": [\"/probe\", \"primes\", \"2000000\"]}"
@@ -55,9 +58,7 @@ for dir in "$results"/spool/prepared/*; do mv "$dir" "$results/spool/new/"; done
 (cd "$results/spool/new" && echo *)
 
 heading "One pod serves them; its process tree while a job runs"
-latebind-host pod --name "$pod" --spool "$results/spool" --private "$results/private" --memory 256m -- \
-    pilot --spool /spool --idle-exit 0.5 --keep-keys /var/lib/latebind/keys >"$results/log" 2>&1 &
-host=$!
+serve
 
 # tree: the processes of the pod's PID namespace with their UIDs, each container's with its name.
 tree() {
@@ -72,7 +73,7 @@ tree() {
         command=$(tr '\0\n' '  ' <"/proc/$p/cmdline" 2>/dev/null | cut -c1-70) || continue
         uid=$(awk '/^Uid:/ {print $2}' "/proc/$p/status" 2>/dev/null) || continue
         case $command in
-        '/glue pause'*) where=pause ;;
+        '/glue pause'* | /pause*) where=pause ;;
         *watcher\ pilot*) where=pilot ;;
         */shared/bin/glue\ run*) where=payload ;;
         *) where=${seen[$(awk '/^PPid:/ {print $2}' "/proc/$p/status" 2>/dev/null)]:-payload} ;;
@@ -84,20 +85,19 @@ tree() {
         printf '%-9s %5s   %s%s\n' "$where" "$uid" "$indent" "$command"
     done
 }
-# sleeper: the process of the payload UID that the second job waits in.
+# sleeper: the process that the second job waits in.
 sleeper() {
-    local p comm uid
-    uid=$(stat -c %u "$state/pods/$pod/slot-0/data/work" 2>/dev/null) || return 1
-    for p in /proc/[0-9]*/comm; do
-        { read -r comm <"$p"; } 2>/dev/null || continue
+    local p comm
+    for p in /proc/[0-9]*; do
+        { read -r comm <"$p/comm"; } 2>/dev/null || continue
         [ "$comm" = sleep ] || continue
-        [ "$(stat -c %u "${p%/comm}" 2>/dev/null)" != "$uid" ] || { p=${p%/comm} && echo "${p#/proc/}" && return 0; }
+        [ ! "$p/cwd" -ef "$work" ] || { echo "${p#/proc/}" && return 0; }
     done
     return 1
 }
 declare -A seen depth
 shown=
-for ((i = 0; i < 600; i++)); do
+for ((i = 0; i < 3600; i++)); do
     if main=$(sleeper); then
         tree "$main"
         shown=yes
@@ -110,9 +110,25 @@ done
 
 wait "$host" || fail "the pod ended with $?"
 host=
+collect
+if [ -s "$results/images" ]; then
+    heading "The image of its payload container, as kubectl saw it"
+    uniq "$results/images"
+fi
 
 heading "What came of them"
-watcher results "$results/spool" --keys "$results/private/keys"
+watcher results "$results/spool" --keys "$results/private/keys" | tee "$results/table"
+# All columns but the times; of an image its name alone.
+expect <(awk -F '  +' 'NR > 1 { sub(".*/", "", $2); print $1, $2, $3, $4, $8 }' "$results/table") <<'T'
+1-no-shell noshell:1 exited 0 final yes
+2-debian debian:1 exited 0 final yes
+3-fails busybox:1 exited 3 final yes
+4-signal busybox:1 signaled 11 final yes
+5-forger noshell:1 exited 0 final yes
+6-daemons noshell:1 exited 0 final yes
+7-liar liar-shell:1 exited 0 final yes
+8-missing no-such-image:1 - (ImageNotFound) hold no record
+T
 
 done="$results/spool/done"
 heading "Results are what the jobs wrote"
