@@ -7,7 +7,7 @@
 #   ON               kind, k3s, microshift or current: where `first-record` gets its cluster
 #   RECIPE           debian or rustup: how static binaries are built (default: rustup if it has the musl target)
 
-.PHONY: help build install images push archive demo demo-cluster test test-condor test-v2 test-aarch64
+.PHONY: help build install images push archive demo demo-cluster demo-condor test test-condor test-v2 test-aarch64
 .PHONY: first-record test-cluster cluster cluster-down attack-start bench bench-cluster fuzz soak audit clean
 
 # Checked before anything is built, which takes minutes.
@@ -20,6 +20,7 @@ endif
 help:
 	@echo 'make demo          several jobs, each in another image, one after the other; each result is proven'
 	@echo 'make demo-cluster  the same on Kubernetes: on a cluster of one node, made and stopped here (Debian 12)'
+	@echo 'make demo-condor   six jobs, each in another image, in an HTCondor pool that is made and ended here'
 	@echo 'make build         static binaries in dist/: glue, watcher, latebind-host'
 	@echo 'make images        the images of demo and tests, made here without a registry'
 	@echo 'make push          pushes the images of pilot and glue: make push REGISTRY=registry.example.org/me'
@@ -82,6 +83,12 @@ demo-cluster:
 	@images/build.sh glue pilot busybox debian noshell liar-shell
 	@tests/demo/run.sh cluster
 
+demo-condor:
+	@.ci/setup.sh build images demo
+	@.ci/build.sh
+	@images/build.sh glue pilot busybox debian noshell liar-shell htcondor-pilot
+	@tests/demo/condor.sh
+
 # Storage of their own: tests run in a PID namespace of their own, and podman believes that containers of another one
 # ended.
 test test-cluster test-v2 test-aarch64 cluster: export LATEBIND_STATE := $(or $(LATEBIND_STATE),/var/lib/latebind-test)
@@ -99,11 +106,11 @@ test-cluster:
 	@.ci/test-cluster.sh
 
 # Storage of their own for these too, since they run in the machine's own PID namespace.
-test-condor: export LATEBIND_STATE := $(or $(LATEBIND_STATE),/var/lib/latebind-condor)
+test-condor demo-condor: export LATEBIND_STATE := $(or $(LATEBIND_STATE),/var/lib/latebind-condor)
 test-condor:
 	@.ci/setup.sh build images test
 	@.ci/build.sh
-	@images/build.sh glue busybox debian noshell passwd-link pilot htcondor-pilot
+	@images/build.sh glue busybox debian noshell liar-shell passwd-link pilot htcondor-pilot
 	@.ci/test-condor.sh
 
 test-v2:

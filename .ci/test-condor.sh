@@ -25,6 +25,7 @@ tests() { "$cargo" test --locked --no-fail-fast -p latebind-condor-tests "$@"; }
 # One at a time: they share one slot.
 step "tests on an HTCondor pool" tests --lib --test attacks --test jobs --test losses --test memory --test signals \
     -- --test-threads=1
+step "demonstration" tests/demo/condor.sh
 own_pools() {
     while [ ! -s "$own.code" ]; do sleep 0.5; done
     cat "$own"
