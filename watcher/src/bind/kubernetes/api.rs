@@ -339,6 +339,11 @@ impl Own {
     }
 }
 
+/// Whether that is known to be another pod than the one with this UID.
+fn is_other(pod: &Pod, ours: Option<&str>) -> bool {
+    ours.zip(pod.metadata.uid.as_deref()).is_some_and(|(ours, found)| ours != found)
+}
+
 /// A resource version as a number, which grows with each change.
 fn number_of(version: &str) -> Option<u64> {
     version.parse().ok()
@@ -384,6 +389,7 @@ impl Follow {
                 self.version = mark.metadata.resource_version;
                 Ok(None)
             }
+            Ok(Some(Ok(WatchEvent::Deleted(pod)))) if is_other(&pod, self.own.uid()) => Ok(None), // the name's pod before this one
             Ok(Some(Ok(WatchEvent::Deleted(_)))) => Err(Failure::retry(Reason::PodLost, "the pod was deleted")),
             Ok(Some(Ok(WatchEvent::Error(status)))) => {
                 // Most often 410: what happened since is not known any more, so the whole pod is read again.
@@ -451,6 +457,8 @@ impl Follow {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::bind::Class;
 
@@ -485,6 +493,16 @@ mod tests {
         {
             assert_eq!(asked(code, after), None, "{code} {after}");
         }
+    }
+
+    #[test]
+    fn the_end_of_an_earlier_pod_of_the_name_is_not_ours() {
+        let pod = |uid: Value| {
+            let pod = json!({"metadata": {"name": "p", "uid": uid}, "spec": {"containers": []}, "status": {}});
+            serde_json::from_value::<Pod>(pod).unwrap()
+        };
+        let cases = [(json!("a"), Some("b")), (json!("a"), Some("a")), (json!("a"), None), (Value::Null, Some("a"))];
+        assert_eq!(cases.map(|(found, ours)| is_other(&pod(found), ours)), [true, false, false, false]);
     }
 
     #[test]
