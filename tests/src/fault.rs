@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::pod::Outcome;
+use crate::waiting::deadline;
 
 /// A part of a pod.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -52,7 +53,7 @@ pub fn case(n: u64, seed: u64) -> (usize, Vec<Target>) {
 
 /// Waits until a job, whose phase is asked for, has come to a step, or is beyond it; says whether it has.
 pub fn comes_to(step: usize, within: Duration, phase: impl Fn() -> Option<String>) -> bool {
-    let (give_up, mut seen) = (Instant::now() + within, false);
+    let (give_up, mut seen) = (deadline(within), false);
     while Instant::now() < give_up {
         let phase = phase();
         let at = phase.as_deref().and_then(|phase| STEPS.iter().position(|name| *name == phase));

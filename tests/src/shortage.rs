@@ -12,6 +12,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statvfs::statvfs;
 
 use crate::pod::{Pod, Scratch, kill};
+use crate::waiting::deadline;
 
 const SIGCONT: i32 = 18;
 const SIGSTOP: i32 = 19;
@@ -27,7 +28,7 @@ impl Filler {
     pub fn leaving(dir: &Path, pages: usize) -> Self {
         let path = dir.join("filler");
         let mut file = File::options().write(true).create_new(true).mode(0o600).open(&path).unwrap();
-        let (mut written, give_up) = (0, Instant::now() + Duration::from_secs(5));
+        let (mut written, give_up) = (0, deadline(Duration::from_secs(5)));
         let block = vec![7; 64 * PAGE];
         // Once more, until nothing is added: what was removed just now is given back a moment later.
         loop {
@@ -102,7 +103,7 @@ impl NoMoreFiles {
 
     /// None in the place of those either that have been removed meanwhile.
     pub fn also_now(&self) {
-        let give_up = Instant::now() + Duration::from_secs(5);
+        let give_up = deadline(Duration::from_secs(5));
         loop {
             let now = statvfs(&self.0).unwrap();
             match allow_files(&self.0, now.files() - now.files_free()) {

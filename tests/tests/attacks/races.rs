@@ -11,12 +11,13 @@ use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use latebind_linux::volume::open_beneath;
 use latebind_tests::exchange::Kinds::{All, Directories};
 use latebind_tests::exchange::{LARGE, OWN, Swapper, USER, World, make_large, own_files, own_tree, stays_within};
 use latebind_tests::pod::{BUSYBOX, Options, Outcome, Pod, Scratch, shell, with};
+use latebind_tests::waiting::deadline;
 use nix::fcntl::OFlag;
 use nix::sys::stat::fstat;
 use serde_json::{Value, json};
@@ -29,7 +30,9 @@ use watcher::tree::walk::{Count, Walk};
 use watcher::tree::{self, Deadline};
 
 /// Only a hang takes so long.
-const HANGS: Duration = Duration::from_secs(60);
+fn hangs() -> Duration {
+    deadline(Duration::from_secs(60)).saturating_duration_since(Instant::now())
+}
 
 /// Runs what may hang in a thread of its own.
 fn bounded(test: fn()) {
@@ -38,7 +41,7 @@ fn bounded(test: fn()) {
         test();
         done.send(())
     });
-    match ended.recv_timeout(HANGS) {
+    match ended.recv_timeout(hangs()) {
         Err(RecvTimeoutError::Timeout) => panic!("something waits for a name that changes"),
         _ => thread.join().unwrap_or_else(|panicked| resume_unwind(panicked)).unwrap(),
     }
@@ -47,7 +50,7 @@ fn bounded(test: fn()) {
 /// Runs `attempt` at least `tries` times, until it has met names that were exchanged as often, and has had both a good
 /// and a bad outcome many times.
 fn raced(what: &str, swapper: &Swapper, tries: u64, mut attempt: impl FnMut() -> bool) {
-    let (first, deadline) = (swapper.swaps(), Deadline::within(HANGS));
+    let (first, deadline) = (swapper.swaps(), Deadline::within(hangs()));
     let (mut good, mut bad) = (0, 0);
     while good + bad < tries || swapper.swaps() - first < tries || good.min(bad) < 10 {
         *if attempt() { &mut good } else { &mut bad } += 1;
@@ -66,7 +69,7 @@ fn copying(rules: Rules, act: impl FnOnce(&mut Copier<'_>) -> Result<(), Problem
         failures += 1;
         Ok(())
     };
-    let deadline = Deadline::within(HANGS);
+    let deadline = Deadline::within(hangs());
     let budget = Budget::new(1 << 20, 1000);
     let mut copier = Copier { rules, budget, deadline: &deadline, failed: &mut failed, at_target: false, known: None };
     let done = act(&mut copier).is_ok();
@@ -98,7 +101,7 @@ fn copy() {
         raced("all", &swapper, 2_000, || {
             let whole = copying(rules, |copier| copier.content(tree::open_dir(&from)?.as_fd(), made.as_fd(), ""));
             files += own_files(to.path());
-            tree::remove_content(made.as_fd(), &Deadline::within(HANGS)).unwrap();
+            tree::remove_content(made.as_fd(), &Deadline::within(hangs())).unwrap();
             whole
         });
         // As outputs are opened by their names.
@@ -109,7 +112,7 @@ fn copy() {
                     copier.entry(from, made.as_fd(), c"copy", path)
                 });
                 files += own_files(to.path());
-                tree::remove_content(made.as_fd(), &Deadline::within(HANGS)).unwrap();
+                tree::remove_content(made.as_fd(), &Deadline::within(hangs())).unwrap();
                 copied
             });
         }
@@ -177,7 +180,7 @@ fn claim() {
         }
         let swapper = world.swap("spares", &rows);
         fs::rename(&dir, new.join(&name)).unwrap();
-        let (put, deadline) = (swapper.swaps(), Deadline::within(HANGS));
+        let (put, deadline) = (swapper.swaps(), Deadline::within(hangs()));
         let mut claimed = loop {
             if swapper.swaps() < put + 20 {
                 thread::yield_now();
@@ -234,7 +237,7 @@ fn remove() {
     let world = World::new();
     let top = world.dir("top");
     let (mut met, mut rounds) = (0, 0);
-    let began = Deadline::within(HANGS);
+    let began = Deadline::within(hangs());
     while rounds < 100 || met < 30 {
         let names: Vec<String> = (0..8).map(|n| format!("dir-{n}")).collect();
         for name in names.iter().map(String::as_str).chain(["one"]) {
@@ -247,14 +250,14 @@ fn remove() {
         let open = tree::open_dir(&top).unwrap();
         let first = swapper.swaps();
         // Where something is put back all the time it may fail, but never for long.
-        let _ = tree::remove_content(open.as_fd(), &Deadline::within(HANGS));
+        let _ = tree::remove_content(open.as_fd(), &Deadline::within(hangs()));
         met += u64::from(swapper.swaps() > first + 5);
         drop(swapper);
-        tree::remove_content(open.as_fd(), &Deadline::within(HANGS)).unwrap();
+        tree::remove_content(open.as_fd(), &Deadline::within(hangs())).unwrap();
         assert_eq!(fs::read_dir(&top).unwrap().count(), 0);
         world.nothing_outside_has_changed();
         let spares = tree::open_dir(&world.path("spares")).unwrap();
-        tree::remove_content(spares.as_fd(), &Deadline::within(HANGS)).unwrap();
+        tree::remove_content(spares.as_fd(), &Deadline::within(hangs())).unwrap();
         rounds += 1;
         assert!(began.over().is_none(), "{rounds} rounds, in {met} of them names were exchanged");
     }
