@@ -15,6 +15,9 @@ use crate::tree::{self, marks};
 /// Mode bits that let others than the owner write.
 const OTHERS_WRITE: u32 = 0o022;
 
+/// What an NFS server takes root for unless it is told otherwise (`anonuid` in exports(5)).
+const NOBODY: u32 = 65534;
+
 fn at(path: &Path) -> impl Fn(io::Error) -> io::Error {
     move |e| io::Error::new(e.kind(), format!("{}: {e}", path.display()))
 }
@@ -36,14 +39,19 @@ pub fn check_top(path: &Path) -> io::Result<()> {
 }
 
 fn not_roots(path: &Path, uid: u32) -> io::Error {
-    io::Error::new(
-        io::ErrorKind::PermissionDenied,
+    let path = path.display();
+    let why = if uid == NOBODY {
         format!(
-            "{} belongs to UID {uid}, who could exchange what root puts there: move it away, or make it root's if \
-             nobody else has put anything into it",
-            path.display()
-        ),
-    )
+            "{path} belongs to UID {uid}, which is what a file server that trusts no root makes of it: on NFS, export \
+             the spool to the pilots' machines with no_root_squash, and remove what was made here"
+        )
+    } else {
+        format!(
+            "{path} belongs to UID {uid}, who could exchange what root puts there: move it away, or make it root's if \
+             nobody else has put anything into it"
+        )
+    };
+    io::Error::new(io::ErrorKind::PermissionDenied, why)
 }
 
 /// Creates one of root's directories if it is missing; otherwise takes away what others were granted on it. A directory
