@@ -4,5 +4,6 @@ pub mod metrics;
 pub mod page;
 pub mod report;
 pub mod results;
+pub mod svg;
 pub mod timeline;
 pub mod top;

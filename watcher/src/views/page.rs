@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-use super::timeline::{escaped, seconds};
+use super::svg::escaped;
+use super::timeline::seconds;
 use super::{report, results, timeline};
 use crate::bind::Reason;
 use crate::job::Report;

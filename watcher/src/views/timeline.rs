@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::PathBuf;
 
+use super::svg::{escaped, tick};
 use crate::bind::{Class, Reason};
 use crate::job::{Phase, Report, rfc3339};
 use crate::text::printable;
@@ -146,13 +147,6 @@ pub fn svg(reports: &[(PathBuf, Report)]) -> Result<String, String> {
     Ok(svg)
 }
 
-/// A round distance between two marks, so that there are 5 to 12 of them.
-fn tick(span: f64) -> f64 {
-    let rough = span / 10.0;
-    let power = 10f64.powf(rough.log10().floor());
-    [1.0, 2.0, 5.0, 10.0].iter().map(|n| n * power).find(|step| *step >= rough).unwrap_or(rough)
-}
-
 pub(super) fn seconds(s: f64) -> String {
     match s.abs() {
         n if n < 10.0 => format!("{s:.2} s"),
@@ -160,11 +154,6 @@ pub(super) fn seconds(s: f64) -> String {
         n if n < 36_000.0 => format!("{:.0} min", s / 60.0),
         _ => format!("{:.1} h", s / 3600.0),
     }
-}
-
-/// Text in SVG or HTML, without what a terminal or a browser would act upon.
-pub(super) fn escaped(text: &str) -> String {
-    printable(text).replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
 #[cfg(test)]
@@ -214,10 +203,5 @@ mod tests {
         bare.phases.clear();
         assert!(svg(&[(path, bare)]).is_err());
         assert!(svg(&[]).is_err());
-    }
-
-    #[test]
-    fn marks_are_round() {
-        assert_eq!([tick(10.0), tick(60.0), tick(3600.0)], [1.0, 10.0, 500.0]);
     }
 }

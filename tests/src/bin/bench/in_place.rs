@@ -13,7 +13,10 @@ use crate::sample::now;
 /// Calls of `podman run` and `podman exec`, which take long.
 const RUNS: usize = 10;
 const IMAGE: &str = "localhost/latebind/busybox:1";
-const RATE: &str = "trivial jobs a second, one after the other";
+/// The figure.
+pub const RATE: &str = "trivial jobs a second, one after the other";
+/// Our way to run them.
+pub const OURS: &str = "spool, one slot, --reuse same-owner";
 
 /// Adds the figures for `jobs` jobs.
 pub fn measure(report: &mut Report, jobs: usize) -> Result<(), Failed> {
@@ -21,7 +24,7 @@ pub fn measure(report: &mut Report, jobs: usize) -> Result<(), Failed> {
     let spool = Path::new(&state).join(format!("latebind-bench-in-place-{}", std::process::id()));
     let measured = spooled(&spool, jobs);
     let _ = fs::remove_dir_all(&spool);
-    report.add(RATE, "spool, one slot, --reuse same-owner", measured?, "/s");
+    report.add(RATE, OURS, measured?, "/s");
     report.add(RATE, "podman exec", executed(RUNS)?, "/s");
     let began = now();
     for _ in 0..RUNS {

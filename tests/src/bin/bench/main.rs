@@ -5,7 +5,9 @@
 //! of the pod for tools that have to be started once for each try. Nothing is asserted about times.
 
 mod calls;
+mod chart;
 mod claims;
+mod documents;
 mod idle;
 mod in_place;
 mod inside;
@@ -17,7 +19,6 @@ mod slot;
 mod whole_pod;
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::Path;
 use std::time::Duration;
@@ -94,9 +95,10 @@ fn main() {
             let jobs = jobs.parse().map_err(|_| "bench results JOBS: not a number".to_owned());
             jobs.and_then(|jobs| claims::results(&mut report, jobs)).map(|()| say(&report.table(&[])))
         }
+        ["draw", measured, docs] => documents::write(Path::new(measured), Path::new(docs)),
         ["profile"] => Pod::new().and_then(|pod| profile(&pod)).map(|text| say(&text)),
         _ => Err("usage: bench all TRIES, bench glue TRIES, bench in-place JOBS, bench monitor, bench profile, \
-                  bench claims JOBS PILOTS, bench results JOBS \
+                  bench claims JOBS PILOTS, bench results JOBS, bench draw FILE.json DOCS \
                   (tests/bench/run.sh does what has to be done before)"
             .into()),
     };
@@ -165,7 +167,7 @@ fn all(tries: usize) -> Result<(), Failed> {
     let (shells, shell_calls) =
         ([("shell loop, sleep 1", shell_1), ("shell loop, sleep 5", shell_5)], shell_calls(&pod));
 
-    let mut figures = |figure: &'static str, of: fn(&Tries) -> &Sample| {
+    let mut figures = |figure: &str, of: fn(&Tries) -> &Sample| {
         report.add_sample(figure, "glue", of(&glue));
         report.add_sample(figure, BARE, of(&bare));
         wrapped.iter().for_each(|(name, tries, _)| report.add_sample(figure, *name, of(tries)));
@@ -222,13 +224,9 @@ fn all(tries: usize) -> Result<(), Failed> {
     let whole_pods = whole_pod::measure(&mut report);
 
     facts(&mut report, &began, tries);
-    let table = report.table(&GOALS);
-    let mut text = table;
-    let missed: Vec<String> = report.missed(&GOALS).iter().map(|row| format!("{}: {}", row.tool, row.figure)).collect();
-    if missed.is_empty() {
-        text.push_str("\nevery goal is met\n");
-    } else {
-        let _ = writeln!(text, "\nabove the goal:\n  {}\n", missed.join("\n  "));
+    let mut text = report.verdict(&GOALS);
+    if !report.missed(&GOALS).is_empty() {
+        text.push('\n');
         let pod = Pod::new()?;
         text.push_str(&profile(&pod)?);
         text.push_str(&calls_table(&glue_calls));
@@ -269,12 +267,15 @@ fn facts(report: &mut Report, began: &str, tries: usize) {
     let model = cpuinfo.lines().find_map(|l| l.strip_prefix("model name")).unwrap_or("\t: unknown");
     let cores = cpuinfo.lines().filter(|l| l.starts_with("processor")).count();
     let debian = read("/etc/debian_version");
-    report.facts.push(("machine", format!("{cores} cores, {}", model.trim_start_matches([' ', '\t', ':']))));
-    report.facts.push(("kernel", read("/proc/sys/kernel/osrelease").trim().to_owned()));
-    report.facts.push(("system", format!("Debian {}", debian.trim())));
-    report.facts.push(("tries", tries.to_string()));
-    report.facts.push(("load (1, 5, 15 min) at the start", began.to_owned()));
-    report.facts.push(("load at the end", load()));
+    let found = [
+        format!("{cores} cores, {}", model.trim_start_matches([' ', '\t', ':'])),
+        read("/proc/sys/kernel/osrelease").trim().to_owned(),
+        format!("Debian {}", debian.trim()),
+        tries.to_string(),
+        began.to_owned(),
+        load(),
+    ];
+    report.facts = report::FACTS.into_iter().zip(found).collect();
 }
 
 /// Jobs one after the other in one payload container.
