@@ -145,12 +145,28 @@ fn every_component_fits_every_manifest() {
                         assert!(size.is_string(), "{case}: {volume}");
                     }
                 }
+                // Of the account alone: see below.
+                "events" => assert_eq!(spec, spec_of(as_objects(&laid_over(base, &[], ""))), "{case}"),
                 other => panic!("say here what {other} does"),
             }
         }
         // And all of them together.
         let spec = spec_of(as_objects(&laid_over(base, &paths(&all), "")));
         starts_in_order(&spec, base);
+    }
+}
+
+#[test]
+fn the_component_for_events_adds_one_rule_to_the_role_and_nothing_else() {
+    needs("1.20 or later");
+    for base in ["deploy", "deploy/job", "deploy/job-before-1.32", "deploy/htcondor", "deploy/htcondor-before-1.32"] {
+        let objects = |components: &[String]| as_objects(&laid_over(base, components, ""));
+        let (before, mut after) = (objects(&[]), objects(&["deploy/components/events".into()]));
+        let role = after.iter_mut().find(|o| o["kind"] == "Role").expect(base);
+        let added = role["rules"].as_array_mut().unwrap().pop().unwrap();
+        let wanted = json!({"apiGroups": [""], "resources": ["events"], "verbs": ["create", "patch"]});
+        assert_eq!(added, wanted, "{base}");
+        assert_eq!(after, before, "{base}");
     }
 }
 

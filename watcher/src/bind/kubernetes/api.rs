@@ -203,12 +203,16 @@ impl Own {
         self.reachable.load(Ordering::Relaxed)
     }
 
+    /// Whether the server was away a moment ago: it may then refuse what it allows.
+    pub fn is_just_back(&self) -> bool {
+        self.away.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|at| at.elapsed() < JUST_BACK)
+    }
+
     /// Notes that a request was not served; returns whether trying again can help.
     fn was_refused(&self, e: &kube::Error) -> bool {
-        let mut away = self.away.lock().unwrap_or_else(PoisonError::into_inner);
-        let can_help = passes(e, away.is_some_and(|at| at.elapsed() < JUST_BACK));
+        let can_help = passes(e, self.is_just_back());
         if passes(e, false) {
-            *away = Some(Instant::now());
+            *self.away.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         }
         self.reachable.store(!can_help, Ordering::Relaxed); // else that was an answer
         can_help

@@ -7,6 +7,7 @@
 pub mod api;
 mod check;
 pub mod clock;
+mod events;
 mod mark;
 mod memory;
 mod neighbours;
@@ -27,6 +28,7 @@ use serde_json::json;
 use tokio::runtime::Runtime;
 
 use self::api::Own;
+use self::events::Events;
 use self::memory::Memory;
 use self::pod::Pod;
 use self::registry::Registries;
@@ -82,6 +84,7 @@ pub struct Kubernetes {
     marking: tokio::sync::Mutex<()>,
     /// A slot whose last bind was refused in a way that every other would be.
     doubt: Mutex<Option<u32>>,
+    events: Events,
 }
 
 impl Kubernetes {
@@ -89,11 +92,13 @@ impl Kubernetes {
     pub fn new(options: Options) -> std::io::Result<Self> {
         let mut builder = tokio::runtime::Builder::new_multi_thread();
         let runtime = builder.worker_threads(1).thread_name("api").enable_all().build()?;
-        let own = {
+        let (own, events) = {
             let _inside = runtime.enter();
-            Own::new(options.namespace.clone(), options.pod.clone(), options.uid.clone(), options.proxy.clone())
+            let own =
+                Own::new(options.namespace.clone(), options.pod.clone(), options.uid.clone(), options.proxy.clone());
+            let own = own.map_err(std::io::Error::other)?;
+            (own.clone(), Events::start(own))
         };
-        let own = own.map_err(std::io::Error::other)?;
         Ok(Self {
             registries: options.registries.clone().map(Registries::new),
             options,
@@ -103,6 +108,7 @@ impl Kubernetes {
             look_again_at: Mutex::default(),
             marking: tokio::sync::Mutex::default(),
             doubt: Mutex::default(),
+            events,
         })
     }
 
@@ -413,10 +419,18 @@ impl Binder for Kubernetes {
                     Err(e) if is_any_images(e) => *doubt = Some(slot),
                     Err(_) => {}
                 }
+                // Of a job's image its life says it, since the mount proof belongs to the bind.
+                if let Some(failure) = bound.as_ref().err().filter(|_| image.is_empty()) {
+                    self.events.say(slot, image, failure);
+                }
                 bound
             }
             Either::Right((why, _)) => Err(Failure::not_started(&why)),
         }
+    }
+
+    fn say_failed(&self, slot: u32, image: &str, failure: &Failure) {
+        self.events.say(slot, image, failure);
     }
 
     fn image_id(&self, image: &str) -> Result<String, Failure> {

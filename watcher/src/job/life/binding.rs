@@ -238,7 +238,8 @@ impl Life<'_> {
             self.state.report.phases.push(Began { phase: Phase::Pulling, at: now() - pulled });
         }
         self.state.report.container = bound_to;
-        let (bound, glue) = bound?;
+        let image = &self.state.request.image;
+        let (bound, glue) = bound.inspect_err(|e| self.context.binder.say_failed(slot.number, image, e))?;
         self.context.slots.remove(&mark).map_err(|e| not_kept("the slot's state", &e))?;
         self.needs_placeholder = false;
         self.take_bound(bound, glue);
