@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -91,6 +91,20 @@ impl Kept {
         self.tail.drain(..surplus);
         self.dropped = self.dropped.saturating_add(surplus as u64);
         Ok(bytes.len())
+    }
+
+    /// Takes in what waits in the FIFO, not blocking, of a job that an earlier watcher has handed over; `false` where
+    /// nobody has held that open: what a FIFO has goes with the last who has it open (fifo(7)), and while no watcher runs
+    /// that is glue.
+    pub fn take_up(&mut self, fifo: &mut impl Read) -> io::Result<bool> {
+        let mut bytes = [0; 4096];
+        match fifo.read(&mut bytes) {
+            Ok(0) => Ok(false),
+            Ok(n) => self.write(bytes.get(..n).unwrap_or_default()).map(|_| true),
+            // Nothing just now, from somebody who could write.
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(true),
+            Err(e) => Err(e),
+        }
     }
 
     /// The stream is over: its last part follows the first, with a line between them that says what is missing.
@@ -184,5 +198,20 @@ mod tests {
         let text = std::fs::read_to_string(&path).unwrap();
         assert!(text.starts_with(&["1".repeat(400), "2".repeat(600)].concat()), "{text}");
         assert!(text.contains("[latebind: at least 650 bytes") && text.ends_with(&"2".repeat(250)), "{text}");
+    }
+
+    #[test]
+    fn what_waits_in_a_fifo_is_taken_up_and_what_nobody_held_is_missed() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("stdout");
+        let mut kept = open(&path, &Room::new(100));
+        let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).unwrap();
+        let (mut reader, mut writer) = (File::from(reader), File::from(writer));
+        assert!(kept.take_up(&mut reader).unwrap(), "it may still be written to");
+        writer.write_all(b"written meanwhile").unwrap();
+        assert!(kept.take_up(&mut reader).unwrap());
+        assert_eq!(std::fs::read(&path).unwrap(), b"written meanwhile");
+        drop(writer);
+        assert!(!kept.take_up(&mut reader).unwrap());
     }
 }

@@ -139,6 +139,8 @@ pub struct Relay {
     /// Keeps the input FIFO open until the job has opened its end.
     input_open: Option<OwnedFd>,
     orders: Orders,
+    /// What was lost before it began, in words.
+    missing: Vec<String>,
     /// The copying thread, and what becomes readable when it has closed everything.
     thread: Option<(JoinHandle<Vec<String>>, OwnedFd)>,
 }
@@ -172,13 +174,18 @@ impl Relay {
             Ok(both)
         };
         let [name_in, name_out, name_err] = STREAMS;
-        let mut outputs = Vec::new();
+        let (mut outputs, mut missing) = (Vec::new(), Vec::new());
         for (name, fifo, to) in [("stdout", name_out, stdout), ("stderr", name_err, stderr)] {
             let (to, group_bits) = match to {
                 Route::Relay(to) => (Endpoint::new(to, false)?, 0o020),
                 Route::Keep => {
-                    let kept = Kept::open(slot, name, room.clone())?;
+                    let mut kept = Kept::open(slot, name, room.clone())?;
                     if resumes {
+                        let waiting = slot.ctl.open_beneath(fifo, OFlag::O_RDONLY | OFlag::O_NONBLOCK, 0)?;
+                        if !kept.take_up(&mut File::from(waiting))? {
+                            let why = "glue had ended before a watcher came back, so its last part may be missing";
+                            missing.push(format!("{name}: {why}"));
+                        }
                         out.meter.add(kept.bytes());
                     }
                     (Endpoint::Kept(kept), 0o060)
@@ -197,7 +204,7 @@ impl Relay {
         }
         let orders = Orders::new()?;
         if outputs.is_empty() && input.is_none() {
-            return Ok(Self { input_open, orders, thread: None });
+            return Ok(Self { input_open, orders, missing, thread: None });
         }
         let (ended, end) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
         let told = orders.clone();
@@ -206,7 +213,7 @@ impl Relay {
             drop((owner, end));
             lost
         })?;
-        Ok(Self { input_open, orders, thread: Some((thread, ended)) })
+        Ok(Self { input_open, orders, missing, thread: Some((thread, ended)) })
     }
 
     /// The job has its ends: from now on its end of the input FIFO is the only one to read from, and a client that is
@@ -221,7 +228,8 @@ impl Relay {
     /// what was not delivered, in words.
     pub fn finish(mut self, control: &Control) -> Vec<String> {
         self.job_has_started();
-        let Some((thread, ended)) = self.thread.take() else { return Vec::new() };
+        let mut missing = std::mem::take(&mut self.missing);
+        let Some((thread, ended)) = self.thread.take() else { return missing };
         self.orders.set(pump::Mode::Drain);
         let cancels = control.cancels();
         let mut give_up = Instant::now() + PATIENCE.in_all + ENDS_WITHIN;
@@ -235,14 +243,16 @@ impl Relay {
             }
             let left = give_up.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return vec!["stdout, stderr: the client's descriptors do not answer".to_owned()];
+                missing.push("stdout, stderr: the client's descriptors do not answer".to_owned());
+                return missing;
             }
             let mut wait =
                 [PollFd::new(ended.as_fd(), PollFlags::POLLIN), PollFd::new(control.woken(), PollFlags::POLLIN)];
             let timeout = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
             if poll(&mut wait, timeout).is_ok_and(|n| n > 0) && wait.first().is_some_and(|end| end.any() == Some(true))
             {
-                return thread.join().unwrap_or_default();
+                missing.extend(thread.join().unwrap_or_default());
+                return missing;
             }
         }
     }
@@ -279,7 +289,7 @@ mod tests {
             lost
         });
         File::from(job).write_all(&vec![0; usize::try_from(size).unwrap() + 7]).unwrap();
-        (Relay { input_open: None, orders, thread: Some((thread, ended)) }, client)
+        (Relay { input_open: None, orders, missing: Vec::new(), thread: Some((thread, ended)) }, client)
     }
 
     #[test]
