@@ -508,3 +508,12 @@ fn an_idle_pilot_ends_its_pod() {
     assert_eq!(pod.end(Duration::from_secs(30)).code(), Some(0));
     assert_eq!(latebind_tests::pod::traces(&pod.name), Vec::<String>::new());
 }
+
+/// With a code that says so nobody takes a pilot that was stopped for one that has no more work.
+#[test]
+fn a_pilot_that_is_stopped_ends_with_the_code_it_was_given() {
+    let mut pod = Options::new().pilot(&["--stop-code", "143"]).start();
+    pod.job("only", &probe(&["hello"])).is_good();
+    pod.signal(libc::SIGTERM);
+    assert_eq!(pod.end(Duration::from_secs(30)).code(), Some(143));
+}

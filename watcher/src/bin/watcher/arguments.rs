@@ -338,6 +338,10 @@ pub struct PilotArgs {
     /// End once nothing waited for this long, seconds.
     #[arg(long, value_name = "SECONDS")]
     pub idle_exit: Option<f64>,
+    /// Exit code after a stop by SIGTERM or SIGINT. Another than 0 keeps a Kubernetes Job from taking a pod that was
+    /// drained for one that has done its work.
+    #[arg(long, value_name = "CODE", default_value_t = 0)]
+    pub stop_code: u8,
 }
 
 /// Where jobs come from: one of these.

@@ -253,9 +253,11 @@ fn serve_jobs(args: &PilotArgs) -> io::Result<ExitCode> {
     };
     let over = pilot::run(&settings, &stop)?;
     running.finish();
-    if !stop.is_requested() {
-        finish(args.core.slots, binder.as_ref());
+    if stop.is_requested() {
+        tracing::info!(jobs = over, "stopped: the pilot ends");
+        return Ok(ExitCode::from(args.stop_code));
     }
+    finish(args.core.slots, binder.as_ref());
     tracing::info!(jobs = over, "no more work: the pilot ends");
     Ok(ExitCode::SUCCESS)
 }
