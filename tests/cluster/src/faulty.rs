@@ -1,6 +1,6 @@
 //! An image registry on this machine that answers every request in the same wrong way, or not at all.
 
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,6 +9,9 @@ use std::time::Duration;
 
 /// How long a client may take to ask; one that is silent for longer is let go.
 const ASKED_WITHIN: Duration = Duration::from_secs(10);
+
+/// The first byte of a client that wants TLS: RFC 8446, section 5.1.
+const TLS_HANDSHAKE: u8 = 22;
 
 /// What a faulty registry does.
 #[derive(Clone, Debug)]
@@ -109,6 +112,17 @@ fn pass_on(client: &TcpStream, port: u16, shared: &Shared) -> io::Result<()> {
     client.shutdown(Shutdown::Both)
 }
 
+/// What a server without TLS says to a client that wants it. containerd 2 tries that first, also on loopback, and does
+/// without it after such an answer.
+fn refuse_tls(hello: &mut impl Read, stream: &mut TcpStream) -> io::Result<()> {
+    // Read whole: with something unread, the end of the connection would be a reset, and the answer lost.
+    let mut head = [0; 5];
+    hello.read_exact(&mut head)?;
+    let length = u16::from_be_bytes([head[3], head[4]]);
+    io::copy(&mut hello.take(length.into()), &mut io::sink())?;
+    stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+}
+
 fn serve(stream: TcpStream, fault: &Fault, shared: &Shared) {
     if let Fault::Late(port) = fault {
         // A connection that breaks is the client's to notice.
@@ -117,8 +131,13 @@ fn serve(stream: TcpStream, fault: &Fault, shared: &Shared) {
     }
     let _ = stream.set_read_timeout(Some(ASKED_WITHIN));
     let Ok(reader) = stream.try_clone() else { return };
-    let mut lines = BufReader::new(reader).lines();
+    let mut reader = BufReader::new(reader);
     let mut stream = stream;
+    if reader.fill_buf().is_ok_and(|bytes| bytes.first() == Some(&TLS_HANDSHAKE)) {
+        let _ = refuse_tls(&mut reader, &mut stream);
+        return;
+    }
+    let mut lines = reader.lines();
     // One request after the other, as long as the client keeps the connection.
     while let Some(Ok(_request)) = lines.next() {
         while lines.next().is_some_and(|line| line.is_ok_and(|l| !l.is_empty())) {}
@@ -145,8 +164,6 @@ fn serve(stream: TcpStream, fault: &Fault, shared: &Shared) {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read;
-
     use latebind_tests::pod::eventually;
 
     use super::*;
@@ -168,6 +185,18 @@ mod tests {
             assert!(answer.starts_with("HTTP/1.1 429 ") && answer.contains("\r\nRetry-After: 7\r\n"), "{answer}");
             assert_eq!(faulty.asked(), n);
         }
+    }
+
+    #[test]
+    fn a_client_that_wants_tls_is_refused_and_has_not_asked() {
+        let faulty = Faulty::start(Fault::Hang);
+        let mut stream = TcpStream::connect(faulty.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream.write_all(&[TLS_HANDSHAKE, 3, 1, 0, 4, 1, 2, 3, 4]).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+        assert_eq!(faulty.asked(), 0);
     }
 
     #[test]

@@ -72,8 +72,11 @@ pub fn for_namespace(directory: &str, namespace: &str) -> Vec<Value> {
     for object in &mut objects {
         move_to(object, namespace);
         use_registry(object);
-        if let Some(spec) = pod_spec(object).filter(|_| cluster().is_own()) {
-            fit_own_cluster(spec);
+        if let Some(spec) = pod_spec(object) {
+            request_few_processors(spec);
+            if cluster().is_own() {
+                fit_own_cluster(spec);
+            }
         }
     }
     objects
@@ -95,6 +98,16 @@ pub fn pod_spec(object: &mut Value) -> Option<&mut Value> {
         _ => return None,
     };
     object.pointer_mut(path)
+}
+
+/// The pod that an object of a pod template would make.
+pub fn bare_pod(object: &Value) -> Value {
+    let template = &object["spec"]["template"];
+    let mut metadata = template["metadata"].clone();
+    // As the first pod of a StatefulSet is called: that is the name which the Role has.
+    metadata["name"] = json!(format!("{}-0", object["metadata"]["name"].as_str().unwrap_or_default()));
+    metadata["namespace"] = object["metadata"]["namespace"].clone();
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]})
 }
 
 /// All containers of a pod spec, init containers first.
@@ -147,15 +160,18 @@ pub fn use_registry(value: &mut Value) {
     }
 }
 
-/// What has to be changed for our own cluster: its API server listens on the node's loopback interface alone, which a
-/// pilot has only in the node's network; and its node has two processors, of which the pods of several tests at once
-/// want more.
-pub fn fit_own_cluster(spec: &mut Value) {
+/// What has to be changed for a small node: the pods of several tests at once request more processors than it may have.
+fn request_few_processors(spec: &mut Value) {
     for container in containers(spec) {
         if let Some(cpu) = container.pointer_mut("/resources/requests/cpu") {
             *cpu = json!("10m");
         }
     }
+}
+
+/// What has to be changed for our own cluster: its API server listens on the node's loopback interface alone, which a
+/// pilot has only in the node's network.
+pub fn fit_own_cluster(spec: &mut Value) {
     if has(spec, "pilot") {
         spec["hostNetwork"] = json!(true);
         let pilot = container(spec, "pilot");

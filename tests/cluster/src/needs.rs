@@ -4,6 +4,7 @@
 use std::fmt::{self, Display, Formatter};
 
 use crate::access::{Cluster, cluster};
+use crate::node::Node;
 
 /// What a cluster may lack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +15,8 @@ pub enum Need {
     Parts,
     /// A node whose loopback interface is this machine's, so that it reaches the servers that tests make.
     Loopback,
+    /// A node that has this machine's `/tmp`: what a test writes there is there at once.
+    Files,
     /// Pods in the node's own network, and the API server on its loopback interface.
     HostNetwork,
     /// The two registries of our own cluster, one of them closed.
@@ -21,7 +24,7 @@ pub enum Need {
 }
 
 impl Need {
-    const ALL: [Self; 5] = [Self::Node, Self::Parts, Self::Loopback, Self::HostNetwork, Self::Registries];
+    const ALL: [Self; 6] = [Self::Node, Self::Parts, Self::Loopback, Self::Files, Self::HostNetwork, Self::Registries];
 
     /// Its word in `needs("...")`.
     fn word(self) -> &'static str {
@@ -29,6 +32,7 @@ impl Need {
             Self::Node => "node",
             Self::Parts => "parts",
             Self::Loopback => "loopback",
+            Self::Files => "files",
             Self::HostNetwork => "host network",
             Self::Registries => "registries",
         }
@@ -46,6 +50,7 @@ impl Need {
             Self::Loopback if !node.is_some_and(|node| node.is_this_machine()) => {
                 Some("a node that has this machine's loopback interface")
             }
+            Self::Files if !node.is_some_and(Node::has_our_files) => Some("a node that has this machine's /tmp"),
             Self::HostNetwork if !cluster.is_own() => Some("pods in the node's network: our own cluster"),
             Self::Registries if !cluster.is_own() => Some("an open and a closed registry: our own cluster"),
             _ => None,

@@ -117,6 +117,17 @@ impl Options {
         self
     }
 
+    /// emptyDirs in place of the manifest's volume claims.
+    pub fn without_claims(self) -> Self {
+        self.keep(|object| object["kind"] != "PersistentVolumeClaim").change(|spec| {
+            for volume in spec["volumes"].as_array_mut().into_iter().flatten() {
+                if volume["persistentVolumeClaim"].is_object() {
+                    *volume = json!({"name": volume["name"], "emptyDir": {}});
+                }
+            }
+        })
+    }
+
     /// A variable in the environment of the pilot container.
     pub fn env(self, name: &str, value: &str) -> Self {
         let (name, value) = (name.to_owned(), value.to_owned());
@@ -167,7 +178,7 @@ impl Options {
         let maker = &mut objects[maker];
         self.change_all(manifest::pod_spec(maker).expect("it makes pods"), home.as_ref());
         if self.as_pod.is_some() {
-            *maker = bare_pod(maker);
+            *maker = manifest::bare_pod(maker);
         }
         let maker = maker.clone();
         if home.is_some() {
@@ -224,16 +235,6 @@ fn mount_spool(spec: &mut Value, directory: &Path) {
         mounts.retain(|m| m["name"] != "spool");
     }
     manifest::push(&mut pilot["volumeMounts"], json!({"name": "spool", "mountPath": "/spool"}));
-}
-
-/// The pod that an object would make.
-fn bare_pod(object: &Value) -> Value {
-    let template = &object["spec"]["template"];
-    let mut metadata = template["metadata"].clone();
-    // As the first pod of a StatefulSet is called: that is the name which the Role has.
-    metadata["name"] = json!(format!("{}-0", object["metadata"]["name"].as_str().unwrap_or_default()));
-    metadata["namespace"] = object["metadata"]["namespace"].clone();
-    json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]})
 }
 
 /// The name of an object's first pod.

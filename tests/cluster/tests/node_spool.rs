@@ -56,7 +56,7 @@ const REUSE: &[&str] = &["--reuse", "same-owner"];
 
 #[test]
 fn twenty_pods_share_a_spool_and_none_of_its_jobs_is_lost_or_run_twice() {
-    needs("1.20 or later; node");
+    needs("1.20 or later; node, files");
     let (pods, jobs) = (20, 2000);
     let first = Options::new().spool(REUSE).without_waiting().start();
     let spool = first.spool_here();

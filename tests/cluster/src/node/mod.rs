@@ -52,6 +52,13 @@ impl Node {
         self.shell.is_here() || self.shell.ask(look, &[]) == Shell::here().ask(look, &[])
     }
 
+    /// Whether this machine's `/tmp` is the node's.
+    pub fn has_our_files(&self) -> bool {
+        let scratch = Scratch::new();
+        let path = scratch.path().display().to_string();
+        self.shell.is_here() || self.shell.call("test -d \"$1\"", &[&path], Vec::new()).code == Some(0)
+    }
+
     fn state(&self) -> &Path {
         self.own.as_deref().expect("this cluster is not our own: needs(\"...; parts\") is missing")
     }
