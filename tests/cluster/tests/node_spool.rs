@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::time::Duration;
 
-use latebind_cluster_tests::pilot::{Options, probe, shell};
+use latebind_cluster_tests::pilot::{Options, START_WITHIN, probe, shell};
 use latebind_cluster_tests::{cluster, eventually, needs};
 use serde_json::{Value, json};
 
@@ -35,7 +35,9 @@ fn two_slots_run_two_jobs_at_once() {
         pilot.result(name).is_good();
     }
     assert_ne!(pilot.container_id("payload"), pilot.container_id("payload-1"));
-    assert!(!cluster().node().processes(&pilot.container_id("payload-1")).is_empty());
+    // The placeholder may be on its way back just now.
+    let runs = || !cluster().node().processes(&pilot.container_id("payload-1")).is_empty();
+    eventually("payload-1 runs", START_WITHIN, || runs().then_some(()));
 }
 
 #[test]
