@@ -289,34 +289,32 @@ fn empty_state_files_do_not_keep_a_watcher_from_starting() {
     assert!(fs::read_to_string(&name).unwrap().starts_with("pilot-"));
 }
 
-#[test]
-fn output_that_nobody_could_keep_is_missed_in_the_result() {
-    let pod = Pod::start();
-    pod.put("job", &shell("until [ -e go ]; do sleep 0.05; done; echo last"));
-    pod.runs("job.1", 0);
-    // Nobody starts the pilot again for now.
+/// A job that writes its last line and ends while no watcher runs: none is started until `meanwhile` is over.
+fn ends_without_a_pilot(pod: &Pod, name: &str, meanwhile: impl FnOnce()) -> Outcome {
+    pod.put(name, &shell("until [ -e go ]; do sleep 0.05; done; echo last"));
+    pod.runs(&format!("{name}.1"), 0);
     pod.signal(19);
-    let pilot = kill_the_pilot(&pod);
+    let pilot = kill_the_pilot(pod);
     eventually("the pilot's end", JOB_WITHIN, || is_gone(pilot).then_some(()));
     pod.go(0);
     eventually("the record", JOB_WITHIN, || pod.ctl(0).join("record.jws").exists().then_some(()));
-    let killed = podman(&["kill", "--signal", "KILL", &pod.container(&pod.payload_role(0))]);
-    assert!(killed.status.success(), "{killed:?}");
+    meanwhile();
     pod.signal(18);
-    let outcome = pod.result("job");
+    pod.result(name)
+}
+
+#[test]
+fn output_that_nobody_could_keep_is_missed_in_the_result() {
+    let pod = Pod::start();
+    let outcome = ends_without_a_pilot(&pod, "job", || {
+        let killed = podman(&["kill", "--signal", "KILL", &pod.container(&pod.payload_role(0))]);
+        assert!(killed.status.success(), "{killed:?}");
+    });
     outcome.is_good();
     assert_eq!(outcome.text("stdout"), "");
     let missing = &outcome.report.missing_outputs;
     assert!(missing.iter().any(|line| line.starts_with("stdout: glue had ended")), "{missing:?}");
     // While glue lives, it keeps what is written.
-    pod.put("kept", &shell("until [ -e go ]; do sleep 0.05; done; echo last"));
-    pod.runs("kept.1", 0);
-    pod.signal(19);
-    let pilot = kill_the_pilot(&pod);
-    eventually("the pilot's end", JOB_WITHIN, || is_gone(pilot).then_some(()));
-    pod.go(0);
-    eventually("the record", JOB_WITHIN, || pod.ctl(0).join("record.jws").exists().then_some(()));
-    pod.signal(18);
-    let outcome = pod.result("kept");
+    let outcome = ends_without_a_pilot(&pod, "kept", || ());
     assert_eq!((outcome.text("stdout").as_str(), outcome.report.missing_outputs.as_slice()), ("last\n", &[][..]));
 }

@@ -1,7 +1,7 @@
 #!/bin/bash
-# disk.sh SUITE: the root disk of a machine of Debian SUITE (trixie, bookworm) with what users of podman, docker,
-# Slurm and NFS have there, and the kernel for it; prints the disk's path. Kept for later runs in the cache, about four minutes
-# the first time.
+# disk.sh SUITE: the root disk of a machine of Debian SUITE (trixie, bookworm) with what users of podman,
+# docker, Slurm and NFS have there, and the kernel for it; prints the disk's path. Kept for later runs in the cache,
+# about four minutes the first time.
 #
 # The kernel is Debian's User Mode Linux of sid: a kernel that is an ordinary program, which needs no KVM and gives
 # control groups v2 whatever the machine itself has. It needs a newer libc than Debian 12's, so it runs in the root of a
@@ -42,7 +42,8 @@ flock 9
     # shellcheck disable=SC2086 # a list
     install_packages "$root" systemd systemd-sysv dbus dbus-user-session udev kmod procps iproute2 util-linux uidmap \
         podman crun netavark busybox-static ca-certificates openssl debootstrap e2fsprogs jq \
-        $docker slurmctld slurmd slurm-client munge sudo nfs-kernel-server >>"$work/log" 2>&1 || fail "packages could not be installed"
+        $docker slurmctld slurmd slurm-client munge sudo nfs-kernel-server \
+        >>"$work/log" 2>&1 || fail "packages could not be installed"
     rm -rf "$root"/var/{cache/apt,lib/apt/lists}/* "$root"/usr/share/{doc,man,locale}/*
     modules=$kernel/usr/lib/uml/modules
     mkdir -p "$root/lib/modules"
@@ -56,7 +57,8 @@ flock 9
     ln -s ../latebind-v2.service "$root/etc/systemd/system/multi-user.target.wants/"
     # A test that needs one of these starts it.
     chroot "$root" systemctl --quiet disable docker.service docker.socket containerd.service slurmctld.service \
-        slurmd.service munge.service nfs-server.service rpcbind.service rpcbind.socket >>"$work/log" 2>&1 || fail "services could not be disabled"
+        slurmd.service munge.service nfs-server.service rpcbind.service rpcbind.socket \
+        >>"$work/log" 2>&1 || fail "services could not be disabled"
     # Debian 12's udevd does not understand the kernel; nothing here needs one.
     for unit in systemd-udevd.service systemd-udevd-kernel.socket systemd-udevd-control.socket \
         systemd-udev-trigger.service systemd-udev-settle.service getty.target console-getty.service \

@@ -87,8 +87,8 @@ pub trait Binder: Send + Sync {
     /// says that a new container runs, which is before its glue is ready.
     fn bind(&self, slot: u32, image: &str, progress: &dyn Progress) -> Result<Container, Failure>;
 
-    /// Says, where people look at the pod, that a job's image was not bound, or that what then ran was not proven. Never
-    /// waits; does nothing where the engine has no such place.
+    /// Says, where people look at the pod, that a job's image was not bound, or that what then ran was not proven.
+    /// Never waits; does nothing where the engine has no such place.
     fn say_failed(&self, _slot: u32, _image: &str, _failure: &Failure) {}
 
     /// The engine's ID of what this name means now: by it, a container of the same content is told from one whose name

@@ -393,7 +393,8 @@ impl Follow {
                 self.version = mark.metadata.resource_version;
                 Ok(None)
             }
-            Ok(Some(Ok(WatchEvent::Deleted(pod)))) if is_other(&pod, self.own.uid()) => Ok(None), // the name's pod before this one
+            // The name's pod before this one.
+            Ok(Some(Ok(WatchEvent::Deleted(pod)))) if is_other(&pod, self.own.uid()) => Ok(None),
             Ok(Some(Ok(WatchEvent::Deleted(_)))) => Err(Failure::retry(Reason::PodLost, "the pod was deleted")),
             Ok(Some(Ok(WatchEvent::Error(status)))) => {
                 // Most often 410: what happened since is not known any more, so the whole pod is read again.

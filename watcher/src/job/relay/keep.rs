@@ -93,9 +93,9 @@ impl Kept {
         Ok(bytes.len())
     }
 
-    /// Takes in what waits in the FIFO, not blocking, of a job that an earlier watcher has handed over; `false` where
-    /// nobody has held that open: what a FIFO has goes with the last who has it open (fifo(7)), and while no watcher runs
-    /// that is glue.
+    /// Takes in what waits in the FIFO of a job that an earlier watcher has handed over; `false` where nobody has held
+    /// that open: what a FIFO has goes with the last who has it open (fifo(7)), and while no watcher runs that is glue.
+    /// `fifo` does not block.
     pub fn take_up(&mut self, fifo: &mut impl Read) -> io::Result<bool> {
         let mut bytes = [0; 4096];
         match fifo.read(&mut bytes) {
