@@ -67,12 +67,37 @@ fn each_job_gets_the_smallest_slot_that_is_large_enough() {
         let outcome = pod.job(name, &needs(shell(LIMITS), requests));
         assert_eq!(slot_of(outcome.is_good()), slot, "{name}");
         assert_eq!(outcome.text("stdout"), limits_of(slot), "{name}");
-        // The slot is cleaned after its result is out, and only then free again.
-        eventually("all slots are free", JOB_WITHIN, || {
-            let top = pod.top()?;
-            top["slots"].as_array()?.iter().all(|row| row["job"].is_null()).then_some(())
-        });
+        all_are_free(&pod);
     }
+}
+
+/// A slot is cleaned after its result is out, and only then free again.
+fn all_are_free(pod: &Pod) {
+    eventually("all slots are free", JOB_WITHIN, || {
+        let top = pod.top()?;
+        top["slots"].as_array()?.iter().all(|row| row["job"].is_null()).then_some(())
+    });
+}
+
+/// The number alone: no device is here.
+#[test]
+fn gpus_are_for_the_jobs_that_request_them() {
+    let gpus = ["--pilot-env", "LATEBIND_GPUS_0=2"];
+    let slots = ["--slot", "memory=64m", "--slot", "memory=128m"];
+    let pod = Options::without_slots().host(&[slots.as_slice(), &gpus].concat()).start();
+    pod.put("0-too-many", &needs(shell("true"), json!({"gpus": 3})));
+    for (name, requests, slot) in [
+        // The other one is smaller, but for its GPUs.
+        ("none", json!({}), 1),
+        ("one", json!({"gpus": 1}), 0),
+        ("two", json!({"gpus": 2, "memory": "64M"}), 0),
+        ("zero", json!({"gpus": 0}), 1),
+    ] {
+        let outcome = pod.job(name, &needs(shell("true"), requests));
+        assert_eq!(slot_of(outcome.is_good()), slot, "{name}");
+        all_are_free(&pod);
+    }
+    assert!(pod.spool.join("new/0-too-many/job.json").exists(), "another pilot may have a slot for it");
 }
 
 /// Tries whatever one slot's payload could do to another's, and prints what worked, behind the number of other payloads

@@ -88,6 +88,7 @@ fn every_component_fits_every_manifest() {
                     assert_eq!(payload["resources"]["limits"]["nvidia.com/gpu"], 1, "{case}");
                     assert!(payload["resources"]["limits"]["memory"].is_string(), "{case}");
                     assert!(pilot["resources"]["limits"]["nvidia.com/gpu"].is_null(), "{case}");
+                    assert_eq!(named(&pilot["env"], "LATEBIND_GPUS_0")["value"], "1", "{case}");
                 }
                 "image-volume" => {
                     let bin = named(&spec["volumes"], "bin");

@@ -17,6 +17,9 @@ pub struct Requests {
     /// Memory of the payload container.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<Bytes>,
+    /// GPUs of the payload container. Without them a slot with GPUs does as well as any other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpus: Option<u32>,
 }
 
 impl Requests {
@@ -36,40 +39,48 @@ impl Requests {
     }
 }
 
-/// What a slot's payload container may use; unlimited where nothing is said.
+/// What a slot's payload container may use: processors and memory without a limit where nothing is said, but no GPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct SlotSize {
     /// Processors.
     pub cpus: Option<f64>,
     /// Bytes of memory.
     pub memory: Option<u64>,
+    /// GPUs that it was given.
+    pub gpus: u32,
 }
 
 impl SlotSize {
     /// Whether a job that needs this can run in such a slot.
     pub fn fits(&self, requests: &Requests) -> bool {
         let cpus = requests.cpus.is_none_or(|wanted| self.cpus.is_none_or(|has| wanted <= has));
-        cpus && requests.memory.is_none_or(|wanted| self.memory.is_none_or(|has| wanted.0 <= has))
+        let memory = requests.memory.is_none_or(|wanted| self.memory.is_none_or(|has| wanted.0 <= has));
+        cpus && memory && requests.gpus.is_none_or(|wanted| wanted <= self.gpus)
     }
 }
 
-/// Processors and bytes, for people.
-fn both(cpus: Option<f64>, memory: Option<u64>) -> String {
+/// Processors, bytes and GPUs, for people.
+fn described(cpus: Option<f64>, memory: Option<u64>, gpus: u32) -> String {
     let cpus = cpus.map(|cpus| format!("{cpus} processors"));
     let memory = memory.map(|memory| format!("{} of memory", bytes(memory)));
-    let said: Vec<String> = [cpus, memory].into_iter().flatten().collect();
-    if said.is_empty() { "no limit".into() } else { said.join(" and ") }
+    let gpus = (gpus > 0).then(|| format!("{gpus} GPU{}", if gpus == 1 { "" } else { "s" }));
+    let mut said: Vec<String> = [cpus, memory, gpus].into_iter().flatten().collect();
+    match said.pop() {
+        None => "no limit".into(),
+        Some(last) if said.is_empty() => last,
+        Some(last) => format!("{} and {last}", said.join(", ")),
+    }
 }
 
 impl fmt::Display for Requests {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&both(self.cpus, self.memory.map(|memory| memory.0)))
+        f.write_str(&described(self.cpus, self.memory.map(|memory| memory.0), self.gpus.unwrap_or(0)))
     }
 }
 
 impl fmt::Display for SlotSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&both(self.cpus, self.memory))
+        f.write_str(&described(self.cpus, self.memory, self.gpus))
     }
 }
 
@@ -92,7 +103,7 @@ mod tests {
 
     #[test]
     fn a_slot_fits_what_needs_no_more_than_it_has() {
-        let slot = SlotSize { cpus: Some(2.0), memory: Some(1 << 30) };
+        let slot = SlotSize { cpus: Some(2.0), memory: Some(1 << 30), gpus: 0 };
         let wants = |text: &str| serde_json::from_str::<Requests>(text).unwrap();
         for (text, fits) in [
             ("{}", true),
@@ -107,5 +118,26 @@ mod tests {
         assert!(wants(r#"{"cpus":-1}"#).check().is_err() && wants(r#"{"cpus":0}"#).check().is_ok());
         assert!(serde_json::from_str::<Requests>(r#"{"cpu":1}"#).is_err());
         assert_eq!(wants(r#"{"cpus":2,"memory":"1G"}"#).to_string(), "2 processors and 1.0G of memory");
+        let all = r#"{"cpus":2,"memory":"1G","gpus":1}"#;
+        assert_eq!(wants(all).to_string(), "2 processors, 1.0G of memory and 1 GPU");
+        assert_eq!(wants(r#"{"gpus":2}"#).to_string(), "2 GPUs");
+        assert_eq!(wants("{}").to_string(), "no limit");
+    }
+
+    #[test]
+    fn a_slot_has_the_gpus_that_it_is_said_to_have_and_no_others() {
+        let wants = |text: &str| serde_json::from_str::<Requests>(text).unwrap();
+        let with = |gpus| SlotSize { gpus, ..SlotSize::default() };
+        for (text, none, two) in [
+            (r#"{"gpus":0}"#, true, true),
+            (r#"{"gpus":1}"#, false, true),
+            (r#"{"gpus":2,"cpus":9}"#, false, true),
+            (r#"{"gpus":3}"#, false, false),
+        ] {
+            assert_eq!((with(0).fits(&wants(text)), with(2).fits(&wants(text))), (none, two), "{text}");
+        }
+        for bad in [r#"{"gpus":-1}"#, r#"{"gpus":0.5}"#, r#"{"gpus":"all"}"#] {
+            assert!(serde_json::from_str::<Requests>(bad).is_err(), "{bad}");
+        }
     }
 }

@@ -101,11 +101,11 @@ mod tests {
     use crate::size::Bytes;
 
     fn memory(bytes: u64) -> Requests {
-        Requests { cpus: None, memory: Some(Bytes(bytes)) }
+        Requests { memory: Some(Bytes(bytes)), ..Requests::default() }
     }
 
     fn placement(free: &[u32], waiting: &[u64]) -> Placement {
-        let size = |memory| SlotSize { cpus: Some(1.0), memory: Some(memory) };
+        let size = |memory| SlotSize { cpus: Some(1.0), memory: Some(memory), gpus: 0 };
         Placement {
             sizes: Arc::new(Sizes::new(&[size(10), size(20), size(40)])),
             payloads: 3,

@@ -160,7 +160,7 @@ mod tests {
     #[test]
     fn a_job_gets_the_smallest_free_slot_that_is_large_enough() {
         let slots = PilotJobSlots::new(3, 0).unwrap();
-        let size = |memory| SlotSize { cpus: Some(1.0), memory: Some(memory) };
+        let size = |memory| SlotSize { cpus: Some(1.0), memory: Some(memory), gpus: 0 };
         let sizes = Sizes::new(&[size(40), size(10), size(20)]);
         let mut shared = queue(&["large", "any", "middle", "last"]);
         for (name, memory) in [("large", 30), ("middle", 15)] {

@@ -10,6 +10,8 @@ use crate::size::Bytes;
 pub const CPUS: &str = "LATEBIND_CPUS";
 /// The same for its memory, in bytes.
 pub const MEMORY: &str = "LATEBIND_MEMORY";
+/// The same for its GPUs.
+pub const GPUS: &str = "LATEBIND_GPUS";
 
 /// Name of the variable that says this of one slot.
 pub fn variable(of: &str, slot: u32) -> String {
@@ -44,8 +46,11 @@ impl Sizes {
             });
             let memory = said(MEMORY, slot)
                 .map(|(name, value)| value.parse::<Bytes>().map(|bytes| bytes.0).map_err(|e| format!("{name}: {e}")));
-            let (cpus, memory) = (cpus.transpose()?, memory.transpose()?);
-            Ok(SlotSize { cpus: cpus.filter(|n| *n > 0.0), memory: memory.filter(|n| *n > 0) })
+            let gpus = said(GPUS, slot).map(|(name, value)| {
+                value.parse::<u32>().map_err(|_| format!("{name} is {value:?}: give a whole number of GPUs"))
+            });
+            let (cpus, memory, gpus) = (cpus.transpose()?, memory.transpose()?, gpus.transpose()?.unwrap_or(0));
+            Ok(SlotSize { cpus: cpus.filter(|n| *n > 0.0), memory: memory.filter(|n| *n > 0), gpus })
         };
         Ok(Self::new(&(0..slots).map(size).collect::<Result<Vec<_>, String>>()?))
     }
@@ -55,10 +60,11 @@ impl Sizes {
         self.0.get(&slot).is_none_or(|(size, _)| size.fits(requests))
     }
 
-    /// Whether the slot `a` is smaller than `b`: by its share of all processors and of all memory, added up.
+    /// Whether the slot `a` is smaller than `b`: it has fewer GPUs, or as many and a smaller share of all processors and
+    /// of all memory, added up.
     pub(super) fn is_smaller(&self, a: u32, b: u32) -> bool {
-        let share = |slot: u32| self.0.get(&slot).map_or(f64::INFINITY, |(_, share)| *share);
-        share(a) < share(b)
+        let weight = |slot: u32| self.0.get(&slot).map_or((0, f64::INFINITY), |(size, share)| (size.gpus, *share));
+        weight(a) < weight(b)
     }
 
     /// Whether not all slots have one size.
@@ -103,26 +109,48 @@ mod tests {
         ];
         let get = |name: &str| variables.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned());
         let sizes = Sizes::from_environment(3, get).unwrap();
-        let wants = |cpus, memory| Requests { cpus: Some(cpus), memory: Some(Bytes(memory)) };
+        let wants = |cpus, memory| Requests { cpus: Some(cpus), memory: Some(Bytes(memory)), gpus: None };
         let fitting = |requests| (0..3).filter(|slot| sizes.fits(*slot, &requests)).collect::<Vec<_>>();
         assert_eq!(fitting(wants(1.0, 1 << 30)), [0, 1, 2]);
         assert_eq!(fitting(wants(4.0, 8 << 30)), [1]);
         assert_eq!(fitting(wants(1.0, 9 << 30)), [2], "its memory has no limit");
         assert!(sizes.is_smaller(0, 1) && sizes.is_smaller(1, 2) && !sizes.is_smaller(0, 0));
         assert_eq!(sizes.describe(1), "4 processors and 8.0G of memory");
-        for (name, bad) in [("LATEBIND_CPUS_0", "many"), ("LATEBIND_MEMORY", "lots"), ("LATEBIND_CPUS", "-1")] {
+        for (name, bad) in [
+            ("LATEBIND_CPUS_0", "many"),
+            ("LATEBIND_MEMORY", "lots"),
+            ("LATEBIND_CPUS", "-1"),
+            ("LATEBIND_GPUS_0", "all"),
+        ] {
             let get = |asked: &str| (asked == name).then(|| bad.to_owned());
             assert!(Sizes::from_environment(1, get).unwrap_err().starts_with(name), "{name}");
         }
     }
 
     #[test]
+    fn a_slot_with_gpus_is_larger_than_any_without() {
+        let get = |name: &str| match name {
+            "LATEBIND_GPUS_0" => Some("1".to_owned()),
+            "LATEBIND_CPUS_1" | "LATEBIND_CPUS_2" => Some("8".to_owned()),
+            _ => None,
+        };
+        let sizes = Sizes::from_environment(3, get).unwrap();
+        let fitting = |gpus| {
+            let requests = Requests { gpus: Some(gpus), ..Requests::default() };
+            (0..3).filter(|slot| sizes.fits(*slot, &requests)).collect::<Vec<_>>()
+        };
+        assert_eq!((fitting(0), fitting(1), fitting(2)), (vec![0, 1, 2], vec![0], vec![]));
+        assert!(sizes.is_smaller(1, 0) && sizes.is_smaller(2, 0) && !sizes.is_smaller(0, 1) && !sizes.is_smaller(1, 2));
+        assert!(sizes.differ() && sizes.describe(0) == "1 GPU");
+    }
+
+    #[test]
     fn a_job_larger_than_every_slot_is_refused() {
-        let small = SlotSize { cpus: Some(1.0), memory: Some(100) };
+        let small = SlotSize { cpus: Some(1.0), memory: Some(100), gpus: 0 };
         let sizes = Sizes::new(&[small, SlotSize { cpus: Some(2.0), ..small }, SlotSize::default()]);
         let slots = PilotJobSlots::new(3, 1).unwrap();
         let check = |cpus: f64, slot: Option<u32>| {
-            let requests = Requests { cpus: Some(cpus), memory: None };
+            let requests = Requests { cpus: Some(cpus), ..Requests::default() };
             sizes.check(&Request { requests, slot, ..Request::new("a".into()) }, slots)
         };
         assert!(check(2.0, None).is_ok() && check(2.0, Some(1)).is_ok());

@@ -160,8 +160,8 @@ pub struct ExecArgs {
 pub struct CoreArgs {
     #[command(flatten)]
     pub private: Private,
-    /// How many slots the pod has. How large each one is, LATEBIND_CPUS_<n> and LATEBIND_MEMORY_<n> say, or for all
-    /// LATEBIND_CPUS and LATEBIND_MEMORY: jobs that request more are not taken.
+    /// How many slots the pod has. How large each one is, LATEBIND_CPUS_<n>, LATEBIND_MEMORY_<n> and LATEBIND_GPUS_<n>
+    /// say, or for all LATEBIND_CPUS, LATEBIND_MEMORY and LATEBIND_GPUS: jobs that request more are not taken.
     #[arg(long, value_name = "N", default_value_t = 1, env = "LATEBIND_SLOTS")]
     pub slots: u32,
     /// How many of them, the last ones, are for jobs that are pilots themselves; the first of these serves slot 0.
