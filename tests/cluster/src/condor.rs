@@ -1,5 +1,4 @@
-//! An HTCondor pool on our own cluster: central manager and access point in a pod, pilots of
-//! `deploy/htcondor-before-1.32` in another.
+//! An HTCondor pool on our own cluster: central manager and access point in a pod, pilots of the manifests in another.
 
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
@@ -41,9 +40,16 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// Makes the pool, then the pilot, with the changes that `options` gets, and waits for its slot.
+    /// Makes the pool, then the pilot of `deploy/htcondor-before-1.32` with the changes that `options` gets, and waits for
+    /// its slot.
     #[track_caller]
     pub fn start(change: impl FnOnce(Options) -> Options) -> Self {
+        Self::of("deploy/htcondor-before-1.32", change)
+    }
+
+    /// The same with a pilot of another manifest.
+    #[track_caller]
+    pub fn of(manifest: &str, change: impl FnOnce(Options) -> Options) -> Self {
         let (namespace, home) = (Namespace::new(), cluster().node().directory());
         // All pods share the node's network, with other pools: a port that is free now.
         let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).unwrap().port();
@@ -59,7 +65,7 @@ impl Pool {
         let from = format!("--from-file=pool={}", file.display());
         namespace.ask(&["create", "secret", "generic", "latebind-htcondor-token", &from]);
         let options = Options::new()
-            .manifest("deploy/htcondor-before-1.32")
+            .manifest(manifest)
             .setting("CONDOR_HOST", &format!("127.0.0.1:{port}"))
             .setting("LATEBIND_CONDOR_CONFIG", include_str!("../../condor/pilot.conf"));
         let pool = Self { pilot: change(options).start_in(namespace), home };
@@ -125,14 +131,28 @@ impl Pool {
         self.submit("busybox", "", Some(script))
     }
 
+    /// Waits for another pod of the Job than the pilot's, and makes its pilot the pool's.
+    #[track_caller]
+    pub fn follow(&mut self) {
+        let selector = format!("job-name={JOB}");
+        self.pilot.pod = self.until("another pod of the Job", || {
+            let pods = self.pilot.namespace.ask(&["get", "pods", "-l", &selector, "-o", "name"]);
+            let mut names = pods.lines().filter_map(|pod| pod.strip_prefix("pod/"));
+            names.find(|name| *name != self.pilot.pod).map(str::to_owned)
+        });
+    }
+
     /// Waits until the Job that makes the pilots is complete, and looks at how its pod has ended.
     #[track_caller]
     pub fn completes(&self) {
         let ended = self.pilot.ended(Duration::from_secs(180));
         assert_eq!(ended, "Succeeded", "{}", self.logs());
-        for container in ["pilot", "payload"] {
-            let state = self.pilot.status(container)["state"]["terminated"].clone();
-            assert_eq!(state["exitCode"], 0, "{container}: {state}");
+        // The pod waits for these to end with 0: not for a native sidecar.
+        let pod = self.pilot.object();
+        for container in pod["spec"]["containers"].as_array().unwrap() {
+            let name = container["name"].as_str().unwrap();
+            let state = self.pilot.status(name)["state"]["terminated"].clone();
+            assert_eq!(state["exitCode"], 0, "{name}: {state}");
         }
         let job = eventually("the Job is complete", STEP_WITHIN, || {
             let job = self.pilot.namespace.ask_json(&["get", "job", JOB]);

@@ -1,14 +1,15 @@
-//! HTCondor's pilot in a pod, from `deploy/htcondor-before-1.32`: a real pool's container jobs, each in a container of
-//! its image. The pool is in the node's network, as its pilots are.
+//! HTCondor's pilot in a pod, from `deploy/htcondor-before-1.32`, and from `deploy/htcondor` where the server is recent
+//! enough: a real pool's container jobs, each in a container of its image. The pool is in the node's network, as its
+//! pilots are.
 
+use latebind_tests::pod::Signal;
 use std::net::TcpListener;
 
-use latebind_cluster_tests::condor::{JOB, Job, Pool, status};
+use latebind_cluster_tests::condor::{Job, Pool, status};
 use latebind_cluster_tests::relay::Relay;
 use latebind_cluster_tests::{cluster, needs};
 use serde_json::json;
 
-const SIGKILL: i32 = 9;
 /// The image's, for jobs without a shell.
 const PROBE: &str = "executable = /probe\ntransfer_executable = False\n";
 
@@ -116,7 +117,7 @@ fn what_is_not_the_jobs_own_ending_is_none() {
 
     let job = pool.shell("echo > begun; sleep 10; echo whole");
     job.has_begun();
-    cluster().node().kill_all(&pool.pilot.container_id("payload"), SIGKILL);
+    cluster().node().kill_all(&pool.pilot.container_id("payload"), Signal::SIGKILL);
     runs_again(&job, "Lost");
 
     let (ad, reason) = pool.shell("exec /probe memory 3000 1").held_for();
@@ -139,13 +140,30 @@ fn what_is_not_the_jobs_own_ending_is_none() {
 #[test]
 fn a_deleted_pods_job_runs_in_the_next_one() {
     needs("1.20 or later; node, host network");
-    let pool = Pool::start(|o| o);
+    deleted_in_mid_job(&mut Pool::start(|o| o));
+}
+
+/// Deletes the pilot's pod under a job, which then runs in the next pod.
+fn deleted_in_mid_job(pool: &mut Pool) {
     let job = pool.shell("echo > begun; sleep 15; echo whole");
     job.has_begun();
     pool.pilot.namespace.ask(&["delete", "pod", &pool.pilot.pod, "--wait=false"]);
     runs_again(&job, "evicted");
-    let pods = pool.pilot.namespace.ask(&["get", "pods", "-l", &format!("job-name={JOB}"), "-o", "name"]);
-    let next = pods.lines().find(|pod| !pod.ends_with(&pool.pilot.pod)).expect("the Job has made another pod");
-    let log = pool.pilot.namespace.ask(&["logs", next, "-c", "pilot"]);
+    pool.follow();
+    let log = pool.pilot.log("pilot");
     assert!(log.contains("\"reason\":\"Completed\""), "{log}");
+}
+
+/// The Job allows no failure, and takes the deletion for none.
+#[test]
+fn a_native_sidecars_jobs_go_on_in_the_next_pod_which_then_completes() {
+    needs("1.32 or later; node, host network");
+    let mut pool = Pool::of("deploy/htcondor", |o| o.setting("ACCEPT_IDLE_MINUTES", "1"));
+    deleted_in_mid_job(&mut pool);
+    let noshell = pool.submit("noshell", &format!("{PROBE}arguments = exit 3\n"), None);
+    let debian = pool.submit("debian", "", Some("cat /etc/debian_version; exit 4"));
+    noshell.ends_with(3);
+    debian.ends_with(4);
+    assert!(debian.text("out").starts_with("12."), "{}", debian.text("out"));
+    pool.completes();
 }

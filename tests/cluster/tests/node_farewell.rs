@@ -43,13 +43,15 @@ fn goes_back_in_time(end: impl FnOnce(&Pilot)) {
     another_pod_ends_it(&pilot, &uid);
 }
 
+fn delete(pilot: &Pilot) {
+    let grace = format!("--grace-period={}", GRACE.as_secs());
+    pilot.namespace.ask(&["delete", "pod", &pilot.pod, "--wait=false", &grace]);
+}
+
 #[test]
 fn a_pod_that_is_deleted() {
     needs("1.20 or later; node");
-    goes_back_in_time(|pilot| {
-        let grace = format!("--grace-period={}", GRACE.as_secs());
-        pilot.namespace.ask(&["delete", "pod", &pilot.pod, "--wait=false", &grace]);
-    });
+    goes_back_in_time(delete);
 }
 
 /// What `kubectl drain` does to each pod of a node.
@@ -70,8 +72,8 @@ fn a_pod_that_is_evicted() {
     goes_back_in_time(evict);
 }
 
-/// A pod of a Job is evicted in mid-job: the Job makes another, and completes with what that has done. Returns it.
-fn a_job_goes_on_in_another_pod(manifest: &str) -> Value {
+/// A pod of a Job is ended in mid-job: the Job makes another, and completes with what that has done. Returns its status.
+fn a_job_goes_on_in_another_pod(manifest: &str, end: impl FnOnce(&Pilot)) -> Value {
     // The manifest's own arguments, with less patience.
     let impatient = |spec: &mut Value| {
         for argument in container(spec, "pilot")["args"].as_array_mut().unwrap().iter_mut().filter(|a| *a == "60") {
@@ -82,7 +84,7 @@ fn a_job_goes_on_in_another_pod(manifest: &str) -> Value {
     pilot.put("moved", &shell(JOB));
     pilot.inside().runs("moved.1", 0);
     let first = pilot.pod.clone();
-    evict(&pilot);
+    end(&pilot);
     assert_eq!(pilot.attempt_within("moved", 1, GRACE).class, Class::Retry);
     pilot.pod = eventually("another pod of the Job", START_WITHIN, || {
         let pods = pilot.namespace.ask_json(&["get", "pods", "-l", "job-name=latebind"]);
@@ -101,17 +103,28 @@ fn a_job_goes_on_in_another_pod(manifest: &str) -> Value {
 }
 
 /// Its Job allows no failure, and takes this for none.
+fn is_no_failure(end: impl FnOnce(&Pilot)) {
+    let status = a_job_goes_on_in_another_pod("deploy/job", end);
+    assert_eq!((&status["succeeded"], &status["failed"]), (&json!(1), &Value::Null), "{status:#}");
+}
+
 #[test]
 fn a_pod_of_a_job_that_is_evicted() {
     needs("1.32 or later; node");
-    let status = a_job_goes_on_in_another_pod("deploy/job");
-    assert_eq!((&status["succeeded"], &status["failed"]), (&json!(1), &Value::Null), "{status:#}");
+    is_no_failure(evict);
+}
+
+/// Nothing of it says that it was disrupted.
+#[test]
+fn a_pod_of_a_job_that_is_deleted() {
+    needs("1.32 or later; node");
+    is_no_failure(delete);
 }
 
 #[test]
 fn a_pod_of_a_job_before_1_32_that_is_evicted() {
     needs("1.20 or later; node");
-    let status = a_job_goes_on_in_another_pod("deploy/job-before-1.32");
+    let status = a_job_goes_on_in_another_pod("deploy/job-before-1.32", evict);
     assert_eq!(status["succeeded"], 1, "{status:#}");
 }
 

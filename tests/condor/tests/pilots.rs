@@ -102,13 +102,13 @@ fn gpus_are_looked_for_in_the_payload_container() {
 
 #[test]
 fn the_end_of_a_pod_is_no_jobs_result() {
-    let pool = Pool::own(1, &[]);
+    let pool = Pool::own(1, &["LATEBIND_STOP_CODE=143"]);
     // Would end well when told to.
     let job = pool.shell("trap 'echo told; exit 0' TERM; echo > begun; while :; do sleep 0.2; done", "");
     job.sandbox_has(0, "begun");
     // As the kubelet does it: both main processes at once.
     pool.in_pilot("kill -TERM $(pgrep -f '^/shared/bin/glue run') $(pgrep -o -f latebind-htcondor)");
-    assert_eq!(pool.exit_code(PILOT_WITHIN), "0");
+    assert_eq!(pool.exit_code(PILOT_WITHIN), "143");
     let log = job.text("log");
     assert!(log.contains("Job was evicted") && !log.contains("Job terminated"), "{log}");
 }
