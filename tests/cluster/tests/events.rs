@@ -21,6 +21,12 @@ fn events(pilot: &Pilot) -> Vec<Value> {
     said["items"].as_array().unwrap().clone()
 }
 
+/// What `watcher check` says of them.
+fn checked(pilot: &Pilot) -> String {
+    let said = pilot.exec("pilot", &["watcher", "check"]).out();
+    said.lines().find(|line| line.contains("API: create event")).map(str::to_owned).expect(&said)
+}
+
 /// Tries an image that is not there.
 #[track_caller]
 fn try_missing(pilot: &Pilot, image: &str) {
@@ -32,6 +38,7 @@ fn try_missing(pilot: &Pilot, image: &str) {
 fn a_bind_that_fails_is_an_event_on_the_pod_and_the_same_again_counts_up() {
     needs("1.20 or later");
     let pilot = Options::new().manifest("deploy + events").start();
+    assert_eq!(checked(&pilot), "ok    API: create event: on this pod, for binds that fail; tried without keeping it");
     let missing = missing();
     try_missing(&pilot, &missing);
     let event = eventually("the Event", LIMIT, || events(&pilot).pop());
@@ -72,6 +79,7 @@ fn a_bind_that_fails_is_an_event_on_the_pod_and_the_same_again_counts_up() {
 fn an_account_that_may_not_write_events_binds_all_the_same_and_says_so_once() {
     needs("1.20 or later");
     let pilot = Options::new().start();
+    assert!(checked(&pilot).starts_with("ok    API: create event: not allowed, nor needed"), "{}", checked(&pilot));
     let missing = missing();
     let said = || pilot.log("pilot").matches("the pod gets no Events for binds that fail").count();
     try_missing(&pilot, &missing);

@@ -4,6 +4,7 @@ use serde_json::json;
 
 use super::api::Own;
 use super::clock::clock;
+use super::events;
 use super::neighbours;
 use super::pod::{Container, Pod};
 use super::view::{self, Payload, Shape};
@@ -36,6 +37,7 @@ pub async fn lines(own: &Own, slots: &[u32], end_needs: f64) -> Vec<Finding> {
             "have images of users that do not trust each other in pods of their own",
         ));
     }
+    lines.push(events::finding(own).await);
     let placeholder = view::placeholder(&pod).map(|(image, _)| image);
     lines.push(Finding::of("placeholder", placeholder, "name the init container that runs `glue install` install"));
     lines.extend(of_pod(&pod, end_needs));

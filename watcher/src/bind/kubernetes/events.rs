@@ -19,6 +19,7 @@ use tokio::time::timeout;
 use super::api::{Own, text};
 use super::view;
 use crate::bind::{Failure, Reason};
+use crate::finding::Finding;
 use crate::text::{cut, one_line, printable};
 
 /// What writes them: its component in an Event, and its name in managed fields and audit logs.
@@ -131,11 +132,31 @@ async fn write(own: &Own, said: &mut Said, failed: &Failed) -> Written {
         return Written::Failed(format!("{WRITES_MAX} were written within an hour"));
     }
     let name = name_of(&own.name);
-    let written = create(own, &object(&own.namespace, &own.name, uid, &name, failed, &now)).await;
+    let written = create(own, &object(&own.namespace, &own.name, uid, &name, failed, &now), false).await;
     if matches!(written, Written::Done) {
         said.created(failed, name, Instant::now());
     }
     written
+}
+
+/// For `watcher check`, of the pod that was just read: whether Events can be written, tried without keeping one. Where
+/// they may not, nothing is wrong: that is so by default.
+pub async fn finding(own: &Own) -> Finding {
+    let what = "API: create event";
+    let tried = Failure::retry(Reason::PodLost, "watcher check tries whether this can be written, and keeps nothing");
+    let (failed, name) = (Failed::new(0, "", &tried), name_of(&own.name));
+    let uid = own.uid().unwrap_or_default();
+    let event = object(&own.namespace, &own.name, uid, &name, &failed, &text_of(wall()));
+    let component = "deploy/components/events";
+    match create(own, &event, true).await {
+        Written::Done => Finding::good(what, "on this pod, for binds that fail; tried without keeping it"),
+        Written::Forbidden(_) => {
+            let finding = format!("not allowed, nor needed: binds that fail are in the log alone ({component})");
+            Finding::good(what, &finding)
+        }
+        Written::Failed(why) => Finding::warning(what, &why, "see what the server says, or do without that right"),
+        Written::Gone => Finding::warning(what, "the namespace is gone", "make it, and the pilot in it, again"),
+    }
 }
 
 /// A name that no other Event has: as the kubelet's, the pod's and a number.
@@ -173,8 +194,8 @@ fn events(own: &Own) -> kube::Api<DynamicObject> {
     kube::Api::namespaced_with(own.client.clone(), &own.namespace, &ApiResource::erase::<Event>(&()))
 }
 
-async fn create(own: &Own, event: &Value) -> Written {
-    let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
+async fn create(own: &Own, event: &Value, dry_run: bool) -> Written {
+    let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), dry_run };
     match serde_json::from_value::<DynamicObject>(event.clone()) {
         Ok(event) => answered(own, timeout(WRITTEN_WITHIN, events(own).create(&params, &event)).await),
         Err(e) => Written::Failed(e.to_string()),
