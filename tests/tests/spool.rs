@@ -8,10 +8,11 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use latebind_tests::pod::{
-    BUSYBOX, DEBIAN, JOB_WITHIN, NOSHELL, Options, Outcome, Pod, Scratch, eventually, look_into, podman, probe,
+    BUSYBOX, DEBIAN, JOB_WITHIN, NOSHELL, Options, Outcome, Pod, Scratch, Signal, eventually, look_into, podman, probe,
     program, put_into, shell, with,
 };
 use latebind_tests::slot::WAIT_FOR_GO;
+use latebind_tests::tracer::Tracer;
 use serde_json::{Value, json};
 
 const KEYS: &str = "/var/lib/latebind/keys";
@@ -514,6 +515,19 @@ fn an_idle_pilot_ends_its_pod() {
 fn a_pilot_that_is_stopped_ends_with_the_code_it_was_given() {
     let mut pod = Options::new().pilot(&["--stop-code", "143"]).start();
     pod.job("only", &probe(&["hello"])).is_good();
-    pod.signal(libc::SIGTERM);
+    pod.signal(Signal::SIGTERM);
     assert_eq!(pod.end(Duration::from_secs(30)).code(), Some(143));
+}
+
+#[test]
+fn a_result_is_on_disk_before_its_job_is_done() {
+    let (pod, scratch) = (Pod::start(), Scratch::new());
+    pod.serves();
+    let log = scratch.path().join("calls");
+    let tracer = Tracer::attach(pod.main_process("pilot"), &["-e", "trace=syncfs,/^rename"], &log).unwrap();
+    pod.job("kept", &with(shell("echo made >out"), "outputs", json!(["out"]))).is_good();
+    tracer.detach().unwrap();
+    let calls = fs::read_to_string(&log).unwrap();
+    let at = |what: &str| calls.find(what).unwrap_or_else(|| panic!("no {what} in {calls}"));
+    assert!(at("syncfs(") < at("/done/kept"), "{calls}");
 }

@@ -14,7 +14,7 @@ use latebind_linux::volume::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{Mode, SFlag, fchmod, fstat, fstatat, mkdirat};
-use nix::unistd::{UnlinkatFlags, unlinkat};
+use nix::unistd::{UnlinkatFlags, syncfs, unlinkat};
 
 use super::bounds::CopyBounds;
 use super::limits::{Crossed, Limits, Which};
@@ -91,6 +91,12 @@ pub fn collect(
         && let Err(e) = pack::replace_outputs(results, form, deadline)
     {
         report.add_missing(form.file_name(), &format!("{e}: the directory outputs/ is there instead"));
+    }
+    // The report vouches for them, and is itself on disk before the job counts as done. One call for all: a job may
+    // have thousands of small ones.
+    if !request.outputs.is_empty() || put_out > 0 && !request.relay {
+        let not_on_disk = |e| io::Error::other(format!("may be lost if the machine fails: {e}"));
+        syncfs(tree::open_dir(results)?).map_err(not_on_disk)?;
     }
     Ok(())
 }
