@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::source::spool::is_job_name;
@@ -12,6 +12,8 @@ use crate::store::{put_file, read_bounded};
 
 /// Most names that are remembered; the oldest one is forgotten first.
 const NAMES_MAX: usize = if cfg!(test) { 5 } else { 10_000 };
+/// The file is rewritten, without what was forgotten, where it has so many lines.
+const REWRITTEN_AT: usize = 2 * NAMES_MAX;
 /// Largest file that is read: twice as many of the longest names, and some more.
 const FILE_MAX: u64 = 4 << 20;
 
@@ -19,7 +21,7 @@ const FILE_MAX: u64 = 4 << 20;
 struct Names {
     in_order: VecDeque<String>,
     all: BTreeSet<String>,
-    /// Lines of the file, which is rewritten when half of them are forgotten.
+    /// Lines of the file, or [`REWRITTEN_AT`] where it has to be rewritten for another reason.
     lines: usize,
 }
 
@@ -78,20 +80,28 @@ impl Reported {
         self.lock().all.contains(name)
     }
 
-    /// Remembers a name; it is on disk when the call returns.
+    /// Remembers a name: it is on disk when the call returns, or else not known at all, so that the caller tries again.
     pub fn add(&self, name: &str) -> io::Result<()> {
         let mut names = self.lock();
-        names.add(name);
-        if names.lines >= 2 * NAMES_MAX {
-            put_file(&self.path, names.text().as_bytes(), 0o600)?;
+        let line = format!("{name}\n");
+        if names.lines >= REWRITTEN_AT {
+            put_file(&self.path, (names.text() + &line).as_bytes(), 0o600)?;
             names.lines = names.in_order.len();
-            return Ok(());
+        } else if let Err(e) = append(&self.path, &line) {
+            // A part of the line may be there: what came behind it would be taken for the rest of the name.
+            names.lines = REWRITTEN_AT;
+            return Err(e);
         }
-        let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(&self.path)?;
-        file.write_all(format!("{name}\n").as_bytes())?;
         names.lines += 1;
-        file.sync_data()
+        names.add(name);
+        Ok(())
     }
+}
+
+fn append(path: &Path, line: &str) -> io::Result<()> {
+    let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
+    file.write_all(line.as_bytes())?;
+    file.sync_data()
 }
 
 #[cfg(test)]
@@ -114,7 +124,25 @@ mod tests {
             assert_eq!(kept, (40 - NAMES_MAX..40).collect::<Vec<_>>());
         }
         let lines = fs::read_to_string(scratch.path().join("reported")).unwrap().lines().count();
-        assert!(lines <= 2 * NAMES_MAX, "{lines}");
+        assert!(lines <= REWRITTEN_AT, "{lines}");
+    }
+
+    #[test]
+    fn a_name_that_could_not_be_written_is_not_known_and_spoils_no_other() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("reported");
+        let reported = Reported::open(path.clone()).unwrap();
+        reported.add("a").unwrap();
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        assert!(reported.add("b").is_err() && !reported.contains("b"));
+        // As a write leaves it for which there was no room.
+        fs::remove_dir(&path).unwrap();
+        fs::write(&path, "a\nhal").unwrap();
+        reported.add("c").unwrap();
+        reported.add("b").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "a\nc\nb\n");
+        assert!(reported.contains("b") && Reported::open(path).unwrap().contains("c"));
     }
 
     #[test]
