@@ -29,10 +29,7 @@ use crate::tree::copy::{Budget, Copier, Problem, Rules, plain};
 use crate::tree::unpack::{Limits, Problem as Unplaced};
 use crate::tree::walk::{Count, Walk, blocks};
 use crate::tree::{self, Deadline, Over};
-use crate::volume_failure::{failed_at, is_full};
-
-/// What is short at the moment may be there later: it is no fault of the inputs.
-const PASSING: [Errno; 6] = [Errno::EINTR, Errno::EIO, Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ETIMEDOUT];
+use crate::volume_failure::{failed_at, is_full, may_pass};
 
 /// What an input's own user can bring about, and what may pass: a lease on the file (fcntl(2)), or its removal from
 /// another machine. It must not count against the slot, or that user could take the slot from everybody.
@@ -116,11 +113,11 @@ fn open_input(path: &Path, submitter: Option<u32>) -> Result<File, Failure> {
 
 /// What it means that something the job brought along cannot be read.
 fn unreadable(place: &str, e: &io::Error) -> Failure {
-    let is_of = |errnos: &[Errno]| e.raw_os_error().is_some_and(|n| errnos.contains(&Errno::from_raw(n)));
+    let is_its_users = e.raw_os_error().is_some_and(|errno| OF_ITS_USER.contains(&Errno::from_raw(errno)));
     let why = format!("{place}: {e}");
     match () {
-        () if is_of(&PASSING) => Failure::retry(Reason::StagingError, why),
-        () if is_of(&OF_ITS_USER) => Failure::retry(Reason::InputUnusable, why),
+        () if may_pass(e) => Failure::retry(Reason::StagingError, why),
+        () if is_its_users => Failure::retry(Reason::InputUnusable, why),
         () => Failure::hold(Reason::InputUnusable, why),
     }
 }

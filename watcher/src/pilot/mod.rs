@@ -34,6 +34,9 @@ use self::one_job::{STOPPED, Step, TRIES_MAX, Undelivered, WAIT_TURN, forget, gi
 /// How often the spool is looked at while there is nothing to do.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
+/// One part in so many of the time may go into finding out whether a job waits.
+const LOOK_SHARE: u32 = 20;
+
 /// How long to wait before a job that could not be brought to its end is tried again: first, then twice as long each
 /// time, and at most.
 const AGAIN_AFTER: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(256));
@@ -103,6 +106,15 @@ struct Ended {
     result: Result<(), Undelivered>,
 }
 
+/// What a look for jobs that wait has found.
+#[derive(Clone, Copy)]
+struct Looked {
+    at: Instant,
+    /// How long it took.
+    cost: Duration,
+    waits: bool,
+}
+
 /// The loop's own state.
 struct Pilot<'a> {
     settings: &'a Loop,
@@ -114,6 +126,7 @@ struct Pilot<'a> {
     feed: Option<Feed>,
     /// Whether there was room when it was last looked for.
     room: Option<(Instant, bool)>,
+    looked: Option<Looked>,
     /// Why the spool could not be read, the last time.
     said: String,
     /// Jobs that need a slot, or soon will.
@@ -153,6 +166,7 @@ pub fn run(settings: &Loop, stop: &Stop) -> io::Result<usize> {
         postponed: unfinished.into_iter().map(now).collect(),
         feed: feed.transpose()?,
         room: None,
+        looked: None,
         said: String::new(),
         busy: 0,
         threads: 0,
@@ -180,12 +194,13 @@ impl Pilot<'_> {
                 continue;
             }
             let feed_is_idle = self.feed.as_mut().is_none_or(Feed::is_idle);
-            let waits = || !self.postponed.is_empty() || !self.queue.is_empty().unwrap_or(false);
-            if is_full || self.threads > 0 || !feed_is_idle || waits() {
-                idle_since = Instant::now();
-            }
-            if self.settings.idle_exit.is_some_and(|limit| idle_since.elapsed() >= limit) {
-                break;
+            if let Some(limit) = self.settings.idle_exit {
+                let looked = self.look_for_waiting();
+                if is_full || self.threads > 0 || !feed_is_idle || !self.postponed.is_empty() || looked.waits {
+                    idle_since = Instant::now();
+                } else if looked.at.saturating_duration_since(idle_since) >= limit {
+                    break;
+                }
             }
             self.wait(LOOK_EVERY);
         }
@@ -196,6 +211,18 @@ impl Pilot<'_> {
         }
         self.give_back();
         Ok(())
+    }
+
+    /// Whether a job waits in the spool. All of a directory may have to be read to say so, whose content is its users':
+    /// looking takes no more than a twentieth of the time.
+    fn look_for_waiting(&mut self) -> Looked {
+        let is_due = |looked: &Looked| looked.at.elapsed() >= looked.cost * LOOK_SHARE;
+        if let Some(looked) = self.looked.filter(|looked| !is_due(looked)) {
+            return looked;
+        }
+        let at = Instant::now();
+        let waits = !self.queue.is_empty().unwrap_or(false);
+        *self.looked.insert(Looked { at, cost: at.elapsed(), waits })
     }
 
     /// Nobody else serves the spool of a pilot with a source: the jobs in it are given back.

@@ -27,6 +27,7 @@ use crate::serve::protocol::LINE_MAX;
 use crate::store::{put_file, put_files, read_bounded};
 use crate::text::json_for_people;
 use crate::tree;
+use crate::volume_failure::may_pass;
 
 /// Largest `job.json`.
 pub(crate) const JOB_FILE_MAX: u64 = 1 << 20;
@@ -91,8 +92,7 @@ fn token() -> io::Result<String> {
 
 /// Whether an error is the machine's, not what a user has made of a file.
 fn is_ours(e: &io::Error) -> bool {
-    let ours = [Errno::EIO, Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ESTALE];
-    e.raw_os_error().is_some_and(|errno| ours.contains(&Errno::from_raw(errno)))
+    may_pass(e) || e.raw_os_error() == Some(Errno::ESTALE as i32)
 }
 
 fn read_claim(dir: &Path) -> io::Result<Claim> {

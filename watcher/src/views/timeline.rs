@@ -40,6 +40,9 @@ const ENDINGS: [(Class, &str, &str); 3] = [
     (Class::Retry, "lost, runs again", "#882255"),
 ];
 
+/// Longest time that is drawn, in seconds: a thousand years.
+const SPAN_MAX: f64 = 3.2e10;
+
 /// The picture of these reports; an error where none of them says when it was.
 pub fn svg(reports: &[(PathBuf, Report)]) -> Result<String, String> {
     let drawn: Vec<&Report> = reports.iter().map(|(_, r)| r).filter(|r| !r.phases.is_empty()).collect();
@@ -49,6 +52,9 @@ pub fn svg(reports: &[(PathBuf, Report)]) -> Result<String, String> {
         return Err("no report there says when its phases began".into());
     }
     let span = (to - from).max(0.001);
+    if span > SPAN_MAX {
+        return Err(format!("the reports there are {span:e} s apart: a time in one of them cannot be right"));
+    }
     let pilots: BTreeSet<&str> = drawn.iter().map(|r| r.pilot.as_str()).collect();
     let left = if pilots.len() > 1 { SLOT + PILOT } else { SLOT };
     let x = |at: f64| left + (at - from) / span * WIDTH;
@@ -81,12 +87,11 @@ pub fn svg(reports: &[(PathBuf, Report)]) -> Result<String, String> {
         add(format_args!(r#"<text x="{:.0}" y="37">{says}</text>"#, x + 14.0));
     }
     let step = tick(span);
-    let mut at = 0.0;
-    while at <= span {
+    for n in 0..=(span / step) as u32 {
+        let at = f64::from(n) * step;
         let (x, bottom) = (x(from + at), height - 30.0);
         add(format_args!(r##"<line x1="{x:.1}" y1="{TOP}" x2="{x:.1}" y2="{bottom:.1}" stroke="#e0e0e0"/>"##));
         add(format_args!(r##"<text x="{x:.1}" y="{:.1}" fill="#606060">{}</text>"##, bottom + 14.0, seconds(at)));
-        at += step;
     }
     for ((pilot, slot), row) in &rows {
         let y = TOP + ROW * *row as f64 + 26.0;
@@ -203,5 +208,15 @@ mod tests {
         bare.phases.clear();
         assert!(svg(&[(path, bare)]).is_err());
         assert!(svg(&[]).is_err());
+    }
+
+    #[test]
+    fn times_that_nobody_could_draw_are_refused() {
+        for (first, last) in [(-1e308, 1e308), (0.0, 1e308), (-f64::MAX, f64::MAX), (1e9, 1e11)] {
+            let said = svg(&[report("a", 0, first), report("b", 0, last)]).unwrap_err();
+            assert!(said.contains("cannot be right"), "{said}");
+        }
+        let svg = svg(&[report("a", 0, 1e9), report("b", 0, 1e9 + SPAN_MAX / 2.0)]).unwrap();
+        assert!(svg.matches("<line ").count() < 20, "{svg}");
     }
 }

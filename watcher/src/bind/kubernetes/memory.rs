@@ -10,6 +10,9 @@ const FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
 /// Its first wait, doubled each time, and its longest.
 const BACK_OFF: (u64, u64) = (10, 300);
 
+/// Most references that are known: jobs choose them.
+const IMAGES_MAX: usize = 1024;
+
 /// The memory of one watcher's life.
 #[derive(Debug, Default)]
 pub struct Memory {
@@ -26,9 +29,15 @@ impl Memory {
 
     /// A reference turned out to be this image ID.
     pub fn learn(&mut self, image: &str, image_id: &str) {
-        if !image_id.is_empty() {
-            self.image_ids.insert(image.to_owned(), image_id.to_owned());
+        if image_id.is_empty() {
+            return;
         }
+        if self.image_ids.len() >= IMAGES_MAX && !self.image_ids.contains_key(image) {
+            // Any one: its next bind learns it again.
+            let forgotten = self.image_ids.keys().next().cloned();
+            forgotten.map(|image| self.image_ids.remove(&image));
+        }
+        self.image_ids.insert(image.to_owned(), image_id.to_owned());
     }
 
     /// What was learned of a reference holds no more. Whether anything had been.
@@ -106,5 +115,17 @@ mod tests {
         memory.learn("x", "y@sha256:1");
         assert!(memory.forget("x") && !memory.forget("x"));
         assert_eq!(memory.known("x"), None);
+    }
+
+    #[test]
+    fn no_more_references_are_known_than_may_be() {
+        let mut memory = Memory::default();
+        for n in 0..2 * IMAGES_MAX {
+            let image = format!("x:{n}");
+            memory.learn(&image, "y@sha256:1");
+            memory.learn(&image, "y@sha256:2");
+            assert_eq!(memory.known(&image).as_deref(), Some("y@sha256:2"));
+        }
+        assert_eq!(memory.image_ids.len(), IMAGES_MAX);
     }
 }
