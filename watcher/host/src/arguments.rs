@@ -1,6 +1,6 @@
 //! The command line.
 
-use crate::container::{ImageVolume, Limits, Mount, Network, SlotSize};
+use crate::container::{ImageVolume, Mount, Network, SlotSize};
 use crate::images::Pull;
 use crate::place::DEFAULT_STATE;
 use crate::uids::IdRange;
@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use latebind_contract::layout::SLOT_MAX;
 use std::ffi::OsString;
 use std::path::PathBuf;
+use watcher::bind::host::ContainerLimits;
 use watcher::docker_options::{Habits, Program};
 use watcher::run::Streams;
 use watcher::size::Bytes;
@@ -135,12 +136,12 @@ pub struct Common {
 
 impl Common {
     /// Of each payload container of which nothing else is said.
-    pub fn limits(&self) -> Limits {
-        Limits { memory: self.memory.0, cpus: self.cpus.0, pids: self.pids.0 }
+    pub fn limits(&self) -> ContainerLimits {
+        ContainerLimits { memory: self.memory.0, cpus: self.cpus.0, pids: self.pids.0 }
     }
 
     /// Of a payload container with these limits.
-    pub fn slot_size(&self, limits: Limits) -> SlotSize {
+    pub fn slot_size(&self, limits: ContainerLimits) -> SlotSize {
         SlotSize { limits, shm_size: self.shm_size(limits.memory) }
     }
 
@@ -155,8 +156,8 @@ impl Common {
     }
 
     /// Of the pilot container.
-    pub fn pilot_limits(&self) -> Limits {
-        Limits { memory: self.pilot_memory.0, cpus: None, pids: self.pilot_pids.0 }
+    pub fn pilot_limits(&self) -> ContainerLimits {
+        ContainerLimits { memory: self.pilot_memory.0, cpus: None, pids: self.pilot_pids.0 }
     }
 }
 
@@ -209,7 +210,7 @@ impl PodArguments {
             [] => vec![usual; bounded(self.slots)],
             given => given.iter().map(|slot| slot.over(usual)).collect(),
         };
-        let pilot_job = Limits { memory: self.pilot_job_memory.0, ..usual };
+        let pilot_job = ContainerLimits { memory: self.pilot_job_memory.0, ..usual };
         let all = payloads.into_iter().chain(std::iter::repeat_n(pilot_job, bounded(self.pilot_jobs)));
         all.map(|limits| common.slot_size(limits)).collect()
     }
@@ -323,8 +324,8 @@ pub struct SlotLimits {
 
 impl SlotLimits {
     /// These, and of `usual` what is left out.
-    fn over(self, usual: Limits) -> Limits {
-        Limits {
+    fn over(self, usual: ContainerLimits) -> ContainerLimits {
+        ContainerLimits {
             memory: self.memory.map_or(usual.memory, |amount| amount.0),
             cpus: self.cpus.map_or(usual.cpus, |amount| amount.0),
             pids: self.pids.map_or(usual.pids, |amount| amount.0),

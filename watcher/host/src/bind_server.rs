@@ -3,7 +3,7 @@
 //! Whoever can connect can have any allowed image run in this pod's payload containers, and nothing else. Only the
 //! pilot container mounts the socket, and only root of it may connect.
 
-use crate::container::{Limits, PodShape};
+use crate::container::PodShape;
 use crate::engine::Engine;
 use crate::failure::{self, Context, failure};
 use crate::image_cache::ImageCache;
@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
-use watcher::bind::host::{Answer, PayloadLimits, Request, Verb};
+use watcher::bind::host::{Answer, Request, Verb};
 use watcher::bind::{Failure, Reason};
 use watcher::reference::Reference;
 
@@ -178,11 +178,7 @@ impl BindServer {
             }
             Asked::Clean { slot } => self.slot(slot)?.clean().map(|()| Answer { ok: true, ..Answer::default() }),
             Asked::Info => {
-                let size = |n| {
-                    let Limits { memory, cpus, pids } = self.shape.size(n).limits;
-                    PayloadLimits { memory, cpus, pids }
-                };
-                let sizes = (0..self.shape.slots).map(size).collect();
+                let sizes = (0..self.shape.slots).map(|n| self.shape.size(n).limits).collect();
                 let ids = self.slots.iter().map(Slot::ids).map(|ids| [ids.uid, ids.gid, ids.kill_uid]).collect();
                 let (name, slots) = (Some(self.shape.name.clone()), Some(self.shape.slots));
                 Ok(Answer { ok: true, name, slots, sizes, ids, ..Answer::default() })

@@ -9,6 +9,7 @@ use crate::uids::PodIds;
 use latebind_contract::layout::{self, Ids};
 use std::fmt;
 use std::path::{Path, PathBuf};
+use watcher::bind::host::ContainerLimits;
 use watcher::serve::{pilot_jobs, sizes};
 
 /// Label that has the pod's name.
@@ -34,49 +35,37 @@ pub const INSTALL_CAPABILITIES: [&str; 3] = ["CHOWN", "FOWNER", "DAC_OVERRIDE"];
 pub const PAYLOAD_CAPABILITIES: [&str; 4] = ["SETUID", "SETGID", "KILL", "SETPCAP"];
 pub const PILOT_CAPABILITIES: [&str; 7] = ["SETUID", "SETGID", "KILL", "SETPCAP", "CHOWN", "FOWNER", "DAC_OVERRIDE"];
 
-/// What one container may use; `None` is no limit.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Limits {
-    /// Bytes of memory, swap included.
-    pub memory: Option<u64>,
-    /// Processors.
-    pub cpus: Option<f64>,
-    /// Processes and threads.
-    pub pids: Option<u64>,
-}
-
-impl Limits {
-    /// As options of an engine. `swap_is_counted`: whether swap can be limited on this machine.
-    fn options(&self, swap_is_counted: bool) -> Vec<String> {
-        let Self { memory, cpus, pids } = self;
-        let mut options = Vec::new();
-        if let Some(bytes) = memory {
-            options.push(format!("--memory={bytes}b"));
-            if swap_is_counted {
-                // The same number: memory and swap together, so no swap on top.
-                options.push(format!("--memory-swap={bytes}b"));
-            }
+/// A container's limits as options of an engine; `None` is no limit, and memory is swap included. `swap_is_counted`:
+/// whether swap can be limited on this machine.
+fn options_of(limits: &ContainerLimits, swap_is_counted: bool) -> Vec<String> {
+    let ContainerLimits { memory, cpus, pids } = limits;
+    let mut options = Vec::new();
+    if let Some(bytes) = memory {
+        options.push(format!("--memory={bytes}b"));
+        if swap_is_counted {
+            // The same number: memory and swap together, so no swap on top.
+            options.push(format!("--memory-swap={bytes}b"));
         }
-        if let Some(cpus) = cpus {
-            options.push(format!("--cpus={cpus}"));
-        }
-        options.push(pids.map_or("--pids-limit=-1".into(), |n| format!("--pids-limit={n}")));
-        options
     }
+    if let Some(cpus) = cpus {
+        options.push(format!("--cpus={cpus}"));
+    }
+    options.push(pids.map_or("--pids-limit=-1".into(), |n| format!("--pids-limit={n}")));
+    options
 }
 
 /// What one slot's payload container may use.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SlotSize {
     /// Memory, processors, processes.
-    pub limits: Limits,
+    pub limits: ContainerLimits,
     /// Bytes that its `/dev/shm` may have, where it is not the engine's default.
     pub shm_size: Option<u64>,
 }
 
 impl SlotSize {
     /// Of a slot of which nothing is said.
-    const UNLIMITED: Self = Self { limits: Limits { memory: None, cpus: None, pids: None }, shm_size: None };
+    const UNLIMITED: Self = Self { limits: ContainerLimits { memory: None, cpus: None, pids: None }, shm_size: None };
 }
 
 /// Whether the pod has a network.
@@ -214,7 +203,7 @@ pub struct Spec {
     /// What it sees of the host.
     pub mounts: Vec<Mount>,
     /// What it may use, where that is limited.
-    pub limits: Option<Limits>,
+    pub limits: Option<ContainerLimits>,
     /// Bytes that its `/dev/shm` may have, where it is not the engine's default.
     pub shm_size: Option<u64>,
     /// What it shares with others.
@@ -285,7 +274,7 @@ impl Spec {
         options.extend(ipc.iter().map(|ipc| format!("--ipc={ipc}")));
         options.push(format!("--network={network}"));
         options.extend(hostname.iter().map(|name| format!("--hostname={name}")));
-        options.extend(self.limits.iter().flat_map(|limits| limits.options(swap_is_counted)));
+        options.extend(self.limits.iter().flat_map(|limits| options_of(limits, swap_is_counted)));
         options.extend(self.shm_size.map(|bytes| format!("--shm-size={bytes}b")));
         options.extend(self.environment.iter().map(|e| format!("--env={e}")));
         options.extend(self.read_only.then(|| "--read-only".into()));
@@ -309,7 +298,7 @@ pub struct PilotShape {
     /// `NAME=VALUE`, besides ours.
     pub environment: Vec<String>,
     /// What it may use, besides what of the data volumes lies in memory.
-    pub limits: Limits,
+    pub limits: ContainerLimits,
     /// Whether it reads our standard input.
     pub interactive: bool,
     /// Whether it has a terminal.
@@ -412,7 +401,7 @@ impl PodShape {
     fn size_variables(&self) -> impl Iterator<Item = String> {
         let payloads = (0..self.slots).filter(|slot| !self.is_for_pilot_jobs(*slot));
         payloads.flat_map(|slot| {
-            let Limits { memory, cpus, .. } = self.size(slot).limits;
+            let ContainerLimits { memory, cpus, .. } = self.size(slot).limits;
             let cpus = cpus.map(|cpus| format!("{}={cpus}", sizes::variable(sizes::CPUS, slot)));
             let memory = memory.map(|bytes| format!("{}={bytes}", sizes::variable(sizes::MEMORY, slot)));
             [cpus, memory].into_iter().flatten()
@@ -474,9 +463,9 @@ impl PodShape {
     }
 
     /// Inputs that the pilot puts into a data volume in memory count as its own.
-    pub fn pilot_limits(&self, pilot: &PilotShape) -> Limits {
+    pub fn pilot_limits(&self, pilot: &PilotShape) -> ContainerLimits {
         let volumes = self.data_size.unwrap_or(0).saturating_mul(u64::from(self.slots));
-        Limits { memory: pilot.limits.memory.map(|bytes| bytes.saturating_add(volumes)), ..pilot.limits }
+        ContainerLimits { memory: pilot.limits.memory.map(|bytes| bytes.saturating_add(volumes)), ..pilot.limits }
     }
 }
 

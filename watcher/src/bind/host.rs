@@ -96,17 +96,17 @@ pub struct Answer {
     pub slots: Option<u32>,
     /// Limits of each slot's payload container.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub sizes: Vec<PayloadLimits>,
+    pub sizes: Vec<ContainerLimits>,
     /// For each slot payload UID, payload GID and kill UID.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ids: Vec<[u32; 3]>,
 }
 
-/// What a payload container may use, where that is limited.
+/// What a container may use; nothing is no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct PayloadLimits {
-    /// Bytes of memory.
+pub struct ContainerLimits {
+    /// Bytes of memory, swap included.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<u64>,
     /// Processors.

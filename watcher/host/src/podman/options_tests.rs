@@ -8,9 +8,13 @@ use crate::uids::PodIds;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use watcher::bind::host::ContainerLimits;
 
 fn size(memory: u64) -> SlotSize {
-    SlotSize { limits: Limits { memory: Some(memory), cpus: Some(0.5), pids: Some(64) }, shm_size: Some(1 << 28) }
+    SlotSize {
+        limits: ContainerLimits { memory: Some(memory), cpus: Some(0.5), pids: Some(64) },
+        shm_size: Some(1 << 28),
+    }
 }
 
 fn shape() -> PodShape {
@@ -37,7 +41,7 @@ fn pilot() -> PilotShape {
         mounts: vec![Mount::read_only("/a,b\"c", "/in")],
         private: "/private".into(),
         environment: vec!["A=b c".into()],
-        limits: Limits { memory: Some(256 << 20), cpus: None, pids: Some(512) },
+        limits: ContainerLimits { memory: Some(256 << 20), cpus: None, pids: Some(512) },
         interactive: false,
         terminal: false,
     }
@@ -186,7 +190,7 @@ fn each_slot_has_its_own_size_and_the_pilot_hears_of_it() {
 #[test]
 fn no_limit_is_said_to_the_engine_too() {
     let mut shape = shape();
-    shape.sizes = vec![SlotSize { limits: Limits { memory: None, cpus: None, pids: None }, shm_size: None }];
+    shape.sizes = vec![SlotSize { limits: ContainerLimits::default(), shm_size: None }];
     let arguments = payload(&shape, 0);
     assert!(has(&arguments, "--pids-limit=-1"));
     assert!(!arguments.iter().any(|a| a.starts_with("--memory") || a.starts_with("--cpus")));

@@ -1,11 +1,11 @@
 //! A control group that containers get theirs below, where this program has no right to make any elsewhere: in a job of
 //! a batch system, whose limits hold for all that is in the job's group.
 
-use crate::container::Limits;
 use crate::failure::{Context, Failure, failure};
 use latebind_linux::cgroup::path_of;
 use std::fs;
 use std::path::{Component, Path};
+use watcher::bind::host::ContainerLimits;
 
 /// Where control groups are.
 const TOP: &str = "/sys/fs/cgroup";
@@ -52,9 +52,9 @@ impl ParentGroup {
     }
 
     /// Those limits that can be had there.
-    pub fn narrowed(&self, limits: &Limits) -> Limits {
+    pub fn narrowed(&self, limits: &ContainerLimits) -> ContainerLimits {
         let has = |controller: &str| self.controllers.iter().any(|known| known == controller);
-        Limits {
+        ContainerLimits {
             memory: limits.memory.filter(|_| has("memory")),
             cpus: limits.cpus.filter(|_| has("cpu")),
             pids: limits.pids.filter(|_| has("pids")),
@@ -98,7 +98,7 @@ mod tests {
     #[test]
     fn limits_without_a_controller_are_left_out() {
         let group = ParentGroup { path: "/x".into(), controllers: vec!["memory".into()] };
-        let limits = Limits { memory: Some(1), cpus: Some(1.0), pids: Some(1) };
-        assert_eq!(group.narrowed(&limits), Limits { memory: Some(1), cpus: None, pids: None });
+        let limits = ContainerLimits { memory: Some(1), cpus: Some(1.0), pids: Some(1) };
+        assert_eq!(group.narrowed(&limits), ContainerLimits { memory: Some(1), cpus: None, pids: None });
     }
 }
