@@ -139,102 +139,124 @@ pub fn svg(chart: &Chart, report: &Report) -> Option<String> {
         chart.figures.iter().map(|f| (*f, rows(f))).filter(|(_, rows)| !rows.is_empty()).collect();
     let all: Vec<&Row> = figures.iter().flat_map(|(_, rows)| rows.iter().copied()).collect();
     let unit = &all.first()?.unit;
-    let scale = Scale::of(&all, chart.logarithmic);
-    let (other, other_name) = chart.compared_with;
-    let ratio = |row: &Row| {
-        let ratio = report.ratio(row, other).filter(|_| row.tool != other)?;
-        Some(if ratio < 100.0 { format!("{ratio:.1} × {other_name}") } else { format!("{ratio:.0} × {other_name}") })
-    };
-    let facts: Vec<String> = report.facts.iter().map(|(name, fact)| format!("{name}: {fact}")).collect();
-
-    let height = HEAD + all.len() as f64 * ROW + figures.len() as f64 * (NAME + AXIS) + MARGIN;
-    let mut svg = String::new();
-    let mut add = |text: std::fmt::Arguments<'_>| {
-        let _ = svg.write_fmt(text);
-        svg.push('\n');
-    };
-    add(format_args!(
-        r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH:.0} {height:.0}" width="{WIDTH:.0}""#
-    ));
-    add(format_args!(
-        r#" height="{height:.0}" role="img" aria-labelledby="title desc" font-family="sans-serif" font-size="12">"#
-    ));
-    add(format_args!(r#"<title id="title">{}</title>"#, escaped(chart.title)));
-    add(format_args!(r#"<desc id="desc">Medians, {}."#, escaped(chart.axis)));
-    for (figure, rows) in &figures {
-        let values = rows.iter().map(|row| {
-            let ratio = ratio(row).map(|ratio| format!(" ({ratio})")).unwrap_or_default();
-            escaped(&format!("{} {}{ratio}", row.tool, shown(row.value, unit)))
-        });
-        add(format_args!("{}: {}.", escaped(figure), values.collect::<Vec<_>>().join("; ")));
-    }
-    add(format_args!("</desc>\n<style>{STYLE}</style>"));
-    add(format_args!(r#"<rect class="back" width="100%" height="100%"/>"#));
-    add(format_args!(r#"<text x="{MARGIN}" y="26" font-size="17">{}</text>"#, escaped(chart.title)));
-    // The first three facts are the machine's, the others the run's.
-    for (n, facts) in facts.chunks(3).take(2).enumerate() {
-        let (y, text) = (44.0 + n as f64 * 15.0, fitting(&facts.join("; "), 11.0, WIDTH - 2.0 * MARGIN));
-        add(format_args!(r#"<text class="soft" x="{MARGIN}" y="{y:.0}" font-size="11">{text}</text>"#));
-    }
+    let mut drawing = Drawing { chart, report, unit, scale: Scale::of(&all, chart.logarithmic), svg: String::new() };
+    drawing.head(&figures, HEAD + all.len() as f64 * ROW + figures.len() as f64 * (NAME + AXIS) + MARGIN);
     let mut top = HEAD;
     for (figure, rows) in &figures {
-        let name = fitting(figure, 13.0, WIDTH - 2.0 * MARGIN);
-        add(format_args!(r#"<text x="{MARGIN}" y="{:.0}" font-size="13">{name}</text>"#, top + 18.0));
-        top += NAME;
-        let bottom = top + rows.len() as f64 * ROW;
-        for value in scale.marks() {
-            let (x, mark) = (LEFT + scale.place(value), mark(value));
-            add(format_args!(r#"<line class="grid" x1="{x:.1}" y1="{top:.0}" x2="{x:.1}" y2="{bottom:.0}"/>"#));
-            add(format_args!(
-                r#"<text class="soft" x="{x:.1}" y="{:.0}" font-size="11" text-anchor="middle">{mark}</text>"#,
-                bottom + 14.0
-            ));
-        }
-        add(format_args!(
-            r#"<text class="soft" x="{:.0}" y="{:.0}" font-size="11" text-anchor="middle">{}</text>"#,
-            LEFT + PLOT / 2.0,
-            bottom + 30.0,
-            fitting(chart.axis, 11.0, PLOT)
-        ));
-        for row in rows {
-            let middle = top + ROW / 2.0;
-            let width = scale.place(row.value);
-            let class = if row.tool.starts_with(chart.ours) { "bar ours" } else { "bar" };
-            add(format_args!("<g><title>{}</title>", escaped(&about(row))));
-            add(format_args!(
-                r#"<text x="{:.0}" y="{:.0}" text-anchor="end">{}</text>"#,
-                LEFT - 8.0,
-                middle + 4.0,
-                fitting(&row.tool, 12.0, LEFT - 8.0 - MARGIN)
-            ));
-            add(format_args!(
-                r#"<rect class="{class}" x="{LEFT:.0}" y="{:.0}" width="{width:.1}" height="{BAR:.0}"/>"#,
-                middle - BAR / 2.0
-            ));
-            let mut end = width;
-            if let Some((best, p95)) = row.best.zip(row.p95) {
-                let (best, p95) = (scale.place(best), scale.place(p95));
-                end = end.max(p95);
-                add(format_args!(
-                    r#"<line class="range" x1="{:.1}" y1="{middle:.0}" x2="{:.1}" y2="{middle:.0}"/>"#,
-                    LEFT + best,
-                    LEFT + p95
-                ));
-            }
-            let ratio = ratio(row).map(|ratio| format!(r#"<tspan class="soft" dx="8">{}</tspan>"#, escaped(&ratio)));
-            add(format_args!(
-                r#"<text x="{:.1}" y="{:.0}"><tspan class="value">{}</tspan>{}</text></g>"#,
-                LEFT + end + 8.0,
-                middle + 4.0,
-                escaped(&shown(row.value, unit)),
-                ratio.unwrap_or_default()
-            ));
-            top += ROW;
-        }
-        top += AXIS;
+        drawing.figure(figure, rows, top);
+        top += NAME + rows.len() as f64 * ROW + AXIS;
     }
-    add(format_args!("</svg>"));
-    Some(svg)
+    drawing.line(format_args!("</svg>"));
+    Some(drawing.svg)
+}
+
+/// A picture that is being drawn.
+struct Drawing<'a> {
+    chart: &'a Chart,
+    report: &'a Report,
+    unit: &'a str,
+    scale: Scale,
+    svg: String,
+}
+
+impl Drawing<'_> {
+    fn line(&mut self, text: std::fmt::Arguments<'_>) {
+        let _ = self.svg.write_fmt(text);
+        self.svg.push('\n');
+    }
+
+    /// How many times the value of the tool that all are compared with this is; nothing of that one.
+    fn ratio(&self, row: &Row) -> Option<String> {
+        let (other, name) = self.chart.compared_with;
+        let ratio = self.report.ratio(row, other).filter(|_| row.tool != other)?;
+        Some(if ratio < 100.0 { format!("{ratio:.1} × {name}") } else { format!("{ratio:.0} × {name}") })
+    }
+
+    /// Size, the whole picture in words, background, title, and what is known of the machine.
+    fn head(&mut self, figures: &[(&str, Vec<&Row>)], height: f64) {
+        let title = escaped(self.chart.title);
+        self.line(format_args!(
+            r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH:.0} {height:.0}" width="{WIDTH:.0}""#
+        ));
+        self.line(format_args!(
+            r#" height="{height:.0}" role="img" aria-labelledby="title desc" font-family="sans-serif" font-size="12">"#
+        ));
+        self.line(format_args!(r#"<title id="title">{title}</title>"#));
+        self.line(format_args!(r#"<desc id="desc">Medians, {}."#, escaped(self.chart.axis)));
+        for (figure, rows) in figures {
+            let values: Vec<String> = rows.iter().map(|row| self.in_words(row)).collect();
+            self.line(format_args!("{}: {}.", escaped(figure), values.join("; ")));
+        }
+        self.line(format_args!("</desc>\n<style>{STYLE}</style>"));
+        self.line(format_args!(r#"<rect class="back" width="100%" height="100%"/>"#));
+        self.line(format_args!(r#"<text x="{MARGIN}" y="26" font-size="17">{title}</text>"#));
+        let facts: Vec<String> = self.report.facts.iter().map(|(name, fact)| format!("{name}: {fact}")).collect();
+        // The first three are the machine's, the others the run's.
+        for (n, facts) in facts.chunks(3).take(2).enumerate() {
+            let (y, text) = (44.0 + n as f64 * 15.0, fitting(&facts.join("; "), 11.0, WIDTH - 2.0 * MARGIN));
+            self.line(format_args!(r#"<text class="soft" x="{MARGIN}" y="{y:.0}" font-size="11">{text}</text>"#));
+        }
+    }
+
+    fn in_words(&self, row: &Row) -> String {
+        let ratio = self.ratio(row).map(|ratio| format!(" ({ratio})")).unwrap_or_default();
+        escaped(&format!("{} {}{ratio}", row.tool, shown(row.value, self.unit)))
+    }
+
+    /// One figure: its name, the axis with its marks, and the bars.
+    fn figure(&mut self, figure: &str, rows: &[&Row], top: f64) {
+        let name = fitting(figure, 13.0, WIDTH - 2.0 * MARGIN);
+        self.line(format_args!(r#"<text x="{MARGIN}" y="{:.0}" font-size="13">{name}</text>"#, top + 18.0));
+        let top = top + NAME;
+        let bottom = top + rows.len() as f64 * ROW;
+        for value in self.scale.marks() {
+            let (x, mark) = (LEFT + self.scale.place(value), mark(value));
+            self.line(format_args!(r#"<line class="grid" x1="{x:.1}" y1="{top:.0}" x2="{x:.1}" y2="{bottom:.0}"/>"#));
+            self.under_axis(x, 1, bottom + 14.0, &mark);
+        }
+        let axis = fitting(self.chart.axis, 11.0, PLOT);
+        self.under_axis(LEFT + PLOT / 2.0, 0, bottom + 30.0, &axis);
+        for (n, row) in rows.iter().enumerate() {
+            self.bar(row, top + (n as f64 + 0.5) * ROW);
+        }
+    }
+
+    /// Text with its middle at `x`, which is written with so many digits.
+    fn under_axis(&mut self, x: f64, digits: usize, y: f64, text: &str) {
+        self.line(format_args!(
+            r#"<text class="soft" x="{x:.digits$}" y="{y:.0}" font-size="11" text-anchor="middle">{text}</text>"#
+        ));
+    }
+
+    /// The tool's name, its bar with the range of the tries, and its value.
+    fn bar(&mut self, row: &Row, middle: f64) {
+        let width = self.scale.place(row.value);
+        let class = if row.tool.starts_with(self.chart.ours) { "bar ours" } else { "bar" };
+        let (baseline, tool) = (middle + 4.0, fitting(&row.tool, 12.0, LEFT - 8.0 - MARGIN));
+        self.line(format_args!("<g><title>{}</title>", escaped(&about(row))));
+        self.line(format_args!(r#"<text x="{:.0}" y="{baseline:.0}" text-anchor="end">{tool}</text>"#, LEFT - 8.0));
+        self.line(format_args!(
+            r#"<rect class="{class}" x="{LEFT:.0}" y="{:.0}" width="{width:.1}" height="{BAR:.0}"/>"#,
+            middle - BAR / 2.0
+        ));
+        let mut end = width;
+        if let Some((best, p95)) = row.best.zip(row.p95) {
+            let (best, p95) = (self.scale.place(best), self.scale.place(p95));
+            end = end.max(p95);
+            self.line(format_args!(
+                r#"<line class="range" x1="{:.1}" y1="{middle:.0}" x2="{:.1}" y2="{middle:.0}"/>"#,
+                LEFT + best,
+                LEFT + p95
+            ));
+        }
+        let ratio = self.ratio(row).map(|ratio| format!(r#"<tspan class="soft" dx="8">{}</tspan>"#, escaped(&ratio)));
+        self.line(format_args!(
+            r#"<text x="{:.1}" y="{baseline:.0}"><tspan class="value">{}</tspan>{}</text></g>"#,
+            LEFT + end + 8.0,
+            escaped(&shown(row.value, self.unit)),
+            ratio.unwrap_or_default()
+        ));
+    }
 }
 
 /// All that is known of a bar.
