@@ -1,6 +1,8 @@
 //! A pod of `latebind-host` for one test, with a spool of its own; nothing of it is left when the value goes.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends where it fails")]
 
+pub use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
@@ -152,7 +154,7 @@ impl Running {
     }
 
     /// Sends a signal.
-    pub fn signal(&self, signal: i32) {
+    pub fn signal(&self, signal: Signal) {
         kill(self.child.id() as i32, signal);
     }
 
@@ -180,11 +182,10 @@ fn wait_for(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
     None
 }
 
-/// Sends a signal to a process.
-pub fn kill(pid: i32, signal: i32) {
-    // The shell's, so that this file needs no unsafe code.
-    let done = Command::new("kill").args([format!("-{signal}"), pid.to_string()]).stderr(Stdio::null()).status();
-    done.expect("kill(1) is missing: .ci/setup.sh test");
+/// Sends a signal to a process, which may be gone.
+pub fn kill(pid: i32, signal: Signal) {
+    assert!(pid > 0, "{pid} is no process");
+    let _ = nix::sys::signal::kill(Pid::from_raw(pid), signal);
 }
 
 /// Whether a process has ended and been reaped.
@@ -610,7 +611,7 @@ impl Pod {
     }
 
     /// Sends a signal to latebind-host.
-    pub fn signal(&self, signal: i32) {
+    pub fn signal(&self, signal: Signal) {
         kill(self.host_process(), signal);
     }
 
@@ -628,8 +629,8 @@ impl Drop for Pod {
     fn drop(&mut self) {
         if matches!(self.host.try_wait(), Ok(None)) {
             // The second signal means at once; two of a kind could arrive as one.
-            self.signal(15);
-            self.signal(2);
+            self.signal(Signal::SIGTERM);
+            self.signal(Signal::SIGINT);
             if wait_for(&mut self.host, Duration::from_secs(30)).is_none() {
                 let _ = self.host.kill();
                 let _ = self.host.wait();

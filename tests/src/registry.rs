@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 
-use crate::pod::{Scratch, kill};
+use crate::pod::{Scratch, Signal, kill};
 use crate::web::make_certificates;
 
 /// `me` with the password `pass`, by bcrypt, the only scheme that the registry knows.
@@ -76,7 +76,7 @@ impl Registry {
 
 impl Drop for Registry {
     fn drop(&mut self) {
-        kill(self.server.id() as i32, 9);
+        kill(self.server.id() as i32, Signal::SIGKILL);
         let _ = self.server.wait();
     }
 }

@@ -11,11 +11,8 @@ use std::time::{Duration, Instant};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statvfs::statvfs;
 
-use crate::pod::{Pod, Scratch, kill};
+use crate::pod::{Pod, Scratch, Signal, kill};
 use crate::waiting::deadline;
-
-const SIGCONT: i32 = 18;
-const SIGSTOP: i32 = 19;
 
 /// What a file system in memory gives away at a time.
 pub const PAGE: usize = 4096;
@@ -133,14 +130,14 @@ impl Unwatched {
     /// From now on.
     pub fn new(pod: &Pod) -> Self {
         let watcher = pod.main_process("pilot");
-        kill(watcher, SIGSTOP);
+        kill(watcher, Signal::SIGSTOP);
         Self(watcher)
     }
 }
 
 impl Drop for Unwatched {
     fn drop(&mut self) {
-        kill(self.0, SIGCONT);
+        kill(self.0, Signal::SIGCONT);
     }
 }
 

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use latebind_tests::made_image::MadeImage;
-use latebind_tests::pod::{BUSYBOX, DEBIAN, Options, Ran, Running, Scratch, kill, program, run, shell, unique};
+use latebind_tests::pod::{BUSYBOX, DEBIAN, Options, Ran, Running, Scratch, Signal, kill, program, run, shell, unique};
 
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -73,7 +73,7 @@ fn ignored_and_blocked_signals_of_a_caller_change_nothing() {
     let mut child = caller(&format!("{blocked} sh -c 'echo up; sleep 1000'")).stdout(Stdio::piped()).spawn().unwrap();
     let mut up = String::new();
     BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut up).unwrap();
-    kill(child.id() as i32, 15);
+    kill(child.id() as i32, Signal::SIGTERM);
     assert_eq!((up.as_str(), child.wait().unwrap().code()), ("up\n", Some(128 + 15)));
 }
 

@@ -4,7 +4,7 @@
 use std::fs;
 use std::time::Duration;
 
-use latebind_tests::pod::{BUSYBOX, NOSHELL, Options, Pod, eventually, is_gone, kill, probe, shell, with};
+use latebind_tests::pod::{BUSYBOX, NOSHELL, Options, Pod, Signal, eventually, is_gone, kill, probe, shell, with};
 use latebind_tests::shortage::Unwatched;
 use serde_json::json;
 
@@ -126,7 +126,7 @@ fn codes_and_signals_are_the_jobs_result() {
 fn lose_every_attempt(pod: &Pod, name: &str, attempts: u32) {
     for attempt in 1..=attempts {
         pod.runs(&format!("{name}.{attempt}"), 0);
-        kill(pod.main_process(&pod.payload_role(0)), 9);
+        kill(pod.main_process(&pod.payload_role(0)), Signal::SIGKILL);
         eventually("the loss is noticed", Duration::from_secs(20), || {
             (pod.phase(&format!("{name}.{attempt}")).as_deref() != Some("running")).then_some(())
         });

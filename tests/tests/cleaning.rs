@@ -1,7 +1,7 @@
 //! What a job leaves behind is gone before the next one: processes, files, and every kind of IPC object that outlives
 //! them.
 
-use latebind_tests::pod::{BUSYBOX, JOB_WITHIN, Options, Outcome, Pod, eventually, kill, probe, shell, with};
+use latebind_tests::pod::{BUSYBOX, JOB_WITHIN, Options, Outcome, Pod, Signal, eventually, kill, probe, shell, with};
 use latebind_tests::slot::WAIT_FOR_GO;
 use serde_json::{Value, json};
 
@@ -49,7 +49,7 @@ fn ipc_objects_of_a_lost_job_do_not_reach_the_next_one() {
     pod.put("lost", &shell("/probe ipc; touch made; sleep 60"));
     pod.runs("lost.1", 0);
     eventually("the objects are made", JOB_WITHIN, || pod.work(0).join("made").exists().then_some(()));
-    kill(pod.main_process(&pod.payload_role(0)), 9);
+    kill(pod.main_process(&pod.payload_role(0)), Signal::SIGKILL);
     assert_eq!(pod.result("lost").class().0, "retry");
     assert_eq!(seen(&pod, &pod.job("next", &probe(&["ipc-list"]))), Vec::<Value>::new());
 }

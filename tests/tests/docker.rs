@@ -99,7 +99,7 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        kill(self.daemon.id() as i32, Signal::SIGTERM as i32);
+        kill(self.daemon.id() as i32, Signal::SIGTERM);
         let _ = self.daemon.wait();
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         for point in mounts.lines().rev().filter_map(|line| line.split(' ').nth(4)) {
@@ -127,7 +127,7 @@ fn one_command_runs_as_with_podman_and_leaves_nothing() {
     let mut child = child.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
     let mut up = String::new();
     std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stdout.as_mut().unwrap()), &mut up).unwrap();
-    kill(child.id() as i32, Signal::SIGUSR1 as i32);
+    kill(child.id() as i32, Signal::SIGUSR1);
     assert_eq!(eventually("its end", LIMIT, || child.try_wait().unwrap()).code(), Some(9));
     let absent = docker.ran(&["localhost/latebind/absent:1", "--", "true"]);
     assert_eq!(absent.code, Some(125));
@@ -210,7 +210,7 @@ fn one_pod_runs_jobs_in_three_images_within_its_limits() {
     // A job that is told to stop is given back, and the pod ends with its pilot.
     pod.put("given-back", &with(probe(&["sleep", "60"]), "grace_s", json!(1)));
     pod.runs("given-back.1", 0);
-    pod.signal(Signal::SIGTERM as i32);
+    pod.signal(Signal::SIGTERM);
     assert_eq!(pod.end(LIMIT).code(), Some(0), "{}", pod.said());
     assert_eq!(pod.attempt("given-back", 1).reason.as_str(), "Cancelled");
     docker.assert_nothing_is_left();

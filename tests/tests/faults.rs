@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use latebind_tests::fault::{CASES, STEPS, TARGETS, Target, case, comes_to, is_reported_once, number, say};
-use latebind_tests::pod::{JOB_WITHIN, Options, Pod, kill, podman, shell, with};
+use latebind_tests::pod::{JOB_WITHIN, Options, Pod, Signal, kill, podman, shell, with};
 use serde_json::json;
 
 /// How long a job may take, with all its attempts: the spool's delay doubles with each.
@@ -78,8 +78,8 @@ fn strike(pod: &Pod, target: Target) -> bool {
     };
     let container = |role: &str| podman(&["kill", "--signal", "KILL", &pod.container(role)]).status.success();
     match target {
-        Target::Watcher => main("pilot").map(|pid| kill(pid, 9)).is_some(),
-        Target::Glue => main(&pod.payload_role(0)).map(|pid| kill(pid, 9)).is_some(),
+        Target::Watcher => main("pilot").map(|pid| kill(pid, Signal::SIGKILL)).is_some(),
+        Target::Glue => main(&pod.payload_role(0)).map(|pid| kill(pid, Signal::SIGKILL)).is_some(),
         Target::PayloadContainer => container(&pod.payload_role(0)),
         Target::PilotContainer => container("pilot"),
     }

@@ -6,8 +6,8 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use latebind_tests::pod::{
-    BUSYBOX, Options, Pod, Ran, Running, Scratch, eventually, host, kill, look_into, podman, probe, shell, state,
-    traces, unique, with,
+    BUSYBOX, Options, Pod, Ran, Running, Scratch, Signal, eventually, host, kill, look_into, podman, probe, shell,
+    state, traces, unique, with,
 };
 use latebind_tests::waiting::deadline;
 use serde_json::json;
@@ -78,8 +78,8 @@ fn a_run_may_bind_its_own_image_and_no_other() {
     let refused = ask(r#"{"version":1,"verb":"bind","slot":0,"image":"localhost/latebind/noshell:1"}"#);
     let info = ask(r#"{"version":1,"verb":"info"}"#);
     let unknown = ask(r#"{"version":1,"verb":"bind","slot":0,"image":"x","privileged":true}"#);
-    kill(child.id() as i32, 15);
-    kill(child.id() as i32, 2);
+    kill(child.id() as i32, Signal::SIGTERM);
+    kill(child.id() as i32, Signal::SIGINT);
     eventually("the end", LIMIT, || child.try_wait().unwrap());
     assert_eq!((&refused["ok"], &refused["reason"]), (&json!(false), &json!("ImageNotAllowed")), "{refused}");
     assert_eq!((&info["name"], &info["slots"]), (&json!(name), &json!(1)), "{info}");
@@ -111,7 +111,7 @@ fn a_pilot_that_is_killed_is_started_again() {
     let pod = Pod::start();
     pod.serves();
     let first = pod.main_process("pilot");
-    kill(first, 9);
+    kill(first, Signal::SIGKILL);
     eventually("the restart is said", LIMIT, || pod.said().contains("is started again").then_some(()));
     pod.job("after", &probe(&["hello"])).is_good();
     assert_ne!(pod.main_process("pilot"), first);
@@ -125,10 +125,10 @@ fn a_pilot_that_is_killed_while_it_is_being_started_is_made_again() {
     let pidfile = pod.place().join("pid/pilot");
     let read = || fs::read_to_string(&pidfile).ok()?.trim().parse::<i32>().ok();
     let mut last = pod.main_process("pilot");
-    kill(last, 9);
+    kill(last, Signal::SIGKILL);
     for _ in 0..6 {
         last = eventually("another pilot", LIMIT, || read().filter(|pid| *pid != last));
-        kill(last, 9);
+        kill(last, Signal::SIGKILL);
     }
     pod.job("after", &probe(&["hello"])).is_good();
     assert!(pod.said().contains("another one is made"), "it was never hit in time: {}", pod.said());
@@ -197,7 +197,7 @@ fn a_pod_that_is_told_to_stop_gives_its_job_back() {
     let mut pod = Pod::start();
     pod.put("given-back", &with(probe(&["sleep", "60"]), "grace_s", json!(1)));
     pod.runs("given-back.1", 0);
-    pod.signal(15);
+    pod.signal(Signal::SIGTERM);
     let status = pod.end(Duration::from_secs(40));
     assert!(status.code().is_some(), "{status:?}");
     let report = pod.attempt("given-back", 1);
@@ -220,8 +220,8 @@ fn a_stop_signal_to_all_of_our_processes_is_a_drain() {
     });
     let children: Vec<i32> = children.collect();
     assert!(!children.is_empty(), "the client that holds the pilot's streams");
-    children.iter().for_each(|child| kill(*child, 15));
-    pod.signal(15);
+    children.iter().for_each(|child| kill(*child, Signal::SIGTERM));
+    pod.signal(Signal::SIGTERM);
     assert_eq!(pod.end(Duration::from_secs(40)).code(), Some(0), "{}", pod.said());
     assert_eq!(pod.attempt("given-back", 1).reason.as_str(), "Cancelled");
     assert_eq!(traces(&pod.name), Vec::<String>::new());
@@ -232,9 +232,9 @@ fn a_second_signal_removes_the_pod_at_once() {
     let mut pod = Options::new().pilot(&["--max-grace", "50"]).start();
     pod.put("stubborn", &with(probe(&["ignore-term", "60"]), "grace_s", json!(50)));
     pod.runs("stubborn.1", 0);
-    pod.signal(15);
+    pod.signal(Signal::SIGTERM);
     eventually("the first is heard", LIMIT, || pod.said().contains("told to stop").then_some(()));
-    pod.signal(2);
+    pod.signal(Signal::SIGINT);
     let status = pod.end(Duration::from_secs(20));
     assert_eq!(status.code(), Some(130));
     assert_eq!(traces(&pod.name), Vec::<String>::new());
@@ -367,7 +367,7 @@ fn a_pod_that_was_killed_keeps_its_user_ids_until_it_is_removed() {
     let mut pod = Options::new().host(&["--uids", range]).start();
     pod.serves();
     assert_eq!(ids(&pod, 0), [61_000, 61_001]);
-    kill(pod.host_process(), 9);
+    kill(pod.host_process(), Signal::SIGKILL);
     pod.end(LIMIT);
     let second = pod_of(&unique("second"), &["--uids", range], &["--version"]);
     assert_eq!(second.code, Some(125), "{}", second.err());

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use latebind_tests::made_image::MadeImage;
-use latebind_tests::pod::{BUSYBOX, Options, Ran, kill, run, with};
+use latebind_tests::pod::{BUSYBOX, Options, Ran, Signal, kill, run, with};
 use serde_json::json;
 
 /// Says its arguments and where it is.
@@ -103,7 +103,7 @@ fn a_restarted_pilot_goes_on_with_an_images_own_command() {
     let pod = Options::new().start();
     pod.put("long", &json!({"image": long.name(), "timeout_s": 60}));
     let main = pod.runs("long.1", 0);
-    kill(pod.main_process("pilot"), 9);
+    kill(pod.main_process("pilot"), Signal::SIGKILL);
     assert!(std::fs::write(format!("/proc/{main}/root/dir/go"), "").is_ok());
     assert_eq!(pod.result_within("long", Duration::from_secs(60)).is_good().text("stdout"), "up\nover\n");
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::process::Command;
 
-use latebind_tests::pod::{BUSYBOX, Outcome, Pod, host, podman, program, run, shell, unique, with};
+use latebind_tests::pod::{BUSYBOX, Outcome, Pod, Signal, host, podman, program, run, shell, unique, with};
 use serde_json::{Value, json};
 
 /// A job whose program is the input `run.sh`.
@@ -180,7 +180,7 @@ fn a_job_goes_on_and_loses_no_line_while_its_pilot_is_started_again() {
     pod.put("goes-on", &shell(script));
     pod.runs("goes-on.1", 0);
     let pilot = pod.main_process("pilot");
-    latebind_tests::pod::kill(pilot, 9);
+    latebind_tests::pod::kill(pilot, Signal::SIGKILL);
     latebind_tests::pod::eventually("another pilot", latebind_tests::pod::START_WITHIN, || {
         let file = pod.place().join("pid/pilot");
         fs::read_to_string(file).ok()?.trim().parse::<i32>().ok().filter(|pid| *pid != pilot)

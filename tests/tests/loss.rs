@@ -6,7 +6,7 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use latebind_tests::pod::{JOB_WITHIN, Options, Pod, eventually, kill, look_into, podman, probe, shell, with};
+use latebind_tests::pod::{JOB_WITHIN, Options, Pod, Signal, eventually, kill, look_into, podman, probe, shell, with};
 use latebind_tests::slot::WAIT_FOR_GO;
 use serde_json::{Value, json};
 use watcher::bind::Class;
@@ -40,7 +40,7 @@ fn lose_while_running(lose: impl FnOnce(&Pod)) {
 
 #[test]
 fn glue_killed_while_the_job_runs() {
-    lose_while_running(|pod| kill(pod.main_process(&pod.payload_role(0)), 9));
+    lose_while_running(|pod| kill(pod.main_process(&pod.payload_role(0)), Signal::SIGKILL));
 }
 
 #[test]
@@ -77,7 +77,7 @@ fn a_container_that_is_told_to_stop_says_so_in_its_record() {
     let pod = Options::new().pilot(&["--max-attempts", "1"]).start();
     pod.put("drained", &with(probe(&["sleep", "60"]), "grace_s", json!(0.2)));
     pod.runs("drained.1", 0);
-    kill(pod.main_process(&pod.payload_role(0)), 15);
+    kill(pod.main_process(&pod.payload_role(0)), Signal::SIGTERM);
     let outcome = pod.result("drained");
     outcome.is("retry", "Stopped");
     assert!(outcome.report.verified && outcome.report.exit_code.is_none(), "{:#?}", outcome.report);
@@ -89,7 +89,7 @@ fn the_job_itself_killed_is_the_jobs_result() {
     let pod = Pod::start();
     pod.put("killed", &probe(&["sleep", "60"]));
     let job = pod.runs("killed.1", 0);
-    kill(job, 9);
+    kill(job, Signal::SIGKILL);
     let outcome = pod.result("killed");
     outcome.is("final", "Signaled");
     assert_eq!((outcome.report.signal, outcome.report.verified, outcome.place), (Some(9), true, "done"));
@@ -100,7 +100,7 @@ fn glue_killed_while_idle_costs_no_job() {
     let pod = Pod::start();
     pod.serves();
     let first = pod.main_process(&pod.payload_role(0));
-    kill(first, 9);
+    kill(first, Signal::SIGKILL);
     eventually("glue is gone", JOB_WITHIN, || (!lives(first)).then_some(()));
     let outcome = pod.job("after", &probe(&["hello"]));
     outcome.is_good();
@@ -118,7 +118,7 @@ fn glue_killed_while_the_inputs_are_staged_costs_no_job() {
     pod.put_with("staged", &shell("wc -c <big"), &[("inputs/big", &big)]);
     // Inputs are staged while the image is bound: it is the old container that is hit, or the new one already.
     pod.reaches("staged.1", "binding");
-    kill(pod.main_process(&pod.payload_role(0)), 9);
+    kill(pod.main_process(&pod.payload_role(0)), Signal::SIGKILL);
     let was = pod.phase("staged.1");
     let outcome = pod.result("staged");
     assert_eq!(outcome.is_good().text("stdout").trim(), "157286400", "hit in {was:?}");
@@ -136,7 +136,7 @@ fn kill_the_next_container(pod: &Pod, delay: Duration) -> String {
     });
     let pid = pod.main_process(&role);
     thread::sleep(delay);
-    kill(pid, 9);
+    kill(pid, Signal::SIGKILL);
     role
 }
 
@@ -172,7 +172,7 @@ fn glue_killed_when_the_job_has_just_ended_changes_nothing_or_loses_it() {
             let now = pod.phase(&attempt);
             (is_over || now.is_some_and(|now| now == phase || now == "done")).then_some(())
         });
-        kill(pod.main_process(&pod.payload_role(0)), 9);
+        kill(pod.main_process(&pod.payload_role(0)), Signal::SIGKILL);
         let outcome = pod.result(&name);
         // The record was in hand.
         outcome.is_good();
@@ -193,7 +193,7 @@ fn glue_killed_around_the_jobs_end_is_success_only_with_a_record() {
             thread::sleep(Duration::from_micros(200));
         }
         thread::sleep(Duration::from_millis(delay));
-        kill(glue, 9);
+        kill(glue, Signal::SIGKILL);
         let outcome = pod.result(&name);
         if outcome.report.verified {
             outcome.is_good();
@@ -211,8 +211,8 @@ fn glue_killed_while_the_pilot_is_away_is_lost_all_the_same() {
     let pod = Options::new().pilot(&["--max-attempts", "1"]).start();
     pod.put("both", &probe(&["sleep", "60"]));
     let job = pod.runs("both.1", 0);
-    kill(pod.main_process("pilot"), 9);
-    kill(pod.main_process(&pod.payload_role(0)), 9);
+    kill(pod.main_process("pilot"), Signal::SIGKILL);
+    kill(pod.main_process(&pod.payload_role(0)), Signal::SIGKILL);
     let outcome = pod.result("both");
     is_lost(&outcome.report);
     assert!(!lives(job), "the lost job still runs");
@@ -224,7 +224,7 @@ fn the_pause_container_killed_ends_the_pod_and_leaves_nothing() {
     let mut pod = Options::new().host(&["--restarts", "0"]).start();
     pod.put("gone", &probe(&["sleep", "60"]));
     pod.runs("gone.1", 0);
-    kill(pod.main_process("pause"), 9);
+    kill(pod.main_process("pause"), Signal::SIGKILL);
     let status = pod.end(Duration::from_secs(30));
     assert_ne!(status.code(), Some(0));
     assert_eq!(latebind_tests::pod::traces(&pod.name), Vec::<String>::new());

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use latebind_tests::pod::{Options, Pod, Scratch, eventually, kill, probe};
+use latebind_tests::pod::{Options, Pod, Scratch, Signal, eventually, kill, probe};
 use serde_json::{Value, json};
 
 /// How long Prometheus may take to read, evaluate and say.
@@ -117,7 +117,7 @@ impl Prometheus {
 
 impl Drop for Prometheus {
     fn drop(&mut self) {
-        kill(self.server.id() as i32, 9);
+        kill(self.server.id() as i32, Signal::SIGKILL);
         self.server.wait().unwrap();
     }
 }
@@ -166,7 +166,7 @@ fn a_real_prometheus_reads_a_pod_and_fires_alerts() {
     for expression in expressions() {
         assert!(prometheus.query(&expression).is_some(), "{expression}");
     }
-    pod.signal(15);
+    pod.signal(Signal::SIGTERM);
     assert!(pod.end(LIMIT).success());
     prometheus.says("ALERTS", "alertname=\"LatebindPilotDown\"");
 }

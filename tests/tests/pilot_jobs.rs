@@ -3,7 +3,9 @@
 
 use std::process::{Command, Stdio};
 
-use latebind_tests::pod::{BUSYBOX, JOB_WITHIN, Options, Pod, Running, eventually, host, kill, probe, shell, with};
+use latebind_tests::pod::{
+    BUSYBOX, JOB_WITHIN, Options, Pod, Running, Signal, eventually, host, kill, probe, shell, with,
+};
 use latebind_tests::slot::WAIT_FOR_GO;
 use serde_json::{Value, json};
 use watcher::job::Report;
@@ -124,7 +126,7 @@ fn a_pilot_job_outlives_the_watcher_and_finds_the_next_one() {
     pod.put("outer", &pilot_job(&script));
     pod.runs("outer.1", SLOT);
     eventually("its job runs", JOB_WITHIN, || pod.work(0).join("up").exists().then_some(()));
-    kill(pod.main_process("pilot"), 9);
+    kill(pod.main_process("pilot"), Signal::SIGKILL);
     let outer = pod.result_within("outer", 2 * JOB_WITHIN);
     assert_eq!(outer.is_good().text("stdout"), "first 125\nsecond\n");
     assert_eq!(outer.report.attempt, 1);

@@ -8,7 +8,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use latebind_tests::fault::{STEPS, comes_to};
 use latebind_tests::pod::{
-    JOB_WITHIN, Options, Outcome, Pod, eventually, is_gone, kill, look_into, podman, probe, shell, with,
+    JOB_WITHIN, Options, Outcome, Pod, Signal, eventually, is_gone, kill, look_into, podman, probe, shell, with,
 };
 use latebind_tests::shortage::Unwatched;
 use latebind_tests::slot::WAIT_FOR_GO;
@@ -43,7 +43,7 @@ fn is_the_only_result(pod: &Pod, name: &str) {
 
 fn kill_the_pilot(pod: &Pod) -> i32 {
     let pid = pod.main_process("pilot");
-    kill(pid, 9);
+    kill(pid, Signal::SIGKILL);
     pid
 }
 
@@ -293,13 +293,13 @@ fn empty_state_files_do_not_keep_a_watcher_from_starting() {
 fn ends_without_a_pilot(pod: &Pod, name: &str, meanwhile: impl FnOnce()) -> Outcome {
     pod.put(name, &shell("until [ -e go ]; do sleep 0.05; done; echo last"));
     pod.runs(&format!("{name}.1"), 0);
-    pod.signal(19);
+    pod.signal(Signal::SIGSTOP);
     let pilot = kill_the_pilot(pod);
     eventually("the pilot's end", JOB_WITHIN, || is_gone(pilot).then_some(()));
     pod.go(0);
     eventually("the record", JOB_WITHIN, || pod.ctl(0).join("record.jws").exists().then_some(()));
     meanwhile();
-    pod.signal(18);
+    pod.signal(Signal::SIGCONT);
     pod.result(name)
 }
 

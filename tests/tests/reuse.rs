@@ -1,7 +1,7 @@
 //! `--reuse same-owner` keeps a container for the next job of the same owner and image, and nothing of the last one in
 //! it; `never`, which is the default, makes a new one each time.
 
-use latebind_tests::pod::{BUSYBOX, DEBIAN, Options, Pod, kill, podman, shell, unique, with};
+use latebind_tests::pod::{BUSYBOX, DEBIAN, Options, Pod, Signal, kill, podman, shell, unique, with};
 use serde_json::{Value, json};
 
 fn of(owner: &str, job: Value) -> Value {
@@ -90,7 +90,7 @@ fn a_container_that_was_lost_is_not_used_again() {
     let pod = same_owner();
     let first = pod.job("first", &of("alice", shell("true")));
     first.is_good();
-    kill(pod.main_process(&pod.payload_role(0)), 9);
+    kill(pod.main_process(&pod.payload_role(0)), Signal::SIGKILL);
     let second = pod.job("second", &of("alice", shell("true")));
     second.is_good();
     assert_eq!(second.report.attempt, 1);

@@ -8,8 +8,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use latebind_tests::pod::{
-    BUSYBOX, DEBIAN, NOSHELL, Ran, Running, Scratch, eventually, host, podman, program, run, run_with_input, state,
-    traces, unique,
+    BUSYBOX, DEBIAN, NOSHELL, Ran, Running, Scratch, Signal, eventually, host, podman, program, run, run_with_input,
+    state, traces, unique,
 };
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -274,7 +274,7 @@ fn no_shell_is_needed() {
 }
 
 /// Starts a job that says when it is up, and sends a signal to latebind-host then.
-fn signalled(script: &str, signal: i32) -> Ran {
+fn signalled(script: &str, signal: Signal) -> Ran {
     let scratch = Scratch::new();
     let log = scratch.path().join("out");
     let mut child = host(&["run", "--name", &unique("run"), BUSYBOX, "--", "/bin/sh", "-c", script])
@@ -292,7 +292,8 @@ fn signalled(script: &str, signal: i32) -> Ran {
 
 #[test]
 fn signals_reach_the_job() {
-    for (signal, name) in [(15, "TERM"), (2, "INT"), (10, "USR1")] {
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGUSR1] {
+        let name = &signal.as_str()["SIG".len()..];
         let script = format!("trap 'echo got {name}; exit 7' {name}; echo up; while :; do sleep 0.1; done");
         let ran = signalled(&script, signal);
         assert_eq!((ran.code, ran.out().as_str()), (Some(7), format!("up\ngot {name}\n").as_str()), "{}", ran.err());
@@ -301,7 +302,7 @@ fn signals_reach_the_job() {
 
 #[test]
 fn a_job_that_does_not_mind_its_signal_ends_by_it() {
-    has_code(&signalled("echo up; exec sleep 60", 15), 128 + 15);
+    has_code(&signalled("echo up; exec sleep 60", Signal::SIGTERM), 128 + 15);
 }
 
 #[test]

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use latebind_tests::pod::{
-    BUSYBOX, JOB_WITHIN, NOSHELL, Options, Outcome, Pod, eventually, is_gone, kill, look_into, probe, shell, with,
+    BUSYBOX, JOB_WITHIN, NOSHELL, Options, Outcome, Pod, Signal, eventually, is_gone, kill, look_into, probe, shell,
+    with,
 };
 use latebind_tests::shortage::{Filler, Memory, Small, Unwatched, no_more_processes};
 use latebind_tests::slot::WAIT_FOR_GO;
@@ -15,9 +16,6 @@ use watcher::bind::{Class, Reason};
 
 /// Within this it is known; nothing here has to be waited for but the engine, on a machine that is busy.
 const SAID_WITHIN: Duration = Duration::from_secs(20);
-const SIGKILL: i32 = 9;
-const SIGCONT: i32 = 18;
-const SIGSTOP: i32 = 19;
 
 fn data(pod: &Pod) -> PathBuf {
     pod.place().join("slot-0/data")
@@ -209,11 +207,11 @@ fn the_private_volume_fills_up_while_the_image_is_bound() {
     let pod = pod_with_private(&memory);
     // The note on the slot goes with the proof, and leaves a page; what is kept of this job needs more.
     // The engine's side of the bind is stopped meanwhile, so that there is no room from before its end.
-    kill(pod.host_process(), SIGSTOP);
+    kill(pod.host_process(), Signal::SIGSTOP);
     pod.put("bound", &with(shell("echo ran"), "env", json!({"LARGE": "x".repeat(20_000)})));
     reaches(&pod, memory.path(), "bound.1", "binding");
     let filler = Filler::all(memory.path());
-    kill(pod.host_process(), SIGCONT);
+    kill(pod.host_process(), Signal::SIGCONT);
     let first = pod.attempt("bound", 1);
     drop(filler);
     // Not handed over without its key being written down, so not run twice either.
@@ -231,7 +229,7 @@ fn the_private_volume_fills_up_while_the_job_runs_and_the_watcher_is_killed() {
         reaches(&pod, memory.path(), &format!("{name}.1"), "running");
         let filler = Filler::all(memory.path());
         if killed {
-            kill(pod.main_process("pilot"), SIGKILL);
+            kill(pod.main_process("pilot"), Signal::SIGKILL);
         }
         pod.go(0);
         let outcome = pod.result(&name);
@@ -295,7 +293,7 @@ fn a_glue_that_is_stopped_goes_on() {
     let pod = Pod::start();
     pod.put("stopped", &shell(&format!("{WAIT_FOR_GO}; echo ran")));
     pod.runs("stopped.1", 0);
-    kill(pod.main_process(&pod.payload_role(0)), SIGSTOP);
+    kill(pod.main_process(&pod.payload_role(0)), Signal::SIGSTOP);
     pod.says("somebody has stopped glue");
     pod.go(0);
     assert_eq!(pod.result("stopped").is_good().text("stdout"), "ran\n");
@@ -314,7 +312,7 @@ fn a_glue_that_is_stopped_before_it_is_ready_costs_an_attempt() {
     eventually("glue runs", JOB_WITHIN, || {
         fs::read(format!("/proc/{glue}/cmdline")).ok()?.starts_with(b"/shared/bin/glue").then_some(())
     });
-    kill(glue, SIGSTOP);
+    kill(glue, Signal::SIGSTOP);
     let outcome = pod.result("stopped");
     assert_eq!(outcome.is_good().text("stdout"), "ran\n");
     // It may have been ready by then; then it went on.
@@ -330,7 +328,7 @@ fn the_containers_memory_limits_the_job_of_an_earlier_watcher_too() {
     let pod = Options::new().host(&["--memory", "256m"]).start();
     pod.put("long", &shell(&format!("{WAIT_FOR_GO}; echo ran")));
     pod.runs("long.1", 0);
-    kill(pod.main_process("pilot"), SIGKILL);
+    kill(pod.main_process("pilot"), Signal::SIGKILL);
     eventually("it serves again", JOB_WITHIN, || (pod.said().matches("\"serving\"").count() == 2).then_some(()));
     pod.go(0);
     let outcome = pod.result("long");

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use latebind_tests::pod::{JOB_WITHIN, Options, Pod, eventually, kill, probe, shell, with};
+use latebind_tests::pod::{JOB_WITHIN, Options, Pod, Signal, eventually, kill, probe, shell, with};
 use latebind_tests::slot::WAIT_FOR_GO;
 use serde_json::{Value, json};
 use watcher::job::Report;
@@ -119,7 +119,7 @@ fn a_result_that_is_not_taken_waits_also_for_a_restarted_pilot_and_the_job_is_no
         (offered("a final") >= 2 && offered("b final") >= 1).then_some(())
     });
     assert_eq!(source.kept("done").len(), 2);
-    kill(source.pod.main_process("pilot"), 9);
+    kill(source.pod.main_process("pilot"), Signal::SIGKILL);
     let before = offered("a final");
     source.pod.says("the pilot failed and is started again");
     eventually("the next life goes on with it", JOB_WITHIN, || (offered("a final") > before).then_some(()));
@@ -139,7 +139,7 @@ fn a_name_that_comes_again_is_not_run_twice() {
     source.pod.go(source.pod.kept_state("same.1").unwrap()["slot"].as_u64().unwrap() as u32);
     source.report("same");
     source.pod.says("whose result it has");
-    kill(source.pod.main_process("pilot"), 9);
+    kill(source.pod.main_process("pilot"), Signal::SIGKILL);
     source.pod.says("the pilot failed and is started again");
     let times = || source.pod.said().matches("whose result it has").count();
     let before = times();
@@ -185,7 +185,7 @@ fn what_lies_beside_a_fetched_job_are_its_inputs() {
 fn a_pilot_that_is_stopped_gives_back_what_it_has_not_ended() {
     let mut source = Source::start(Options::new(), &[("a", shell("exec sleep 1000"))]).takes();
     source.pod.runs("a.1", 0);
-    source.pod.signal(15);
+    source.pod.signal(Signal::SIGTERM);
     source.pod.end(Duration::from_secs(60));
     assert_eq!(source.lines("taken"), ["a retry"], "{}", source.pod.said());
     let report: Report = serde_json::from_str(&text(&source, "a/report.json")).unwrap();

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use latebind_tests::pod::{
-    BUSYBOX, DEBIAN, JOB_WITHIN, Options, Pod, Ran, Running, Scratch, eventually, host, kill, podman, run,
+    BUSYBOX, DEBIAN, JOB_WITHIN, Options, Pod, Ran, Running, Scratch, Signal, eventually, host, kill, podman, run,
     run_with_input, shell, state, traces, unique, with,
 };
 use latebind_tests::processes::{Process, cgroup, in_cgroup};
@@ -71,12 +71,12 @@ fn a_shell_stops_and_continues_what_runs_in_it() {
 
 #[test]
 fn the_users_terminal_is_given_back_however_the_run_ends() {
-    for signal in [15, 1] {
+    for signal in [Signal::SIGTERM, Signal::SIGHUP] {
         let (mut terminal, name) = at_terminal(&["-it", BUSYBOX, "sh", "-c", "echo up; exec sleep 1000"]);
         terminal.until("up");
         assert!(terminal.is_raw());
         kill(terminal.child.id() as i32, signal);
-        assert_eq!(terminal.end(), Some(128 + signal));
+        assert_eq!(terminal.end(), Some(128 + signal as i32));
         assert_eq!(traces(&name), Vec::<String>::new());
     }
     // Before it is there: the command cannot be executed.
@@ -191,7 +191,7 @@ fn a_shell_beside_a_job_has_a_terminal_and_ends_with_the_job() {
     };
     let clients: Vec<_> = in_cgroup(&cgroup(pilot).unwrap()).into_iter().filter(is_client).collect();
     let [client] = &clients[..] else { panic!("{clients:?}") };
-    kill(client.pid, 9);
+    kill(client.pid, Signal::SIGKILL);
     eventually("it hears that its terminal is closed", JOB_WITHIN, || job.work().join("hup").exists().then_some(()));
     assert_eq!(gone.end(), Some(137));
     // A job that ends takes along what is still beside it.
@@ -232,7 +232,7 @@ fn jobs_of_a_spool_take_commands_where_they_say_so_also_after_a_restart_of_the_p
     let (code, said) = exec(&pod, &[".", "true"]);
     assert_eq!((code, said.contains("several jobs run")), (Some(125), true), "{said}");
     let pilot = pod.main_process("pilot");
-    kill(pilot, 9);
+    kill(pilot, Signal::SIGKILL);
     eventually("another pilot", JOB_WITHIN, || (pod.main_process("pilot") != pilot).then_some(()));
     eventually("the attendant is met again", JOB_WITHIN, || {
         (exec(&pod, &["open", "echo", "again"]) == (Some(0), "again\n".into())).then_some(())

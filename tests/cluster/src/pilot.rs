@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use latebind_tests::pod::{Outcome, Ran, Running, look_into};
+use latebind_tests::pod::{Outcome, Ran, Running, Signal, look_into};
 use serde_json::{Value, json};
 use watcher::job::Report;
 
@@ -17,7 +17,6 @@ pub use crate::options::Options;
 pub const START_WITHIN: Duration = Duration::from_secs(90);
 /// How long a short job may take, its image's fetching included.
 pub const JOB_WITHIN: Duration = Duration::from_secs(120);
-const SIGKILL: i32 = 9;
 /// How often the API server is asked; each time is a process.
 const LOOK_EVERY: Duration = Duration::from_millis(150);
 /// How long a pod whose containers run may take until its kubelet is reminded of it.
@@ -198,7 +197,7 @@ impl Pilot {
     /// Kills a container's main process, behind the kubelet's back.
     #[track_caller]
     pub fn kill_main_process(&self, container: &str) {
-        cluster().node().kill(&[self.main_process(container)], SIGKILL);
+        cluster().node().kill(&[self.main_process(container)], Signal::SIGKILL);
     }
 
     fn home(&self) -> &Directory {

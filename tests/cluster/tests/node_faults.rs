@@ -4,6 +4,7 @@
 //!
 //! `LATEBIND_CLUSTER_FAULTS` says how many jobs, `LATEBIND_FAULT_SEED` repeats a run.
 
+use latebind_tests::pod::Signal;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -13,7 +14,6 @@ use latebind_cluster_tests::{cluster, eventually, needs};
 use latebind_tests::fault::{STEPS, Target, case, comes_to, is_reported_once, number, places, say};
 use watcher::bind::Class;
 
-const SIGKILL: i32 = 9;
 /// The kubelet lets a container that ended wait for longer each time: after so many it is cheaper to have a new pod.
 const PILOTS_OF_A_POD: u32 = 2;
 /// How long a job may take with all its attempts and the kubelet's waits.
@@ -29,7 +29,7 @@ fn strike(pilot: &Pilot, target: Target) -> bool {
         Target::Watcher | Target::Glue => all.into_iter().take(1).collect(),
         Target::PayloadContainer | Target::PilotContainer => all,
     };
-    cluster().node().kill(&hit, SIGKILL);
+    cluster().node().kill(&hit, Signal::SIGKILL);
     !hit.is_empty()
 }
 
@@ -84,7 +84,7 @@ fn a_sandbox_is_made_again_over_the_old_volumes() {
     let (uid, before) = (pilot.object()["metadata"]["uid"].clone(), pilot.container_id("pilot"));
     // The first process of the pod's PID namespace holds its sandbox.
     let pause = inside.process(1).expect("a PID namespace has a first process");
-    cluster().node().kill(&[pause], SIGKILL);
+    cluster().node().kill(&[pause], Signal::SIGKILL);
     pilot.replaced("pilot", &before, RESULT_WITHIN);
     inside.runs("under-way.2", 0);
     inside.let_go(0);

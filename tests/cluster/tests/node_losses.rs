@@ -1,6 +1,7 @@
 //! Watcher, pilot, glue and payload container are killed in mid-job: each job has one result, what is lost is said at
 //! once and never taken for the job's own end, and the slot serves the next job.
 
+use latebind_tests::pod::Signal;
 use std::time::{Duration, Instant};
 
 use latebind_cluster_tests::inside::{Inside, until_let_go};
@@ -12,7 +13,6 @@ use watcher::job::Report;
 const LIMIT: Duration = Duration::from_secs(60);
 /// The kernel says it at once, the kubelet looks once a second; the rest is for a busy machine.
 const SAID_WITHIN: Duration = Duration::from_secs(8);
-const SIGKILL: i32 = 9;
 
 fn pilot() -> (Pilot, Inside) {
     let pilot = Options::new().spool(&[]).start();
@@ -45,7 +45,7 @@ fn a_watcher_killed_while_the_job_runs_is_resumed() {
 #[test]
 fn a_pilot_container_killed_while_the_job_runs_is_resumed() {
     needs("1.20 or later; node");
-    the_job_goes_on_without_the_pilot(|pilot| cluster().node().kill_all(&pilot.container_id("pilot"), SIGKILL));
+    the_job_goes_on_without_the_pilot(|pilot| cluster().node().kill_all(&pilot.container_id("pilot"), Signal::SIGKILL));
 }
 
 #[test]
@@ -55,7 +55,7 @@ fn a_watcher_killed_in_mid_bind_finds_its_way_back() {
     let main = pilot.main_process("pilot");
     pilot.put("bound", &debian("echo ran; cat /etc/debian_version"));
     inside.reaches("bound.1", "binding");
-    cluster().node().kill(&[main], SIGKILL);
+    cluster().node().kill(&[main], Signal::SIGKILL);
     let outcome = pilot.result("bound");
     outcome.is_good();
     let stdout = outcome.text("stdout");
@@ -84,9 +84,9 @@ fn glue_or_its_container_killed_while_the_job_runs() {
         let glue = cluster().node().main_process(&container);
         let began = Instant::now();
         if name == "glue" {
-            cluster().node().kill(&[glue], SIGKILL);
+            cluster().node().kill(&[glue], Signal::SIGKILL);
         } else {
-            cluster().node().kill_all(&container, SIGKILL);
+            cluster().node().kill_all(&container, Signal::SIGKILL);
         }
         let first = pilot.attempt_within(name, 1, SAID_WITHIN);
         println!("{what}: {} after {:?}", first.reason, began.elapsed());

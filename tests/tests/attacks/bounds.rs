@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
-use latebind_tests::pod::{BUSYBOX, JOB_WITHIN, Options, Outcome, Pod, eventually, kill, probe, shell, with};
+use latebind_tests::pod::{BUSYBOX, JOB_WITHIN, Options, Outcome, Pod, Signal, eventually, kill, probe, shell, with};
 use serde_json::{Value, json};
 use watcher::job::limits::Which;
 
@@ -171,7 +171,7 @@ fn a_state_that_is_too_large_does_not_end_each_next_watcher() {
     pod.job("before", &probe(&["hello"])).is_good();
     let state = pod.private().join("jobs/large.json");
     fs::File::create(&state).unwrap().set_len(1 << 40).unwrap();
-    kill(pod.main_process("pilot"), 9);
+    kill(pod.main_process("pilot"), Signal::SIGKILL);
     eventually("it is set aside", JOB_WITHIN, || state.with_extension("unreadable").exists().then_some(()));
     pod.job("after", &probe(&["hello"])).is_good();
 }
@@ -193,7 +193,7 @@ fn a_job_that_is_not_wanted_is_not_fetched_for_longer_than_its_grace() {
     // The pilot ends while that goes on.
     pod.put("large", &with(outputs(probe(&["directories", "d", "30000"]), &["d"]), "grace_s", json!(0)));
     pod.reaches("large.1", "collecting");
-    kill(pod.main_process("pilot"), 15);
+    kill(pod.main_process("pilot"), Signal::SIGTERM);
     let outcome = pod.result_within("large", Duration::from_secs(120));
     outcome.is("retry", "Cancelled");
     assert!(outcome.report.message.contains("not all of its outputs"), "{}", outcome.report.message);

@@ -1,6 +1,6 @@
 //! A record: forged, replayed, hidden behind another, or made to say what did not happen.
 
-use latebind_tests::pod::{BUSYBOX, JOB_WITHIN, Options, Pod, eventually, shell, with};
+use latebind_tests::pod::{BUSYBOX, JOB_WITHIN, Options, Pod, Signal, eventually, shell, with};
 use serde_json::json;
 
 /// What an attempt of `probe forge` may say that it did: write in the payload's own directory.
@@ -57,7 +57,7 @@ fn a_forged_record_does_not_stand_in_for_a_lost_job() {
     pod.runs("lost.1", 0);
     eventually("the forgery", JOB_WITHIN, || pod.work(0).join("made").exists().then_some(()));
     assert!(pod.work(0).join("record.jws").exists());
-    latebind_tests::pod::kill(pod.main_process(&pod.payload_role(0)), 9);
+    latebind_tests::pod::kill(pod.main_process(&pod.payload_role(0)), Signal::SIGKILL);
     let outcome = pod.result("lost");
     assert_eq!(outcome.class().0, "retry", "{:#?}", outcome.report);
     assert!(!outcome.report.verified && outcome.report.record.is_none());

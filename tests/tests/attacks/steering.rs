@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use latebind_tests::pod::{BUSYBOX, Options, Outcome, Pod, eventually, podman, probe, program};
+use latebind_tests::pod::{BUSYBOX, Options, Outcome, Pod, Signal, eventually, podman, probe, program};
 use latebind_tests::processes::{Process, cgroup, in_cgroup};
 use serde_json::{Value, json};
 
@@ -134,7 +134,7 @@ fn a_hanging_start_is_ended_by_the_other_limits() {
 #[test]
 fn a_hanging_start_ends_with_the_pod() {
     let (mut pod, _hung) = hangs(json!({"grace_s": 3600}));
-    pod.signal(15);
+    pod.signal(Signal::SIGTERM);
     let status = pod.end(Duration::from_secs(40));
     assert!(status.success(), "{status}: {}", pod.said());
 }

@@ -5,16 +5,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use latebind_tests::pod::{Ran, Running, Scratch, eventually, program, unique};
+use latebind_tests::pod::{Ran, Running, Scratch, Signal, eventually, program, unique};
 
 pub mod directory;
 pub mod shell;
 
 use shell::Shell;
 
-const SIGKILL: i32 = 9;
-const SIGCONT: i32 = 18;
-const SIGSTOP: i32 = 19;
 /// How long a part of the cluster may take to come back.
 const BACK_WITHIN: Duration = Duration::from_secs(120);
 /// What each process of our own cluster has in its environment; tests/cluster/settings.sh has the same.
@@ -90,7 +87,7 @@ impl Node {
     /// Kills a part of the cluster, which is gone until the outage ends. The test needs the cluster for itself
     /// ([`Namespace::alone`](crate::namespace::Namespace::alone)).
     pub fn stop(&self, name: &str) -> Outage<'_> {
-        self.kill(&[self.part(name)], SIGKILL);
+        self.kill(&[self.part(name)], Signal::SIGKILL);
         eventually(&format!("{name} is gone"), Duration::from_secs(10), || self.find(name).is_none().then_some(()));
         Outage { node: self, frozen: None }
     }
@@ -98,7 +95,7 @@ impl Node {
     /// The same for a part that hangs: it is there and does not answer.
     pub fn freeze(&self, name: &str) -> Outage<'_> {
         let pid = self.part(name);
-        self.kill(&[pid], SIGSTOP);
+        self.kill(&[pid], Signal::SIGSTOP);
         Outage { node: self, frozen: Some(pid) }
     }
 
@@ -116,8 +113,8 @@ impl Node {
     }
 
     /// Sends a signal to processes of the node, behind the kubelet's back. One that has ended is no fault.
-    pub fn kill(&self, pids: &[i32], signal: i32) {
-        let mut words = vec![signal.to_string()];
+    pub fn kill(&self, pids: &[i32], signal: Signal) {
+        let mut words = vec![(signal as i32).to_string()];
         words.extend(pids.iter().map(ToString::to_string));
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         // One after the other: kill(1) of some systems stops at the first that is gone.
@@ -147,7 +144,7 @@ impl Node {
     }
 
     /// Sends a signal to all processes of a container, as the engine does when it ends one.
-    pub fn kill_all(&self, container: &str, signal: i32) {
+    pub fn kill_all(&self, container: &str, signal: Signal) {
         self.kill(&self.processes(container), signal);
     }
 
@@ -243,7 +240,7 @@ impl Outage<'_> {
 impl Drop for Outage<'_> {
     fn drop(&mut self) {
         if let Some(pid) = self.frozen {
-            self.node.kill(&[pid], SIGCONT);
+            self.node.kill(&[pid], Signal::SIGCONT);
         }
         let ran = self.node.bring_back();
         // A second panic would hide what the test has found.
