@@ -154,8 +154,13 @@ impl Init {
 
     /// The command was stopped. So is this process, since it is what a shell sees of the job, until it is continued. A
     /// session's leader has no shell that would continue it: there Ctrl-Z has no effect, as for docker's PID 1.
+    ///
+    /// A command that has stopped because it wanted the terminal goes on where this process has that by now: a shell
+    /// sends no SIGCONT to a job in `fg` of which it does not know yet that it was stopped.
     fn stop_too(&self, signal: i32) {
-        if getsid(None) != Ok(getpid()) {
+        if [SIGTTIN, SIGTTOU].contains(&signal) && hand_over(getpgrp(), self.child) {
+            let _ = sys::signal_group(self.child.as_raw(), SIGCONT);
+        } else if getsid(None) != Ok(getpid()) {
             hand_over(self.child, getpgrp());
             // It cannot be blocked: nothing more happens here before SIGCONT, which is then among the signals.
             let _ = sys::signal_process(getpid().as_raw(), SIGSTOP);
@@ -179,13 +184,11 @@ impl Init {
     }
 }
 
-/// Puts the process group `to` into the foreground of the terminal that is standard input, if `from` is there now. The
-/// caller has SIGTTOU blocked, which would stop a process in the background.
-fn hand_over(from: Pid, to: Pid) {
+/// Puts the process group `to` into the foreground of the terminal that is standard input, if `from` is there now;
+/// whether it is there then. The caller has SIGTTOU blocked, which would stop a process in the background.
+fn hand_over(from: Pid, to: Pid) -> bool {
     let terminal = sys::inherited(0);
-    if tcgetpgrp(terminal) == Ok(from) {
-        let _ = tcsetpgrp(terminal, to);
-    }
+    tcgetpgrp(terminal) == Ok(from) && tcsetpgrp(terminal, to).is_ok()
 }
 
 /// Everything that the child needs; its environment is this process's own, to the byte.
