@@ -36,7 +36,7 @@ pub struct Claimed {
 pub enum Claim {
     /// There is none.
     Nothing,
-    /// There was one without a key that could be used, or it was meant for another glue. It is gone.
+    /// There is one without a key that could be used, or it is meant for another glue. The caller removes it.
     Refused(Refused),
     /// A job.
     Job(Box<Claimed>),

@@ -18,8 +18,9 @@ use latebind_contract::time;
 use latebind_linux::sys;
 use latebind_linux::volume::open_at;
 
-/// Longest text of a line, in characters.
-const LINE_MAX: usize = 4096;
+/// Longest text of a line, in characters: in JSON, with each quote escaped, a line then has at most PIPE_BUF bytes, which
+/// a pipe takes whole or not at all (pipe(7)).
+const LINE_MAX: usize = 1900;
 
 static FD: AtomicI32 = AtomicI32::new(2);
 static DROPPED: AtomicU64 = AtomicU64::new(0);
@@ -107,5 +108,12 @@ mod tests {
             );
             assert!(line.ends_with("}\n") && line.lines().count() == 1);
         }
+    }
+
+    #[test]
+    fn a_line_is_never_written_in_part() {
+        name_slot(63);
+        let line = json("ERROR", &ascii(&"\"".repeat(10_000), LINE_MAX));
+        assert!(line.len() <= nix::libc::PIPE_BUF, "{}", line.len());
     }
 }

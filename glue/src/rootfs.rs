@@ -238,6 +238,10 @@ fn add_line(path: &str, account: &str, id: u32, line: &str, before: &mut Option<
         }
         result => result?,
     };
+    // Of a part of it nothing could be said.
+    if length > ACCOUNTS_MAX as i64 {
+        return Err(Errno::EFBIG.into());
+    }
     let text = read_whole(file.as_fd(), ACCOUNTS_MAX)?;
     let known = text.split(|b| *b == b'\n').any(|l| {
         let mut fields = l.split(|b| *b == b':');

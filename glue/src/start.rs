@@ -180,7 +180,7 @@ impl Starting {
         let failure = match read_report(&self.executed) {
             Err(Errno::EAGAIN) => return Ok(None),
             // The pipe also ends where the child does. The kernel knows whether it had executed anything by then.
-            Ok((_, 0)) => self.child.filter(|pid| proc.stat(*pid).is_ok_and(|s| s.no_exec_yet)).map(|_| cut_off()),
+            Ok((_, 0)) => self.child.filter(|pid| !proc.stat(*pid).is_ok_and(|s| !s.no_exec_yet)).map(|_| cut_off()),
             read => Some(read?.0.and_then(|report| report.failure()).map_or_else(cut_off, with_path)),
         };
         Ok(Some(Started { child: self.child, failure, attendant: self.attendant }))
