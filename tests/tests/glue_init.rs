@@ -154,8 +154,8 @@ fn ids_are_taken_for_good_or_nothing_runs() {
     assert!(said.contains("UID, GID or signals: Operation not permitted"), "{said}");
 }
 
-/// Shows `got: ` before each line that it gets: these words are not among what was typed.
-const LINES: &str = "sed -u 's/^/got=/;s/=/: /'";
+/// Shows `got: ` before each line that it gets, up to the line `end`: these words are not among what was typed.
+const LINES: &str = "sed -u 's/^/got=/;s/=/: /;/end/q'";
 
 #[test]
 fn keys_at_a_terminal_reach_the_command_which_nobody_could_continue() {
@@ -175,23 +175,23 @@ fn keys_at_a_terminal_reach_the_command_which_nobody_could_continue() {
     assert_eq!(terminal.end(), Some(3));
 }
 
+/// What is typed at once after a stop may lose its first character, and a shell that continues a job in the background
+/// learns late that this wants the terminal, with or without glue. So each line is typed until it has done its work; the
+/// prompt has the last code in it.
 #[test]
 fn a_shell_stops_and_continues_it_as_any_job() {
-    let mut terminal = Terminal::start(&container(&["-it"], DEBIAN, &["bash", "--norc", "-i"]), [24, 80]);
-    terminal.until("#");
-    terminal.types(&format!("/glue exec -- sh -c \"{LINES}; exit 5\"; echo code $?\r"));
-    terminal.types_until("x\r", "got: ");
+    let bash = container(&["-it", "-e", "PS1=<$?> "], DEBIAN, &["bash", "--norc", "-i"]);
+    let mut terminal = Terminal::start(&bash, [24, 80]);
+    terminal.until("<0> ");
+    terminal.types(&format!("/glue exec -- sh -c \"{LINES}; exit 5\"\r"));
+    terminal.types_until("x\r", "got: x");
     terminal.types_until("\x1a", "Stopped");
-    // Before its prompt a shell may lose what is typed.
-    terminal.until("# ");
-    terminal.types("fg; echo code $?\r");
-    terminal.types_until("x\r", "got: ");
+    terminal.types_until("fg\r", "got: fg");
     // In the background, and from there to the foreground again.
     terminal.types_until("\x1a", "Stopped");
-    terminal.until("# ");
-    terminal.types("bg; fg; echo code $?\r");
-    terminal.types_until("x\r", "got: ");
-    terminal.types_until("\x04", "code 5");
+    terminal.types_until("bg\r", "\" &");
+    terminal.types_until(" fg\r", "got:  fg");
+    terminal.types_until("end\r", "<5> ");
     terminal.types_until("exit 0\r", "exit");
     assert_eq!(terminal.end(), Some(0));
 }
