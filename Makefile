@@ -1,4 +1,5 @@
-# Each target does its own set-up on a bare Debian 12 (as root): first it says what it installs and how long that takes.
+# Each target does its own set-up on a bare Debian 12 or 13 (as root): first it says what it installs and how long that
+# takes. The cluster is for Debian 12 alone.
 #
 #   LATEBIND_STATE   where containers and images are kept (default /var/lib/latebind-host)
 #   REGISTRY         where `push` takes the images: host[:port][/path]; TAG is their tag, INSECURE=1 leaves TLS out

@@ -29,8 +29,8 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 pub enum Verb {
-    /// Run one job: watcher run IMAGE [CMD ARGS]. Exit code: the job's, 128+n for a signal, 124 timed out, 125 our
-    /// failure, 126 not executable, 127 not found.
+    /// Run one job: watcher run IMAGE [CMD ARGS]. Exit code: the job's, 128+n for a signal, 124 a limit was
+    /// exceeded, 125 our failure, 126 not executable, 127 not found.
     Run(Box<RunArgs>),
     /// Serve jobs from a spool directory, as many at once as there are slots.
     Pilot(Box<PilotArgs>),
