@@ -45,7 +45,7 @@ push() {
     localhost | localhost:* | 127.* | '[::1]'*) tls=(--tls-verify=false) ;;
     *.* | *:*) ;;
     # A node would look for a name like me/glue at whatever registry it likes best, or refuse it.
-    *) die "REGISTRY is '$REGISTRY', whose '$host' is no host name: give all of it, as docker.io/$registry" ;;
+    *) die "REGISTRY is '$REGISTRY', whose '$host' is not a host name: give all of it, as docker.io/$registry" ;;
     esac
     [ -z "${INSECURE:-}" ] || tls=(--tls-verify=false)
     tag=${TAG:-$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)}

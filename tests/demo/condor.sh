@@ -37,7 +37,7 @@ for ((i = 0; ; i++)); do
     sleep 1
 done
 
-heading "What came of them"
+heading "Results"
 {
     printf '%-10s  %-15s  %-9s  %-11s  %-18s  %s\n' JOB IMAGE STATE OUTCOME SLOT 'REASON OF THE HOLD'
     alice condor_q -format '%-10s  ' JobBatchName \
@@ -58,7 +58,7 @@ expect <(awk -F '  +' 'NR > 1 {
 6-missing no-such-image:1 held - ImageNotFound
 T
 
-heading "Results are what the jobs wrote"
+heading "What the jobs wrote"
 cp -r "$home/." "$results/"
 cat "$results/1-no-shell.out"
 echo "the five most frequent words of the Apache licence, counted in a Debian image:"

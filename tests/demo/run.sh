@@ -116,7 +116,7 @@ if [ -s "$results/images" ]; then
     uniq "$results/images"
 fi
 
-heading "What came of them"
+heading "Results"
 watcher results "$results/spool" --keys "$results/private/keys" | tee "$results/table"
 # All columns but the times; of an image its name alone.
 expect <(awk -F '  +' 'NR > 1 { sub(".*/", "", $2); print $1, $2, $3, $4, $8 }' "$results/table") <<'T'
@@ -131,7 +131,7 @@ expect <(awk -F '  +' 'NR > 1 { sub(".*/", "", $2); print $1, $2, $3, $4, $8 }' 
 T
 
 done="$results/spool/done"
-heading "Results are what the jobs wrote"
+heading "What the jobs wrote"
 cat "$done/1-no-shell/result/stdout"
 echo "the five most frequent words of the Apache licence, counted in a Debian image:"
 head -n 5 "$done/2-debian/result/outputs/words.txt"

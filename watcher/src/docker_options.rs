@@ -99,13 +99,13 @@ pub fn advice(option: &str) -> Option<&'static str> {
 /// Options of docker that change nothing here.
 #[derive(Debug, Clone, Args)]
 pub struct Habits {
-    /// Nothing: what was made for a command always goes with it.
+    /// No effect: whatever was made for a command is always removed with it.
     #[arg(long)]
     pub rm: bool,
-    /// Nothing: glue is the init process of every command.
+    /// No effect: glue is the init process of every command.
     #[arg(long)]
     pub init: bool,
-    /// Nothing: signals are always passed on.
+    /// No effect: signals are always passed on.
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = ["true"])]
     #[arg(value_name = "true", hide = true)]
     pub sig_proxy: Option<String>,

@@ -186,7 +186,7 @@ pub struct PodArguments {
     /// Directory of jobs, which the pilot sees as /spool.
     #[arg(long, value_name = "DIR")]
     pub spool: Option<PathBuf>,
-    /// How often a pilot that failed is started again.
+    /// How many times a failed pilot is started again.
     #[arg(long, default_value_t = 5, value_name = "N")]
     pub restarts: u32,
     /// How long a pilot that was told to stop may take to end its jobs, before the pod is removed.
@@ -393,7 +393,7 @@ fn mount(text: &str) -> Result<Mount, String> {
 fn assignment(text: &str) -> Result<String, String> {
     match text.split_once('=') {
         Some((name, _)) if !name.is_empty() => Ok(text.to_owned()),
-        _ => Err(format!("{text:?} is no NAME=VALUE")),
+        _ => Err(format!("{text:?} is not NAME=VALUE")),
     }
 }
 

@@ -54,7 +54,7 @@ pub struct Plan {
     pub allowed: AllowList,
     /// Whether they are fetched.
     pub pull: Pull,
-    /// How often a pilot that failed is started again.
+    /// How many times a failed pilot is started again.
     pub restarts: u32,
     /// How long the pilot may take to end once it was told to; for ever, where nothing is said.
     pub stop_within: Option<Duration>,

@@ -29,8 +29,8 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 pub enum Verb {
-    /// Run one job: watcher run IMAGE [CMD ARGS]. Exit code: the job's, 128+n for a signal, 124 a limit was
-    /// exceeded, 125 our failure, 126 not executable, 127 not found.
+    /// Run one job: watcher run IMAGE [CMD ARGS]. Exit code: the job's, 128+n for a signal, 124 a limit was exceeded, 125
+    /// our failure, 126 not executable, 127 not found.
     Run(Box<RunArgs>),
     /// Serve jobs from a spool directory, as many at once as there are slots.
     Pilot(Box<PilotArgs>),
@@ -160,8 +160,8 @@ pub struct ExecArgs {
 pub struct CoreArgs {
     #[command(flatten)]
     pub private: Private,
-    /// How many slots the pod has. How large each one is, LATEBIND_CPUS_<n>, LATEBIND_MEMORY_<n> and LATEBIND_GPUS_<n>
-    /// say, or for all LATEBIND_CPUS, LATEBIND_MEMORY and LATEBIND_GPUS: jobs that request more are not taken.
+    /// How many slots the pod has. LATEBIND_CPUS_<n>, LATEBIND_MEMORY_<n> and LATEBIND_GPUS_<n> give the size of slot n,
+    /// LATEBIND_CPUS, LATEBIND_MEMORY and LATEBIND_GPUS that of all others: jobs that request more are not taken.
     #[arg(long, value_name = "N", default_value_t = 1, env = "LATEBIND_SLOTS")]
     pub slots: u32,
     /// How many of them, the last ones, are for jobs that are pilots themselves; the first of these serves slot 0.
@@ -220,7 +220,7 @@ pub struct CoreArgs {
     /// How long a new container may take until its glue is ready, seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 30.0)]
     pub ready_within: f64,
-    /// Tell metrics (OpenMetrics) at http://ADDR/metrics. The payload shares the pod's network and can ask too.
+    /// Serve metrics (OpenMetrics) at http://ADDR/metrics. The payload shares the pod's network and can read them too.
     #[arg(long, value_name = "ADDR", env = "LATEBIND_METRICS")]
     pub metrics: Option<std::net::SocketAddr>,
     /// A path at which payload containers have a mount of yours, such as /cvmfs: jobs may ask for it and for what is
@@ -231,7 +231,7 @@ pub struct CoreArgs {
     /// The pilot fetches them, from where it is in the network.
     #[arg(long, value_name = "PREFIX", value_delimiter = ',', env = "LATEBIND_INPUT_URLS")]
     pub input_url: Vec<UrlPrefix>,
-    /// A PEM file with the certificates that are believed of their servers, in place of the system's.
+    /// A PEM file with the certificate authorities to trust for these servers, in place of the system's.
     #[arg(long, value_name = "FILE", env = "LATEBIND_INPUT_CA")]
     pub input_ca: Option<PathBuf>,
     #[command(flatten)]
@@ -338,8 +338,8 @@ pub struct PilotArgs {
     /// End once nothing waited for this long, seconds.
     #[arg(long, value_name = "SECONDS")]
     pub idle_exit: Option<f64>,
-    /// Exit code after a stop by SIGTERM or SIGINT. Another than 0 keeps a Kubernetes Job from taking a pod that was
-    /// drained for one that has done its work.
+    /// Exit code after a stop by SIGTERM or SIGINT. A code other than 0 keeps a Kubernetes Job from counting a drained pod
+    /// as complete.
     #[arg(long, value_name = "CODE", default_value_t = 0)]
     pub stop_code: u8,
 }
@@ -372,7 +372,7 @@ pub struct SourceArgs {
     /// A file with a token for the server (Authorization: Bearer), read again for each request.
     #[arg(long, value_name = "FILE", requires = "source")]
     pub source_token: Option<PathBuf>,
-    /// A PEM file with the certificates that are believed of the server, in place of the system's.
+    /// A PEM file with the certificate authorities to trust for the server, in place of the system's.
     #[arg(long, value_name = "FILE", requires = "source")]
     pub source_ca: Option<PathBuf>,
     /// How long fetching a job may take, seconds.
