@@ -37,7 +37,7 @@ fn an_image_that_is_not_allowed_holds_the_job() {
 }
 
 #[test]
-fn what_is_not_found_or_can_not_run_holds_the_job() {
+fn what_is_not_found_or_cannot_run_holds_the_job() {
     let pod = Pod::start();
     let bad = "localhost/latebind/bad-formats:1";
     for (name, image, program, reason) in [

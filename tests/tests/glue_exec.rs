@@ -6,7 +6,7 @@ use latebind_tests::job::errno_name;
 use latebind_tests::slot::{Shape, Slot};
 
 #[test]
-fn each_reason_why_a_program_can_not_run_has_its_own_message() {
+fn each_reason_why_a_program_cannot_run_has_its_own_message() {
     let slot = Slot::new("bad-formats");
     let this_node = std::env::consts::ARCH;
     let arch = if this_node == "aarch64" { "this ELF" } else { "built for aarch64, this node is x86_64" };

@@ -213,7 +213,7 @@ fn neither_stage_two_nor_the_job_is_ever_seen_as_root() {
 }
 
 #[test]
-fn a_job_can_not_become_root_by_a_setuid_program() {
+fn a_job_cannot_become_root_by_a_setuid_program() {
     let slot = Slot::new("busybox");
     // A copy of busybox that is root's and has the setuid bit, made where the payload can run it.
     let program = slot.work().join("busybox");

@@ -43,7 +43,7 @@ fn the_wall_limit_is_124() {
 }
 
 #[test]
-fn what_is_not_there_is_127_and_what_can_not_run_is_126() {
+fn what_is_not_there_is_127_and_what_cannot_run_is_126() {
     let missing = run(&[BUSYBOX, "--", "no-such-program"]);
     has_code(&missing, 127);
     assert!(missing.err().contains("no-such-program"), "{}", missing.err());

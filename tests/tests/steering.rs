@@ -103,7 +103,7 @@ fn a_signal_for_the_main_process_goes_to_it_alone() {
 }
 
 #[test]
-fn what_can_not_be_steered_is_said() {
+fn what_cannot_be_steered_is_said() {
     let pod = Pod::start();
     pod.serves();
     for (arguments, why) in [

@@ -46,7 +46,7 @@ fn fails(pilot: &Pilot, name: &str, image: &str, class: &str, reason: &str, word
 }
 
 #[test]
-fn images_that_can_not_be_had() {
+fn images_that_cannot_be_had() {
     needs("1.20 or later; node, loopback, registries");
     let pilot = pilot(&[]).start();
     let here = cluster();
@@ -72,7 +72,7 @@ fn images_that_can_not_be_had() {
 }
 
 #[test]
-fn images_that_can_not_be_run() {
+fn images_that_cannot_be_run() {
     needs("1.20 or later; node");
     let pilot = pilot(&[]).start();
     let image = |name| cluster().image(name);

@@ -3,7 +3,7 @@
 use latebind_condor_tests::{Pool, status};
 
 #[test]
-fn the_drop_in_can_not_be_looked_into() {
+fn the_drop_in_cannot_be_looked_into() {
     let pool = Pool::shared();
     let script = r#"own=$(cat /proc/self/cgroup)
 for p in /proc/[0-9]*; do

@@ -195,7 +195,7 @@ fn a_job_without_an_executable_runs_what_its_image_runs() {
 }
 
 #[test]
-fn what_can_not_be_served_is_not_matched() {
+fn what_cannot_be_served_is_not_matched() {
     let pool = Pool::shared();
     let docker = "universe = docker\ndocker_image = localhost/latebind/busybox:1\nexecutable = /bin/true\ntransfer_executable = False";
     let file = "universe = container\ncontainer_image = image.sif\nexecutable = /bin/true\ntransfer_executable = False";

@@ -142,7 +142,7 @@ fn copying_ends_with_its_time_and_says_so() {
 }
 
 #[test]
-fn a_result_does_not_wait_for_a_slot_that_can_not_be_cleaned() {
+fn a_result_does_not_wait_for_a_slot_that_cannot_be_cleaned() {
     let pod = Pod::start();
     pod.put("leaves", &shell("touch kept; while [ ! -e go ]; do sleep 0.1; done"));
     pod.runs("leaves.1", 0);

@@ -39,7 +39,7 @@ fn nothing_works(name: &str, script: &str) -> Outcome {
 }
 
 #[test]
-fn the_pilots_process_can_not_be_looked_into() {
+fn the_pilots_process_cannot_be_looked_into() {
     nothing_works("looker", LOOK);
 }
 

@@ -87,7 +87,7 @@ fn run_leaves_the_program_to_the_image() {
 }
 
 #[test]
-fn what_can_not_be_served_says_so() {
+fn what_cannot_be_served_says_so() {
     assert!(read("exec --overlay x docker://a b").is_err_and(|e| e.contains("--overlay")));
     for bad in ["", "exec", "exec docker://a", "exec -B", "shell docker://a", "-s", "exec --env A=1,=2 docker://a b"] {
         assert!(read(bad).is_err(), "{bad}");

@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_not_be_handed_on_is_refused() {
+    fn what_cannot_be_handed_on_is_refused() {
         let mut job = job(&[]);
         job.argv.push("x".repeat(LINE_MAX).into());
         assert!(request(&job, D).is_err_and(|e| e.contains("1 MiB")));
