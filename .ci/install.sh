@@ -28,7 +28,7 @@ install -m 755 dist/watcher dist/latebind-host dist/latebind-singularity "$to/bi
 install -m 755 dist/glue "$to/libexec/latebind/glue"
 sed "s|@PREFIX@|$prefix|g" 'deploy/systemd/latebind-pod@.service' >"$to/lib/systemd/system/latebind-pod@.service"
 chmod 644 "$to/lib/systemd/system/latebind-pod@.service"
-install -m 644 README.md LICENSE CHANGELOG.md docs/*.md deploy/systemd/example.conf "$to/share/doc/latebind/"
+install -m 644 README.md LICENSE CHANGELOG.md docs/*.md docs/*.svg deploy/systemd/example.conf "$to/share/doc/latebind/"
 for program in watcher latebind-host; do
     "dist/$program" --generate-pages "$to/share"
 done
