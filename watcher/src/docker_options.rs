@@ -87,7 +87,7 @@ const TABLE: &[(&[&str], &str)] = &[
     (
         &["--user", "-u"],
         "a job has a user ID of its pod's own, which nothing else on the machine has: so it can touch nobody's files, \
-         and is told apart from other jobs; its name is `payload`",
+         and can be distinguished from other jobs; its name is `payload`",
     ),
 ];
 

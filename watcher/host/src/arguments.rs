@@ -189,7 +189,7 @@ pub struct PodArguments {
     /// How many times a failed pilot is started again.
     #[arg(long, default_value_t = 5, value_name = "N")]
     pub restarts: u32,
-    /// How long a pilot that was told to stop may take to end its jobs, before the pod is removed.
+    /// How long a pilot may take to end its jobs once it is stopped, before the pod is removed.
     #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     pub stop_timeout: u32,
     /// Program of the pilot container.
@@ -251,7 +251,7 @@ pub struct RunArguments {
     /// Resource limit of the command, which can only be lowered: nofile=1024 or nofile=1024:4096; may be repeated.
     #[arg(long, value_name = "NAME=SOFT[:HARD]")]
     pub ulimit: Vec<String>,
-    /// Seconds that the command has to end once it was told to [default: 10].
+    /// Seconds that the command has to end once it is stopped [default: 10].
     #[arg(long, value_name = "SECONDS")]
     pub stop_timeout: Option<String>,
     #[command(flatten)]

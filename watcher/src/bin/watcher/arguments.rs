@@ -29,8 +29,8 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 pub enum Verb {
-    /// Run one job: watcher run IMAGE [CMD ARGS]. Exit code: the job's, 128+n for a signal, 124 a limit was exceeded, 125
-    /// our failure, 126 not executable, 127 not found.
+    /// Run one job: watcher run IMAGE [CMD ARGS]. Exit code: the job's, 128+n for a signal, 124 a limit was exceeded,
+    /// 125 our failure, 126 not executable, 127 not found.
     Run(Box<RunArgs>),
     /// Serve jobs from a spool directory, as many at once as there are slots.
     Pilot(Box<PilotArgs>),
@@ -160,8 +160,8 @@ pub struct ExecArgs {
 pub struct CoreArgs {
     #[command(flatten)]
     pub private: Private,
-    /// How many slots the pod has. LATEBIND_CPUS_<n>, LATEBIND_MEMORY_<n> and LATEBIND_GPUS_<n> give the size of slot n,
-    /// LATEBIND_CPUS, LATEBIND_MEMORY and LATEBIND_GPUS that of all others: jobs that request more are not taken.
+    /// How many slots the pod has. LATEBIND_CPUS_<n>, LATEBIND_MEMORY_<n> and LATEBIND_GPUS_<n> give the size of slot
+    /// n, LATEBIND_CPUS, LATEBIND_MEMORY and LATEBIND_GPUS that of all others: jobs that request more are not taken.
     #[arg(long, value_name = "N", default_value_t = 1, env = "LATEBIND_SLOTS")]
     pub slots: u32,
     /// How many of them, the last ones, are for jobs that are pilots themselves; the first of these serves slot 0.
@@ -338,8 +338,8 @@ pub struct PilotArgs {
     /// End once nothing waited for this long, seconds.
     #[arg(long, value_name = "SECONDS")]
     pub idle_exit: Option<f64>,
-    /// Exit code after a stop by SIGTERM or SIGINT. A code other than 0 keeps a Kubernetes Job from counting a drained pod
-    /// as complete.
+    /// Exit code after a stop by SIGTERM or SIGINT. A code other than 0 keeps a Kubernetes Job from counting a drained
+    /// pod as complete.
     #[arg(long, value_name = "CODE", default_value_t = 0)]
     pub stop_code: u8,
 }
