@@ -1,6 +1,6 @@
 #!/bin/sh
-# The pilot: two steps, each in another image, the second with what the first made. The kubelet starts this again whenever it
-# ends, so each step writes down how it ended, and the end of all is to wait until the pod is deleted.
+# The pilot: two steps, each in another image, the second with what the first made. The kubelet starts this again
+# whenever it ends, so each step writes down how it ended, and the end of all is to wait until the pod is deleted.
 set -u
 results=/results
 child='' stopped=''
