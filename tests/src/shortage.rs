@@ -165,17 +165,34 @@ impl Drop for Memory {
     }
 }
 
-/// Lets no process be made in the control group that this one is in.
-pub fn no_more_processes(pid: i32) {
-    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
-    let path = groups.lines().find_map(|line| {
-        let mut parts = line.splitn(3, ':').skip(1);
-        let (controllers, path) = (parts.next()?, parts.next()?.trim_start_matches('/'));
-        let of_pids = controllers.split(',').any(|c| c == "pids");
-        let v1 = of_pids.then(|| Path::new("/sys/fs/cgroup/pids").join(path).join("pids.max"));
-        let v2 = controllers.is_empty().then(|| Path::new("/sys/fs/cgroup").join(path).join("pids.max"));
-        v1.or(v2).filter(|file| file.exists())
-    });
-    fs::write(path.unwrap_or_else(|| panic!("process {pid} is in no group that counts processes:\n{groups}")), "1")
-        .unwrap();
+/// No process and no thread can be made in the control group of a process, until it goes.
+pub struct NoMoreProcesses {
+    file: PathBuf,
+    before: String,
+}
+
+impl NoMoreProcesses {
+    /// From now on, beside this one.
+    pub fn beside(pid: i32) -> Self {
+        let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+        let file = groups.lines().find_map(|line| {
+            let mut parts = line.splitn(3, ':').skip(1);
+            let (controllers, path) = (parts.next()?, parts.next()?.trim_start_matches('/'));
+            let of_pids = controllers.split(',').any(|c| c == "pids");
+            let v1 = of_pids.then(|| Path::new("/sys/fs/cgroup/pids").join(path).join("pids.max"));
+            let v2 = controllers.is_empty().then(|| Path::new("/sys/fs/cgroup").join(path).join("pids.max"));
+            v1.or(v2).filter(|file| file.exists())
+        });
+        let file = file.unwrap_or_else(|| panic!("process {pid} is in no group that counts processes:\n{groups}"));
+        let before = fs::read_to_string(&file).unwrap();
+        fs::write(&file, "1").unwrap();
+        Self { file, before }
+    }
+}
+
+impl Drop for NoMoreProcesses {
+    fn drop(&mut self) {
+        // The container may be gone.
+        let _ = fs::write(&self.file, &self.before);
+    }
 }

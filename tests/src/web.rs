@@ -63,13 +63,14 @@ pub struct WebServer {
     is_tls: bool,
 }
 
-/// Certificates that `openssl` has made in a directory: `ca.pem`, and `server.pem` for 127.0.0.1 with `server.key`.
+/// Certificates that `openssl` has made in a directory: `ca.pem`, and `server.pem` for 127.0.0.1 and localhost
+/// with `server.key`.
 pub fn make_certificates(dir: &Path) {
     let script = "
         openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=test-ca \
             -addext basicConstraints=critical,CA:TRUE -keyout ca.key -out ca.pem
         openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=127.0.0.1 -keyout server.key -out r.csr
-        printf 'subjectAltName=IP:127.0.0.1\\nbasicConstraints=CA:FALSE\\n' >ext
+        printf 'subjectAltName=IP:127.0.0.1,DNS:localhost\\nbasicConstraints=CA:FALSE\\n' >ext
         openssl x509 -req -in r.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile ext -out server.pem";
     let output = Command::new("sh").args(["-ec", script]).current_dir(dir).output().unwrap();
     assert!(output.status.success(), "openssl: {}", String::from_utf8_lossy(&output.stderr));
@@ -108,6 +109,11 @@ impl WebServer {
     /// The URL of this path.
     pub fn url(&self, path: &str) -> String {
         format!("{}://{}{path}", if self.is_tls { "https" } else { "http" }, self.address)
+    }
+
+    /// The same by a name, which a client has to look up.
+    pub fn url_by_name(&self, path: &str) -> String {
+        self.url(path).replacen(&self.address.ip().to_string(), "localhost", 1)
     }
 }
 

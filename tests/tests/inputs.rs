@@ -3,10 +3,13 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::sync::{Arc, Mutex, OnceLock};
 
 use latebind_tests::pod::{Options, Outcome, Pod, Scratch, put_into, shell, with};
+use latebind_tests::shortage::NoMoreProcesses;
 use latebind_tests::web::{Says, WebServer, make_certificates};
 use serde_json::{Value, json};
+use watcher::bind::Class;
 
 /// What a shell leaves as `archive` in an empty directory.
 fn made(script: &str) -> Vec<u8> {
@@ -205,6 +208,44 @@ fn inputs_come_from_the_web_where_the_operator_lets_them_and_only_with_their_che
     assert!(one("none", server.url("/data/none"), "hold", "InputUnusable").contains("404"));
     assert!(one("busy", server.url("/data/busy"), "retry", "InputUnusable").contains("503"));
     one("http", server.url("/data/plain").replace("https:", "http:"), "hold", "InvalidJob");
+}
+
+/// As where another job has used up the process numbers of the pod.
+#[test]
+fn an_input_is_fetched_later_where_no_thread_can_be_made() {
+    let scratch = Scratch::new();
+    make_certificates(scratch.path());
+    // Of the pilot; its processes are limited when it is sent elsewhere, by a name.
+    let pilot: Arc<Mutex<Option<i32>>> = Arc::default();
+    let lack: Arc<Mutex<Option<NoMoreProcesses>>> = Arc::default();
+    let target = Arc::new(OnceLock::<String>::new());
+    let server = WebServer::start(Some(scratch.path()), {
+        let (pilot, lack, target) = (pilot.clone(), lack.clone(), target.clone());
+        move |asked| match asked.path.as_str() {
+            "/moved" => {
+                *lack.lock().unwrap() = pilot.lock().unwrap().take().map(NoMoreProcesses::beside);
+                Says::status(302).with(&format!("Location: {}", target.get().unwrap()))
+            }
+            "/file" => Says::body("content\n"),
+            _ => Says::status(404),
+        }
+    });
+    target.set(server.url_by_name("/file")).unwrap();
+    let mount = format!("{}:/etc/web:ro", scratch.path().display());
+    let pod = Options::new()
+        .host(&["--network", "host", "--mount", &mount])
+        .pilot(&["--input-url", "https://", "--input-ca", "/etc/web/ca.pem", "--max-attempts", "100"])
+        .start();
+    let watcher = pod.main_process("pilot");
+    *pilot.lock().unwrap() = Some(watcher);
+    let input = json!([{"url": server.url("/moved"), "sha256": digest(b"content\n"), "to": "file"}]);
+    pod.put("a", &with_inputs("cat file", input));
+    let first = pod.attempt("a", 1);
+    lack.lock().unwrap().take();
+    assert_eq!((first.class, first.reason.as_str()), (Class::Retry, "InputUnusable"), "{first:#?}");
+    assert!(first.message.contains("no thread to look up localhost"), "{}", first.message);
+    assert_eq!(pod.result("a").is_good().text("stdout"), "content\n");
+    assert_eq!(pod.main_process("pilot"), watcher, "{}", pod.said());
 }
 
 #[test]

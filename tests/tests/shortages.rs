@@ -9,7 +9,7 @@ use latebind_tests::pod::{
     BUSYBOX, JOB_WITHIN, NOSHELL, Options, Outcome, Pod, Signal, eventually, is_gone, kill, look_into, probe, shell,
     with,
 };
-use latebind_tests::shortage::{Filler, Memory, Small, Unwatched, no_more_processes};
+use latebind_tests::shortage::{Filler, Memory, NoMoreProcesses, Small, Unwatched};
 use latebind_tests::slot::WAIT_FOR_GO;
 use serde_json::{Value, json};
 use watcher::bind::{Class, Reason};
@@ -244,7 +244,7 @@ fn no_process_can_be_made_for_the_job() {
     let pod = Options::new().pilot(&["--reuse", "same-owner"]).start();
     let job = with(shell("echo ran"), "owner", json!("somebody"));
     let first = pod.job("first", &job);
-    no_more_processes(pod.main_process(&pod.payload_role(0)));
+    let _none = NoMoreProcesses::beside(pod.main_process(&pod.payload_role(0)));
     pod.put("second", &job);
     let lost = pod.attempt("second", 1);
     assert_eq!((lost.class, lost.reason.as_str()), (Class::Retry, "ResourceShortage"), "{lost:#?}");

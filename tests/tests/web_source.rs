@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use latebind_tests::pod::{JOB_WITHIN, Options, Scratch, eventually, shell, with};
+use latebind_tests::shortage::NoMoreProcesses;
 use latebind_tests::web::{Asked, Says, WebServer, make_certificates};
 use serde_json::{Value, json};
 use watcher::job::{Report, Request};
@@ -206,4 +207,53 @@ fn a_pod_serves_a_server_of_jobs_until_it_has_none() {
     assert_eq!(fs::read_to_string(to.join("stdout")).unwrap(), "said\n");
     assert_eq!(fs::read_to_string(to.join("outputs/file")).unwrap(), "kept\n");
     assert!(pod.end(JOB_WITHIN).success());
+}
+
+/// As where another job has used up the process numbers of the pod.
+#[test]
+fn a_pilot_that_can_make_no_thread_asks_and_reports_later() {
+    let jobs: Arc<Mutex<Vec<String>>> = Arc::default();
+    let taken: Arc<Mutex<BTreeMap<String, Vec<u8>>>> = Arc::default();
+    // Of the pilot; its processes are limited when the first result comes, which is not taken.
+    let pilot: Arc<Mutex<Option<i32>>> = Arc::default();
+    let lack: Arc<Mutex<Option<NoMoreProcesses>>> = Arc::default();
+    let server = WebServer::start(None, {
+        let (jobs, taken, pilot, lack) = (jobs.clone(), taken.clone(), pilot.clone(), lack.clone());
+        move |asked| {
+            if asked.method == "GET" {
+                return jobs.lock().unwrap().pop().map_or(Says::status(204), Says::body);
+            }
+            if let Some(pilot) = pilot.lock().unwrap().take() {
+                *lack.lock().unwrap() = Some(NoMoreProcesses::beside(pilot));
+                return Says::status(503);
+            }
+            taken.lock().unwrap().insert(asked.path.clone(), asked.body.clone());
+            Says::status(200)
+        }
+    });
+    let url = server.url_by_name("/jobs");
+    let pod = Options::new().host(&["--network", "host"]).source(&["--source", &url]).start();
+    let watcher = pod.main_process("pilot");
+    *pilot.lock().unwrap() = Some(watcher);
+    let put = |name: &str| jobs.lock().unwrap().push(with(shell("echo ran"), "name", json!(name)).to_string());
+    let is_reported = |name: &str| {
+        let report = eventually(&format!("{name} is reported\n{}", pod.said()), JOB_WITHIN, || {
+            taken.lock().unwrap().get(&format!("/jobs/{name}")).cloned()
+        });
+        let report: Report = serde_json::from_slice(&report).unwrap();
+        assert_eq!((report.verified, report.exit_code), (true, Some(0)));
+    };
+    put("a");
+    for request in ["GET", "PUT"] {
+        eventually(&format!("{request} without a thread\n{}", pod.said()), JOB_WITHIN, || {
+            let is_one = |line: &str| line.contains(request) && line.contains("no thread to look up localhost");
+            pod.said().lines().any(is_one).then_some(())
+        });
+    }
+    lack.lock().unwrap().take();
+    is_reported("a");
+    put("b");
+    is_reported("b");
+    assert_eq!(pod.main_process("pilot"), watcher, "{}", pod.said());
+    assert!(!pod.said().contains("is started again"), "{}", pod.said());
 }

@@ -18,6 +18,8 @@ pub mod job;
 pub mod keys;
 pub mod layout;
 pub mod metrics;
+#[cfg(test)]
+mod no_threads;
 pub mod pace;
 pub mod pages;
 pub mod pilot;

@@ -1,6 +1,8 @@
 //! Requests over HTTP, each with a deadline for all of it, to servers that the system's certificates vouch for, or an
 //! operator's.
 
+mod names;
+
 use std::fs::File;
 use std::io;
 use std::path::Path;
@@ -10,12 +12,14 @@ use std::time::Duration;
 use ureq::Agent;
 use ureq::http::HeaderMap;
 use ureq::tls::{PemItem, RootCerts, TlsConfig, TlsProvider, parse_pem};
+use ureq::unversioned::transport::DefaultConnector;
 
+use self::names::Names;
 use crate::store::read_bounded;
 
 /// Largest file of certificates.
 const CA_MAX: u64 = 4 << 20;
-/// Longest wait for a connection; what else there is to wait for is a request's own.
+/// Longest wait for a host's addresses, and then for a connection; what else there is to wait for is a request's own.
 const CONNECT_WITHIN: Duration = Duration::from_secs(30);
 /// Longest time for one request.
 const REQUEST_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -61,12 +65,13 @@ pub fn client(trust: Trust, https_only: bool) -> Agent {
         .https_only(https_only)
         .max_redirects(0)
         .max_redirects_will_error(false)
+        .timeout_resolve(Some(CONNECT_WITHIN))
         .timeout_connect(Some(CONNECT_WITHIN))
         .max_response_header_size(HEADERS_MAX)
         .max_idle_connections(2)
         .user_agent(concat!("latebind/", env!("CARGO_PKG_VERSION")))
         .build();
-    Agent::new_with_config(config)
+    Agent::with_parts(config, DefaultConnector::default(), Names::default())
 }
 
 /// A time for one request, as the client takes it: one without an end would be added to a clock and overflow it.
