@@ -14,6 +14,7 @@ mod neighbours;
 mod pod;
 mod quantity;
 pub mod registry;
+mod runtime;
 pub mod view;
 mod waiting;
 mod watching;
@@ -90,8 +91,7 @@ pub struct Kubernetes {
 impl Kubernetes {
     /// A binder for the pod that this process is in. Asks nothing of the server yet.
     pub fn new(options: Options) -> std::io::Result<Self> {
-        let mut builder = tokio::runtime::Builder::new_multi_thread();
-        let runtime = builder.worker_threads(1).thread_name("api").enable_all().build()?;
+        let runtime = runtime::start()?;
         let (own, events) = {
             let _inside = runtime.enter();
             let own =
