@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statvfs::statvfs;
 
-use crate::pod::{Pod, Scratch, Signal, kill};
+use crate::pod::{Pod, Scratch, Signal, kill, unique};
 use crate::waiting::deadline;
 
 /// What a file system in memory gives away at a time.
@@ -194,5 +194,65 @@ impl Drop for NoMoreProcesses {
     fn drop(&mut self) {
         // The container may be gone.
         let _ = fs::write(&self.file, &self.before);
+    }
+}
+
+/// A control group of a test's own that counts processes and threads. What is in it has to end before the value goes.
+pub struct Group(PathBuf);
+
+impl Group {
+    /// An empty one without a limit.
+    pub fn new() -> Self {
+        let tops = ["/sys/fs/cgroup/pids", "/sys/fs/cgroup"].map(Path::new);
+        let name = unique("latebind-test");
+        let made = tops.into_iter().map(|top| top.join(&name)).find(|group| {
+            let is_made = fs::create_dir(group).is_ok();
+            let counts = group.join("pids.max").exists();
+            if is_made && !counts {
+                let _ = fs::remove_dir(group);
+            }
+            is_made && counts
+        });
+        Self(made.expect("this machine has no control groups that count processes"))
+    }
+
+    /// Takes a process in, with all of its threads.
+    pub fn take(&self, pid: i32) {
+        fs::write(self.0.join("cgroup.procs"), pid.to_string()).unwrap();
+    }
+
+    /// How many are in it.
+    pub fn count(&self) -> u32 {
+        fs::read_to_string(self.0.join("pids.current")).unwrap().trim().parse().unwrap()
+    }
+
+    /// Whether it has no other process than this one.
+    pub fn has_only(&self, pid: i32) -> bool {
+        fs::read_to_string(self.0.join("cgroup.procs")).unwrap().trim() == pid.to_string()
+    }
+
+    /// Lets none be made beyond so many.
+    pub fn allow(&self, most: u32) {
+        fs::write(self.0.join("pids.max"), most.to_string()).unwrap();
+    }
+
+    /// Lets any number of them be made.
+    pub fn allow_all(&self) {
+        fs::write(self.0.join("pids.max"), "max").unwrap();
+    }
+}
+
+impl Default for Group {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let give_up = deadline(Duration::from_secs(10));
+        while fs::remove_dir(&self.0).is_err() && Instant::now() < give_up {
+            thread::sleep(Duration::from_millis(30));
+        }
     }
 }

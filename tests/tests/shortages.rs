@@ -9,7 +9,7 @@ use latebind_tests::pod::{
     BUSYBOX, JOB_WITHIN, NOSHELL, Options, Outcome, Pod, Signal, eventually, is_gone, kill, look_into, probe, shell,
     with,
 };
-use latebind_tests::shortage::{Filler, Memory, NoMoreProcesses, Small, Unwatched};
+use latebind_tests::shortage::{Filler, Group, Memory, NoMoreProcesses, Small, Unwatched};
 use latebind_tests::slot::WAIT_FOR_GO;
 use serde_json::{Value, json};
 use watcher::bind::{Class, Reason};
@@ -252,6 +252,50 @@ fn no_process_can_be_made_for_the_job() {
     let outcome = pod.result("second");
     assert_eq!(outcome.is_good().report.attempt, 2);
     assert_ne!(outcome.container(), first.container(), "the container that had none left is used again");
+}
+
+/// As where another job has used up the process numbers of the machine.
+#[test]
+fn latebind_host_can_make_no_thread_while_an_image_is_bound() {
+    let group = Group::new();
+    let pod = Options::new().pilot(&["--max-attempts", "100"]).start();
+    pod.serves();
+    let host = pod.host_process();
+    group.take(host);
+    eventually("no engine runs", SAID_WITHIN, || group.has_only(host).then_some(()));
+    let at_rest = group.count();
+    // With each further one it comes to the next that it cannot make: what answers the pilot, what watches the
+    // container, what reads the engine's two streams, the engine.
+    for more in 0..5 {
+        let name = format!("{more}-more");
+        // What the last bind has put in the place of is removed.
+        eventually("it is at rest", SAID_WITHIN, || (group.count() <= at_rest).then_some(()));
+        group.allow(at_rest + more);
+        pod.put(&name, &shell("echo ran"));
+        let lost = pod.attempt(&name, 1);
+        group.allow_all();
+        // An engine that runs all the same, since a thread had just ended, makes none either.
+        let is_of_engine = matches!(lost.reason, Reason::EngineError | Reason::StartError);
+        assert!(lost.class == Class::Retry && is_of_engine, "{name}: {lost:#?}");
+        assert_eq!(pod.result(&name).is_good().text("stdout"), "ran\n");
+    }
+    assert!(!is_gone(host) && !pod.said().contains("is started again"), "{}", pod.said());
+}
+
+#[test]
+fn a_pilot_that_cannot_be_started_again_at_once_takes_no_job_along() {
+    let group = Group::new();
+    let pod = Pod::start();
+    pod.put("long", &shell(&format!("{WAIT_FOR_GO}; echo ran")));
+    pod.runs("long.1", 0);
+    group.take(pod.host_process());
+    group.allow(0);
+    kill(pod.main_process("pilot"), Signal::SIGKILL);
+    pod.says("the pilot cannot be started");
+    group.allow_all();
+    pod.go(0);
+    let outcome = pod.result("long");
+    assert_eq!((outcome.is_good().report.attempt, outcome.text("stdout").as_str()), (1, "ran\n"));
 }
 
 #[test]

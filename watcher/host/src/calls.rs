@@ -1,6 +1,7 @@
 //! Calls of an engine's program: bounded in time and in what they say, and ended when everything is to end.
 
 use crate::pidfd::Process;
+use crate::threads;
 use nix::sys::signal::Signal;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -9,7 +10,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,8 @@ const CLOSING_PATIENCE: Duration = Duration::from_secs(5);
 const CLOSING_TICK: Duration = Duration::from_millis(50);
 /// Most bytes of an answer. What an image says of itself is in some of them.
 const SAID_MAX: usize = 1 << 20;
+/// How Go's runtime begins to say why it ends a program.
+const FATAL: [&str; 4] = ["runtime/cgo: ", "runtime: failed ", "fatal error: ", "panic: "];
 /// Longest line of progress that is shown in one piece, in bytes.
 const LINE_MAX: u64 = 16 << 10;
 
@@ -171,9 +174,12 @@ impl Calls {
         let began = Instant::now();
         let mut command = self.apart();
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // An engine is not started before it can be read from, since it would have to be killed half-way.
+        let (read_stdout, stdout) = read_aside(false).map_err(CallError::Broken)?;
+        let (read_stderr, stderr) = read_aside(shows_progress).map_err(CallError::Broken)?;
         let mut child = command.spawn().map_err(CallError::Broken)?;
-        let stdout = read_aside(child.stdout.take(), false);
-        let stderr = read_aside(child.stderr.take(), shows_progress);
+        let _ = child.stdout.take().map(|pipe| read_stdout.send(pipe));
+        let _ = child.stderr.take().map(|pipe| read_stderr.send(pipe));
         // A pull has nothing to lose.
         let patience = if limit == PULL_LIMIT { Duration::ZERO } else { CLOSING_PATIENCE };
         let ended = wait(&child, limit, patience, || stops_when_closing && self.is_closing());
@@ -225,19 +231,18 @@ fn wait(child: &Child, limit: Duration, patience: Duration, closing: impl Fn() -
     }
 }
 
-/// Reads in a thread, so that the engine never waits for us, and we never wait for whoever inherited its pipe.
-fn read_aside(from: Option<impl Read + Send + 'static>, shows_progress: bool) -> Receiver<Vec<u8>> {
+/// Reads in a thread, so that the engine never waits for us, and we never wait for whoever inherited its pipe. Returns
+/// where the thread is sent the pipe, and what has come from it.
+fn read_aside<R: Read + Send + 'static>(shows_progress: bool) -> io::Result<(Sender<R>, Receiver<Vec<u8>>)> {
     let (to, said) = mpsc::channel();
-    if let Some(mut from) = from {
-        thread::spawn(move || {
-            let mut bytes = Vec::new();
-            let mut first = from.by_ref().take(SAID_MAX as u64 + 1);
-            let _ = if shows_progress { show(first, &mut bytes) } else { first.read_to_end(&mut bytes) };
-            let _ = to.send(bytes);
-            let _ = io::copy(&mut from, &mut io::sink());
-        });
-    }
-    said
+    let read = move |mut from: R| {
+        let mut bytes = Vec::new();
+        let mut first = from.by_ref().take(SAID_MAX as u64 + 1);
+        let _ = if shows_progress { show(first, &mut bytes) } else { first.read_to_end(&mut bytes) };
+        let _ = to.send(bytes);
+        let _ = io::copy(&mut from, &mut io::sink());
+    };
+    Ok((threads::start_before("engine-says", read)?, said))
 }
 
 /// Shows each line as it comes, but for errors: those are for a message of ours. A registry's words are among them.
@@ -261,13 +266,16 @@ fn taken(said: &Receiver<Vec<u8>>) -> Vec<u8> {
 }
 
 /// What matters of an engine's standard error: its error, which comes last; else all that is not a warning. Whatever
-/// lines follow the first of an error belong to it, as a name in an image may have line ends.
+/// lines follow the first of an error belong to it, as a name in an image may have line ends. Of an engine that broke
+/// down, not the state of its threads.
 fn essence(stderr: &str) -> String {
     let lines: Vec<&str> = stderr.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let error = lines.iter().position(|line| line.starts_with("Error:"));
-    let chosen: Vec<&str> = match error.and_then(|at| lines.get(at..)) {
-        Some(error) => error.to_vec(),
-        None => lines.into_iter().filter(|line| !line.contains("level=warning")).collect(),
+    let is_fatal = |line: &&&str| FATAL.iter().any(|begin| line.starts_with(begin));
+    let chosen: Vec<&str> = match (error.and_then(|at| lines.get(at..)), lines.iter().find(is_fatal)) {
+        (Some(error), _) => error.to_vec(),
+        (None, Some(why)) => vec![why],
+        (None, None) => lines.into_iter().filter(|line| !line.contains("level=warning")).collect(),
     };
     chosen.join("; ").trim_start_matches("Error: ").to_owned()
 }
@@ -283,6 +291,9 @@ mod tests {
         assert_eq!(essence(said), "no such image");
         assert_eq!(essence("time level=warning msg\nsomething else\n"), "something else");
         assert_eq!(essence(""), "");
+        let broken =
+            "runtime/cgo: pthread_create failed: Resource temporarily unavailable\nSIGABRT: abort\ngoroutine 0";
+        assert_eq!(essence(broken), "runtime/cgo: pthread_create failed: Resource temporarily unavailable");
         let two = "Error: open /a\nError: no space left on device\nlevel=warning/b: not a directory\n";
         assert_eq!(
             essence(two),

@@ -30,6 +30,7 @@ mod podman;
 mod rootless;
 mod search_path;
 mod slot;
+mod threads;
 mod uids;
 mod volumes;
 
@@ -72,8 +73,10 @@ fn main() -> ExitCode {
     };
     // Before there are threads, and also where all that is done here is to wait for the pod of an ordinary user.
     let signals = watcher::caller::reset_signals().context(|| "cannot set the signals".into());
-    let outside = rootless::is_inside().then(Inside::connect).flatten();
-    let code = signals.and_then(|()| obey(arguments)).unwrap_or_else(|e| {
+    let mut outside = None;
+    let connect = || if rootless::is_inside() { Inside::connect() } else { Ok(None) };
+    let connected = signals.and_then(|()| connect()).map(|inside| outside = inside);
+    let code = connected.and_then(|()| obey(arguments)).unwrap_or_else(|e| {
         text::complain(&format!("latebind-host: {e}"));
         OWN_FAILURE
     });

@@ -13,6 +13,7 @@ use crate::images::{AllowList, Pull};
 use crate::main_process::MainProcess;
 use crate::place::Claim;
 use crate::slot::{Slot, glue_said};
+use crate::threads;
 use crate::uids::{self, IdRange, PodIds};
 use crate::volumes;
 use nix::sys::signal::Signal;
@@ -110,14 +111,14 @@ pub fn run(engine: &Arc<dyn Engine>, plan: Plan) -> Result<u8, Failure> {
         stopping: AtomicBool::new(false),
     });
     let worker = Arc::clone(&life);
-    thread::spawn(move || {
+    let started = threads::start("pod", move || {
         let up = worker.set_up().and_then(|()| {
             let _ = to.send(Event::Ready);
             worker.pilot()
         });
         let _ = to.send(Event::Ended(up));
     });
-    let result = life.attend(&events);
+    let result = started.context(|| format!("cannot start the pod {name}")).and_then(|()| life.attend(&events));
     engine.calls().close();
     if !keep {
         // Before the calls under way are waited for: without their pod they end sooner.
@@ -162,7 +163,7 @@ pub fn claim(engine: &dyn Engine, name: &str) -> Result<Claim, Failure> {
 
 fn forward_signals(to: Sender<Event>, as_they_are: bool) -> Result<(), Failure> {
     let mut signals = Signals::new(SIGNALS.map(|(s, _)| s as i32)).context(|| "cannot handle signals".into())?;
-    thread::spawn(move || {
+    threads::start("signals", move || {
         for number in signals.forever() {
             let Some((signal, ends)) = SIGNALS.into_iter().find(|(s, _)| *s as i32 == number) else { continue };
             let event = match (as_they_are, ends) {
@@ -174,8 +175,8 @@ fn forward_signals(to: Sender<Event>, as_they_are: bool) -> Result<(), Failure> 
             };
             let _ = to.send(event);
         }
-    });
-    Ok(())
+    })
+    .context(|| "cannot handle signals".into())
 }
 
 struct Life {
@@ -274,17 +275,21 @@ impl Life {
         volumes::make(shape, &self.ids)?;
         hosts::write(&shape.place.hosts(), &shape.name, shape.network)?;
         thread::scope(|scope| {
-            let base = scope.spawn(|| if shape.base == Role::Pilot { self.create_pilot() } else { self.start_pause() });
+            let first = || if shape.base == Role::Pilot { self.create_pilot() } else { self.start_pause() };
+            let base = threads::start_scoped(scope, "base", first).context(|| "cannot make the pod".into())?;
             let glue = self.server.look_at_images(self.only.as_ref(), self.first_pull)?;
             self.install(&glue)?;
             base.join().map_err(|_| failure("the pod's first container was not followed"))?
         })?;
         let based = began.elapsed();
         thread::scope(|scope| {
-            let pilot = (shape.base != Role::Pilot).then(|| scope.spawn(|| self.create_pilot()));
+            let said = || "cannot make the pod's containers".to_owned();
+            let pilot = (shape.base != Role::Pilot)
+                .then(|| threads::start_scoped(scope, "pilot", || self.create_pilot()).context(said))
+                .transpose()?;
             let idle = if self.only.is_some() { 0 } else { shape.slots };
-            let slots: Vec<_> = (0..idle).map(|n| scope.spawn(move || self.server.bind(n, ""))).collect();
-            for slot in slots {
+            let bind = |n| threads::start_scoped(scope, "slot", move || self.server.bind(n, "")).context(said);
+            for slot in (0..idle).map(bind).collect::<Result<Vec<_>, _>>()? {
                 let bound = slot.join().map_err(|_| failure("a payload container was not followed"))?;
                 bound.map_err(|refusal| failure(format!("cannot start a payload container: {refusal}")))?;
             }

@@ -6,9 +6,12 @@ use crate::engine::Engine;
 use crate::images::Ready;
 use crate::ipc;
 use crate::main_process::MainProcess;
+use crate::threads;
 use latebind_contract::layout::Ids;
 use serde::Deserialize;
 use std::fs;
+use std::io;
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -64,15 +67,17 @@ impl Payload {
     }
 
     /// Reads the control group at the moment when the main process ends: the engine removes it soon after.
-    fn watch(self: &Arc<Self>) {
-        let payload = Arc::clone(self);
-        thread::spawn(move || {
-            let Some(main) = &payload.main else { return };
-            while matches!(main.ended_within(WATCH_TURN), Ok(false)) {}
-            if let Some(oom_killed) = main.oom_killed() {
-                let _ = payload.oom_killed.set(oom_killed);
-            }
-        });
+    fn watch(&self) {
+        let Some(main) = &self.main else { return };
+        while matches!(main.ended_within(WATCH_TURN), Ok(false)) {}
+        if let Some(oom_killed) = main.oom_killed() {
+            let _ = self.oom_killed.set(oom_killed);
+        }
+    }
+
+    /// A thread that watches the container which is about to be started, once it is sent that.
+    fn prepare_watch() -> io::Result<Sender<Arc<Self>>> {
+        threads::start_before("payload-end", |payload: Arc<Self>| payload.watch())
     }
 }
 
@@ -82,6 +87,7 @@ struct Started {
     id: String,
     role: Role,
     took: Duration,
+    watch: Sender<Arc<Payload>>,
 }
 
 /// A start that failed.
@@ -156,10 +162,14 @@ impl Slot {
             // Its processes are gone; what is left to do is not worth waiting for.
             let engine = Arc::clone(engine);
             let files = [shape.place.pidfile(&old.role.to_string()), shape.place.log(&old.role.to_string())];
-            thread::spawn(move || {
+            let tidy = move || {
                 remove(&*engine, &old.name);
                 let _ = files.map(fs::remove_file);
-            });
+            };
+            // Here, where it cannot be done aside.
+            if threads::start("tidy", tidy.clone()).is_err() {
+                tidy();
+            }
         }
         let started = match started {
             Err(first) if !image.is_empty() && first.may_be_the_images() => {
@@ -187,12 +197,14 @@ impl Slot {
         lives: &mut Lives,
         image_id: &str,
     ) -> Result<Started, NotStarted> {
+        let watch = Payload::prepare_watch();
+        let watch = watch.map_err(|e| NotStarted { error: CallError::Broken(e), said: String::new() })?;
         lives.0 += 1;
         let began = Instant::now();
         let role = Role::Payload(self.number, lives.0);
         let spec = shape.payload(self.number, lives.0, &self.ids, image_id);
         let id = engine.start(&spec, START_LIMIT);
-        id.map(|id| Started { id, role, took: began.elapsed() }).map_err(|error| {
+        id.map(|id| Started { id, role, took: began.elapsed(), watch }).map_err(|error| {
             let said = glue_said(engine, &spec);
             remove(engine, &spec.name());
             NotStarted { error, said }
@@ -234,7 +246,7 @@ impl Slot {
 
     /// Takes the container for the slot's.
     fn take(&self, shape: &PodShape, image: &str, started: Started) {
-        let Started { id, role, .. } = started;
+        let Started { id, role, watch, .. } = started;
         let main = MainProcess::find(&shape.place.pidfile(&role.to_string()), &id);
         let payload = Arc::new(Payload {
             name: shape.spec(role, "", &[]).name(),
@@ -245,7 +257,7 @@ impl Slot {
             oom_killed: OnceLock::new(),
             last_words: OnceLock::new(),
         });
-        payload.watch();
+        let _ = watch.send(Arc::clone(&payload));
         *locked(&self.current) = Some(payload);
     }
 

@@ -4,10 +4,11 @@ use super::{Life, SIGNAL_TICK, STOPPED};
 use crate::calls::CallError;
 use crate::container::Role;
 use crate::failure::{Context, Failure, failure};
+use crate::threads;
 use nix::sys::signal::Signal;
 use std::fs;
 use std::io::{self, IsTerminal};
-use std::process::Stdio;
+use std::process::{ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
@@ -78,28 +79,41 @@ impl Life {
         });
         // The engine's client makes it raw, and may be ended before it has made it what it was.
         let _before = self.pilot.terminal.then(watcher::terminal::Before::take);
-        let mut child = command.spawn().context(|| "cannot run the engine".into())?;
-        if let Some(mut to) = child.stdin.take() {
-            // It stays behind in its read when the pilot has ended, and ends with this process.
-            thread::spawn(move || io::copy(&mut io::stdin(), &mut to));
-        }
-        let status = thread::scope(|scope| {
-            let (ended, end) = mpsc::channel::<()>();
-            scope.spawn(move || self.look_for_oom(&end));
-            let status = child.wait();
-            drop(ended);
-            self.pass_on_hang_up();
-            status
-        });
+        let status = match self.run_engine(command, relay) {
+            // Without a process or a thread for it now: another job may have used them up for a while.
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                tracing::warn!(error = %e, "the pilot cannot be started");
+                return Ok(NOT_STARTED);
+            }
+            status => status.context(|| "cannot run the engine".into())?,
+        };
         // Whoever stops a service by a signal to all of its processes ends the engine's client, not the pilot.
         let left_early = self.stopping.load(Ordering::SeqCst) || self.pilot_process().is_some();
-        match status.context(|| "cannot wait for the engine".into())?.code() {
+        match status.code() {
             Some(0) => Ok(0),
             // The engine's own failures have these codes too.
             Some(125..=127) | None => self.pilot_code(&name),
             Some(_) if left_early => self.pilot_code(&name),
             Some(code) => Ok(u8::try_from(code).unwrap_or(u8::MAX)),
         }
+    }
+
+    /// Runs the engine's client to its end; where `relays`, with what comes on our standard input.
+    fn run_engine(&self, mut command: Command, relays: bool) -> io::Result<ExitStatus> {
+        // It stays behind in its read when the pilot has ended, and ends with this process.
+        let relay = |mut to: ChildStdin| drop(io::copy(&mut io::stdin(), &mut to));
+        thread::scope(|scope| {
+            let (ended, end) = mpsc::channel::<()>();
+            threads::start_scoped(scope, "pilot", move || self.look_for_oom(&end))?;
+            let relay = relays.then(|| threads::start_before("stdin", relay)).transpose()?;
+            // Last of all, since it cannot be taken back.
+            let mut child = command.spawn()?;
+            let _ = relay.zip(child.stdin.take()).map(|(relay, to)| relay.send(to));
+            let status = child.wait();
+            drop(ended);
+            self.pass_on_hang_up();
+            status
+        })
     }
 
     /// The engine's client has ended, maybe since nobody reads what it passes on. The engine goes on to read from the

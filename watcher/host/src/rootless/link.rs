@@ -5,6 +5,7 @@
 //! waits for it has waited for the pod's end. Where it is lost, the pod is ended.
 
 use crate::failure::{Context, Failure};
+use crate::threads;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::{Pid, getpgrp, getpid, getuid, tcgetpgrp};
@@ -15,9 +16,8 @@ use std::io::{self, Read, Write};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, ExitStatus};
+use std::process::{Child, Command, ExitStatus};
 use std::sync::mpsc::{self, Sender};
-use std::thread;
 
 /// Names the socket, in the abstract namespace, for the program inside.
 const NAME: &str = "LATEBIND_LINK";
@@ -46,17 +46,24 @@ pub fn run(mut command: Command, token: &str) -> Result<u8, Failure> {
     let address = SocketAddr::from_abstract_name(&name).context(|| "cannot name a socket".into())?;
     let listener = UnixListener::bind_addr(&address).context(|| "cannot make a socket".into())?;
     let mut signals = Signals::new(PASSED_ON.map(|s| s as i32)).context(|| "cannot handle signals".into())?;
-    let mut child = command.env(NAME, &name).spawn().context(|| "cannot run podman unshare".into())?;
     let (to, events) = mpsc::channel();
     let [of_link, of_child] = [to.clone(), to.clone()];
-    thread::spawn(move || attend(&listener, &of_link));
-    thread::spawn(move || {
+    let said = || "cannot follow podman unshare".to_owned();
+    threads::start("link", move || attend(&listener, &of_link)).context(said)?;
+    threads::start("signals", move || {
         for number in signals.forever() {
             let known = PASSED_ON.into_iter().find(|signal| *signal as i32 == number);
-            known.map(|signal| to.send(Event::Signal(signal)));
+            let _ = known.map(|signal| to.send(Event::Signal(signal)));
         }
+    })
+    .context(said)?;
+    let wait = threads::start_before("child", move |mut child: Child| {
+        let _ = of_child.send(Event::Child(child.wait()));
     });
-    thread::spawn(move || of_child.send(Event::Child(child.wait())));
+    let wait = wait.context(said)?;
+    // Last of all: podman passes no signal on to what it has started, which would be left alone.
+    let child = command.env(NAME, &name).spawn().context(|| "cannot run podman unshare".into())?;
+    let _ = wait.send(child);
     let (mut inside, mut waiting, mut status, mut is_over) = (None, Vec::new(), None, false);
     loop {
         let event = events.recv().context(|| "the threads of the link have ended".into())?;
@@ -115,24 +122,31 @@ pub struct Inside(UnixStream);
 
 impl Inside {
     /// Connects, where this program was started by [`run`], and sends to this process what comes.
-    pub fn connect() -> Option<Self> {
-        let address = SocketAddr::from_abstract_name(env::var_os(NAME)?.as_encoded_bytes()).ok()?;
-        let stream = UnixStream::connect_addr(&address).ok()?;
-        let mut from = stream.try_clone().ok()?;
-        thread::spawn(move || {
+    pub fn connect() -> Result<Option<Self>, Failure> {
+        let Some((stream, mut from)) = connected() else { return Ok(None) };
+        threads::start("link", move || {
             let mut number = [0];
             while from.read_exact(&mut number).is_ok() {
                 send(i32::from(number[0]));
             }
             send(Signal::SIGTERM as i32);
-        });
-        Some(Self(stream))
+        })
+        .context(|| "cannot take signals from the program outside".into())?;
+        Ok(Some(Self(stream)))
     }
 
     /// Says with which code this program ends.
     pub fn report(mut self, code: u8) {
         let _ = self.0.write_all(&[code]);
     }
+}
+
+/// The socket, twice.
+fn connected() -> Option<(UnixStream, UnixStream)> {
+    let address = SocketAddr::from_abstract_name(env::var_os(NAME)?.as_encoded_bytes()).ok()?;
+    let stream = UnixStream::connect_addr(&address).ok()?;
+    let from = stream.try_clone().ok()?;
+    Some((stream, from))
 }
 
 fn send(number: i32) {
