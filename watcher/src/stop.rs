@@ -75,6 +75,8 @@ impl Stop {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::disallowed_methods, reason = "a test ends where it fails")]
+
     use super::*;
     use std::sync::mpsc::channel;
 

@@ -292,7 +292,7 @@ fn reply(mut stream: &UnixStream, answer: &Answer) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
+    #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test ends where it fails")]
     use super::*;
     use watcher::bind::Class;
     use watcher::bind::host::State;

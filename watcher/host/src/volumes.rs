@@ -108,7 +108,7 @@ pub fn remove(place: &PodPlace) -> Result<(), Failure> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
+    #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test ends where it fails")]
 
     use super::*;
 

@@ -209,7 +209,7 @@ pub(super) fn serve(
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
+    #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test ends where it fails")]
 
     use super::*;
     use std::io::{BufRead, BufReader, Read};

@@ -87,7 +87,7 @@ impl Lines {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
+    #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test ends where it fails")]
 
     use super::*;
     use nix::sys::memfd::{MFdFlags, memfd_create};

@@ -25,6 +25,7 @@ pub fn start() -> io::Result<Runtime> {
     let mut builder = Builder::new_multi_thread();
     builder.worker_threads(1).max_blocking_threads(LOOKUPS_MAX).thread_keep_alive(FOR_EVER);
     let runtime = builder.thread_name("api").enable_all().build()?;
+    #[expect(clippy::disallowed_methods, reason = "the one place: the thread that stays")]
     drop(runtime.spawn_blocking(|| ()));
     Ok(runtime)
 }

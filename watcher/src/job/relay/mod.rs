@@ -266,7 +266,7 @@ impl Drop for Relay {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
+    #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test ends where it fails")]
 
     use super::*;
     use std::io::Write;

@@ -358,7 +358,7 @@ pub fn run(outputs: Vec<Output>, input: Option<Input>, orders: &Orders, patience
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
+    #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test ends where it fails")]
 
     use super::*;
     use nix::fcntl::OFlag;

@@ -1,4 +1,4 @@
-#![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test ends where it fails")]
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
