@@ -34,8 +34,10 @@ for purpose; do
     case $purpose in
     build)
         add 20 ca-certificates gcc libc6-dev binutils
+        # The watcher's TLS has parts in C.
+        add 5 musl-tools
         # Debian's toolchain comes with the sources of std, which the release recipe rebuilds for musl.
-        [ "$(static_recipe)" = rustup ] || add 60 rustc-web cargo-web rust-web-src musl-tools
+        [ "$(static_recipe)" = rustup ] || add 60 rustc-web cargo-web rust-web-src
         [ "$MUSL_ARCH" = x86_64 ] || add 20 gcc-aarch64-linux-gnu
         ;;
     images) add 30 podman runc crun netavark busybox-static debootstrap gcc libc6-dev ;;
