@@ -4,8 +4,8 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::{SFlag, fstat};
@@ -21,7 +21,7 @@ const TAIL_MAX: u64 = 64 << 10;
 #[derive(Debug)]
 pub struct Room {
     /// For the first parts of both.
-    left: AtomicU64,
+    left: Mutex<u64>,
     /// For the last part of each.
     tail: usize,
     limit: u64,
@@ -31,14 +31,15 @@ impl Room {
     /// So many bytes in all, but for the last parts.
     pub fn new(limit: u64) -> Arc<Self> {
         let tail = usize::try_from(TAIL_MAX.min(limit / 4)).unwrap_or(0);
-        Arc::new(Self { left: AtomicU64::new(limit), tail, limit })
+        Arc::new(Self { left: Mutex::new(limit), tail, limit })
     }
 
     /// How many of `wanted` bytes there is room for; they are taken.
     fn take(&self, wanted: u64) -> u64 {
-        let take = |left: u64| Some(left - left.min(wanted));
-        let left = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).unwrap_or(0);
-        left.min(wanted)
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = wanted.min(*left);
+        *left -= taken;
+        taken
     }
 }
 
