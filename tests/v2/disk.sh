@@ -41,7 +41,7 @@ flock 9
     [ "$suite" = bookworm ] || docker="docker.io docker-cli"
     # shellcheck disable=SC2086 # a list
     install_packages "$root" systemd systemd-sysv dbus dbus-user-session udev kmod procps iproute2 util-linux uidmap \
-        podman crun netavark busybox-static ca-certificates openssl debootstrap e2fsprogs jq \
+        podman crun netavark busybox-static ca-certificates openssl debootstrap e2fsprogs jq strace \
         $docker slurmctld slurmd slurm-client munge sudo nfs-kernel-server \
         >>"$work/log" 2>&1 || fail "packages could not be installed"
     rm -rf "$root"/var/{cache/apt,lib/apt/lists}/* "$root"/usr/share/{doc,man,locale}/*
