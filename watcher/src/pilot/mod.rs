@@ -20,7 +20,7 @@ use crate::bind::{Binder, Failure, Reason};
 use crate::job::{Fit, Phase, Requests};
 use crate::serve::Core;
 use crate::source::spool::{Spool, has_room};
-use crate::source::{Claimed, Queue};
+use crate::source::{Claimed, Queue, may_look_again};
 use crate::stop::Stop;
 
 pub use self::feed::Remote;
@@ -33,9 +33,6 @@ use self::one_job::{STOPPED, Step, TRIES_MAX, Undelivered, WAIT_TURN, forget, gi
 
 /// How often the spool is looked at while there is nothing to do.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
-
-/// One part in so many of the time may go into finding out whether a job waits.
-const LOOK_SHARE: u32 = 20;
 
 /// How long to wait before a job that could not be brought to its end is tried again: first, then twice as long each
 /// time, and at most.
@@ -110,8 +107,7 @@ struct Ended {
 #[derive(Clone, Copy)]
 struct Looked {
     at: Instant,
-    /// How long it took.
-    cost: Duration,
+    took: Duration,
     waits: bool,
 }
 
@@ -214,15 +210,14 @@ impl Pilot<'_> {
     }
 
     /// Whether a job waits in the spool. All of a directory may have to be read to say so, whose content is its users':
-    /// looking takes no more than a twentieth of the time.
+    /// no more time goes into that than into any look.
     fn look_for_waiting(&mut self) -> Looked {
-        let is_due = |looked: &Looked| looked.at.elapsed() >= looked.cost * LOOK_SHARE;
-        if let Some(looked) = self.looked.filter(|looked| !is_due(looked)) {
+        if let Some(looked) = self.looked.filter(|looked| !may_look_again(looked.at, looked.took)) {
             return looked;
         }
         let at = Instant::now();
         let waits = !self.queue.is_empty().unwrap_or(false);
-        *self.looked.insert(Looked { at, cost: at.elapsed(), waits })
+        *self.looked.insert(Looked { at, took: at.elapsed(), waits })
     }
 
     /// Nobody else serves the spool of a pilot with a source: the jobs in it are given back.

@@ -60,8 +60,8 @@ impl Sizes {
         self.0.get(&slot).is_none_or(|(size, _)| size.fits(requests))
     }
 
-    /// Whether the slot `a` is smaller than `b`: it has fewer GPUs, or as many and a smaller share of all processors and
-    /// of all memory, added up.
+    /// Whether the slot `a` is smaller than `b`: it has fewer GPUs, or as many and a smaller share of all processors
+    /// and of all memory, added up.
     pub(super) fn is_smaller(&self, a: u32, b: u32) -> bool {
         let weight = |slot: u32| self.0.get(&slot).map_or((0, f64::INFINITY), |(size, share)| (size.gpus, *share));
         weight(a) < weight(b)

@@ -23,6 +23,11 @@ const SHARE: u32 = 20;
 /// So many names have to be gone before a look counts as outdated.
 const GONE_MIN: usize = 64;
 
+/// Whether a look that has begun then, and took so long, may be followed by another one.
+pub fn may_look_again(at: Instant, took: Duration) -> bool {
+    at.elapsed() >= took.saturating_mul(SHARE)
+}
+
 /// What is made of a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -172,7 +177,7 @@ impl Listing {
 
     /// Whether looking takes at most its share of the time, if there is another look now.
     fn has_paused(&self) -> bool {
-        self.looked.as_ref().is_none_or(|look| look.at.elapsed() >= look.took.saturating_mul(SHARE))
+        self.looked.as_ref().is_none_or(|look| may_look_again(look.at, look.took))
     }
 
     /// How many entries of the directory were read until now.

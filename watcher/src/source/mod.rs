@@ -11,4 +11,5 @@ pub mod spool;
 
 pub use claimed::Claimed;
 pub(crate) use claimed::JOB_FILE_MAX;
+pub use listing::may_look_again;
 pub use queue::Queue;
