@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.."
 words='anew|mend|mends|mended|mending|unmended|chime|bell|can not'
 found=$(git grep -nwiE "$words" -- . ':!CONTRIBUTING.md' ':!.ci/words.sh' \
     ':!tests/fuzz/corpus' ':!tests/fuzz/regressions') || [ $? = 1 ] # 1: none
-# "can not" with the end of a line in between: files, without the line.
+# The last of them with the end of a line between its words: files, without the line.
 broken=$(git grep -lz '' -- . ':!CONTRIBUTING.md' ':!tests/fuzz/corpus' ':!tests/fuzz/regressions' |
     xargs -0 grep -lPz '(?i)\bcan\n[ \t#/*!>|-]*not\b') || [ $? = 123 ] # xargs: none in some files
 [ -z "$found$broken" ] || {

@@ -18,8 +18,8 @@ use latebind_contract::time;
 use latebind_linux::sys;
 use latebind_linux::volume::open_at;
 
-/// Longest text of a line, in characters: in JSON, with each quote escaped, a line then has at most PIPE_BUF bytes, which
-/// a pipe takes whole or not at all (pipe(7)).
+/// Longest text of a line, in characters: in JSON, with each quote escaped, a line then has at most PIPE_BUF bytes,
+/// which a pipe takes whole or not at all (pipe(7)).
 const LINE_MAX: usize = 1900;
 
 static FD: AtomicI32 = AtomicI32::new(2);

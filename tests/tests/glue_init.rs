@@ -176,8 +176,8 @@ fn keys_at_a_terminal_reach_the_command_which_nobody_could_continue() {
 }
 
 /// What is typed at once after a stop may lose its first character, and a shell that continues a job in the background
-/// learns late that this wants the terminal, with or without glue. So each line is typed until it has done its work; the
-/// prompt has the last code in it.
+/// learns late that this wants the terminal, with or without glue. So each line is typed until it has done its work;
+/// the prompt has the last code in it.
 #[test]
 fn a_shell_stops_and_continues_it_as_any_job() {
     let bash = container(&["-it", "-e", "PS1=<$?> "], DEBIAN, &["bash", "--norc", "-i"]);

@@ -40,8 +40,8 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// Makes the pool, then the pilot of `deploy/htcondor-before-1.32` with the changes that `options` gets, and waits for
-    /// its slot.
+    /// Makes the pool, then the pilot of `deploy/htcondor-before-1.32` with the changes that `options` gets, and waits
+    /// for its slot.
     #[track_caller]
     pub fn start(change: impl FnOnce(Options) -> Options) -> Self {
         Self::of("deploy/htcondor-before-1.32", change)

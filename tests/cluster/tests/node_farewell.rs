@@ -72,7 +72,8 @@ fn a_pod_that_is_evicted() {
     goes_back_in_time(evict);
 }
 
-/// A pod of a Job is ended in mid-job: the Job makes another, and completes with what that has done. Returns its status.
+/// A pod of a Job is ended in mid-job: the Job makes another, and completes with what that has done. Returns the Job's
+/// status.
 fn a_job_goes_on_in_another_pod(manifest: &str, end: impl FnOnce(&Pilot)) -> Value {
     // The manifest's own arguments, with less patience.
     let impatient = |spec: &mut Value| {
