@@ -6,7 +6,7 @@
 # SUITES     the machines, default "trixie bookworm"
 # TESTS      the test programs; default: those whose answer depends on control groups or the engine
 # LEAVE_OUT  one of them that is left out
-# SHARE_OUT  one of them whose modules are shared out among the machines: each runs in one of them
+# SHARE_OUT  those of them whose tests are shared out among the machines: each test runs in one of them
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 . .ci/rust.sh
@@ -44,30 +44,34 @@ for name in $tests; do
     # Those of tests/v2 are systemd's guests: they run in the machine's own PID namespace.
     place=tests
     [ ! -e "tests/v2/tests/$name.rs" ] || place=tests/v2
-    modules=
-    if [ "$name" = "${SHARE_OUT:-}" ]; then
-        modules=MODULES
+    shared=
+    case " ${SHARE_OUT:-} " in *" $name "*)
+        shared=shared
         count=$("$program" --list | grep -c ': test$')
-        announced=$((count * (${#suites[@]} - 1)))
-    fi
-    echo "$name $place $program $modules" >>"$work/exchange/programs"
+        announced=$((announced + count * (${#suites[@]} - 1)))
+        ;;
+    esac
+    echo "$name $place $program $shared" >>"$work/exchange/programs"
 done
 programs=$(sed -n 's/^[^ ]* [^ ]* \(target[^ ]*\).*/\1/p' "$work/exchange/programs")
 PROGRAMS=$programs tests/v2/disk-of-tests.sh "$work/disk" || exit
 printf 'CHECKOUT=%s\nLATEBIND_STATE=%s\n' "$PWD" "$LATEBIND_STATE" >"$work/exchange/settings"
 cp tests/v2/run "$work/exchange/"
 
-# share N: the filters of the modules that the machine of that number runs
+# share PROGRAM N: the tests of a program that is shared out that the machine of that number runs
 share() {
-    sed -n 's/^mod \(.*\);/\1::/p' "tests/tests/$SHARE_OUT/main.rs" |
-        awk -v n="$1" -v machines="${#suites[@]}" 'NR % machines == n' | tr '\n' ' '
+    "$1" --list | sed -n 's/: test$//p' |
+        awk -v n="$2" -v machines="${#suites[@]}" 'NR % machines == n' | tr '\n' ' '
 }
 
 declare -A pids # of the machines
 # start SUITE N: boots its machine, which goes on beside this script
 start() {
     cp -a "$work/exchange" "$work/$1"
-    [ -z "${SHARE_OUT:-}" ] || sed -i "s/ MODULES$/ $(share "$2")/" "$work/$1/programs"
+    while read -r name place program shared; do
+        [ -z "$shared" ] || shared="--exact $(share "$program" "$2")"
+        echo "$name $place $program $shared"
+    done <"$work/exchange/programs" >"$work/$1/programs"
     : >"$work/$1/out"
     cp --sparse=always "$work/disk" "$work/disk.$1"
     tests/v2/boot.sh "$1" "$work/$1" "$work/disk.$1" >"$work/$1.console" 2>&1 &
