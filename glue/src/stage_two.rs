@@ -10,7 +10,6 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 use nix::fcntl::OFlag;
-use nix::sys::prctl;
 use nix::sys::stat::{SFlag, fstat, makedev};
 
 use crate::privilege_drop::{DATA_FD, EXEC_FD, FIRST_ENV_FD, GO_FD, JOB_FD, REPORT_FD, UNFILTERED, send};
@@ -69,7 +68,7 @@ pub fn run(arguments: &[&str]) -> Option<i32> {
 fn confine(filtered: bool) -> Result<(), Report> {
     let refused = |what| Err(Report::of(what, &io::Error::from_raw_os_error(nix::libc::EPERM)));
     // Since its exec: glue's binary can be read by root alone, so the kernel lets nobody else of this UID look in here.
-    if prctl::get_dumpable().map_err(|e| Report::of(What::Dumpable, &e.into()))? {
+    if sys::is_traceable().map_err(at(What::Dumpable))? {
         return refused(What::Dumpable);
     }
     if filtered {

@@ -139,7 +139,7 @@ fn words(what: What) -> &'static str {
         What::StageTwo => "stage two could not be started",
         What::Dumpable => {
             "stage two could be traced by others of its UID, so it ran nothing: only root may be able to read glue's \
-                 binary; run `glue install`"
+                 binary (run `glue install`), and fs.suid_dumpable of the node may not be 1 (0 and 2 are right)"
         }
         What::Job => "the job's part of the startup file could not be read",
         What::Command => " is refused by stage two",

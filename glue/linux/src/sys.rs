@@ -20,8 +20,8 @@ mod watcher;
 
 pub use init::{reap_or_stopped, restore_sigpipe, signal_group};
 pub use payload::{
-    close_range, environment, exec, install_filter, keys_are_refused, new_session, open_terminal, send_descriptors,
-    set_rlimit, take_terminal,
+    close_range, environment, exec, install_filter, is_traceable, keys_are_refused, new_session, open_terminal,
+    send_descriptors, set_rlimit, take_terminal,
 };
 #[cfg(feature = "watcher")]
 pub use watcher::*;

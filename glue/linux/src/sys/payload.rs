@@ -57,6 +57,14 @@ pub fn keys_are_refused() -> bool {
     refused.is_err_and(|e| matches!(e.raw_os_error(), Some(libc::EPERM | libc::ENOSYS)))
 }
 
+/// Whether others with this process's IDs may look into it: PR_GET_DUMPABLE(2const) says 1. It says 2, for root alone,
+/// where the system has that in place of 0 for what executes an unreadable file (`fs.suid_dumpable`, proc_sys_fs(5)).
+pub fn is_traceable() -> io::Result<bool> {
+    // SAFETY: the call takes numbers only.
+    let dumpable = unsafe { libc::prctl(libc::PR_GET_DUMPABLE, 0, 0, 0, 0) };
+    Ok(checked(libc::c_long::from(dumpable))? == 1)
+}
+
 /// Closes every descriptor from `first` to `last`, or only marks them close-on-exec. Allocates nothing.
 ///
 /// Only for processes that are about to exec or exit: it closes what others may think they own.
