@@ -15,7 +15,7 @@ cargo=$(need_cargo) || exit
 export LATEBIND_STATE=${LATEBIND_STATE:-/var/lib/latebind-test} # see the Makefile
 export CARGO_TERM_COLOR=never
 tests=${TESTS:-limits looking loss host run_conventions shortages spool steering attacks service rootless \
-    docker_systemd slurm nfs suid_dumpable}
+    docker_systemd slurm nfs suid_dumpable crun}
 work=$(mktemp -d)
 finish() {
     local pid

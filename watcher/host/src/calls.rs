@@ -1,5 +1,6 @@
 //! Calls of an engine's program: bounded in time and in what they say, and ended when everything is to end.
 
+use crate::hung_start;
 use crate::pidfd::Process;
 use crate::threads;
 use nix::sys::signal::Signal;
@@ -210,7 +211,7 @@ enum Wait {
 }
 
 fn wait(child: &Child, limit: Duration, patience: Duration, closing: impl Fn() -> bool) -> io::Result<Wait> {
-    let process = Process::open(i32::try_from(child.id()).map_err(io::Error::other)?)?;
+    let process = Process::of(child)?;
     let end = Instant::now() + limit;
     loop {
         if process.ended_within(CLOSING_TICK.min(end.saturating_duration_since(Instant::now())))? {
@@ -220,12 +221,15 @@ fn wait(child: &Child, limit: Duration, patience: Duration, closing: impl Fn() -
             if process.ended_within(patience)? {
                 return Ok(Wait::Ended);
             }
+            hung_start::end_beneath(&process);
             // On TERM it gives back its locks; the caller kills what does not obey.
             process.signal(Signal::SIGTERM)?;
             process.ended_within(Duration::from_secs(2))?;
             return Ok(Wait::Closing);
         }
         if Instant::now() >= end {
+            // It would go on without the client.
+            hung_start::end_beneath(&process);
             return Ok(Wait::TookTooLong);
         }
     }

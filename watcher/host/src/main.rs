@@ -14,6 +14,7 @@ mod docker;
 mod engine;
 mod failure;
 mod hosts;
+mod hung_start;
 mod image_cache;
 mod images;
 mod ipc;

@@ -18,7 +18,6 @@ const REST_LIMIT: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub struct MainProcess {
     process: Process,
-    pid: i32,
     /// Lists everything in the container's control group.
     members: Option<PathBuf>,
     /// Counts the processes of the container that the kernel killed for memory.
@@ -38,27 +37,27 @@ impl MainProcess {
             let oom = group(&groups, "memory").and_then(|g| {
                 ["memory.events", "memory.oom_control"].map(|f| g.join(f)).into_iter().find(|f| f.exists())
             });
-            Self { process, pid, members, oom }
+            Self { process, members, oom }
         })
     }
 
     /// Whether the container's own program has taken the place of the runtime's, with `word` in its command line.
     /// Before that a signal would hit the runtime half-way through a start.
     pub fn is_running(&self, word: &str) -> bool {
-        let line = fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
+        let line = fs::read(format!("/proc/{}/cmdline", self.pid())).unwrap_or_default();
         line.split(|b| *b == 0).any(|w| w == word.as_bytes())
     }
 
     /// Whether it has a handler for `signal`.
     pub fn handles(&self, signal: Signal) -> bool {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap_or_default();
         let caught = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigCgt:")?.trim(), 16).ok());
         caught.is_some_and(|caught| caught >> (signal as u32 - 1) & 1 == 1)
     }
 
     /// Its number, which may be another process's once this one has ended.
     pub fn pid(&self) -> i32 {
-        self.pid
+        self.process.pid()
     }
 
     /// Sends `signal`.

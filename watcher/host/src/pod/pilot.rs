@@ -4,11 +4,15 @@ use super::{Life, SIGNAL_TICK, STOPPED};
 use crate::calls::CallError;
 use crate::container::Role;
 use crate::failure::{Context, Failure, failure};
+use crate::hung_start;
+use crate::main_process::MainProcess;
+use crate::pidfd::Process;
 use crate::threads;
 use nix::sys::signal::Signal;
 use std::fs;
 use std::io::{self, IsTerminal};
 use std::process::{ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
@@ -23,6 +27,8 @@ const GOOD_LIFE: Duration = Duration::from_secs(60);
 /// How often a pilot that is being started is looked for: one that takes all of its memory at once lives for some 30
 /// ms.
 const START_TICK: Duration = Duration::from_millis(2);
+/// How long after the pilot's end its start may go on.
+const START_OVERDUE: Duration = Duration::from_secs(10);
 
 impl Life {
     /// Runs the pilot until it succeeds, is told to stop, or has failed too often.
@@ -102,12 +108,14 @@ impl Life {
     fn run_engine(&self, mut command: Command, relays: bool) -> io::Result<ExitStatus> {
         // It stays behind in its read when the pilot has ended, and ends with this process.
         let relay = |mut to: ChildStdin| drop(io::copy(&mut io::stdin(), &mut to));
+        let client = &OnceLock::new();
         thread::scope(|scope| {
             let (ended, end) = mpsc::channel::<()>();
-            threads::start_scoped(scope, "pilot", move || self.look_for_oom(&end))?;
+            threads::start_scoped(scope, "pilot", move || self.follow(client, &end))?;
             let relay = relays.then(|| threads::start_before("stdin", relay)).transpose()?;
             // Last of all, since it cannot be taken back.
             let mut child = command.spawn()?;
+            let _ = Process::of(&child).map(|process| client.set(process));
             let _ = relay.zip(child.stdin.take()).map(|(relay, to)| relay.send(to));
             let status = child.wait();
             drop(ended);
@@ -127,17 +135,32 @@ impl Life {
         }
     }
 
-    /// Follows the pilot from its start to its end, and says where the kernel ended anything of it for memory: its exit
-    /// code would not say so, and the engine removes the control group soon after. `end` is closed when podman has
-    /// ended.
-    fn look_for_oom(&self, end: &Receiver<()>) {
-        let main = loop {
-            match self.pilot_process() {
-                Some(main) => break main,
-                None if end.recv_timeout(START_TICK) == Err(RecvTimeoutError::Disconnected) => return,
-                None => {}
+    /// Follows the pilot from its start to its end, and ends a start that goes on after that. `end` is closed when the
+    /// engine's client has ended.
+    fn follow(&self, client: &OnceLock<Process>, end: &Receiver<()>) {
+        let pidfile = self.shape().place.pidfile(&Role::Pilot.to_string());
+        let mut gone_since = None;
+        loop {
+            if let Some(main) = self.pilot_process() {
+                self.look_for_oom(&main);
+                break;
             }
-        };
+            if end.recv_timeout(START_TICK) == Err(RecvTimeoutError::Disconnected) {
+                return;
+            }
+            // It may have ended before it was seen.
+            if pidfile.exists() && gone_since.get_or_insert_with(Instant::now).elapsed() >= START_OVERDUE {
+                break;
+            }
+        }
+        if end.recv_timeout(START_OVERDUE) == Err(RecvTimeoutError::Timeout) {
+            client.get().map(hung_start::end_beneath);
+        }
+    }
+
+    /// Waits for the pilot's end, and says where the kernel ended anything of it for memory: its exit code would not
+    /// say so, and the engine removes the control group soon after.
+    fn look_for_oom(&self, main: &MainProcess) {
         while matches!(main.ended_within(GOOD_LIFE), Ok(false)) {}
         if main.oom_killed() == Some(true) {
             let size = self.shape().pilot_limits(&self.pilot).memory;
