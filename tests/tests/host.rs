@@ -9,6 +9,7 @@ use latebind_tests::pod::{
     BUSYBOX, Options, Pod, Ran, Running, Scratch, Signal, eventually, host, kill, look_into, podman, probe, shell,
     state, traces, unique, with,
 };
+use latebind_tests::slot::WAIT_FOR_GO;
 use latebind_tests::waiting::deadline;
 use serde_json::json;
 
@@ -138,11 +139,12 @@ fn a_pilot_that_is_killed_while_it_is_being_started_is_made_again() {
 fn a_second_pod_of_a_name_is_refused_and_the_first_not_hurt() {
     let pod = Pod::start();
     pod.serves();
-    pod.put("long", &probe(&["sleep", "3"]));
+    pod.put("long", &shell(WAIT_FOR_GO));
     pod.runs("long.1", 0);
     let second = pod_of(&pod.name, &[], &["--version"]);
     assert_eq!(second.code, Some(125), "{}", second.err());
     assert!(second.err().contains(&pod.name) && second.err().contains("--name"), "{}", second.err());
+    pod.go(0);
     pod.result("long").is_good();
 }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use latebind_tests::pod::{BUSYBOX, unique};
+use latebind_tests::processes::all_pids;
 use latebind_tests::waiting::within;
 use latebind_v2_tests::{output, succeed};
 use serde_json::json;
@@ -44,8 +45,12 @@ impl Service {
         fs::rename(prepared, self.spool.join("new").join(name)).unwrap();
     }
 
-    fn wait_for(&self, arguments: &[&str]) {
-        within(LIMIT, &format!("{arguments:?}\n{}", self.log()), || (running(arguments) == 1).then_some(()));
+    /// Waits until there is one process with these arguments, other than `earlier`; its number.
+    fn wait_for(&self, arguments: &[&str], earlier: Option<i32>) -> i32 {
+        within(LIMIT, &format!("{arguments:?}\n{}", self.log()), || match running(arguments)[..] {
+            [pid] if Some(pid) != earlier => Some(pid),
+            _ => None,
+        })
     }
 
     fn property(&self, name: &str) -> String {
@@ -73,42 +78,43 @@ impl Drop for Service {
     }
 }
 
-/// How many processes of this machine have these arguments.
-fn running(arguments: &[&str]) -> usize {
+/// The processes of this machine that have these arguments.
+fn running(arguments: &[&str]) -> Vec<i32> {
     let wanted: Vec<u8> = arguments.iter().flat_map(|word| word.bytes().chain([0])).collect();
-    let processes = fs::read_dir("/proc").unwrap().flatten();
-    processes.filter(|entry| fs::read(entry.path().join("cmdline")).is_ok_and(|line| line == wanted)).count()
+    let has_them = |pid: &i32| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line == wanted);
+    all_pids().into_iter().filter(has_them).collect()
 }
 
 #[test]
 fn a_stop_is_a_drain_and_the_next_start_goes_on_with_the_job() {
     let service = Service::start();
     service.submit("long", "exec sleep 4217");
-    service.wait_for(&["sleep", "4217"]);
+    service.wait_for(&["sleep", "4217"], None);
 
     succeed("systemctl", &["stop", &service.unit]);
     assert_eq!(service.property("Result"), "success", "{}", service.log());
     assert_eq!(service.property("ExecMainStatus"), "0", "{}", service.log());
-    assert_eq!(running(&["sleep", "4217"]), 0);
+    assert_eq!(running(&["sleep", "4217"]), Vec::<i32>::new());
     assert_eq!(service.containers(), "");
     assert!(!service.spool.join("done/long").exists() && !service.spool.join("held/long").exists());
 
     succeed("systemctl", &["start", &service.unit]);
-    service.wait_for(&["sleep", "4217"]);
+    service.wait_for(&["sleep", "4217"], None);
 }
 
 #[test]
 fn a_service_that_was_killed_is_started_again_and_goes_on_with_the_job() {
     let service = Service::start();
     service.submit("long", "exec sleep 4218");
-    service.wait_for(&["sleep", "4218"]);
+    let first = service.wait_for(&["sleep", "4218"], None);
     let main = service.property("MainPID");
     succeed("kill", &["-KILL", &main]);
     within(LIMIT, "another main process", || {
         let now = service.property("MainPID");
         (now != main && now != "0").then_some(())
     });
-    service.wait_for(&["sleep", "4218"]);
+    // The killed pod's goes on until the next one removes what is left.
+    service.wait_for(&["sleep", "4218"], Some(first));
     succeed("systemctl", &["stop", &service.unit]);
     assert_eq!(service.property("Result"), "success", "{}", service.log());
     assert_eq!(service.containers(), "");

@@ -164,9 +164,19 @@ impl SlurmJob<'_> {
         eventually(&format!("{arguments:?}\n{}", self.user.log()), || group_of(arguments))
     }
 
-    fn state(&self) -> String {
+    fn property(&self, name: &str) -> String {
         let shown = succeed("scontrol", &["--oneliner", "show", "job", &self.id]);
-        shown.split_whitespace().find_map(|word| word.strip_prefix("JobState=")).unwrap_or_default().to_owned()
+        let mut properties = shown.split_whitespace().filter_map(|word| word.split_once('='));
+        properties.find(|(found, _)| *found == name).unwrap_or_else(|| panic!("no {name}: {shown}")).1.to_owned()
+    }
+
+    fn state(&self) -> String {
+        self.property("JobState")
+    }
+
+    /// How long it runs by now.
+    fn run_seconds(&self) -> u32 {
+        self.property("RunTime").split(':').fold(0, |seconds, part| seconds * 60 + part.parse::<u32>().unwrap())
     }
 
     /// Waits for its end, and for the node's epilog; its state.
@@ -241,8 +251,9 @@ fn the_end_of_a_jobs_time_is_a_drain_and_the_next_job_goes_on() {
     user.put("long", &shell("exec sleep 4220"));
     let job = user.submit(&["--mem=500M", "--time=30", "--signal=B:TERM@90"], &["--memory", "128m"]);
     job.group_of(&["sleep", "4220"]);
-    // The signal is due at once, and the end is later.
-    succeed("scontrol", &["update", &format!("JobId={}", job.id), "TimeLimit=2"]);
+    // The signal is due within a minute, and the end is 90 s later at least.
+    let limit = (job.run_seconds() + 30) / 60 + 2;
+    succeed("scontrol", &["update", &format!("JobId={}", job.id), &format!("TimeLimit={limit}")]);
     assert_eq!(job.ended(), "COMPLETED", "{}", user.log());
     assert_eq!(user.retried("long")["reason"], "Cancelled");
     job.assert_nothing_is_left();
