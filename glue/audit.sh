@@ -25,9 +25,9 @@ code_lines() {
 rows() { grep -v '^#' "$list" | grep . || :; }
 
 echo "== Reading order"
-printf '%3s  %-42s %6s  %-8s %s\n' '' FILE LINES ROLE QUESTION
+printf '%3s  %-42s %6s  %-10s %s\n' '' FILE LINES ROLE QUESTION
 n=0
-declare -A total=([root]=0 [payload]=0 [setup]=0)
+declare -A total=([root]=0 [supervisor]=0 [payload]=0 [setup]=0)
 while read -r file role question; do
     if [ ! -f "$file" ]; then
         echo "audit.sh: $list: there is no $file" >&2
@@ -37,7 +37,7 @@ while read -r file role question; do
     lines=$(code_lines "$file")
     n=$((n + 1))
     total[$role]=$((total[$role] + lines))
-    printf '%3d  %-42s %6d  %-8s %s\n' "$n" "$file" "$lines" "$role" "$question"
+    printf '%3d  %-42s %6d  %-10s %s\n' "$n" "$file" "$lines" "$role" "$question"
 done < <(rows)
 while read -r file; do
     rows | grep -q "^$file " || {
@@ -49,6 +49,7 @@ done < <(find glue/src glue/contract/src glue/linux/src -name '*.rs' ! -name '*t
 echo
 echo "== Lines of code, without tests and comments"
 echo "${total[root]} run as root in the payload container"
+echo "${total[supervisor]} run there with the kill UID, no capability, and the key of the job"
 echo "${total[payload]} run there with the payload's UID and no privilege"
 echo "${total[setup]} run in the init container, as PID 1 of a pod of latebind-host, or as an ordinary init"
 

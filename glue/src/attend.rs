@@ -16,6 +16,7 @@ use std::os::unix::process::ExitStatusExt;
 
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::SigSet;
 
 use crate::ready::{Limits, Ready, prepare};
 use latebind_contract::attach::{End, Kind, REQUEST_MAX, Request};
@@ -53,6 +54,7 @@ pub fn serve(job: Job) -> ! {
 }
 
 fn attend(job: Job) -> io::Result<()> {
+    SigSet::empty().thread_set_mask()?; // glue has blocked all signals, and the job may end this
     // Nothing of the job's is held open, and nothing keeps glue from seeing the start's end.
     sys::close_range(0, RawFd::MAX, false)?;
     let main = sys::pidfd_open(job.main)?;

@@ -1,4 +1,7 @@
+use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+
+use zeroize::Zeroize;
 
 use super::*;
 
@@ -51,7 +54,8 @@ fn a_key_that_was_wiped_has_left_no_copy_in_memory() {
 
     // The first look at a file that is still there shows that the search finds what there is to be found.
     assert!(copies(&inverted, &inverted_text)[1] > 0, "the file's own text was not found");
-    let (order, command, key) = separate(&mut file).unwrap();
+    let (order, command, key) = separate(&file).unwrap();
+    file.zeroize();
     assert_eq!(command, br#"{"argv":["a"]}"#);
     let mut both = moved(order, key);
     assert!(copies(&inverted, &inverted_text)[0] > 0, "the key itself was not found");

@@ -141,7 +141,7 @@ impl Init {
 
     /// Reaps all that has ended, up to the command; how that has, if it has.
     fn reap(&self) -> io::Result<Option<ExitStatus>> {
-        while let Some(reaped) = sys::reap_or_stopped()? {
+        while let Some(reaped) = sys::reap_or_stopped(-1)? {
             if reaped.pid == self.child.as_raw() {
                 match reaped.status.stopped_signal() {
                     Some(signal) => self.stop_too(signal),

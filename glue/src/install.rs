@@ -47,7 +47,7 @@ fn install_binary() -> io::Result<()> {
     let temporary = format!("{}{}", layout::GLUE_NAME, layout::TEMPORARY_SUFFIX);
     bin.remove(&temporary)?;
     let program = open_at(nix::fcntl::AT_FDCWD, "/proc/self/exe", OFlag::O_RDONLY)
-        .and_then(|from| read_whole(from.as_fd(), usize::MAX))
+        .and_then(|from| read_whole(&File::from(from)))
         .map_err(|e| error(format_args!("/proc/self/exe cannot be read"), &e))?;
     let to = bin.open_beneath(&temporary, OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL, 0o500)?;
     let mut to = File::from(to);

@@ -1,15 +1,16 @@
 //! Glue's log: lines on standard error that can neither block nor end it.
 //!
 //! A reader that stopped reading, or a pipe that somebody made non-blocking, must not stop the supervision of a job.
-//! What cannot be written at once is dropped and counted; the count is in `status.json`.
+//! What cannot be written at once is dropped. What root has dropped is counted in `status.json`; a supervisor's lines
+//! are not in that count.
 //!
 //! On a terminal a line is text; else it is JSON in the form of the watcher's lines, so that one reader understands
 //! both.
 #![forbid(unsafe_code)]
 
 use std::io::IsTerminal;
-use std::os::fd::{AsFd, IntoRawFd};
-use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+use std::os::fd::{AsFd, BorrowedFd, IntoRawFd};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 use nix::fcntl::OFlag;
 
@@ -24,6 +25,8 @@ const LINE_MAX: usize = 1900;
 
 static FD: AtomicI32 = AtomicI32::new(2);
 static DROPPED: AtomicU64 = AtomicU64::new(0);
+/// Whether the last line was cut off, so that the next one has to begin with its end.
+static CUT: AtomicBool = AtomicBool::new(false);
 /// The slot that lines are about; `u32::MAX`: none.
 static SLOT: AtomicU32 = AtomicU32::new(u32::MAX);
 
@@ -63,11 +66,19 @@ fn say(level: &str, text: core::fmt::Arguments<'_>) {
     // A line stays one line, and an escape sequence in a file name stays text.
     let text = ascii(&text.to_string(), LINE_MAX);
     let line = if std::io::stderr().is_terminal() { format!("glue: {text}\n") } else { json(level, &text) };
-    match nix::unistd::write(sys::inherited(FD.load(Ordering::Relaxed)), line.as_bytes()) {
-        Ok(n) if n == line.len() => {}
-        _ => {
-            DROPPED.fetch_add(1, Ordering::Relaxed);
-        }
+    put(sys::inherited(FD.load(Ordering::Relaxed)), &line);
+}
+
+/// Writes a line, as far as there is room for it.
+fn put(to: BorrowedFd<'_>, line: &str) {
+    let end = if CUT.load(Ordering::Relaxed) { "\n" } else { "" };
+    let written = nix::unistd::write(to, [end, line].concat().as_bytes()).unwrap_or(0);
+    let whole = end.len() + line.len();
+    if written > 0 {
+        CUT.store((end.len() + 1..whole).contains(&written), Ordering::Relaxed);
+    }
+    if written < whole {
+        DROPPED.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -95,6 +106,25 @@ pub fn dropped() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_line_that_is_cut_off_takes_no_other_with_it() {
+        let (read, write) = nix::unistd::pipe2(OFlag::O_NONBLOCK).unwrap();
+        // A page takes as much as a page has, and no more: the rest of a long line is cut off.
+        nix::fcntl::fcntl(&write, nix::fcntl::FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
+        let drain = || {
+            let mut bytes = [0; 10_000];
+            let n = nix::unistd::read(&read, &mut bytes).unwrap();
+            String::from_utf8_lossy(bytes.get(..n).unwrap_or_default()).into_owned()
+        };
+        let before = dropped();
+        put(write.as_fd(), &format!("{}\n", "x".repeat(6000)));
+        put(write.as_fd(), "nothing fits\n");
+        assert_eq!((drain(), dropped() - before), ("x".repeat(4096), 2));
+        put(write.as_fd(), "second\n");
+        put(write.as_fd(), "third\n");
+        assert_eq!((drain(), dropped() - before), ("\nsecond\nthird\n".into(), 2));
+    }
 
     #[test]
     fn a_line_is_json_whatever_it_says() {

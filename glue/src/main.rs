@@ -1,8 +1,9 @@
-//! Glue, the first process of a late-bound payload container. It stays root, and waits for one job after the other: a
-//! child drops all privileges and becomes the job, glue supervises it and signs how it ended.
+//! Glue, the first process of a late-bound payload container. It stays root, and waits for one job after the other. For
+//! each it forks a supervisor, which gives root up, starts and ends the job, and signs how it ended.
 //!
 //! Here: arguments and dispatch. Read on at [`run`]; what a security review looks for is in [`privilege_drop`],
-//! [`claim`] (the key), and in the crate `latebind_linux`: the kill routine, every privileged open, all unsafe code.
+//! [`claim`] and [`job`] (the key), and in the crate `latebind_linux`: every privileged open, all unsafe code. The kill
+//! routine is there too, and is the supervisor's.
 #![forbid(unsafe_code)]
 
 mod attend;
@@ -11,8 +12,10 @@ mod events;
 mod exec;
 mod exec_failure;
 mod install;
+mod job;
 mod log;
 mod pause;
+mod prepare;
 mod privilege_drop;
 mod ready;
 mod rootfs;

@@ -7,7 +7,7 @@ use latebind_contract::environment::Environment;
 use latebind_contract::exec_reason::{DEFAULT_PATH, candidates};
 use latebind_linux::sys::{self, CStrings};
 
-/// Everything that the child needs between its making and its exec, so that it allocates nothing.
+/// Everything that a process needs for its exec, so that it allocates nothing then.
 pub struct Ready {
     /// Where the program is looked for, in order.
     pub candidates: CStrings,

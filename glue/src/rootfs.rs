@@ -22,7 +22,7 @@ use latebind_linux::sys;
 use latebind_linux::volume::{is, is_roots, open_at, open_beneath, read_whole};
 
 /// Longest account file that is read.
-const ACCOUNTS_MAX: usize = 1 << 20;
+const ACCOUNTS_MAX: i64 = 1 << 20;
 
 fn root() -> io::Result<OwnedFd> {
     open_at(nix::fcntl::AT_FDCWD, "/", OFlag::O_PATH | OFlag::O_DIRECTORY)
@@ -39,11 +39,12 @@ fn parent_of(path: &str) -> io::Result<(OwnedFd, &str)> {
 }
 
 /// Does `act` in `parent`, and again with the owner's write bit where that is what it takes: engines give the top of a
-/// container mode 0555, and root without DAC_OVERRIDE may not write there, but it is root's to change.
-fn writing(parent: &OwnedFd, act: impl Fn() -> nix::Result<()>) -> io::Result<()> {
+/// container mode 0555, and root without DAC_OVERRIDE may not write there, but it is root's to change. Once `act` has
+/// succeeded `done` is called, whatever fails after it.
+fn writing(parent: &OwnedFd, act: impl Fn() -> nix::Result<()>, done: impl FnOnce()) -> io::Result<()> {
     let first = act();
     if first != Err(Errno::EACCES) {
-        return Ok(first?);
+        return Ok(first.map(|()| done())?);
     }
     let open = open_at(parent.as_fd(), ".", OFlag::O_RDONLY | OFlag::O_DIRECTORY)?;
     let stat = fstat(&open)?;
@@ -52,7 +53,7 @@ fn writing(parent: &OwnedFd, act: impl Fn() -> nix::Result<()>) -> io::Result<()
     }
     let chmod = |bits| fchmod(&open, Mode::from_bits_truncate(bits));
     chmod(stat.st_mode | 0o200)?;
-    let second = act();
+    let second = act().map(|()| done());
     chmod(stat.st_mode)?;
     Ok(second?)
 }
@@ -95,15 +96,15 @@ impl Links {
         for (at, _) in path.match_indices('/').skip(1) {
             let directory = path.get(..at).unwrap_or_default();
             let (parent, name) = parent_of(directory)?;
-            match make_directory(&parent, name, 0o755) {
+            match make_directory(&parent, name, 0o755, || self.0.push((directory.to_owned(), Change::Directory))) {
                 Err(e) if e.raw_os_error() == Some(Errno::EEXIST as i32) => {}
-                made => made.map(|()| self.0.push((directory.to_owned(), Change::Directory)))?,
+                made => made?,
             }
         }
         let (parent, name) = parent_of(path)?;
         let (from, aside) = (CString::new(name)?, CString::new(format!(".latebind.{n}"))?);
-        match rename(&parent, &from, &aside) {
-            Ok(()) => self.0.push((path.to_owned(), Change::Aside(aside))),
+        match rename(&parent, &from, &aside, || self.0.push((path.to_owned(), Change::Aside(aside.clone())))) {
+            Ok(()) => {}
             Err(e) if e.raw_os_error() == Some(Errno::ENOENT as i32) => {}
             // Layers of a file system: a directory of a lower one cannot be renamed, but made again where it is empty.
             Err(e) if e.raw_os_error() == Some(Errno::EXDEV as i32) => {
@@ -111,14 +112,13 @@ impl Links {
                 if (stat.st_uid, stat.st_gid) != (0, 0) {
                     return Err(Errno::ENOTEMPTY.into()); // it could not be given back to its owner
                 }
-                writing(&parent, || unlinkat(&parent, name, UnlinkatFlags::RemoveDir))?;
-                self.0.push((path.to_owned(), Change::Removed(stat.st_mode)));
+                let done = || self.0.push((path.to_owned(), Change::Removed(stat.st_mode)));
+                writing(&parent, || unlinkat(&parent, name, UnlinkatFlags::RemoveDir), done)?;
             }
             Err(e) => return Err(e),
         }
-        writing(&parent, || symlinkat(target, &parent, name))?;
-        self.0.push((path.to_owned(), Change::Link(target.to_owned())));
-        Ok(())
+        let done = || self.0.push((path.to_owned(), Change::Link(target.to_owned())));
+        writing(&parent, || symlinkat(target, &parent, name), done)
     }
 
     /// Undoes all of it. Whether everything is as it was.
@@ -137,24 +137,24 @@ impl Links {
 fn undo(path: &str, change: &Change) -> io::Result<()> {
     let (parent, name) = parent_of(path)?;
     match change {
-        Change::Directory => writing(&parent, || unlinkat(&parent, name, UnlinkatFlags::RemoveDir)),
+        Change::Directory => writing(&parent, || unlinkat(&parent, name, UnlinkatFlags::RemoveDir), || ()),
         Change::Link(target) if readlinkat(&parent, name)? != target.as_str() => Err(Errno::EEXIST.into()),
-        Change::Link(_) => writing(&parent, || unlinkat(&parent, name, UnlinkatFlags::NoRemoveDir)),
-        Change::Aside(aside) => rename(&parent, aside, &CString::new(name)?),
-        Change::Removed(mode) => make_directory(&parent, name, *mode),
+        Change::Link(_) => writing(&parent, || unlinkat(&parent, name, UnlinkatFlags::NoRemoveDir), || ()),
+        Change::Aside(aside) => rename(&parent, aside, &CString::new(name)?, || ()),
+        Change::Removed(mode) => make_directory(&parent, name, *mode, || ()),
     }
 }
 
 /// Makes a directory of root's with this mode, whatever the umask.
-fn make_directory(parent: &OwnedFd, name: &str, mode: u32) -> io::Result<()> {
-    writing(parent, || mkdirat(parent, name, Mode::S_IRUSR))?;
+fn make_directory(parent: &OwnedFd, name: &str, mode: u32, done: impl FnOnce()) -> io::Result<()> {
+    writing(parent, || mkdirat(parent, name, Mode::S_IRUSR), done)?;
     let made = open_beneath(parent.as_fd(), name, OFlag::O_RDONLY | OFlag::O_DIRECTORY, 0)?;
     Ok(fchmod(&made, Mode::from_bits_truncate(mode))?)
 }
 
 /// Gives an entry another name, which nothing may have.
-fn rename(parent: &OwnedFd, from: &CStr, to: &CStr) -> io::Result<()> {
-    writing(parent, || sys::rename(parent.as_fd(), from, to, nix::libc::RENAME_NOREPLACE))
+fn rename(parent: &OwnedFd, from: &CStr, to: &CStr, done: impl FnOnce()) -> io::Result<()> {
+    writing(parent, || sys::rename(parent.as_fd(), from, to, nix::libc::RENAME_NOREPLACE), done)
 }
 
 const ACCOUNTS: [&str; 2] = ["/etc/passwd", "/etc/group"];
@@ -238,11 +238,10 @@ fn add_line(path: &str, account: &str, id: u32, line: &str, before: &mut Option<
         }
         result => result?,
     };
-    // Of a part of it nothing could be said.
-    if length > ACCOUNTS_MAX as i64 {
-        return Err(Errno::EFBIG.into());
+    if length > ACCOUNTS_MAX {
+        return Err(refused(format_args!("has {length} bytes, more than {ACCOUNTS_MAX}")));
     }
-    let text = read_whole(file.as_fd(), ACCOUNTS_MAX)?;
+    let text = read_whole(&file)?;
     let known = text.split(|b| *b == b'\n').any(|l| {
         let mut fields = l.split(|b| *b == b':');
         let has_name = fields.next() == Some(account.as_bytes());

@@ -9,20 +9,20 @@ use nix::fcntl::OFlag;
 use nix::sys::prctl;
 use nix::sys::stat::SFlag;
 use sha2::{Digest, Sha256};
+use zeroize::Zeroize;
 
 use crate::claim::{self, Claim, Claimed};
 use crate::events::{Event, Events};
+use crate::job::{self, Supervisor};
 use crate::log;
-use crate::rootfs::{self, Accounts};
-use crate::start;
-use crate::supervise::{self, Slot};
-use latebind_contract::encoding::hex;
+use crate::prepare::{self, Identity, Slot};
+use crate::rootfs::{self, Accounts, Links};
+use latebind_contract::encoding::{hex, sha256_hex};
 use latebind_contract::layout::{self, Ids};
 use latebind_contract::mounts;
-use latebind_contract::record::{GlueIdentity, Record, sign};
 use latebind_contract::status::{Phase, Refused, Status};
-use latebind_linux::error::{errno_of, error, refused};
-use latebind_linux::processes::Proc;
+use latebind_linux::error::{cut, errno_of, error, refused};
+use latebind_linux::proc::Proc;
 use latebind_linux::sys::{self, Capabilities};
 use latebind_linux::volume::{Dir, is, is_roots, open_at};
 
@@ -30,18 +30,13 @@ use latebind_linux::volume::{Dir, is, is_roots, open_at};
 pub const STOPPED: i32 = 0;
 /// Mounts, volumes, numbers or privileges are not what they have to be: nothing was run.
 pub const REFUSED: i32 = layout::REFUSED_CODE;
-/// A record or the status could not be written, or a system call failed that cannot fail.
+/// A record or the status could not be written, a job's supervisor was lost or late, mounts or `work/` are others than
+/// before, or a system call failed that cannot fail.
 pub const LOST: i32 = 4;
 /// Processes of a job could not be ended: the container has to.
 pub const UNKILLED: i32 = 5;
 /// A volume has no room for the status or a record.
 pub const FULL: i32 = layout::FULL_CODE;
-
-/// The capabilities that glue keeps: CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_SETPCAP.
-fn kept() -> u64 {
-    use caps::Capability::{CAP_KILL, CAP_SETGID, CAP_SETPCAP, CAP_SETUID};
-    [CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_SETPCAP].iter().fold(0, |mask, cap| mask | cap.bitmask())
-}
 
 /// What `glue run` is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,10 +70,11 @@ struct Glue {
     slot: Slot,
     accounts: Accounts,
     status: Status,
-    identity: GlueIdentity,
+    /// SHA-256 of our own binary, lower-case hex.
+    sha256: String,
     stop_code: i32,
-    /// Of the last job: see [`Claimed::outputs`].
-    outputs: Vec<OwnedFd>,
+    /// The FIFOs of the last job: they keep what nobody has read, and no watcher may be there to do so.
+    outputs: [Option<OwnedFd>; 3],
 }
 
 impl Glue {
@@ -96,58 +92,59 @@ impl Glue {
 
         // Opened before anything can run here: what is executed later is what runs now.
         let program = open_at(proc.as_fd(), "self/exe", OFlag::O_RDONLY)?;
-        // Out of the way of the numbers that stage two gets, since stage one still needs it then.
-        let program = File::from(sys::duplicate_above(program.as_fd(), start::OUT_OF_THE_WAY)?);
+        // Out of the way of the numbers that stage two gets, since what executes it still needs it then.
+        let program = File::from(sys::duplicate_above(program.as_fd(), prepare::OUT_OF_THE_WAY)?);
         check_program(&program)?;
-        let events = Events::new(ctl.open_fifo(layout::GLUE_NOTIFY)?)?;
-        let notify = ctl.open_fifo(layout::WATCHER_NOTIFY)?;
+        let events = Events::new()?;
+        let (notified, notify) = (ctl.open_fifo(layout::GLUE_NOTIFY)?, ctl.open_fifo(layout::WATCHER_NOTIFY)?);
         let mut random = [0; 16];
         sys::random(&mut random)?;
         let pid = i32::try_from(std::process::id()).unwrap_or(0);
-        let version = env!("CARGO_PKG_VERSION");
         let status = Status {
             contract: vec![latebind_contract::VERSION],
             incarnation: hex(&random),
             pid,
-            glue: version.into(),
+            glue: env!("CARGO_PKG_VERSION").into(),
             uid: ids.uid,
             gid: ids.gid,
             kill_uid,
             ..Status::default()
         };
-        let identity = GlueIdentity { version: version.into(), sha256: String::new() };
         let cgroup = proc.cgroup(pid)?;
         rootfs::prepare_accounts();
-        let slot = Slot { number, filtered, ids, ctl, data, proc, cgroup, events, notify, program };
-        Ok(Self { slot, accounts: Accounts::default(), status, identity, stop_code, outputs: Vec::new() })
+        let slot = Slot { number, filtered, ids, ctl, data, proc, cgroup, events, notified, notify, program };
+        let (accounts, sha256, outputs) = (Accounts::default(), String::new(), Default::default());
+        Ok(Self { slot, accounts, status, sha256, stop_code, outputs })
     }
 
     fn serve(&mut self) -> io::Result<i32> {
         self.slot.put_status(&mut self.status)?;
         log::line(format_args!("slot {} ready, incarnation {}", self.slot.number, self.status.incarnation));
-        // After `ready`, so that nobody waits for it.
-        self.identity.sha256 = sha256_of(&self.slot.program)?;
+        // After `ready`, so that it delays only a job that is there already.
+        self.sha256 = sha256_of(&self.slot.program)?;
         loop {
             match claim::look(&self.slot.ctl, self.slot.ids, &self.status.incarnation)? {
-                Claim::Nothing => match self.slot.events.next(false, None, None)? {
+                Claim::Nothing => match self.slot.events.next(true, Some(self.slot.notified.as_fd()), None)? {
                     Event::Stop(signal) => {
                         log::line(format_args!("idle, told to stop by signal {signal}"));
                         return Ok(self.stopped());
                     }
                     // A child without a job: something that was orphaned late. Gone is gone.
-                    Event::Child => while matches!(sys::reap(-1), Ok(Some(_))) {},
-                    _ => {}
+                    Event::Child => {
+                        job::has_children();
+                    }
+                    // Its bytes say nothing but that there is news.
+                    _ => while nix::unistd::read(&self.slot.notified, &mut [0; 64]).is_ok_and(|n| n == 64) {},
                 },
-                Claim::Refused(refused) => {
-                    prctl::set_dumpable(true)?;
-                    self.refuse(refused)?;
-                }
+                Claim::Refused(refused) => self.refuse(refused)?,
                 Claim::Job(claimed) => {
                     if let Some(code) = self.run_job(*claimed)? {
                         return Ok(code);
                     }
                     check_mounts(&self.slot.proc, self.slot.number)?;
-                    check_volumes(&self.slot.ctl, &self.slot.data, self.slot.ids.kill_uid)?;
+                    if check_volumes(&self.slot.ctl, &self.slot.data, self.slot.ids.kill_uid)? != self.slot.ids {
+                        return Err(refused(format_args!("data/work has got another owner")));
+                    }
                 }
             }
         }
@@ -159,6 +156,7 @@ impl Glue {
     }
 
     fn refuse(&mut self, refused: Refused) -> io::Result<()> {
+        prctl::set_dumpable(true)?;
         log::warn(format_args!("startup file refused: {}", refused.message));
         self.slot.ctl.remove(layout::STARTUP)?;
         self.status.refused = Some(refused);
@@ -167,7 +165,24 @@ impl Glue {
 
     /// One job, from the claim to the record. What glue is to end with after it, if it is.
     fn run_job(&mut self, mut claimed: Claimed) -> io::Result<Option<i32>> {
-        // The last job's record is nobody's any more once its successor is claimed.
+        let mut links = Links::default();
+        let mut prepared = prepare::prepare(&self.slot, &claimed, &mut links, &mut self.accounts);
+        let (incarnation, sha256, pid) = (&self.status.incarnation, &self.sha256, self.status.pid);
+        let identity = Identity { incarnation, sha256, pid };
+        let made = Supervisor::make(&self.slot, &mut claimed, &mut prepared, &identity);
+        claimed.key.wipe();
+        let startup_sha256 = sha256_hex(&claimed.file);
+        claimed.file.zeroize();
+        let supervisor = match made {
+            Ok(supervisor) => supervisor,
+            Err(e) => {
+                let changed = !links.remove() || prepared.accounts_changed;
+                claim::take(&self.slot.ctl, &claimed.order)?;
+                self.refuse(Refused { startup_sha256, errno: errno_of(&e), message: cut(e.to_string()) })?;
+                return Ok(changed.then(|| self.stopped()));
+            }
+        };
+        // A new job is claimed: nobody needs the last one's record any more.
         self.slot.ctl.remove(layout::RECORD)?;
         self.status.phase = Phase::Running;
         self.status.job = Some(claimed.order.job.clone());
@@ -175,34 +190,20 @@ impl Glue {
         self.status.nonce = Some(claimed.order.nonce.clone());
         self.status.refused = None;
         self.slot.put_status(&mut self.status)?;
-        claim::take(&self.slot.ctl, &mut claimed)?;
-        let mut record = Record {
-            version: latebind_contract::VERSION,
-            job: claimed.order.job.clone(),
-            nonce: claimed.order.nonce.clone(),
-            incarnation: self.status.incarnation.clone(),
-            startup_sha256: claimed.startup_sha256.clone(),
-            seccomp: Some(self.slot.filtered),
-            glue: self.identity.clone(),
-            ..Record::default()
-        };
-        let stop = supervise::run(&self.slot, &mut self.accounts, &mut claimed, &mut record, &mut self.status)?;
-        self.outputs = claimed.outputs;
-        if let Some(failed) = &record.error {
-            let kind = failed.reported.map_or(0, |(kind, _)| u32::from(kind));
-            log::line(format_args!("job not started: {} (errno {}, report {kind})", failed.message, failed.errno));
-        }
-        let jws =
-            sign(&record, &claimed.key).ok_or_else(|| refused(format_args!("the record cannot be written as JSON")))?;
-        drop(claimed.key); // which overwrites it
-        // Before the record is put: a watcher that was started again looks at the container's counters through glue.
-        prctl::set_dumpable(true)?;
-        // The watcher, which would else wait for it in vain, learns from glue's end that it cannot be written.
-        self.slot.ctl.replace(layout::RECORD, jws.as_bytes(), 0o600)?;
+        claim::take(&self.slot.ctl, &claimed.order)?;
+        supervisor.go(&startup_sha256);
+        // Root keeps no other descriptor of the job's: whoever writes to a job that has closed its input learns of it.
+        claimed.env_files.clear();
+        self.outputs = std::mem::take(&mut prepared.fifos);
+        let [input, ..] = &mut self.outputs;
+        *input = None;
+        let over = supervisor.follow(&self.slot, &claimed.order, &mut self.status)?;
+        // No later job may find the root file system changed.
+        let changed = !links.remove() || prepared.accounts_changed;
         self.status.phase = Phase::Done;
         self.status.main_pid = None;
         self.slot.put_status(&mut self.status)?;
-        Ok(if record.processes.unkilled > 0 { Some(UNKILLED) } else { stop.then(|| self.stopped()) })
+        Ok(if over.unkilled { Some(UNKILLED) } else { (over.stop || changed).then(|| self.stopped()) })
     }
 }
 
@@ -221,17 +222,20 @@ fn check_program(program: &File) -> io::Result<()> {
     )))
 }
 
-/// Down to the four capabilities that are needed, in every set; refuses to go on without them.
+/// Down to the three capabilities that are needed for a job, none of which an exec would keep; refuses to go on without
+/// them, and without SETPCAP, which it takes to see to that.
 fn limit_privileges() -> io::Result<()> {
-    let has = sys::capabilities()?;
-    if sys::uids()? != [0; 3] || has.effective & kept() != kept() {
+    use caps::Capability::{CAP_KILL, CAP_SETGID, CAP_SETPCAP, CAP_SETUID};
+    let kept = CAP_KILL.bitmask() | CAP_SETGID.bitmask() | CAP_SETUID.bitmask();
+    let needed = kept | CAP_SETPCAP.bitmask();
+    if sys::uids()? != [0; 3] || sys::capabilities()?.effective & needed != needed {
         return Err(refused(format_args!(
             "glue run needs UID 0 with the capabilities SETUID, SETGID, KILL and SETPCAP: give the payload container \
-             runAsUser 0 and these four. (Pod Security level \"restricted\" admits none of them, and so no payload UID)",
+             runAsUser 0 and these four. (Pod Security level \"restricted\" admits none of them and no payload UID)",
         )));
     }
-    sys::limit_exec_capabilities(kept())?;
-    sys::set_capabilities(Capabilities { effective: kept(), permitted: kept(), inheritable: 0 })
+    sys::end_exec_capabilities()?;
+    sys::set_capabilities(Capabilities { effective: kept, permitted: kept, inheritable: 0 })
 }
 
 fn check_mounts(proc: &Proc, slot: u32) -> io::Result<()> {
@@ -268,7 +272,7 @@ fn remove_stale(ctl: &Dir) -> io::Result<()> {
 fn sha256_of(file: &File) -> io::Result<String> {
     let mut hash = Sha256::new();
     let mut file = file;
-    // Small: what of the stack was ever touched stays resident while glue waits.
+    // Small: what of stack or heap was ever touched stays resident while glue waits.
     let mut bytes = [0; 1024];
     loop {
         match file.read(&mut bytes)? {

@@ -1,19 +1,22 @@
 //! Stage two: the payload's side of the start. An ordinary process of the payload UID, without any privilege.
 //!
 //! It installs the filter of system calls, reads the environment files, sets umask, directory and streams, makes the
-//! child that becomes the job, says its process ID, and ends. The child waits until glue has reaped stage two: no
-//! instruction of the job runs while this process is there. Trackers that judge a process by what it was when first seen find a job that never was root. Where
-//! the job asks for it, an attendant stays ([`attend`]), to which nothing of ours listens.
+//! child that becomes the job, says its process ID, and ends. The child waits until the supervisor has reaped stage
+//! two: no instruction of the job runs while this process is there. Trackers that judge a process by what it was when
+//! first seen find a job that never was root. Where the job asks for it, an attendant stays ([`attend`]), to which
+//! nothing of ours listens.
 #![forbid(unsafe_code)]
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::{SFlag, fstat, makedev};
 
-use crate::privilege_drop::{DATA_FD, EXEC_FD, FIRST_ENV_FD, GO_FD, JOB_FD, REPORT_FD, UNFILTERED, send};
+use crate::prepare::OUT_OF_THE_WAY;
 use crate::ready::{Limits, Ready, prepare};
+use crate::start::{DATA_FD, EXEC_FD, FIRST_ENV_FD, GO_FD, JOB_FD, REPORT_FD, UNFILTERED, send};
 use crate::{attend, exec_failure};
 use latebind_contract::bytes::ByteString;
 use latebind_contract::command::{self, Amount, Command, EnvFormat, EnvMode, FIELDS, Rlimit, Stream, rlimit_number};
@@ -43,7 +46,7 @@ fn refused(invalid: &Invalid) -> Report {
     Report { what: What::Command, errno: 0, numbers: [number(index), 0, 0, 0, 0] }
 }
 
-/// Which standard streams are FIFOs, as stage one says it: `1` for one that is.
+/// Which standard streams are FIFOs, as the supervisor says it: `1` for one that is.
 fn fifos(text: &str) -> [bool; 3] {
     let mut fifos = [false; 3];
     fifos.iter_mut().zip(text.bytes()).for_each(|(fifo, byte)| *fifo = byte == b'1');
@@ -72,7 +75,7 @@ fn confine(filtered: bool) -> Result<(), Report> {
         return refused(What::Dumpable);
     }
     if filtered {
-        sys::install_filter(&FILTER).map_err(at(What::Filter))?; // needs no_new_privs, which stage one has set
+        sys::install_filter(&FILTER).map_err(at(What::Filter))?; // needs no_new_privs, which the supervisor has set
         if !sys::keys_are_refused() {
             return refused(What::Filter);
         }
@@ -82,7 +85,7 @@ fn confine(filtered: bool) -> Result<(), Report> {
 
 fn start(slot: u32, fifos: [bool; 3], env_files: usize) -> Result<(), Report> {
     sys::close_range(EXEC_FD, RawFd::MAX, true).map_err(at(What::Descriptors))?;
-    let text = read_whole(sys::inherited(JOB_FD), usize::MAX).map_err(at(What::Job))?;
+    let text = read_inherited(JOB_FD).map_err(at(What::Job))?;
     let job = command::parse(&text).map_err(|invalid| refused(&invalid))?;
     job.check(fifos, env_files).map_err(|invalid| refused(&invalid))?;
     drop(text);
@@ -98,6 +101,11 @@ fn start(slot: u32, fifos: [bool; 3], env_files: usize) -> Result<(), Report> {
     nix::sys::stat::umask(mask);
     nix::unistd::chdir(cwd).map_err(|e| at(What::Directory)(e.into()))?;
     launch(slot, &job, env)
+}
+
+/// What is in a file that the supervisor has handed on.
+fn read_inherited(fd: RawFd) -> io::Result<Vec<u8>> {
+    read_whole(&File::from(sys::inherited(fd).try_clone_to_owned()?))
 }
 
 /// The job's environment: the container's or nothing, defaults for what that leaves unset, then the files, then `env`.
@@ -123,7 +131,7 @@ fn environment(job: &Command, work: &[u8], cwd: &[u8]) -> Result<Environment, Re
         }
     }
     for ((fd, format), index) in (FIRST_ENV_FD..).zip(&job.env_formats).zip(0..) {
-        let text = read_whole(sys::inherited(fd), usize::MAX).map_err(|e| Report::at(What::EnvFile, index, &e))?;
+        let text = read_inherited(fd).map_err(|e| Report::at(What::EnvFile, index, &e))?;
         match format {
             EnvFormat::Sh => apply_sh(&mut env, &text),
             EnvFormat::Nul => apply_nul(&mut env, &text),
@@ -182,7 +190,7 @@ fn open_both_ends(n: RawFd) -> io::Result<OwnedFd> {
     let is_same = |both: &OwnedFd| fstat(both).is_ok_and(|s| (s.st_dev, s.st_ino) == (one.st_dev, one.st_ino));
     match both.ok().filter(is_same) {
         Some(both) => Ok(both),
-        None => sys::duplicate_above(given, crate::start::OUT_OF_THE_WAY),
+        None => sys::duplicate_above(given, OUT_OF_THE_WAY),
     }
 }
 
@@ -236,7 +244,7 @@ fn launch(slot: u32, job: &Command, env: Environment) -> Result<(), Report> {
 
 /// The child, up to its exec. Returns only why there was none, and allocates nothing.
 fn become_job(ready: &Ready, has_terminal: bool) -> Report {
-    // First of all stage two's pipe: glue waits for its end. What is left is close-on-exec.
+    // What is left is close-on-exec.
     if let Err(e) = sys::close_range(REPORT_FD, RawFd::MAX, false) {
         return Report::of(What::Descriptors, &e);
     }
@@ -252,14 +260,14 @@ fn become_job(ready: &Ready, has_terminal: bool) -> Report {
     if let Err((index, e)) = ready.set_limits() {
         return Report::at(What::Limit, index, &e);
     }
-    wait_for_glue();
+    wait_for_supervisor();
     let (n, error) = ready.exec();
     exec_failure::examine(ready.candidates.as_slice(), n, &error, ready.argv.as_slice(), ready.env.as_slice())
 }
 
-/// Returns once glue has said that nothing else of this UID is there. Where glue is gone or has given the start up, so
-/// has this.
-fn wait_for_glue() {
+/// Returns once the supervisor lets the program run: stage two is reaped, and the status names the job. Ends if the
+/// supervisor has ended, or has given the start up.
+fn wait_for_supervisor() {
     loop {
         match nix::unistd::read(sys::inherited(GO_FD), &mut [0]) {
             Ok(1) => return,

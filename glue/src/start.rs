@@ -1,78 +1,89 @@
-//! Starting one job: what stage one needs is prepared here, and the start is followed until the job's program runs.
+//! Starting one job: the supervisor makes stage two, and follows the start until the job's program runs.
 //!
-//! In order: stage two makes the child that becomes the job, reports its process ID and ends. Glue reaps stage two,
-//! looks whether the child is what it has to be, and only then lets it execute. So when the job's first instruction
-//! runs, nothing else of its UID lives that glue listens to; and all that glue still hears of is the end of a pipe that
-//! the exec itself closes.
+//! In order: stage two makes the child that becomes the job, reports its process ID and ends. The supervisor reaps
+//! stage two, looks whether the child is what it has to be, learns from root that the status names the job, and only
+//! then lets the child execute. So when the job's first instruction runs, nothing else of its UID lives that the
+//! supervisor listens to; and all that it still waits for is the end of a pipe that the exec itself closes.
 #![forbid(unsafe_code)]
 
 use std::fs::File;
 use std::io::{self, Seek, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::stat::{SFlag, fstat};
 use nix::unistd::pipe2;
 
 use crate::claim::Claimed;
-use crate::privilege_drop::{self, DATA_FD, EXEC_FD, FIRST_ENV_FD, GO_FD, JOB_FD, Prepared, REPORT_FD, UNFILTERED};
-use latebind_contract::layout::STREAMS;
+use crate::prepare::{OUT_OF_THE_WAY, Prepared, Slot};
+use latebind_contract::encoding::Key;
 use latebind_contract::order::{Order, START_WITHIN};
 use latebind_contract::record::{Failure, Stage};
 use latebind_contract::report::{Report, SIZE, What};
-use latebind_linux::error::{cut, errno_of, error, refused};
+use latebind_linux::error::{cut, errno_of, error};
 use latebind_linux::processes::{Proc, Stat};
 use latebind_linux::sys::{self, CStrings, Fork};
-use latebind_linux::volume::{Dir, is, is_roots, open_at};
+use latebind_linux::volume::open_at;
 
-/// Descriptors that are to be handed on wait above this number, out of the way of those that stage two gets.
-pub const OUT_OF_THE_WAY: RawFd = 64;
+/// The waiting child reports here why its program did not run; close-on-exec, so that the program's exec ends it.
+pub const EXEC_FD: RawFd = 3;
+/// The waiting child reads here one byte once it may execute.
+pub const GO_FD: RawFd = 4;
+/// Stage two reports here. The first of those that the child closes.
+pub const REPORT_FD: RawFd = 5;
+/// Stage two finds the job's part of the startup file here.
+pub const JOB_FD: RawFd = 6;
+/// `data/`, to open files beneath.
+pub const DATA_FD: RawFd = 7;
+/// The first environment file; the others follow.
+pub const FIRST_ENV_FD: RawFd = 8;
+/// What stage two is told in place of `filtered` for a job without the filter of system calls.
+pub const UNFILTERED: &str = "unfiltered";
 
-/// Makes stage two. `program` is our own binary, open; `slot` its argument; `filtered` whether the job runs under the
-/// filter.
-pub fn begin(
-    claimed: &mut Claimed,
-    slot: u32,
-    program: BorrowedFd<'_>,
-    filtered: bool,
-    ctl: &Dir,
-    data: &Dir,
-) -> Result<Starting, Failure> {
-    let mut descriptors = Vec::new();
-    for ((name, is_fifo), n) in STREAMS.into_iter().zip(claimed.order.fifos).zip(0..) {
-        if is_fifo {
-            let fifo = open_stream_fifo(ctl, name, n == 0).map_err(failed(Stage::Stdio, "standard stream"))?;
-            descriptors.push((fifo, n));
-        }
-    }
-    let mut prepare = || -> io::Result<Starting> {
+/// What the fork that becomes stage two needs, prepared before the fork. All descriptors are above those that stage two
+/// gets.
+struct StageTwo<'a> {
+    /// Payload UID.
+    uid: u32,
+    /// Our own binary, opened at our start.
+    program: BorrowedFd<'a>,
+    /// Arguments of stage two.
+    argv: CStrings,
+    /// Descriptors for stage two, each with the number it gets.
+    descriptors: Vec<(OwnedFd, RawFd)>,
+    /// Where to report a failure.
+    report: OwnedFd,
+}
+
+/// Makes stage two.
+pub fn begin(slot: &Slot, claimed: &mut Claimed, prepared: &mut Prepared) -> Result<Starting, Failure> {
+    let fifos = std::mem::take(&mut prepared.fifos);
+    let prepare = || -> io::Result<Starting> {
+        let mut descriptors: Vec<_> = fifos.into_iter().zip(0..).filter_map(|(fifo, n)| Some((fifo?, n))).collect();
         descriptors.push((memory_file(&claimed.command)?, JOB_FD));
-        descriptors.push((open_at(data.as_fd(), ".", OFlag::O_PATH | OFlag::O_DIRECTORY)?, DATA_FD));
-        descriptors.extend(claimed.env_files.drain(..).map(OwnedFd::from).zip(FIRST_ENV_FD..));
+        descriptors.push((open_at(slot.data.as_fd(), ".", OFlag::O_PATH | OFlag::O_DIRECTORY)?, DATA_FD));
+        descriptors.extend(claimed.env_files.drain(..).zip(FIRST_ENV_FD..));
         let (reported, report) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
         let (executed, exec) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
         let (wait, go) = pipe2(OFlag::O_CLOEXEC)?;
         let high = |fd: &OwnedFd| sys::duplicate_above(fd.as_fd(), OUT_OF_THE_WAY);
-        let of_stage_one = high(&report)?;
+        let own_report = high(&report)?;
         descriptors.extend([(report, REPORT_FD), (exec, EXEC_FD), (wait, GO_FD)]);
         let moved = descriptors.iter().map(|(fd, n)| Ok((high(fd)?, *n))).collect::<io::Result<Vec<_>>>()?;
-        // What they hold outlives the job for as long as somebody has them open, and no watcher may be there to read
-        // it.
-        claimed.outputs = descriptors.drain(..).filter(|(_, n)| matches!(n, 1 | 2)).map(|(fd, _)| fd).collect();
+        drop(descriptors);
         let order = &claimed.order;
-        let (slot, env_files) = (slot.to_string(), order.env_files.len().to_string());
+        let (number, env_files) = (slot.number.to_string(), order.env_files.len().to_string());
         let fifos = order.fifos.map(|fifo| if fifo { b'1' } else { b'0' });
-        let filter = if filtered { "filtered" } else { UNFILTERED };
+        let filter = if slot.filtered { "filtered" } else { UNFILTERED };
         let mut argv = CStrings::default();
-        for word in [&b"glue"[..], b"stage-two", slot.as_bytes(), &fifos, env_files.as_bytes(), filter.as_bytes()] {
+        for word in [&b"glue"[..], b"stage-two", number.as_bytes(), &fifos, env_files.as_bytes(), filter.as_bytes()] {
             argv.push(&[word])?;
         }
-        let (uid, gid, groups) = (order.uid, order.gid, order.groups.as_slice());
-        let prepared = Prepared { uid, gid, groups, program, argv, descriptors: moved, report: of_stage_one };
+        let program = slot.program.as_fd();
+        let two = StageTwo { uid: slot.ids.uid, program, argv, descriptors: moved, report: own_report };
         match sys::fork().map_err(|e| error(format_args!("no process could be made (pids limit?)"), &e))? {
-            Fork::Child => privilege_drop::run(&prepared, &mut claimed.key),
+            Fork::Child => two.become_it(&mut claimed.key),
             Fork::Parent(stage_two) => {
                 let preparation = Some((reported, go));
                 Ok(Starting { stage_two, since: None, preparation, executed, child: None, attendant: 0 })
@@ -82,17 +93,37 @@ pub fn begin(
     prepare().map_err(failed(Stage::Startup, "the start cannot be prepared"))
 }
 
-/// A FIFO for a standard stream. The watcher has to hold its other end open already.
-fn open_stream_fifo(ctl: &Dir, name: &str, input: bool) -> io::Result<OwnedFd> {
-    let flags = if input { OFlag::O_RDONLY } else { OFlag::O_WRONLY };
-    let fd = ctl.open_beneath(name, flags | OFlag::O_NONBLOCK, 0);
-    let fd = fd.map_err(|e| error(format_args!("the FIFO {name} cannot be opened, or has no reader"), &e))?;
-    let stat = fstat(&fd)?;
-    if !is(&stat, SFlag::S_IFIFO) || !is_roots(&stat, 0) {
-        return Err(refused(format_args!("{name} in ctl/ is not a FIFO of root")));
+impl StageTwo<'_> {
+    /// The fork's side, up to its exec. The payload's UID is its effective one already; dropping the others needs no
+    /// privilege. Allocates nothing, and does not return.
+    fn become_it(&self, key: &mut Key) -> ! {
+        key.wipe();
+        let (what, error) = match self.settle() {
+            Err(failed) => failed,
+            Ok(()) => (What::StageTwo, sys::exec_fd(self.program, &self.argv)),
+        };
+        send(&Report::of(what, &error), self.report.as_raw_fd());
+        sys::exit_now(127)
     }
-    sys::set_blocking(fd.as_fd())?;
-    Ok(fd)
+
+    fn settle(&self) -> Result<(), (What, io::Error)> {
+        let at = |what: What| move |e: io::Error| (what, e);
+        // First of all, so that the payload's kill routine finds it.
+        sys::set_uids(self.uid, self.uid, self.uid).map_err(at(What::Uid))?;
+        if sys::uids().map_err(at(What::ReadBack))? != [self.uid; 3] {
+            return Err((What::ReadBack, io::Error::from_raw_os_error(nix::libc::EPERM)));
+        }
+        for (from, to) in &self.descriptors {
+            sys::duplicate_to(from.as_fd(), *to).map_err(at(What::Descriptors))?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes a report to a pipe, by the pipe's descriptor. Allocates nothing.
+pub fn send(report: &Report, fd: RawFd) {
+    // Where the supervisor is gone, nobody misses it.
+    let _ = nix::unistd::write(sys::inherited(fd), report.bytes().as_flattened());
 }
 
 /// The job's part of the startup file, in memory that has no name.
@@ -136,6 +167,11 @@ pub struct Started {
 }
 
 impl Starting {
+    /// Stage two's process ID, 0 once it is reaped.
+    pub const fn stage_two(&self) -> i32 {
+        self.stage_two
+    }
+
     /// The pipe to wait for; where there is none, the end of a child is what comes next.
     pub fn pipe(&self) -> Option<BorrowedFd<'_>> {
         self.preparation.is_none().then_some(self.executed.as_fd())
@@ -154,8 +190,14 @@ impl Starting {
         failure(stage, nix::libc::ETIMEDOUT, message)
     }
 
-    /// Takes in what has happened, and goes on as far as that allows. `Some` at the end of the start.
-    pub fn advance(&mut self, order: &Order, proc: &Proc) -> io::Result<Option<Started>> {
+    /// Takes in what has happened, and goes on as far as that allows. `Some` at the end of the start. The child is
+    /// released once `await_root` returns: root has named the job in the status.
+    pub fn advance(
+        &mut self,
+        order: &Order,
+        proc: &Proc,
+        await_root: &mut dyn FnMut() -> io::Result<()>,
+    ) -> io::Result<Option<Started>> {
         if self.since.is_none() {
             self.since = Some(proc.stat(self.stage_two)?.start);
         }
@@ -174,20 +216,28 @@ impl Starting {
             if failure.is_some() {
                 return Ok(Some(Started { child: None, failure, attendant: 0 }));
             }
+            await_root()?;
             // A child that could not get so far has reported why.
             let _ = go.map(|go| nix::unistd::write(go, b"!"));
         }
         let failure = match read_report(&self.executed) {
+            // Somebody else has the pipe still: an attendant that did not get to run yet, or that the job has stopped.
+            Err(Errno::EAGAIN) if self.has_executed(proc) => None,
             Err(Errno::EAGAIN) => return Ok(None),
             // The pipe also ends where the child does. The kernel knows whether it had executed anything by then.
-            Ok((_, 0)) => self.child.filter(|pid| !proc.stat(*pid).is_ok_and(|s| !s.no_exec_yet)).map(|_| cut_off()),
+            Ok((_, 0)) => (!self.has_executed(proc)).then(cut_off),
             read => Some(read?.0.and_then(|report| report.failure()).map_or_else(cut_off, with_path)),
         };
         Ok(Some(Started { child: self.child, failure, attendant: self.attendant }))
     }
 
-    /// Whether `pid` is the child that stage two made: glue's own now, since glue is the subreaper of all below it,
-    /// with the job's IDs and no others, and not older than this start.
+    /// Whether the child, which is not reaped, has executed anything.
+    fn has_executed(&self, proc: &Proc) -> bool {
+        self.child.is_some_and(|pid| proc.stat(pid).is_ok_and(|stat| !stat.no_exec_yet))
+    }
+
+    /// Whether `pid` is the child that stage two made: the supervisor's own now, the subreaper of all below it, with
+    /// the job's IDs and no others, and not older than this start.
     fn is_waiting_child(&self, proc: &Proc, pid: i32, order: &Order) -> bool {
         let own = i32::try_from(std::process::id()).unwrap_or(0);
         let as_made = |stat: Stat| stat.parent == own && self.since.is_some_and(|since| stat.start >= since);
@@ -202,8 +252,7 @@ impl Starting {
             let _ = sys::signal_process(pid, nix::libc::SIGKILL);
         }
         // No instruction runs after the signal. Where the exec was faster, the program may have run.
-        let ran =
-            self.preparation.is_none() && self.child.is_some_and(|pid| proc.stat(pid).is_ok_and(|s| !s.no_exec_yet));
+        let ran = self.preparation.is_none() && self.has_executed(proc);
         Started { child: self.child, failure: (!ran).then_some(failure), attendant: self.attendant }
     }
 }

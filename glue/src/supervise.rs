@@ -1,85 +1,59 @@
-//! From a claimed job to its end: start, reap, time out, stop, end what is left.
+//! A job's supervisor: start, reap, time out, stop, end what is left, sign the record.
+//!
+//! It is a process of its own for each job, a fork of glue that has given root up ([`crate::privilege_drop`]). It may
+//! signal the payload, and has the key; the payload can neither signal nor trace it.
 #![forbid(unsafe_code)]
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
-use nix::libc::ECANCELED;
+use nix::libc::{ECANCELED, ETIMEDOUT};
+use nix::sys::prctl;
 use nix::sys::signal::Signal;
+use zeroize::Zeroize;
 
 use crate::claim::Claimed;
-use crate::events::{Event, Events};
+use crate::events::Event;
 use crate::log;
-use crate::rootfs::{Accounts, Links};
+use crate::prepare::{About, Identity, Prepared, Slot, seconds};
 use crate::start::{self, Started, Starting, failed, failure};
-use latebind_contract::layout::{self, Ids};
 use latebind_contract::order::{START_WITHIN, Stop};
-use latebind_contract::record::{Failure, Outcome, Record, Stage, Used};
-use latebind_contract::status::Status;
+use latebind_contract::record::{Failure, GlueIdentity, Outcome, Record, Stage, Used, sign};
 use latebind_contract::time::{text_of, wall as wall_clock};
-use latebind_linux::error::refused;
-use latebind_linux::kill::Routine;
-use latebind_linux::processes::Proc;
+use latebind_linux::error::{error, refused};
+use latebind_linux::kill::{KillLock, Routine};
 use latebind_linux::sys;
-use latebind_linux::volume::Dir;
 
 /// How long a child whose start has failed may take to end by itself.
 const ENDS_WITHIN: Duration = Duration::from_secs(1);
 /// The kernel needs time to take apart what was killed, whatever an order says.
-const KILL_LEAST_S: f64 = 1.0;
+const KILL_LEAST: Duration = Duration::from_secs(1);
 /// Children that are reaped before anything else is looked at: a job may make them faster than they are reaped.
 const REAPED_AT_ONCE: u32 = 256;
+/// How often to check whether processes that were sent TERM beside the main process are gone: while their parents live,
+/// this process is not their reaper.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// What glue has of its slot from its start on.
-pub struct Slot {
-    /// Its number.
-    pub number: u32,
-    /// Whether jobs run under the filter of system calls.
-    pub filtered: bool,
-    /// Its IDs.
-    pub ids: Ids,
-    /// `ctl/`.
-    pub ctl: Dir,
-    /// `data/`.
-    pub data: Dir,
-    /// `/proc` of the PID namespace.
-    pub proc: Proc,
-    /// The cgroups text of the container.
-    pub cgroup: String,
-    /// Signals and notifications.
-    pub events: Events,
-    /// `watcher.notify`.
-    pub notify: OwnedFd,
-    /// Our own binary.
-    pub program: File,
-}
+/// Stage two may have been put on this processor, and moves to an idle one with its exec only: so it gets so far before
+/// anything else is done here.
+const LET_IT_RUN: Duration = Duration::from_micros(30);
 
-impl Slot {
-    /// Replaces `status.json`, and notifies the watcher.
-    pub fn put_status(&self, status: &mut Status) -> io::Result<()> {
-        status.log_lines_dropped = log::dropped();
-        let text = serde_json::to_vec(status).map_err(|e| refused(format_args!("{e}")))?;
-        self.ctl.replace(layout::STATUS, &text, 0o600)?;
-        // A full FIFO has notified often enough.
-        let _ = nix::unistd::write(&self.notify, b"\n");
-        Ok(())
-    }
-
-    /// How to end what is left.
-    fn routine(&self) -> Routine<'_> {
-        Routine { proc: &self.proc, ids: self.ids, cgroup: &self.cgroup }
-    }
-}
+/// What a start fails with where something was left over that cannot be ended.
+const STRAYS: &str = "the payload's processes";
 
 struct Supervision<'a> {
     slot: &'a Slot,
     claimed: &'a mut Claimed,
-    record: &'a mut Record,
-    status: &'a mut Status,
+    prepared: &'a mut Prepared,
+    /// Has the digest of the startup file once the job's program may run.
+    from_root: File,
+    /// Where the main process's ID and the record go.
+    say: File,
+    record: Record,
     /// When the program ran.
     started: Option<Instant>,
     main: Option<i32>,
@@ -92,88 +66,179 @@ struct Supervision<'a> {
     counting_killed: bool,
     /// How long the kill routine may take.
     kill_within: Duration,
-    /// Whether glue is to end after this: it was told to stop, or the image's root is not as it was.
+    /// Whether root was told to stop.
     stop: bool,
 }
 
-/// Runs one claimed job to its end, and fills in `record`, which says so far that the job was not started, and in
-/// `status` which process is the main one. Whether glue is to end after this.
+/// Runs one claimed job to its end in a fork of glue that has given root up, and says what root has to know. Ends this
+/// process.
 pub fn run(
     slot: &Slot,
-    accounts: &mut Accounts,
     claimed: &mut Claimed,
-    record: &mut Record,
-    status: &mut Status,
-) -> io::Result<bool> {
-    let kill_within = Duration::from_secs_f64(claimed.order.kill_s.max(KILL_LEAST_S));
-    let mut links = Links::default();
-    let mut s = Supervision {
-        slot,
-        claimed,
-        record,
-        status,
-        started: None,
-        main: None,
-        main_has_ended: false,
-        attendant: 0,
-        soft_kill: None,
-        counting_killed: false,
-        kill_within,
-        stop: false,
+    prepared: &mut Prepared,
+    identity: &Identity<'_>,
+    root: OwnedFd,
+    say: OwnedFd,
+) -> ! {
+    let supervise = || -> io::Result<()> {
+        claimed.file.zeroize();
+        prctl::set_child_subreaper(true)?;
+        prctl::set_pdeathsig(Signal::SIGKILL)?; // a change of IDs takes that away, so only now
+        if nix::unistd::getppid().as_raw() != identity.pid {
+            return Err(refused(format_args!("glue has ended")));
+        }
+        sys::set_blocking(say.as_fd())?;
+        let kill_within = seconds(claimed.order.kill_s).max(KILL_LEAST);
+        let record = first_record(slot, claimed, prepared, identity);
+        let mut supervision = Supervision {
+            slot,
+            claimed,
+            prepared,
+            from_root: File::from(root),
+            say: File::from(say),
+            record,
+            started: None,
+            main: None,
+            main_has_ended: false,
+            attendant: 0,
+            soft_kill: None,
+            counting_killed: false,
+            kill_within,
+            stop: false,
+        };
+        supervision.run()?;
+        supervision.sign()
     };
-    match s.prepare(&mut links, accounts) {
-        Err(failed) => s.record.error = Some(failed),
-        Ok(starting) => s.supervise(starting)?,
+    let code = supervise().map_or_else(
+        |e| {
+            log::error(format_args!("the job's supervisor gives up: {e}"));
+            1
+        },
+        |()| 0,
+    );
+    sys::exit_now(code)
+}
+
+/// The record as far as it is known before the start. It says that the job was not started.
+fn first_record(slot: &Slot, claimed: &Claimed, prepared: &mut Prepared, identity: &Identity<'_>) -> Record {
+    Record {
+        version: latebind_contract::VERSION,
+        job: claimed.order.job.clone(),
+        nonce: claimed.order.nonce.clone(),
+        incarnation: identity.incarnation.into(),
+        seccomp: Some(slot.filtered),
+        warnings: std::mem::take(&mut prepared.warnings),
+        glue: GlueIdentity { version: env!("CARGO_PKG_VERSION").into(), sha256: identity.sha256.into() },
+        ..Record::default()
     }
-    if s.started.is_none() || !s.main_has_ended {
-        s.is_over();
+}
+
+/// Waits until root lets the job's program run, and takes in the digest of the startup file. Root usually has written
+/// it by now. If root has ended, so does this process.
+fn await_root(root: &mut File, record: &mut Record) -> io::Result<()> {
+    let mut digest = [0; 64];
+    if record.startup_sha256.is_empty() {
+        root.read_exact(&mut digest)?;
+        record.startup_sha256 = String::from_utf8_lossy(&digest).into_owned();
     }
-    s.end_all_processes()?;
-    // No later job may find the root file system changed.
-    s.stop |= !links.remove();
-    Ok(s.stop)
+    Ok(())
 }
 
 impl Supervision<'_> {
-    /// Everything before the fork.
-    fn prepare(&mut self, links: &mut Links, accounts: &mut Accounts) -> Result<Starting, Failure> {
-        if let Some(invalid) = &self.claimed.invalid {
-            let stage = if invalid.field == "env_files" { Stage::Environment } else { Stage::Startup };
-            return Err(failure(stage, 0, format_args!("{invalid}")));
+    fn run(&mut self) -> io::Result<()> {
+        match self.prepare() {
+            Err(failed) => self.record.error = Some(failed),
+            Ok(starting) => self.supervise(starting)?,
         }
-        self.end_strays().map_err(failed(Stage::Startup, "the payload's processes"))?;
-        let (slot, order) = (self.slot, &self.claimed.order);
-        let settled = accounts.settle(order, slot.number);
-        self.stop = settled.is_err(); // the next container's image is as it was made
-        self.record.warnings = settled.map_err(failed(Stage::Startup, "the payload's account"))?;
-        links.make(&order.links).map_err(failed(Stage::Startup, "links"))?;
-        start::begin(self.claimed, slot.number, slot.program.as_fd(), slot.filtered, &slot.ctl, &slot.data)
+        if self.started.is_none() || !self.main_has_ended {
+            self.is_over();
+        }
+        self.end_all_processes()
     }
 
-    /// Nothing of an earlier job, and nobody who would like to be traced: the payload's UID starts alone.
-    fn end_strays(&self) -> io::Result<()> {
-        let routine = self.slot.routine();
-        if routine.inside()?.is_empty() {
-            return Ok(());
+    /// Signs the record and hands it to root.
+    fn sign(&mut self) -> io::Result<()> {
+        if let Some(failed) = &self.record.error {
+            let kind = failed.reported.map_or(0, |(kind, _)| u32::from(kind));
+            log::line(format_args!("job not started: {} (errno {}, report {kind})", failed.message, failed.errno));
         }
-        log::warn(format_args!("processes of the payload UID were in the container before the job: ending them"));
-        match routine.run(Instant::now() + self.kill_within)? {
-            0 => Ok(()),
-            n => Err(refused(format_args!("{n} of them cannot be ended"))),
+        await_root(&mut self.from_root, &mut self.record)?;
+        let jws = sign(&self.record, &self.claimed.key);
+        self.claimed.key.wipe();
+        let jws = jws.ok_or_else(|| refused(format_args!("the record cannot be written as JSON")))?;
+        if self.started.is_none() {
+            self.say.write_all(&0i32.to_le_bytes())?;
+        }
+        self.say.write_all(jws.as_bytes())
+    }
+
+    /// How to end what is left.
+    fn routine(&self) -> Routine<'_> {
+        Routine { proc: &self.slot.proc, ids: self.slot.ids, cgroup: &self.slot.cgroup }
+    }
+
+    /// Ends all processes of the payload in the container. How many are left.
+    fn kill(&self) -> io::Result<u64> {
+        let deadline = Instant::now() + self.kill_within;
+        let lock = KillLock::in_slot(self.slot.ctl.as_fd(), deadline)?;
+        self.routine().run(&lock, deadline)
+    }
+
+    /// Makes stage two.
+    fn prepare(&mut self) -> Result<Starting, Failure> {
+        if let Some(problem) = self.prepared.problem.take() {
+            let stage = match problem.about {
+                About::Startup => Stage::Startup,
+                About::Environment => Stage::Environment,
+                About::Streams => Stage::Stdio,
+                About::Privileges => Stage::Privileges,
+            };
+            return Err(failure(stage, problem.errno, format_args!("{}", problem.message)));
+        }
+        start::begin(self.slot, self.claimed, self.prepared)
+    }
+
+    /// Ends what was left in the container from before: until the child is released, only this start's own processes
+    /// have the payload's UID there. Their parent is stage two, or, once that has ended, this process.
+    fn end_strays(&self, stage_two: i32) -> io::Result<()> {
+        let parents = [stage_two, i32::try_from(std::process::id()).unwrap_or(0)];
+        let routine = self.routine();
+        let is_own = |pid| pid == stage_two || routine.proc.stat(pid).is_ok_and(|stat| parents.contains(&stat.parent));
+        let deadline = Instant::now() + self.kill_within;
+        let mut is_first = true;
+        loop {
+            let strays: Vec<i32> = routine.inside()?.into_iter().map(|p| p.pid).filter(|pid| !is_own(*pid)).collect();
+            if strays.is_empty() {
+                return Ok(());
+            }
+            if std::mem::take(&mut is_first) {
+                log::warn(format_args!("processes of the payload were there before the job: ending them"));
+            }
+            if Instant::now() >= deadline {
+                let timed_out = io::Error::from_raw_os_error(ETIMEDOUT);
+                return Err(error(format_args!("{} of them cannot be ended", strays.len()), &timed_out));
+            }
+            strays.into_iter().for_each(|pid| routine.signal_one(pid, true, Signal::SIGKILL));
+            std::thread::yield_now();
         }
     }
 
     fn supervise(&mut self, starting: Starting) -> io::Result<()> {
         let limit = self.claimed.order.timeout_s;
-        let wall = (limit > 0.0).then(|| Instant::now() + Duration::from_secs_f64(limit));
-        let (Started { child, failure, attendant }, ended) = self.await_exec(starting, wall)?;
+        let wall = (limit > 0.0).then(|| Instant::now() + seconds(limit));
+        std::thread::sleep(LET_IT_RUN);
+        let ended_strays = self.end_strays(starting.stage_two());
+        let (Started { child, failure, attendant }, ended) = match ended_strays.map_err(failed(Stage::Startup, STRAYS))
+        {
+            Ok(()) => self.await_exec(starting, wall)?,
+            Err(failure) => (starting.cut_off(&self.slot.proc, failure), None),
+        };
         (self.main, self.attendant) = (child, attendant);
         self.record.error = failure;
-        if child.is_some() && self.record.error.is_none() {
+        if let Some(main) = child.filter(|_| self.record.error.is_none()) {
             self.record.started_at = Some(text_of(wall_clock()));
             self.started = Some(Instant::now());
-            self.status.main_pid = child;
-            self.slot.put_status(self.status)?;
+            self.say.write_all(&main.to_le_bytes())?;
             if let Some(why) = ended {
                 self.soft_kill(why);
             }
@@ -181,15 +246,16 @@ impl Supervision<'_> {
         self.await_end(wall)
     }
 
-    /// Follows a start to its end, which a stop, the wall limit and a deadline of its own can bring. Besides what came
-    /// of it: who ends a program that runs all the same.
+    /// Follows a start to its end, which a stop, the wall limit and a deadline of its own can bring. Also returns the
+    /// outcome to use if the program runs all the same.
     fn await_exec(&mut self, mut starting: Starting, wall: Option<Instant>) -> io::Result<(Started, Option<Outcome>)> {
         let (events, proc) = (&self.slot.events, &self.slot.proc);
         let last = Instant::now() + START_WITHIN;
         let deadline = wall.map_or(last, |wall| wall.min(last));
         let mut given_up: Option<(Failure, Option<Outcome>)> = None;
         loop {
-            match starting.advance(&self.claimed.order, proc) {
+            let mut await_root = || await_root(&mut self.from_root, &mut self.record);
+            match starting.advance(&self.claimed.order, proc, &mut await_root) {
                 Ok(Some(started)) => return Ok((started, given_up.and_then(|(_, ended)| ended))),
                 Ok(None) => {}
                 Err(e) => given_up = Some((failed(Stage::Startup, "the start cannot be followed")(e), None)),
@@ -200,10 +266,10 @@ impl Supervision<'_> {
                 return Ok((starting.cut_off(proc, failure), ended.or(Some(Outcome::Stopped))));
             }
             let not_run = |why| failure(Stage::Startup, ECANCELED, format_args!("{why} before the program ran"));
-            given_up = match events.next(true, starting.pipe(), Some(deadline))? {
-                Event::Pipe | Event::Child | Event::Notified => None,
-                Event::Stop(signal) => {
-                    self.is_to_stop(signal);
+            given_up = match events.next(false, starting.pipe(), Some(deadline))? {
+                Event::Child | Event::Readable => None,
+                Event::Stop(_) => {
+                    self.stop = true;
                     Some((not_run("told to stop"), Some(Outcome::Stopped)))
                 }
                 Event::Deadline if wall == Some(deadline) => {
@@ -227,7 +293,7 @@ impl Supervision<'_> {
             if self.main.is_none() || self.main_has_ended && !self.others_have_grace() {
                 return Ok(());
             }
-            let hard = self.soft_kill.map(|at| at + Duration::from_secs_f64(self.claimed.order.grace_s));
+            let hard = self.soft_kill.map(|at| at + seconds(self.claimed.order.grace_s));
             let deadline = over.or(hard).or(wall);
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 if failed || hard.is_some() {
@@ -237,21 +303,26 @@ impl Supervision<'_> {
                 continue;
             }
             // With more to reap, what else has happened is looked at and not waited for.
-            let until = if more { Some(Instant::now()) } else { deadline };
-            if let Event::Stop(signal) = self.slot.events.next(true, None, until)? {
-                self.is_to_stop(signal);
+            let soon = match (more, self.main_has_ended) {
+                (true, _) => Some(Instant::now()),
+                (false, true) => Some(Instant::now() + LOOK_EVERY),
+                (false, false) => None,
+            };
+            let until = [soon, deadline].into_iter().flatten().min();
+            if let Event::Stop(_) = self.slot.events.next(false, None, until)? {
+                self.stop = true;
             }
         }
     }
 
     /// Whether what was sent TERM beside a main process that has ended may still end by itself.
     fn others_have_grace(&mut self) -> bool {
-        if self.claimed.order.stop == Stop::Main || self.record.error.is_some() || !has_children() {
+        if self.claimed.order.stop == Stop::Main || self.record.error.is_some() || !sys::has_children() {
             return false;
         }
         // As long as any of a group lives, no other has its number.
         let group = self.main.filter(|_| self.claimed.order.stop == Stop::Group);
-        if self.slot.routine().members(group).is_ok_and(|members| members.is_empty()) {
+        if self.routine().members(group).is_ok_and(|members| members.is_empty()) {
             return false;
         }
         // It may be the watcher that has sent it.
@@ -259,12 +330,6 @@ impl Supervision<'_> {
             self.soft_kill.get_or_insert_with(Instant::now);
         }
         self.soft_kill.is_some()
-    }
-
-    /// A signal has said so.
-    fn is_to_stop(&mut self, signal: i32) {
-        log::line(format_args!("told to stop by signal {signal}"));
-        self.stop = true;
     }
 
     /// TERM to the main process, or to more as the order says; then grace.
@@ -277,8 +342,8 @@ impl Supervision<'_> {
         if let Some(pid) = self.main {
             let _ = match self.claimed.order.stop {
                 Stop::Main => sys::signal_process(pid, Signal::SIGTERM as i32),
-                Stop::Group => self.slot.routine().signal(Some(pid), Signal::SIGTERM),
-                Stop::All => self.slot.routine().signal(None, Signal::SIGTERM),
+                Stop::Group => self.routine().signal(Some(pid), Signal::SIGTERM),
+                Stop::All => self.routine().signal(None, Signal::SIGTERM),
             };
         }
     }
@@ -325,17 +390,17 @@ impl Supervision<'_> {
     /// After this, no process of the job lives, or those that do are counted.
     fn end_all_processes(&mut self) -> io::Result<()> {
         self.reap();
-        // Glue is the reaper of all its descendants: without a child there is no process of the job.
-        if !has_children() {
+        // This process is the reaper of all its descendants: without a child there is no process of the job.
+        if !sys::has_children() {
             return Ok(());
         }
         self.counting_killed = true;
         let deadline = Instant::now() + self.kill_within;
-        let mut unkilled = self.slot.routine().run(deadline)?;
+        let mut unkilled = self.kill()?;
         // The kernel may still be busy with taking apart what was killed.
         loop {
             let more = self.reap();
-            if !more && !has_children() {
+            if !more && !sys::has_children() {
                 unkilled = 0;
                 break;
             }
@@ -355,15 +420,6 @@ impl Supervision<'_> {
         }
         Ok(())
     }
-}
-
-/// Whether this process has any child, running or not yet reaped.
-fn has_children() -> bool {
-    let options = nix::sys::wait::WaitPidFlag::WEXITED
-        | nix::sys::wait::WaitPidFlag::WNOHANG
-        | nix::sys::wait::WaitPidFlag::WNOWAIT
-        | nix::sys::wait::WaitPidFlag::__WALL;
-    !matches!(nix::sys::wait::waitid(nix::sys::wait::Id::All, options), Err(nix::errno::Errno::ECHILD))
 }
 
 fn used(usage: &nix::libc::rusage) -> Used {

@@ -51,6 +51,12 @@ impl Process {
         sets.into_iter().any(|set| set.trim().bytes().any(|digit| digit != b'0'))
     }
 
+    /// Whether it is a payload's: all its UIDs are one that payloads can have. (A job's supervisor has two, glue
+    /// root's.)
+    pub fn is_payload(&self) -> bool {
+        self.uids.first().is_some_and(|uid| *uid >= 20_000 && self.uids.iter().all(|other| other == uid))
+    }
+
     /// Whether it can still do anything.
     pub fn lives(&self) -> bool {
         !matches!(self.state, 'Z' | 'X')

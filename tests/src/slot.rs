@@ -321,10 +321,21 @@ impl Slot {
         processes::in_cgroup(&self.payload().cgroup)
     }
 
-    /// The living processes of the payload container but glue.
+    /// The living processes of the payload container but glue and its supervisor of a job.
     pub fn processes_of_the_payload(&self) -> Vec<Process> {
         let glue = self.glue();
-        self.processes().into_iter().filter(|process| process.pid != glue).collect()
+        let is_supervisor = |process: &Process| process.uids.first() == Some(&self.kill_uid());
+        self.processes().into_iter().filter(|process| process.pid != glue && !is_supervisor(process)).collect()
+    }
+
+    /// The slot's kill UID.
+    pub fn kill_uid(&self) -> u32 {
+        layout::DEFAULT_KILL_UID
+    }
+
+    /// The supervisor of the job that runs: glue's child with the kill UID.
+    pub fn supervisor(&self) -> Option<Process> {
+        self.processes().into_iter().find(|process| process.uids.first() == Some(&self.kill_uid()))
     }
 
     /// The job's main process, as glue names it, where the test runs.

@@ -16,10 +16,14 @@ use latebind_contract::layout;
 use latebind_contract::record::{Failure, Outcome, Record, Stage};
 use latebind_contract::startup::{Amount, EnvFile, EnvFormat, EnvMode, Object, Rlimit, Stream};
 use latebind_tests::job::{Submitted, errno_name, fifo, file, file_of, one};
+use latebind_tests::scratch::Scratch;
 use latebind_tests::slot::{Shape, Slot};
+use latebind_tests::tracer::Tracer;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, poll};
+use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
+use nix::unistd::Pid;
 use serde_json::Value;
 
 const WORK: &str = "/shared/slot/0/data/work";
@@ -349,6 +353,23 @@ fn streams_are_relayed_through_fifos() {
 }
 
 #[test]
+fn whoever_writes_to_a_job_that_has_closed_its_input_learns_of_it_at_once() {
+    let slot = Slot::new("busybox");
+    let (both, out) = (made_fifo(&slot, "in"), made_fifo(&slot, "out"));
+    let mut startup = slot.job(&["/bin/sh", "-c", "read line; exec <&-; echo closed; exec sleep 1000"]);
+    (startup.stdin, startup.stdout) = (fifo("in"), fifo("out"));
+    let submitted = slot.submit(&startup);
+    slot.await_start(&submitted);
+    let mut input = fs::OpenOptions::new().write(true).open(slot.ctl().join("in")).unwrap();
+    drop(both);
+    input.write_all(b"go on\n").unwrap();
+    assert_eq!(relayed(&out, 7), "closed\n");
+    assert_eq!(input.write(b"more").map_err(|e| e.raw_os_error()), Err(Some(nix::libc::EPIPE)));
+    slot.signal(Signal::SIGTERM);
+    assert_eq!(slot.finish(&submitted).record.outcome, Outcome::Stopped);
+}
+
+#[test]
 fn a_fifo_blocks_the_job_and_not_glue() {
     let slot = Slot::new("busybox");
     let out = made_fifo(&slot, "out");
@@ -505,6 +526,38 @@ fn a_link_that_cannot_be_made_says_why_and_changes_nothing() {
 }
 
 #[test]
+fn what_was_changed_for_a_link_is_undone_whatever_failed_after_it() {
+    let slot = Slot::new("busybox");
+    let scratch = Scratch::new();
+    // The top of a container is closed to root itself: opened, changed, and then closed again, which fails.
+    let inject = ["--inject=fchmod:error=EIO:when=2"];
+    let tracer = Tracer::attach(slot.glue(), &inject, &scratch.path().join("strace")).unwrap();
+    let mut startup = slot.job(&["/probe", "hello"]);
+    startup.links = one("/new/link", "/tmp".into());
+    let record = slot.run(&startup).record;
+    tracer.detach().unwrap();
+    let error = not_started(&record);
+    assert_eq!((error.stage, errno_name(error).as_str()), (Stage::Startup, "EIO"), "{}", error.message);
+    assert!(in_root(&slot, "/new").symlink_metadata().is_err(), "it was made, and has to go");
+    slot.prove_that_it_serves();
+}
+
+#[test]
+fn an_account_file_that_is_too_long_is_a_warning_in_the_record() {
+    let slot = Slot::new("busybox");
+    let before = fs::read(in_root(&slot, "/etc/passwd")).unwrap();
+    // The line that is looked for may be anywhere.
+    let long = [before, vec![b'#'; 1 << 20], b"\npayload:x:20000:20000::/:/bin/sh\n".to_vec()].concat();
+    fs::write(in_root(&slot, "/etc/passwd"), &long).unwrap();
+    let mut startup = slot.job(&["/probe", "hello"]);
+    startup.passwd = true;
+    let record = slot.run(&startup).record;
+    assert_eq!((record.outcome, record.exit_code), (Outcome::Exited, Some(0)));
+    assert!(matches!(record.warnings.as_slice(), [one] if one.contains("/etc/passwd") && one.contains("more than")));
+    assert_eq!(fs::read(in_root(&slot, "/etc/passwd")).unwrap(), long);
+}
+
+#[test]
 fn passwd_gives_the_payload_an_account() {
     let slot = Slot::new("busybox");
     let script = "id -un; id -gn; grep -c payload /etc/passwd /etc/group; grep -e ^root -e payload /etc/passwd";
@@ -583,7 +636,23 @@ fn the_session_is_the_jobs_own() {
     let has = json(&slot.run_args(&["/probe", "status"]).out);
     assert_eq!((&has["sid"], &has["pgid"]), (&has["pid"], &has["pid"]));
     assert_eq!(has["tty"], 0);
-    assert_eq!(has["ppid"], slot.status().pid, "the job is glue's own child");
+}
+
+#[test]
+fn the_job_is_the_child_of_its_supervisor_which_is_glues() {
+    let slot = Slot::new("noshell");
+    let submitted = slot.submit(&slot.job(&["/probe", "term-exit", "0"]));
+    let main = slot.await_term_handling(&submitted);
+    let supervisor = slot.supervisor().expect("a supervisor");
+    let parent = |pid| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        stat.rsplit(')').next().unwrap().split_whitespace().nth(1).unwrap().parse::<i32>().unwrap()
+    };
+    assert_eq!((parent(main.pid), parent(supervisor.pid)), (supervisor.pid, slot.glue()));
+    assert_eq!(supervisor.uids, [slot.kill_uid(), slot.uid, slot.kill_uid(), slot.uid]);
+    kill(Pid::from_raw(main.pid), Signal::SIGTERM).unwrap();
+    slot.finish(&submitted);
+    assert_eq!(slot.supervisor(), None, "it has ended with its job");
 }
 
 #[test]

@@ -66,13 +66,31 @@ fn capabilities(pid: i32) -> BTreeMap<String, u64> {
 }
 
 #[test]
-fn glue_itself_keeps_four_capabilities_and_no_more() {
+fn glue_itself_keeps_three_capabilities_and_no_more() {
     let mut shape = Shape::of("noshell");
     shape.capabilities.extend(["CHOWN", "DAC_OVERRIDE", "FOWNER", "NET_RAW", "SYS_CHROOT"].map(str::to_owned));
     let slot = Slot::with(&shape);
-    let kept = (1 << 5) | (1 << 6) | (1 << 7) | (1 << 8); // KILL, SETGID, SETUID, SETPCAP
+    let kept = (1 << 5) | (1 << 6) | (1 << 7); // KILL, SETGID, SETUID
     let has = capabilities(slot.glue());
-    assert_eq!((has["Eff"], has["Prm"], has["Bnd"], has["Inh"], has["Amb"]), (kept, kept, kept, 0, 0));
+    assert_eq!((has["Eff"], has["Prm"], has["Bnd"], has["Inh"], has["Amb"]), (kept, kept, 0, 0, 0));
+}
+
+#[test]
+fn a_supervisor_has_no_privilege_at_all() {
+    let slot = Slot::new("noshell");
+    let mut startup = slot.job(&["/probe", "term-exit", "0"]);
+    startup.groups = vec![4711];
+    let submitted = slot.submit(&startup);
+    let main = slot.await_term_handling(&submitted);
+    let supervisor = slot.supervisor().expect("a supervisor");
+    assert!(capabilities(supervisor.pid).values().all(|set| *set == 0), "{:?}", capabilities(supervisor.pid));
+    let status = fs::read_to_string(format!("/proc/{}/status", supervisor.pid)).unwrap();
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
+    assert_eq!(field("NoNewPrivs:"), "1");
+    assert_eq!(field("Gid:"), "20000\t20000\t20000\t20000");
+    assert_eq!(field("Groups:"), "4711");
+    kill(Pid::from_raw(main.pid), Signal::SIGTERM).unwrap();
+    slot.finish(&submitted);
 }
 
 #[test]
@@ -88,7 +106,14 @@ fn ctl_is_closed_to_the_payload() {
 
 #[test]
 fn nothing_that_a_payload_tries_forges_a_record_or_reaches_glue() {
-    let slot = Slot::new("busybox");
+    // What the filter of system calls refuses, the kernel has to refuse without it too.
+    for arguments in [&[][..], &["--no-seccomp"]] {
+        let shape = Shape { arguments: arguments.iter().map(|word| (*word).into()).collect(), ..Shape::of("busybox") };
+        nothing_works(&Slot::with(&shape));
+    }
+}
+
+fn nothing_works(slot: &Slot) {
     let finished = slot.run_args(&["/probe", "forge"]);
     let tried = lines(&finished.out);
     let own_file = format!("record in {}", layout::work(0));
@@ -131,13 +156,17 @@ fn glue_is_not_dumpable_while_it_has_a_key() {
     // Root with glue's own capabilities, in another container of the pod: as near as anybody but the node can come.
     let (reader, _) = slot.neighbour("busybox", "0:0", &PAYLOAD_CAPABILITIES, &["/bin/sleep", "1000"]);
     let pid = slot.status().pid;
-    let script =
-        format!("cd /proc/{pid} && for f in environ maps auxv; do cat $f >/dev/null 2>&1 && echo $f; done; true");
-    let readable = || podman(&["exec", &reader, "/bin/sh", "-c", &script]);
+    let readable_of = |pid: i32| {
+        let script = "for f in environ maps auxv; do cat $f >/dev/null 2>&1 && echo $f; done; true";
+        podman(&["exec", &reader, "/bin/sh", "-c", &format!("cd /proc/{pid} && {script}")])
+    };
+    let readable = || readable_of(pid);
     assert_eq!(readable(), "environ\nmaps\nauxv", "an idle glue can be read by its like, else this test shows nothing");
     let submitted = slot.submit(&slot.job(&["/probe", "term-exit", "0"]));
     let main = slot.await_term_handling(&submitted);
-    assert_eq!(readable(), "", "of a glue that has a key");
+    assert_eq!(readable(), "", "of a glue whose job runs");
+    let supervisor = slot.supervisor().expect("a supervisor");
+    assert_eq!(readable_of(supervisor.pid_in_pod), "", "of the supervisor, which has the key");
     kill(Pid::from_raw(main.pid), Signal::SIGTERM).unwrap();
     slot.finish(&submitted);
     assert_eq!(readable(), "environ\nmaps\nauxv", "the key is wiped, and glue is as before");

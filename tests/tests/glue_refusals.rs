@@ -407,3 +407,15 @@ fn an_environment_file_is_read_without_roots_rights() {
     let finished = slot.run(&startup);
     assert_eq!(finished.out, "20000\n/evil.so\n");
 }
+
+#[test]
+fn a_work_directory_that_changes_hands_during_a_job_ends_glue() {
+    let slot = Slot::new("busybox");
+    let submitted = slot.submit(&slot.job(&["/bin/sh", "-c", latebind_tests::slot::WAIT_FOR_GO]));
+    slot.await_start(&submitted);
+    chown(slot.work(), Some(20_001), Some(20_001)).unwrap();
+    fs::set_permissions(slot.work(), Permissions::from_mode(0o777)).unwrap();
+    slot.go();
+    assert_ne!(slot.exit_code(), 0);
+    assert!(slot.log().contains("data/work has got another owner"), "{}", slot.log());
+}

@@ -1,6 +1,8 @@
 //! Glue ends when it is told to, without a job and with one; killed, it leaves no record and no process.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends by panicking")]
 
+use std::time::Duration;
+
 use latebind_contract::layout;
 use latebind_contract::record::Outcome;
 use latebind_contract::startup::Stop;
@@ -11,7 +13,12 @@ use latebind_tests::slot::{Shape, Slot, WAIT_FOR_GO};
 use latebind_tests::tracer::Tracer;
 use latebind_tests::waiting::{LIMIT, within};
 use nix::libc;
-use nix::sys::signal::Signal;
+use nix::sys::ptrace;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// What glue ends with where a record is lost.
+const LOST: i32 = 4;
 
 #[test]
 fn an_idle_glue_ends_on_any_signal_that_can_be_caught() {
@@ -59,11 +66,58 @@ fn a_suspended_glue_goes_on_where_it_was() {
     slot.signal(Signal::SIGSTOP);
     within(LIMIT, "a suspended glue", || (state(slot.glue()) == Some('T')).then_some(()));
     slot.go();
-    within(LIMIT, "the job's end", || (state(main.pid) == Some('Z')).then_some(()));
-    assert!(!slot.ctl().join(layout::RECORD).exists());
+    // Its supervisor goes on, and root puts the record.
+    within(LIMIT, "the job's end", || slot.supervisor().is_none().then_some(()));
+    assert!(state(main.pid).is_none() && !slot.ctl().join(layout::RECORD).exists());
     slot.signal(Signal::SIGCONT);
     let record = slot.finish(&submitted).record;
     assert_eq!((record.outcome, record.exit_code), (Outcome::Exited, Some(0)));
+}
+
+#[test]
+fn a_supervisor_that_was_stopped_is_continued() {
+    let slot = Slot::new("busybox");
+    let submitted = slot.submit(&slot.job(&["/bin/sh", "-c", WAIT_FOR_GO]));
+    slot.await_start(&submitted);
+    let supervisor = slot.supervisor().expect("a supervisor");
+    for _ in 0..10 {
+        kill(Pid::from_raw(supervisor.pid), Signal::SIGSTOP).unwrap();
+    }
+    slot.go();
+    let record = slot.finish(&submitted).record;
+    assert_eq!((record.outcome, record.exit_code), (Outcome::Exited, Some(0)));
+    slot.prove_that_it_serves();
+}
+
+#[test]
+fn a_supervisor_that_was_killed_takes_its_container_with_it() {
+    let slot = Slot::new("busybox");
+    let submitted = slot.submit(&slot.job(&["/bin/sh", "-c", WAIT_FOR_GO]));
+    slot.await_start(&submitted);
+    let cgroup = latebind_tests::processes::cgroup(slot.glue()).unwrap();
+    kill(Pid::from_raw(slot.supervisor().expect("a supervisor").pid), Signal::SIGKILL).unwrap();
+    assert_eq!(slot.exit_code(), LOST, "{}", slot.log());
+    assert!(slot.log().contains("the job's supervisor ended by a signal"), "{}", slot.log());
+    assert!(in_cgroup(&cgroup).is_empty() && !slot.ctl().join(layout::RECORD).exists());
+}
+
+#[test]
+fn a_supervisor_that_is_not_done_in_time_is_given_up_with_its_container() {
+    let slot = Slot::new("busybox");
+    let submitted = slot.submit(&slot.job(&["/bin/sh", "-c", WAIT_FOR_GO]));
+    slot.await_start(&submitted);
+    let cgroup = latebind_tests::processes::cgroup(slot.glue()).unwrap();
+    // As a payload cannot hold it, but slow it down to nearly that.
+    let supervisor = Pid::from_raw(slot.supervisor().expect("a supervisor").pid);
+    ptrace::attach(supervisor).unwrap();
+    slot.signal(Signal::SIGTERM);
+    // A minute more than the job's own times.
+    let ended = |pid| Process::look(pid).is_none_or(|process| !process.lives()).then_some(());
+    within(Duration::from_secs(120), "glue's end", || ended(slot.glue()));
+    assert_eq!(slot.exit_code(), LOST, "{}", slot.log());
+    assert!(slot.log().contains("the job's supervisor is not done in time"), "{}", slot.log());
+    within(LIMIT, "the end of all", || in_cgroup(&cgroup).is_empty().then_some(()));
+    assert!(!slot.ctl().join(layout::RECORD).exists());
 }
 
 #[test]
@@ -173,6 +227,29 @@ fn what_a_wrapper_runs_has_its_grace_though_the_wrapper_ends_at_once() {
         assert_eq!(record.processes.left_over_killed, 0);
         assert_eq!(std::fs::read_to_string(slot.work().join("saved")).unwrap(), "work\n");
     }
+}
+
+#[test]
+fn a_grace_period_is_over_with_the_last_of_the_group_whoever_waits_for_it() {
+    let slot = Slot::new("busybox");
+    // The last of the group is the child of one that is not in it, and whose children nobody has to wait for.
+    let last =
+        "trap 'while ! [ -e seen ]; do sleep 0.05; done; exit 0' TERM; echo >ready; while :; do sleep 0.05; done";
+    let script = "(trap '' CHLD; sh -c \"$1\" & exec setsid sleep 1000) & wait";
+    let mut startup = slot.job(&["/bin/sh", "-c", script, "sh", last]);
+    (startup.stop, startup.grace_s) = (Stop::Group, 3600.0);
+    let submitted = slot.submit(&startup);
+    let main = slot.await_start(&submitted);
+    within(LIMIT, "the last one, and its parent", || {
+        let has_left = slot.processes_of_the_payload().iter().any(|process| process.command == "sleep 1000");
+        (has_left && slot.work().join("ready").exists()).then_some(())
+    });
+    slot.signal(Signal::SIGTERM);
+    within(LIMIT, "the main process's end", || Process::look(main.pid).is_none().then_some(()));
+    std::fs::write(slot.work().join("seen"), "").unwrap();
+    let record = slot.finish(&submitted).record;
+    assert_eq!((record.outcome, record.signal), (Outcome::Stopped, Some(15)));
+    assert_eq!(record.processes.left_over_killed, 1, "its parent");
 }
 
 #[test]

@@ -16,7 +16,7 @@ fn watcher(pod: &Pod, arguments: &[&str]) -> (bool, String) {
 /// The payload's processes in the slot's container.
 fn payload(pod: &Pod, slot: u32) -> Vec<Process> {
     let group = cgroup(pod.main_process(&pod.payload_role(slot))).expect("the payload container's cgroup");
-    in_cgroup(&group).into_iter().filter(|p| p.uids.first().is_some_and(|uid| *uid >= 20_000)).collect()
+    in_cgroup(&group).into_iter().filter(Process::is_payload).collect()
 }
 
 #[test]

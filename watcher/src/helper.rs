@@ -1,7 +1,7 @@
 //! Work that must be done under the payload's rights, by a process of its own: `watcher helper ...`.
 //!
-//! The watcher has threads and is root; the kill routine forks and gives up its rights. So each such task is a fresh
-//! process, which knows nothing of keys and ends when the task is done.
+//! The watcher has threads and is root; the kill routine needs a process that has given up its rights. So each such
+//! task is a fresh process, which knows nothing of keys and ends when the task is done.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -11,9 +11,10 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use latebind_contract::layout::Ids;
-use latebind_linux::kill::{Routine, take_ids};
+use latebind_contract::layout::{self, Ids};
+use latebind_linux::kill::{KillLock, Routine, take_ids};
 use latebind_linux::processes::Proc;
+use latebind_linux::volume::Dir;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
@@ -27,9 +28,9 @@ const MORE_THAN_IT_HAS: Duration = Duration::from_secs(5);
 /// How long removing IPC objects may take: a payload of another slot may keep making more of them.
 const IPC_WITHIN: Duration = Duration::from_secs(30);
 
-/// Ends every process of the payload UID in the container with these cgroups. Returns how many still live.
-pub fn kill(ids: Ids, cgroup: &str, within: Duration) -> io::Result<u64> {
-    let said = call("kill", ids, &format!("{} {cgroup}", within.as_millis()), within + MORE_THAN_IT_HAS)?;
+/// Ends every process of the slot's payload UID in the container with these cgroups. Returns how many still live.
+pub fn kill(slot: u32, ids: Ids, cgroup: &str, within: Duration) -> io::Result<u64> {
+    let said = call("kill", ids, &format!("{} {slot} {cgroup}", within.as_millis()), within + MORE_THAN_IT_HAS)?;
     said.trim().parse().map_err(|_| io::Error::other(format!("the kill helper said {said:?}")))
 }
 
@@ -157,10 +158,17 @@ pub fn main(task: &str, ids: Ids) -> io::Result<String> {
     io::stdin().read_to_string(&mut input)?;
     match task {
         "kill" => {
-            let (millis, cgroup) = input.split_once(' ').ok_or_else(|| io::Error::other("no cgroups were given"))?;
-            let within = Duration::from_millis(millis.parse().map_err(io::Error::other)?);
+            let mut words = input.splitn(3, ' ');
+            let (Some(millis), Some(slot), Some(cgroup)) = (words.next(), words.next(), words.next()) else {
+                return Err(io::Error::other("no cgroups were given"));
+            };
+            let deadline = Instant::now() + Duration::from_millis(millis.parse().map_err(io::Error::other)?);
+            let ctl = Dir::open(&layout::ctl(slot.parse().map_err(io::Error::other)?))?;
             let proc = Proc::open()?;
-            Routine { proc: &proc, ids, cgroup }.run(Instant::now() + within).map(|left| left.to_string())
+            // With root's IDs, which another such routine does not reach.
+            let lock = KillLock::in_slot(ctl.as_fd(), deadline)?;
+            take_ids(ids)?;
+            Routine { proc: &proc, ids, cgroup }.run(&lock, deadline).map(|left| left.to_string())
         }
         "clean-ipc" => {
             let deadline = Deadline::within(IPC_WITHIN);

@@ -16,14 +16,16 @@ pub const TIMEOUT_MAX: f64 = 315_360_000.0;
 pub const GRACE_MAX: f64 = 86_400.0;
 /// Longest bound on the final clean-up, in seconds.
 pub const KILL_MAX: f64 = 600.0;
-/// How long a start may take, from stage one to the exec of the job's program: the files that it opens may be on a file
-/// system that does not answer, and an image may be fetched as it is read.
+/// How long a start may take, from the supervisor to the exec of the job's program: the files that it opens may be on
+/// a file system that does not answer, and an image may be fetched as it is read.
 pub const START_WITHIN: Duration = Duration::from_secs(60);
 /// Bound on the final clean-up where the file sets none, in seconds.
 pub const KILL_DEFAULT: f64 = 10.0;
 
 /// Most that a refusal says of what is wrong in a line, in characters.
 const WHY_MAX: usize = 400;
+/// What serde_json puts between an error and its place, which counts lines from the order alone.
+const AT: &[u8] = b" at line ";
 
 /// What root does for one job. Unknown and repeated fields are refused.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -138,7 +140,8 @@ pub fn parse(file: &[u8]) -> Result<(Order, &[u8]), Invalid> {
         }
         Err(e) => {
             let (text, column) = (e.to_string(), e.column());
-            let why = ascii(text.rsplit_once(" at line ").map_or(&text, |(why, _)| why), WHY_MAX);
+            let end = text.as_bytes().windows(AT.len()).rposition(|part| part == AT);
+            let why = ascii(end.and_then(|end| text.get(..end)).unwrap_or(&text), WHY_MAX);
             invalid(layout::STARTUP, &format!("not an order of version {}: column {column}: {why}", super::VERSION))
         }
     }
@@ -191,7 +194,7 @@ impl Order {
 }
 
 /// Whether `name` can be an environment file's in `ctl/`.
-fn is_env_file(name: &str) -> bool {
+pub fn is_env_file(name: &str) -> bool {
     layout::is_component(name) && name.starts_with(layout::ENV_PREFIX) && !name.ends_with(layout::TEMPORARY_SUFFIX)
 }
 

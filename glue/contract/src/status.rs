@@ -17,12 +17,16 @@ pub enum Phase {
     Done,
 }
 
-/// A startup file that was refused before there was a key to sign with.
+/// A startup file of which there is no record: it had no usable key, was meant for another glue, or no process could be
+/// made for it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refused {
     /// SHA-256 of the file as it was read, lower-case hex; empty where it could not be read.
     pub startup_sha256: String,
-    /// What is wrong with it.
+    /// Error number for which no process could be made for its job; 0 where the file itself is refused.
+    #[serde(default)]
+    pub errno: i32,
+    /// What is wrong.
     pub message: String,
 }
 

@@ -12,7 +12,7 @@ struct ContextError {
     errno: i32,
 }
 
-/// A refusal without an errno.
+/// An error without an errno.
 #[cold]
 #[inline(never)]
 pub fn refused(text: fmt::Arguments<'_>) -> io::Error {

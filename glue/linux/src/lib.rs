@@ -7,6 +7,7 @@ pub mod cgroup;
 pub mod error;
 pub mod filter;
 pub mod kill;
+pub mod proc;
 pub mod processes;
 pub mod sys;
 pub mod volume;

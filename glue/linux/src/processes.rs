@@ -1,18 +1,21 @@
 //! What `/proc` says of processes: whose they are, which container they are in, whether they live.
 #![forbid(unsafe_code)]
 
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::borrow::Cow;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
 
 use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
 
 use crate::error::refused;
+pub use crate::proc::Proc;
 use crate::sys;
-use crate::volume::{open_at, read_whole};
+use crate::volume::open_at;
 
-/// An open `/proc` that is known to be the kernel's.
-pub struct Proc(OwnedFd);
+/// Bytes of what `/proc` says of one process, in nearly all cases.
+const SMALL: usize = 4096;
 
 /// One process at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,32 +61,6 @@ pub struct Stat {
 }
 
 impl Proc {
-    /// Opens `/proc` and checks that it is procfs, whatever an image may have put there.
-    pub fn open() -> io::Result<Self> {
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
-        let proc = open_at(nix::fcntl::AT_FDCWD, "/proc", flags)?;
-        if sys::file_system_type(proc.as_fd())? != sys::PROC_MAGIC {
-            return Err(refused(format_args!("/proc is not the kernel's: the engine has to mount procfs there")));
-        }
-        Ok(Self(proc))
-    }
-
-    /// Its descriptor.
-    pub fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-
-    /// The whole of one file beneath `/proc`. Its length is the kernel's choice: that of a mountinfo has no bound.
-    pub fn read(&self, path: &str) -> io::Result<String> {
-        let fd = open_at(self.as_fd(), path, OFlag::O_RDONLY)?;
-        Ok(String::from_utf8_lossy(&read_whole(fd.as_fd(), usize::MAX)?).into_owned())
-    }
-
-    /// The cgroups of a process as text: the same for all processes of a container, another for every other container.
-    pub fn cgroup(&self, pid: i32) -> io::Result<String> {
-        self.read(&format!("{pid}/cgroup"))
-    }
-
     /// As [`Proc::cgroup`], for a process that may go on without its main thread: that thread's own entry then says
     /// nothing (with cgroup version 1 it says `/`), so a thread that runs is asked.
     pub fn cgroup_of(&self, process: &Process) -> io::Result<String> {
@@ -104,7 +81,7 @@ impl Proc {
     /// Entries of a directory beneath `/proc` whose names are numbers, in its order.
     fn numbers_in(&self, path: &str) -> io::Result<Vec<i32>> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let mut dir = nix::dir::Dir::openat(self.0.as_fd(), path, flags, nix::sys::stat::Mode::empty())?;
+        let mut dir = nix::dir::Dir::openat(self.as_fd(), path, flags, nix::sys::stat::Mode::empty())?;
         let mut numbers = Vec::new();
         for entry in dir.iter() {
             if let Some(number) = entry?.file_name().to_str().ok().and_then(|name| name.parse().ok()) {
@@ -116,23 +93,34 @@ impl Proc {
 
     /// The process with this ID, or `None` where there is none any more.
     pub fn process(&self, pid: i32) -> Option<Process> {
-        parse_status(pid, &self.read(&format!("{pid}/status")).ok()?)
+        parse_status(pid, &self.read_small(&format!("{pid}/status"), &mut [0; SMALL]).ok()?)
     }
 
     /// What `/proc/<pid>/stat` says.
     pub fn stat(&self, pid: i32) -> io::Result<Stat> {
-        let text = self.read(&format!("{pid}/stat"))?;
-        parse_stat(&text).ok_or_else(|| refused(format_args!("/proc/{pid}/stat cannot be understood")))
+        parse_stat(&self.read_small(&format!("{pid}/stat"), &mut [0; SMALL])?)
+            .ok_or_else(|| refused(format_args!("/proc/{pid}/stat cannot be understood")))
     }
 
     /// Whether all UIDs and GIDs of a process are these.
     pub fn has_ids(&self, pid: i32, uid: u32, gid: u32) -> io::Result<bool> {
-        let text = self.read(&format!("{pid}/status"))?;
+        let mut bytes = [0; SMALL];
+        let text = self.read_small(&format!("{pid}/status"), &mut bytes)?;
         let all = |name: &str, id: u32| {
             let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
             line.split_ascii_whitespace().filter(|n| n.parse() == Ok(id)).count() == 4
         };
         Ok(all("Uid:", uid) && all("Gid:", gid))
+    }
+
+    /// As [`Proc::read`], of a file that mostly fits into `bytes`, and that the kernel then gives at once: a look at
+    /// all processes reads one for each.
+    fn read_small<'a>(&self, path: &str, bytes: &'a mut [u8]) -> io::Result<Cow<'a, str>> {
+        let length = File::from(open_at(self.as_fd(), path, OFlag::O_RDONLY)?).read(bytes)?;
+        match bytes.get(..length) {
+            Some(text) if length < bytes.len() => Ok(String::from_utf8_lossy(text)),
+            _ => self.read(path).map(Cow::Owned),
+        }
     }
 
     /// The processes with real UID `uid` that live, in ascending order of their IDs.
@@ -162,8 +150,8 @@ pub fn parse_status(pid: i32, status: &str) -> Option<Process> {
     })
 }
 
-/// Reads parent (4), group (5), flags (9) and start (22) of proc_pid_stat(5). The name, which may hold anything, ends at
-/// the last parenthesis.
+/// Reads parent (4), group (5), flags (9) and start (22) of proc_pid_stat(5). The name, which may hold anything, ends
+/// at the last parenthesis.
 fn parse_stat(text: &str) -> Option<Stat> {
     const FORK_NO_EXEC: u32 = 0x40;
     let mut fields = text.rsplit_once(')')?.1.split_ascii_whitespace().skip(1);
@@ -227,6 +215,22 @@ mod tests {
         let (uid, gid) = (nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw());
         let has = |uid, gid| proc.as_ref().and_then(|p| p.has_ids(std::process::id() as i32, uid, gid).ok());
         assert_eq!((has(uid, gid), has(uid + 1, gid), has(uid, gid + 1)), (Some(true), Some(false), Some(false)));
+    }
+
+    #[test]
+    fn what_is_longer_than_usual_is_read_whole() {
+        let proc = Proc::open().unwrap();
+        let whole = proc.read("self/status").unwrap();
+        let name = whole.lines().next().unwrap();
+        for size in [0, 1, whole.len() / 2, 2 * whole.len()] {
+            let mut bytes = vec![0; size];
+            let text = proc.read_small("self/status", &mut bytes).unwrap();
+            assert!(text.starts_with(name) && text.contains("\nThreads:") && text.ends_with('\n'), "{size}: {text}");
+        }
+        assert_eq!(
+            proc.read_small("0/status", &mut [0; 9]).map_err(|e| e.raw_os_error()),
+            Err(Some(nix::libc::ENOENT))
+        );
     }
 
     #[test]

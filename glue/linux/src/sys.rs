@@ -1,10 +1,11 @@
-//! All unsafe code of glue as root: thin wrappers around system calls, each with the reason why it is sound. `payload`
-//! has those of stage two, and `watcher` those that only the watcher makes.
+//! All unsafe code of glue as root: thin wrappers around system calls, each with the reason why it is sound.
+//! `supervisor` has those that a job's supervisor makes, `payload` those of stage two, and `watcher` those that only
+//! the watcher makes.
 //!
 //! A wrapper turns -1 into an error and adds nothing else. What `nix` offers safely is used from there instead.
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, CString, c_char};
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::ExitStatusExt;
@@ -15,14 +16,16 @@ use nix::libc;
 
 mod init;
 mod payload;
+mod supervisor;
 #[cfg(feature = "watcher")]
 mod watcher;
 
-pub use init::{reap_or_stopped, restore_sigpipe, signal_group};
+pub use init::{restore_sigpipe, signal_group};
 pub use payload::{
     close_range, environment, exec, install_filter, is_traceable, keys_are_refused, new_session, open_terminal,
-    send_descriptors, set_rlimit, take_terminal,
+    reset_signals, send_descriptors, set_rlimit, take_terminal,
 };
+pub use supervisor::{CStrings, duplicate_to, exec_fd, has_children, pidfd_open, signal_pidfd, stop_all_of};
 #[cfg(feature = "watcher")]
 pub use watcher::*;
 
@@ -68,66 +71,6 @@ pub fn fork() -> io::Result<Fork> {
     }
 }
 
-/// `_exit(2)`: ends the process without running anything else of it.
-pub fn exit_now(code: i32) -> ! {
-    // SAFETY: _exit has no requirement and does not return.
-    unsafe { libc::_exit(code) }
-}
-
-/// Strings and a NULL-terminated array of pointers to them, built before a fork so that nothing is allocated after it.
-pub struct CStrings {
-    pointers: Vec<*const c_char>,
-    strings: Vec<CString>,
-}
-
-impl CStrings {
-    /// Adds one string, put together from its parts. Refuses one that has a NUL byte.
-    pub fn push(&mut self, parts: &[&[u8]]) -> io::Result<()> {
-        let string = CString::new(parts.concat())?;
-        // A CString keeps its bytes where they are when it is moved.
-        self.pointers.insert(self.strings.len(), string.as_ptr());
-        self.strings.push(string);
-        Ok(())
-    }
-
-    /// The strings, in order.
-    pub fn as_slice(&self) -> &[CString] {
-        &self.strings
-    }
-}
-
-impl Default for CStrings {
-    fn default() -> Self {
-        Self { pointers: vec![std::ptr::null()], strings: Vec::new() }
-    }
-}
-
-/// The variables of this process's environment: pointers to C strings, and NULL at the end.
-fn environ() -> *const *const c_char {
-    unsafe extern "C" {
-        static environ: *const *const c_char;
-    }
-    // SAFETY: the C library set it at the start of the program, and nothing in this program changes it.
-    unsafe { environ }
-}
-
-/// `execveat(2)` of an open file, with this process's environment: the program cannot have been exchanged. Returns only
-/// with an error.
-pub fn exec_fd(file: BorrowedFd<'_>, argv: &CStrings) -> io::Error {
-    // SAFETY: both arrays are NULL-terminated and their strings live as long as they do.
-    unsafe {
-        libc::syscall(
-            libc::SYS_execveat,
-            file.as_raw_fd(),
-            c"".as_ptr(),
-            argv.pointers.as_ptr(),
-            environ(),
-            libc::AT_EMPTY_PATH,
-        )
-    };
-    io::Error::last_os_error()
-}
-
 /// What wait4(2) said of one process.
 pub struct Reaped {
     /// Its process ID.
@@ -143,6 +86,11 @@ pub fn reap(pid: i32) -> io::Result<Option<Reaped>> {
     wait(pid, 0)
 }
 
+/// As [`reap`], and says too when one was stopped.
+pub fn reap_or_stopped(pid: i32) -> io::Result<Option<Reaped>> {
+    wait(pid, libc::WUNTRACED)
+}
+
 fn wait(pid: i32, options: i32) -> io::Result<Option<Reaped>> {
     let mut status = 0;
     // SAFETY: rusage is plain numbers, for which all zeroes is a value.
@@ -156,6 +104,12 @@ fn wait(pid: i32, options: i32) -> io::Result<Option<Reaped>> {
     Ok(Some(Reaped { pid, status: ExitStatus::from_raw(status), usage }))
 }
 
+/// `_exit(2)`: ends the process without running anything else of it.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit has no requirement and does not return.
+    unsafe { libc::_exit(code) }
+}
+
 /// The kernel's own signal set: bit n-1 is signal n. The C library's would leave out the three that it reserves.
 const EVERY_SIGNAL: u64 = u64::MAX;
 const KERNEL_SET_SIZE: usize = 8;
@@ -165,21 +119,6 @@ fn set_signal_mask(mask: u64) -> io::Result<()> {
     // SAFETY: the set lives through the call and has the size that is given; no old mask is asked for.
     checked(unsafe { libc::syscall(libc::SYS_rt_sigprocmask, how, &raw const mask, 0usize, KERNEL_SET_SIZE) })?;
     Ok(())
-}
-
-/// Gives every signal its default disposition and unblocks all of them, as a program expects to be started.
-pub fn reset_signals() -> io::Result<()> {
-    // struct kernel_sigaction: handler, flags, restorer, mask.
-    let default: [u64; 4] = [libc::SIG_DFL as u64, 0, 0, 0];
-    for signal in 1..=64 {
-        if signal != libc::SIGKILL && signal != libc::SIGSTOP {
-            // SAFETY: the array has the layout and the set size that the kernel expects, and lives through the call.
-            checked(unsafe {
-                libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), 0usize, KERNEL_SET_SIZE)
-            })?;
-        }
-    }
-    set_signal_mask(0)
 }
 
 /// Blocks every signal that can be blocked, and returns a signalfd (`signalfd4(2)`) to read them from.
@@ -223,18 +162,16 @@ fn prctl(option: i32, a: libc::c_ulong, b: libc::c_ulong) -> io::Result<libc::c_
     checked(libc::c_long::from(unsafe { libc::prctl(option, a, b, 0 as libc::c_ulong, 0 as libc::c_ulong) }))
 }
 
-/// The bounding set as a bit mask of the capabilities that the kernel knows.
-pub fn bounding_set() -> u64 {
-    (0..64).filter(|cap| prctl(libc::PR_CAPBSET_READ, *cap, 0).is_ok_and(|set| set == 1)).fold(0, |m, cap| m | 1 << cap)
-}
-
-/// Empties the ambient set, and takes every capability outside `keep` out of the bounding set. Needs CAP_SETPCAP unless
-/// there is nothing to take.
-pub fn limit_exec_capabilities(keep: u64) -> io::Result<()> {
+/// Empties the ambient and the bounding set, so that no exec of this process and of all that come of it gives a
+/// capability: neither can grow again. Needs CAP_SETPCAP.
+pub fn end_exec_capabilities() -> io::Result<()> {
     prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as libc::c_ulong, 0)?;
-    let unwanted = bounding_set() & !keep;
-    for cap in (0..64).filter(|cap| unwanted >> cap & 1 == 1) {
+    // A number that the kernel does not know ends them.
+    for cap in (0..64).take_while(|cap| prctl(libc::PR_CAPBSET_READ, *cap, 0).is_ok()) {
         prctl(libc::PR_CAPBSET_DROP, cap, 0)?;
+        if prctl(libc::PR_CAPBSET_READ, cap, 0)? != 0 {
+            return Err(io::Error::from_raw_os_error(libc::EPERM));
+        }
     }
     Ok(())
 }
@@ -325,43 +262,6 @@ pub fn signal_process(pid: i32, signal: i32) -> io::Result<()> {
     }
     // SAFETY: the call takes numbers only.
     checked(libc::c_long::from(unsafe { libc::kill(pid, signal) }))?;
-    Ok(())
-}
-
-/// `kill(-1, SIGSTOP)`: stops every process that this one may signal, but itself.
-///
-/// Refused unless real, effective and saved UID are `kill_uid`, `payload_uid`, `kill_uid`, none of them 0 or 2^32-1,
-/// and no capability is left: as root this would stop the machine.
-pub fn stop_all_of(payload_uid: u32, kill_uid: u32) -> io::Result<()> {
-    let refused = || io::Error::from_raw_os_error(libc::EPERM);
-    if [payload_uid, kill_uid].iter().any(|id| *id == 0 || *id == u32::MAX) || payload_uid == kill_uid {
-        return Err(refused());
-    }
-    if uids()? != [kill_uid, payload_uid, kill_uid] || capabilities()? != Capabilities::default() {
-        return Err(refused());
-    }
-    // SAFETY: the call takes numbers only; whom it reaches was just checked.
-    checked(libc::c_long::from(unsafe { libc::kill(-1, libc::SIGSTOP) }))?;
-    Ok(())
-}
-
-/// `pidfd_open(2)`: a handle on a process that does not pass to another one with the same number.
-pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
-    // SAFETY: the call takes numbers only.
-    owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })
-}
-
-/// `pidfd_send_signal(2)`.
-pub fn signal_pidfd(process: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
-    // SAFETY: no siginfo is given, the rest are numbers.
-    checked(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), signal, 0usize, 0) })?;
-    Ok(())
-}
-
-/// `dup2(2)`: `to` becomes a copy of `from`, without close-on-exec.
-pub fn duplicate_to(from: BorrowedFd<'_>, to: RawFd) -> io::Result<()> {
-    // SAFETY: the call takes numbers only; `to` is one of the fixed low numbers that nothing owns as an OwnedFd.
-    checked(libc::c_long::from(unsafe { libc::dup2(from.as_raw_fd(), to) }))?;
     Ok(())
 }
 

@@ -171,19 +171,16 @@ impl Dir {
     }
 }
 
-/// What can be read from `fd`, as far as `most` bytes.
-pub fn read_whole(fd: BorrowedFd<'_>, most: usize) -> io::Result<Vec<u8>> {
+/// What can be read from here on.
+pub fn read_whole(mut file: &File) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let mut part = [0; 1024];
-    while bytes.len() < most {
-        match nix::unistd::read(fd, &mut part) {
-            Ok(0) => break,
-            Ok(n) => bytes.extend_from_slice(part.get(..n.min(most - bytes.len())).unwrap_or_default()),
-            Err(Errno::EINTR) => {}
-            Err(e) => return Err(e.into()),
+    loop {
+        match file.read(&mut part)? {
+            0 => return Ok(bytes),
+            n => bytes.extend_from_slice(part.get(..n).unwrap_or_default()),
         }
     }
-    Ok(bytes)
 }
 
 /// `openat2(2)` beneath `dir` without links and other mounts; where openat2 is unavailable (an old kernel, a

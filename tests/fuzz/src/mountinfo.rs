@@ -46,14 +46,15 @@ fn as_the_kernel_writes_it(mut input: Input<'_>) {
             None => format!("/{}", String::from_utf8_lossy(input.string())),
         };
         let root = format!("/{}", String::from_utf8_lossy(input.string()));
-        let mount = Mount { device: format!("{}:{}", kind >> 4, input.byte()), root, point, read_only: kind & 1 != 0 };
+        let (device, read_only) = (format!("{}:{}", kind >> 4, input.byte()), kind & 1 != 0);
+        let mount = Mount { device, root: escaped(&root), point: escaped(&point), read_only };
         let tag = ["", " shared:7", " master:1 propagate_from:2"][usize::from(kind >> 1) % 3];
         text.push_str(&format!(
             "{} 1 {} {} {} {},relatime{tag} - ext4 /dev/vda rw\n",
             mounts.len() + 20,
             mount.device,
-            escaped(&mount.root),
-            escaped(&mount.point),
+            mount.root,
+            mount.point,
             if mount.read_only { "ro" } else { "rw" },
         ));
         mounts.push(mount);

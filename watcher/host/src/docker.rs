@@ -7,6 +7,7 @@ use crate::container::{POD_LABEL, ROLE_LABEL, Spec};
 use crate::engine::{Engine, Image};
 use crate::failure::{Context, Failure, failure};
 use crate::machine::swap_is_counted;
+use crate::mountinfo::unescaped;
 use crate::place::Place;
 use crate::search_path::in_path;
 use latebind_contract::mounts;
@@ -142,7 +143,7 @@ fn check_mounts(spec: &Spec) -> Result<(), String> {
         let source = mount.source.display();
         let own = fs::metadata(&mount.source).map_err(|e| format!("{source}: {e}"))?.dev();
         let own = format!("{}:{}", major(own), minor(own));
-        if let Some(other) = mounted.iter().rfind(|m| m.point == mount.target && m.device != own) {
+        if let Some(other) = mounted.iter().rfind(|m| unescaped(&m.point) == mount.target && m.device != own) {
             return Err(format!(
                 "docker has mounted {source} from device {}, where this program sees {own}: its daemon has to run on \
                  this machine and in this mount namespace",

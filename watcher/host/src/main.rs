@@ -22,6 +22,7 @@ mod leftovers;
 mod machine;
 mod main_process;
 mod metadata;
+mod mountinfo;
 mod one_command;
 mod pattern;
 mod pidfd;

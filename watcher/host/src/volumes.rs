@@ -2,6 +2,7 @@
 
 use crate::container::PodShape;
 use crate::failure::{Context, Failure, failure};
+use crate::mountinfo::unescaped;
 use crate::place::{PodPlace, directory};
 use crate::uids::PodIds;
 use latebind_contract::layout::{self, Ids};
@@ -99,8 +100,8 @@ pub fn remove(place: &PodPlace) -> Result<(), Failure> {
     let table = fs::read("/proc/self/mountinfo").context(reading)?;
     let mounted = mounts::parse(&String::from_utf8_lossy(&table)).context(reading)?;
     // The last one mounted is the topmost.
-    for point in mounted.iter().rev().map(|mount| mount.point.as_str()).filter(|p| Path::new(p).starts_with(top)) {
-        umount2(point, MntFlags::MNT_DETACH).context(|| format!("cannot unmount {point}"))?;
+    for point in mounted.iter().rev().map(|mount| unescaped(&mount.point)).filter(|p| Path::new(p).starts_with(top)) {
+        umount2(point.as_str(), MntFlags::MNT_DETACH).context(|| format!("cannot unmount {point}"))?;
     }
     // A job that ended with its pod has left there what it liked: more levels than can be recursed into, say.
     tree::remove_tree(top, &Deadline::within(REMOVED_WITHIN)).context(|| format!("cannot remove {}", top.display()))

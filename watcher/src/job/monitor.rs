@@ -49,7 +49,7 @@ pub struct Watched {
     pub ids: Ids,
     /// The cgroups of the container's processes.
     pub cgroup: String,
-    /// Its glue, which reaps.
+    /// Its glue, whose supervisor of the job reaps.
     pub glue: i32,
     /// What its container counts, if that can be seen.
     pub group: Option<Group>,
@@ -226,8 +226,14 @@ impl Sampler {
         let mut usage = Usage { output: self.output.bytes(), disk: self.last.disk, ..Usage::default() };
         let (mut alive, mut stopped) = (0, 0);
         self.pids.clear();
+        let mut supervisor = 0;
         for pid in numbers_in_proc() {
             let Some(stat) = stat_of(pid) else { continue };
+            // No process of a payload can be that: it has another UID, and not glue as its parent.
+            if stat.ppid == self.glue && self.proc.process(pid).is_some_and(|p| p.uid == self.ids.kill_uid) {
+                supervisor = reaped(&stat);
+                continue;
+            }
             let Some(process) = self.is_payload(pid, &stat) else { continue };
             // A main thread that has ended shows as a zombie while others of its process run.
             if matches!(stat.state, 'Z' | 'X' | 'x') && stat.num_threads <= 1 {
@@ -244,7 +250,7 @@ impl Sampler {
             self.pids.push(pid);
         }
         self.all_stopped = stopped > 0 && stopped == usage.processes;
-        usage.cpu_s = self.cpu(alive).max(self.last.cpu_s);
+        usage.cpu_s = self.cpu(alive + supervisor).max(self.last.cpu_s);
         usage.container_memory = self.group.as_ref().and_then(Group::memory_now);
         let began = Instant::now();
         if began >= self.disk_at {

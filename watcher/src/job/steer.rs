@@ -4,8 +4,10 @@ use std::collections::HashSet;
 use std::io;
 use std::time::{Duration, Instant};
 
-use latebind_contract::layout::Ids;
+use latebind_contract::layout::{self, Ids};
+use latebind_linux::kill::KillLock;
 use latebind_linux::processes::{Pinned, Proc, Process};
+use latebind_linux::volume::Dir;
 use nix::sys::signal::Signal;
 
 use crate::helper;
@@ -13,15 +15,15 @@ use crate::helper;
 /// How long it may take until the last process is stopped, or continued.
 const WITHIN: Duration = Duration::from_secs(5);
 
-/// Sends a signal to every process of the payload in the container. Returns how many got it.
+/// Sends a signal to every process of the slot's payload in the container. Returns how many got it.
 ///
 /// Stopping is done at once for all, so that nothing is forked past it; what has the same UID elsewhere, and was
 /// stopped by that, is continued. Continuing goes on until none is stopped.
-pub fn all(ids: Ids, cgroup: &str, signal: i32) -> io::Result<u64> {
+pub fn all(slot: u32, ids: Ids, cgroup: &str, signal: i32) -> io::Result<u64> {
     let signal = Signal::try_from(signal).map_err(|_| io::Error::other(format!("there is no signal {signal}")))?;
     let proc = Proc::open()?;
     match signal {
-        Signal::SIGSTOP => stop(&proc, ids, cgroup),
+        Signal::SIGSTOP => stop(slot, &proc, ids, cgroup),
         Signal::SIGCONT => {
             let mut reached = HashSet::new();
             until(|| {
@@ -39,7 +41,9 @@ pub fn all(ids: Ids, cgroup: &str, signal: i32) -> io::Result<u64> {
     }
 }
 
-fn stop(proc: &Proc, ids: Ids, cgroup: &str) -> io::Result<u64> {
+fn stop(slot: u32, proc: &Proc, ids: Ids, cgroup: &str) -> io::Result<u64> {
+    let ctl = Dir::open(&layout::ctl(slot))?;
+    let lock = KillLock::in_slot(ctl.as_fd(), Instant::now() + WITHIN)?;
     let before: HashSet<i32> =
         split(proc, ids.uid, cgroup)?.1.into_iter().filter(Process::is_stopped).map(|p| p.pid).collect();
     let stopped = helper::stop_all(ids);
@@ -47,6 +51,7 @@ fn stop(proc: &Proc, ids: Ids, cgroup: &str) -> io::Result<u64> {
     for process in split(proc, ids.uid, cgroup)?.1.iter().filter(|p| p.is_stopped() && !before.contains(&p.pid)) {
         send(proc, process, ids.uid, Signal::SIGCONT);
     }
+    drop(lock);
     stopped?;
     // What continues its own kind from outside the stop can only be another container's: one by one now.
     until(|| {

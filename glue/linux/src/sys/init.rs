@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::libc;
 
-use super::{Reaped, checked, wait};
+use super::checked;
 
 static SIGPIPE_WAS_IGNORED: AtomicBool = AtomicBool::new(false);
 
@@ -30,11 +30,6 @@ pub fn restore_sigpipe() {
     let was = if SIGPIPE_WAS_IGNORED.load(Ordering::Relaxed) { libc::SIG_IGN } else { libc::SIG_DFL };
     // SAFETY: neither disposition runs code of ours.
     unsafe { libc::signal(libc::SIGPIPE, was) };
-}
-
-/// As [`super::reap`] of any child, and says too which one was stopped.
-pub fn reap_or_stopped() -> io::Result<Option<Reaped>> {
-    wait(-1, libc::WUNTRACED)
 }
 
 /// `kill(2)` of the process group that a child leads. Never of the own one or of all: 0, 1 and negative numbers are

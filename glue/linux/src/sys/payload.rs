@@ -8,7 +8,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use nix::fcntl::OFlag;
 use nix::libc;
 
-use super::{CStrings, PROC_MAGIC, checked, environ, file_system_type, owned};
+use super::supervisor::{CStrings, environ};
+use super::{KERNEL_SET_SIZE, PROC_MAGIC, checked, file_system_type, owned, set_signal_mask};
 use crate::volume::open_at;
 
 /// `execve(2)`. Returns only with an error.
@@ -29,6 +30,21 @@ pub fn environment() -> Vec<&'static [u8]> {
         at = unsafe { at.add(1) };
     }
     variables
+}
+
+/// Gives every signal its default disposition and unblocks all of them, as a program expects to be started.
+pub fn reset_signals() -> io::Result<()> {
+    // struct kernel_sigaction: handler, flags, restorer, mask.
+    let default: [u64; 4] = [libc::SIG_DFL as u64, 0, 0, 0];
+    for signal in 1..=64 {
+        if signal != libc::SIGKILL && signal != libc::SIGSTOP {
+            // SAFETY: the array has the layout and the set size that the kernel expects, and lives through the call.
+            checked(unsafe {
+                libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), 0usize, KERNEL_SET_SIZE)
+            })?;
+        }
+    }
+    set_signal_mask(0)
 }
 
 /// Puts this process, and all that come of it, under a filter of system calls (seccomp(2)). Needs no_new_privs.

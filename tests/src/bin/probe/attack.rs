@@ -27,11 +27,16 @@ pub fn trace(pid: u64) -> Result<i32, String> {
 /// Tries everything, says what worked, ends well: the promise is that none of it makes a record.
 pub fn forge() -> Result<i32, String> {
     swarm::refuse_outside_a_pod()?;
-    let glue = sys::parent();
-    let name = fs::read_to_string(format!("/proc/{glue}/comm")).unwrap_or_default();
-    // kill(0, ...) would be the probe's own process group.
-    if glue <= 1 || name.trim() != "glue" {
-        return Err(format!("refusing: the parent, process {glue}, is '{}', not glue", name.trim()));
+    let supervisor = sys::parent();
+    let stat = fs::read_to_string(format!("/proc/{supervisor}/stat")).unwrap_or_default();
+    let parent = |stat: &str| stat.rsplit(')').next()?.split_ascii_whitespace().nth(1)?.parse().ok();
+    let glue: i32 = parent(&stat).unwrap_or(0);
+    for pid in [supervisor, glue] {
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        // kill(0, ...) would be the probe's own process group.
+        if pid <= 1 || name.trim() != "glue" {
+            return Err(format!("refusing: the parent, or its parent, process {pid}, is '{}', not glue", name.trim()));
+        }
     }
     let mut worked = 0u64;
     let mut attempt = |what: &str, result: io::Result<()>| {
@@ -72,19 +77,27 @@ pub fn forge() -> Result<i32, String> {
     attempt("put a file beside glue", fs::write(format!("{}/forged", layout::BIN), ""));
     attempt("rename the volumes", fs::rename(layout::SHARED, "/forged"));
 
-    for file in ["environ", "maps", "auxv", "io"] {
-        attempt(&format!("read glue's {file}"), fs::read(format!("/proc/{glue}/{file}")).map(drop));
+    for (whose, pid) in [("glue's", glue), ("the supervisor's", supervisor)] {
+        for file in ["environ", "maps", "auxv", "io"] {
+            attempt(&format!("read {whose} {file}"), fs::read(format!("/proc/{pid}/{file}")).map(drop));
+        }
+        for file in ["mem", "coredump_filter", "oom_score_adj", "timerslack_ns", "clear_refs"] {
+            attempt(&format!("write {whose} {file}"), fs::write(format!("/proc/{pid}/{file}"), "1"));
+        }
+        attempt(&format!("open {whose} memory"), fs::File::open(format!("/proc/{pid}/mem")).map(drop));
+        // Whoever may read learns that nothing is at that address.
+        let copied =
+            sys::read_memory(pid).or_else(|e| if e.raw_os_error() == Some(libc::EFAULT) { Ok(()) } else { Err(e) });
+        attempt(&format!("copy {whose} memory"), copied);
+        attempt(&format!("take {whose} descriptor"), sys::take_descriptor(pid, 0).map(drop));
+        attempt(&format!("list {whose} descriptors"), fs::read_dir(format!("/proc/{pid}/fd")).map(drop));
+        attempt(&format!("enter {whose} root"), fs::read_dir(format!("/proc/{pid}/root/")).map(drop));
+        attempt(&format!("take {whose} time"), sys::limit_cpu_time(pid));
+        attempt(&format!("trace {whose} process"), sys::ptrace_attach(pid));
+        for signal in [0, libc::SIGSTOP, libc::SIGCONT, libc::SIGTERM, libc::SIGCHLD, libc::SIGKILL] {
+            attempt(&format!("send {whose} process signal {signal}"), sys::kill(pid, signal));
+        }
     }
-    attempt(
-        "open glue's memory",
-        OpenOptions::new().read(true).write(true).open(format!("/proc/{glue}/mem")).map(drop),
-    );
-    attempt("list glue's descriptors", fs::read_dir(format!("/proc/{glue}/fd")).map(drop));
-    attempt("enter glue's root", fs::read_dir(format!("/proc/{glue}/root/")).map(drop));
-    attempt("protect glue from its end", fs::write(format!("/proc/{glue}/oom_score_adj"), "-1000"));
-    attempt("trace glue", sys::ptrace_attach(glue));
-    attempt("stop glue", sys::kill(glue, libc::SIGSTOP));
-    attempt("kill glue", sys::kill(glue, libc::SIGKILL));
 
     // Whoever else shares the PID namespace: the pilot's processes hold its token and its files.
     let own = sys::real_uid();
@@ -92,7 +105,7 @@ pub fn forge() -> Result<i32, String> {
         let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
         let Ok(name) = fs::read_to_string(entry.path().join("comm")) else { continue };
         let other = entry.metadata().is_ok_and(|file| file.uid() != own);
-        if !other || pid == glue {
+        if !other || pid == glue || pid == supervisor {
             continue;
         }
         let name = name.trim();

@@ -252,17 +252,19 @@ pub fn all_along(mode: &str) -> Result<i32, String> {
     let (mut last, mut idle) = (newest(), 0u64);
     say(&json!({"ready": true}));
     while !sys::is_pending(libc::SIGTERM) {
-        // The next numbers that a process can get. EPERM: stage one, which is about to take the UID, or somebody else.
+        // The next numbers that a process can get.
         let next = (last + 1..last + 4).filter(|pid| *pid != own).find(|pid| exists(*pid));
-        let Some(first) = next else {
+        let Some(mut first) = next else {
             idle += 1;
             if idle.is_multiple_of(2000) {
                 last = newest();
             }
             continue;
         };
+        // EPERM: a supervisor, whose fork has the next number and is about to take the payload's UID, or somebody else.
         let mut patience = 20_000;
         while patience > 0 && sys::kill(first, 0).is_err_and(|e| e.raw_os_error() == Some(libc::EPERM)) {
+            first += i32::from(exists(first + 1));
             patience -= 1;
         }
         let plan = match (mode, dice.roll(4)) {

@@ -168,6 +168,13 @@ pub fn read_memory(pid: pid_t) -> io::Result<()> {
     if n < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Lets another process have a second of CPU time and no more (prlimit(2)).
+pub fn limit_cpu_time(pid: pid_t) -> io::Result<()> {
+    let limit = libc::rlimit { rlim_cur: 1, rlim_max: 1 };
+    // SAFETY: the limit lives through the call, and no old one is asked for.
+    result(unsafe { libc::prlimit(pid, libc::RLIMIT_CPU, &limit, std::ptr::null_mut()) }).map(drop)
+}
+
 /// Takes another process's descriptor.
 pub fn take_descriptor(pid: pid_t, fd: c_int) -> io::Result<OwnedFd> {
     // SAFETY: takes numbers.

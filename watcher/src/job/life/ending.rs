@@ -34,7 +34,7 @@ pub(super) fn end_processes(slot: &Slot, bound: &Bound, within: Duration) -> Res
 
 /// Runs the kill routine for the slot's payload in one container.
 pub(super) fn end_in(slot: &Slot, kill_uid: u32, cgroup: &str, within: Duration) -> Result<(), Failure> {
-    let left = helper::kill(slot.ids(kill_uid), cgroup, within)
+    let left = helper::kill(slot.number, slot.ids(kill_uid), cgroup, within)
         .map_err(|e| Failure::retry(Reason::KillFailed, format!("the payload's processes: {e}")))?;
     match left {
         0 => Ok(()),

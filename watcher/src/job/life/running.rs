@@ -192,7 +192,12 @@ impl Life<'_> {
                 let group = main.filter(|_| self.state.request.stop == Stop::Group);
                 let _ = Routine { proc: &proc, ids, cgroup: &bound.cgroup }.signal(group, Signal::SIGTERM);
             }
-            let _ = steer::all(self.context.slot.ids(bound.kill_uid), &bound.cgroup, Signal::SIGCONT as i32);
+            let _ = steer::all(
+                self.context.slot.number,
+                self.context.slot.ids(bound.kill_uid),
+                &bound.cgroup,
+                Signal::SIGCONT as i32,
+            );
         }
     }
 
@@ -213,10 +218,13 @@ impl Life<'_> {
     fn refused_startup(&self, status: Option<&Status>) -> Result<(), Failure> {
         let ours = self.state.secrets.as_ref().map(|s| s.startup_sha256.as_str());
         match status.and_then(|s| s.refused.as_ref()) {
-            Some(refused) if Some(refused.startup_sha256.as_str()) == ours => Err(Failure::retry(
-                Reason::StartupRefused,
-                format!("glue refused the startup file: {}", refused.message),
-            )),
+            Some(refused) if Some(refused.startup_sha256.as_str()) == ours => {
+                let (reason, what) = match refused.errno {
+                    0 => (Reason::StartupRefused, "glue refused the startup file"),
+                    _ => (Reason::ResourceShortage, "glue could not start the job"),
+                };
+                Err(Failure::retry(reason, format!("{what}: {}", refused.message)))
+            }
             _ => Ok(()),
         }
     }
@@ -231,7 +239,8 @@ impl Life<'_> {
         }
         while let Some(wish) = control.next_steer() {
             let bound = self.bound()?;
-            let sent = steer::all(self.context.slot.ids(bound.kill_uid), &bound.cgroup, wish.signal);
+            let sent =
+                steer::all(self.context.slot.number, self.context.slot.ids(bound.kill_uid), &bound.cgroup, wish.signal);
             let _ = wish.done.send(sent.map_err(|e| e.to_string()));
             if main.is_none() && ends(wish.signal) {
                 control.cancel(&format!("told to end by signal {}", wish.signal));
