@@ -41,7 +41,7 @@ impl Events {
 
     /// Waits for the next event. Signals come first: whoever says stop is heard before a new job is looked for.
     ///
-    /// `idle` says that there is no job: the wait takes little memory.
+    /// `idle` says that there is no job: the wait takes little memory, and has no deadline.
     pub fn next(&self, idle: bool, other: Option<BorrowedFd<'_>>, deadline: Option<Instant>) -> io::Result<Event> {
         loop {
             while let Some(signal) = sys::next_signal(self.0.as_fd())? {
@@ -56,11 +56,10 @@ impl Events {
                 let left = deadline.saturating_duration_since(Instant::now()).saturating_add(ALMOST_A_MILLISECOND);
                 PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
             });
-            if idle {
-                sys::release_code_pages(); // a job may be hours away
-            }
-            match poll(&mut wait, timeout) {
-                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            // A job may be hours away.
+            let polled = if idle { sys::wait_for_long(&mut wait) } else { poll(&mut wait, timeout).map(drop) };
+            match polled {
+                Ok(()) | Err(nix::errno::Errno::EINTR) => {}
                 Err(e) => return Err(e.into()),
             }
             let [signals, other] = wait.map(|polled| polled.any() == Some(true));

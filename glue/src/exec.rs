@@ -117,7 +117,6 @@ impl Init {
 
     /// Until the command has ended: what else ends is reaped, what else comes is for the command.
     fn serve(&self) -> io::Result<ExitStatus> {
-        sys::release_code_pages(); // the command may run for days
         loop {
             while let Some(signal) = sys::next_signal(self.signals.as_fd())? {
                 match signal.number {

@@ -5,7 +5,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags};
 use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
 
 use latebind_linux::sys;
@@ -27,8 +27,8 @@ pub fn pause() -> io::Result<()> {
 
 /// Waits until there is a signal to be read.
 pub fn wait_for_signal(signals: &OwnedFd) -> io::Result<()> {
-    match poll(&mut [PollFd::new(signals.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE) {
-        Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
+    match sys::wait_for_long(&mut [PollFd::new(signals.as_fd(), PollFlags::POLLIN)]) {
+        Ok(()) | Err(nix::errno::Errno::EINTR) => Ok(()),
         Err(e) => Err(e.into()),
     }
 }

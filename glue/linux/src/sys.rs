@@ -330,16 +330,26 @@ pub fn protect_relocations() {
     }
 }
 
-/// Unmaps the pages of this program's code and constants (madvise(2), MADV_DONTNEED): the kernel maps those that are
-/// used next from the file again. For a program that is about to wait for long.
-pub fn release_code_pages() {
-    let Some((base, table)) = program_headers() else { return };
-    for part in table.iter().filter(|header| header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_W == 0) {
-        let start = base.wrapping_add(part.p_vaddr) / PAGE * PAGE;
+/// `ppoll(2)` without a timeout, for a wait that may take hours. Before that it unmaps the pages of this program's code
+/// and constants (madvise(2), MADV_DONTNEED): the kernel maps those that are used next from the file again, each with
+/// its neighbours. So all that comes between is here.
+#[inline(never)]
+pub fn wait_for_long(fds: &mut [nix::poll::PollFd<'_>]) -> nix::Result<()> {
+    let mut parts = [(0, 0); 4];
+    if let Some((base, table)) = program_headers() {
+        let read_only = |header: &&libc::Elf64_Phdr| header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_W == 0;
+        for (part, header) in parts.iter_mut().zip(table.iter().filter(read_only)) {
+            *part = (base.wrapping_add(header.p_vaddr) / PAGE * PAGE, header.p_memsz);
+        }
+    }
+    for (start, length) in parts {
         // SAFETY: these pages are mapped from the file and were never written to, so that reading them again gives the
         // same bytes.
-        unsafe { libc::madvise(start as *mut libc::c_void, part.p_memsz as usize, libc::MADV_DONTNEED) };
+        unsafe { libc::syscall(libc::SYS_madvise, start, length, libc::MADV_DONTNEED) };
     }
+    // SAFETY: a PollFd is a struct pollfd; pointer and number are of one slice. No time and no signals are given.
+    let result = unsafe { libc::syscall(libc::SYS_ppoll, fds.as_mut_ptr(), fds.len(), 0usize, 0usize, 0usize) };
+    nix::errno::Errno::result(result).map(drop)
 }
 
 #[cfg(test)]
