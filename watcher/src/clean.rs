@@ -9,7 +9,6 @@ use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use latebind_contract::encoding::hex;
 use latebind_contract::layout;
 use latebind_linux::volume::{Dir, is_roots};
 use nix::errno::Errno;
@@ -19,6 +18,7 @@ use nix::sys::stat::{FileStat, Mode, SFlag, mkdirat};
 use crate::bind::Failure;
 use crate::job::disk::Disk;
 use crate::layout::{IO, NEXT, TRASH};
+use crate::random::random_hex;
 use crate::slot::{ClientDirs, Slot};
 use crate::tree::{self, Deadline, marks};
 use crate::volume_failure::{failed_at, is_full};
@@ -126,9 +126,7 @@ fn renew_work(data: BorrowedFd<'_>, owner: (u32, u32), trash: BorrowedFd<'_>) ->
 
 /// Moves an entry of `data/` where it is removed, if it is there: in one step, so that its name is free.
 fn discard(data: BorrowedFd<'_>, name: &CStr, trash: BorrowedFd<'_>) -> io::Result<()> {
-    let mut random = [0; 8];
-    latebind_linux::sys::random(&mut random)?;
-    match renameat(data, name, trash, hex(&random).as_str()) {
+    match renameat(data, name, trash, random_hex::<8>()?.as_str()) {
         Ok(()) | Err(Errno::ENOENT) => Ok(()),
         Err(e) => Err(e.into()),
     }

@@ -51,8 +51,11 @@ pub struct Command {
     pub exec: bool,
 }
 
+/// The umask of a job that names none.
+pub const UMASK_DEFAULT: &str = "022";
+
 fn umask_default() -> String {
-    String::from("022")
+    UMASK_DEFAULT.to_owned()
 }
 
 /// Where the job's environment starts from.

@@ -127,6 +127,11 @@ pub fn is_component(name: impl AsRef<[u8]>) -> bool {
     !matches!(name, b"" | b"." | b"..") && name.len() <= 255 && !name.contains(&b'/') && !name.contains(&0)
 }
 
+/// Whether an absolute path is at or below [`SHARED`], judged by its text alone.
+pub fn is_shared(path: &str) -> bool {
+    path.strip_prefix(SHARED).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
 /// Whether `path` is relative and stays beneath where it starts, judged by its text alone.
 pub fn is_beneath(path: impl AsRef<[u8]>) -> bool {
     let path = path.as_ref();

@@ -200,8 +200,7 @@ pub fn is_env_file(name: &str) -> bool {
 
 /// Whether glue may make a link at `path`.
 fn is_link(path: &str) -> bool {
-    let is_shared = path == layout::SHARED || path.starts_with("/shared/");
-    path.strip_prefix('/').is_some_and(layout::is_beneath) && !is_shared
+    path.strip_prefix('/').is_some_and(layout::is_beneath) && !layout::is_shared(path)
 }
 
 /// Whether `name` can be the payload's in passwd and group.

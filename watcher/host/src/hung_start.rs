@@ -8,6 +8,7 @@ use nix::sys::signal::Signal;
 use std::fs;
 use std::iter;
 use std::time::Duration;
+use watcher::pids::pids;
 
 /// The runtime's subcommand.
 const START: &str = "start";
@@ -18,7 +19,7 @@ const GENERATIONS: usize = 8;
 /// the client. Docker's daemon has the runtime beneath itself: with docker nothing is ended.
 pub fn end_beneath(client: &Process) {
     let is_start = |pid| is_beneath(pid, client.pid()) && has_word(pid, START);
-    for pid in all_pids().filter(|pid| is_start(*pid)) {
+    for pid in pids().filter(|pid| is_start(*pid)) {
         // Held, and looked at again: the numbers may have become those of others meanwhile.
         if let Ok(runtime) = Process::open(pid)
             && is_start(pid)
@@ -28,11 +29,6 @@ pub fn end_beneath(client: &Process) {
             let _ = runtime.signal(Signal::SIGKILL);
         }
     }
-}
-
-fn all_pids() -> impl Iterator<Item = i32> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
 fn is_beneath(pid: i32, ancestor: i32) -> bool {
@@ -64,7 +60,7 @@ mod tests {
         // They read until this goes.
         let mut client = Command::new("sh").args(["-c", script]).stdin(Stdio::piped()).spawn().unwrap();
         let process = Process::of(&client).unwrap();
-        let with = |word| all_pids().find(|pid| is_beneath(*pid, process.pid()) && has_word(*pid, word));
+        let with = |word| pids().find(|pid| is_beneath(*pid, process.pid()) && has_word(*pid, word));
         let until = Instant::now() + Duration::from_secs(60);
         while with("attach").is_none() || with(START).is_none() {
             assert!(Instant::now() < until, "they do not start");

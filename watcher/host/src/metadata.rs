@@ -6,7 +6,7 @@
 
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use watcher::bind::{Failure, ImageCommand, Reason};
+use watcher::bind::{Configured, Failure, ImageCommand, Reason};
 use watcher::text;
 
 /// Annotations and labels that somebody acts upon, by the beginning of the key, or the whole key where it does not end
@@ -63,9 +63,8 @@ struct Config {
     /// Docker has them here, podman here and above.
     labels: Option<BTreeMap<String, String>>,
     volumes: Option<BTreeMap<String, serde_json::Value>>,
-    entrypoint: Option<Vec<String>>,
-    cmd: Option<Vec<String>>,
-    working_dir: Option<String>,
+    #[serde(flatten)]
+    run: Configured,
 }
 
 impl Metadata {
@@ -97,9 +96,7 @@ impl Metadata {
 
     /// What it runs by itself; `None` where that is larger than any that is used.
     pub fn command(&self) -> Option<ImageCommand> {
-        let Config { entrypoint, cmd, working_dir, .. } = &self.config;
-        let of = |words: &Option<Vec<String>>| words.clone().unwrap_or_default();
-        ImageCommand::new(of(entrypoint), of(cmd), working_dir.clone().unwrap_or_default())
+        self.config.run.clone().command()
     }
 
     /// The volumes that it declares, for a message.

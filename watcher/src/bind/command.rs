@@ -26,6 +26,23 @@ pub struct ImageCommand {
     pub workdir: String,
 }
 
+/// What is said of it in an image's configuration (OCI Image Format Specification, "config"), by engines and registries.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Configured {
+    entrypoint: Option<Vec<String>>,
+    cmd: Option<Vec<String>>,
+    working_dir: Option<String>,
+}
+
+impl Configured {
+    /// What the image runs by itself; `None` where that is larger than any that is used.
+    pub fn command(self) -> Option<ImageCommand> {
+        let Self { entrypoint, cmd, working_dir } = self;
+        ImageCommand::new(entrypoint.unwrap_or_default(), cmd.unwrap_or_default(), working_dir.unwrap_or_default())
+    }
+}
+
 impl ImageCommand {
     /// The command of a configuration, as engines and registries have it. `None`: it is larger than any that is used.
     pub fn new(entrypoint: Vec<String>, cmd: Vec<String>, workdir: String) -> Option<Self> {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use latebind_contract::layout::Ids;
 use serde::{Deserialize, Serialize};
 
-pub use self::command::ImageCommand;
+pub use self::command::{Configured, ImageCommand};
 use crate::finding::Finding;
 use crate::helper;
 pub use crate::reason::{Class, Failure, Reason};

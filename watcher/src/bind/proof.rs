@@ -14,6 +14,7 @@ use latebind_linux::processes::Proc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{Failure, Reason};
+use crate::pids::pids;
 
 /// A process that is ending has no mounts any more, a moment before it counts as ended.
 const ENDING: Duration = Duration::from_millis(100);
@@ -118,15 +119,7 @@ pub fn look_at_any(slot: u32, container: &str) -> Result<bool, Failure> {
 /// Whether any process of the container is there.
 pub fn has_process(container: &str) -> bool {
     let Ok(proc) = Proc::open() else { return false };
-    pids().into_iter().any(|pid| proc.cgroup(pid).is_ok_and(|cgroup| is_of_container(&cgroup, container)))
-}
-
-/// All process IDs of the PID namespace, in ascending order.
-fn pids() -> Vec<i32> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let mut pids: Vec<i32> = entries.filter_map(|e| e.file_name().to_str()?.parse().ok()).collect();
-    pids.sort_unstable();
-    pids
+    pids().any(|pid| proc.cgroup(pid).is_ok_and(|cgroup| is_of_container(&cgroup, container)))
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use latebind_contract::layout;
 use latebind_contract::startup::Object;
 use serde::{Deserialize, Serialize};
 
@@ -41,7 +42,7 @@ impl std::str::FromStr for PayloadHas {
             Some(path) => (path, true),
             None => (text.strip_suffix(":ro").unwrap_or(text), false),
         };
-        if !is_plain(path) || path.contains([':', ',']) || path == "/shared" || path.starts_with("/shared/") {
+        if !is_plain(path) || path.contains([':', ',']) || layout::is_shared(path) {
             return Err(format!("{text:?} is not an absolute path, alone or with :rw, outside of /shared"));
         }
         Ok(Self { path: path.to_owned(), writable })

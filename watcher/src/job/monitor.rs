@@ -23,6 +23,7 @@ use super::limits::{Limits, Which};
 use super::relay::Meter;
 use super::usage::{Summary, Usage};
 use crate::helper;
+use crate::pids::pids;
 
 /// How often is looked.
 const PERIOD: Duration = Duration::from_secs(2);
@@ -227,7 +228,7 @@ impl Sampler {
         let (mut alive, mut stopped) = (0, 0);
         self.pids.clear();
         let mut supervisor = 0;
-        for pid in numbers_in_proc() {
+        for pid in pids() {
             let Some(stat) = stat_of(pid) else { continue };
             // No process of a payload can be that: it has another UID, and not glue as its parent.
             if stat.ppid == self.glue && self.proc.process(pid).is_some_and(|p| p.uid == self.ids.kill_uid) {
@@ -367,9 +368,4 @@ fn reaped(stat: &Stat) -> u64 {
 
 fn stat_of(pid: i32) -> Option<Stat> {
     Stat::from_read(File::open(format!("/proc/{pid}/stat")).ok()?).ok()
-}
-
-fn numbers_in_proc() -> Vec<i32> {
-    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }

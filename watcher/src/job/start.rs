@@ -3,6 +3,7 @@
 use std::io::{self, Read};
 
 use latebind_contract::bytes::ByteString;
+use latebind_contract::command::UMASK_DEFAULT;
 use latebind_contract::encoding::{Bytes32, Key, sha256_hex};
 use latebind_contract::layout::{
     self, ACCOUNT, ENV_FILE_MAX, ENV_FILES_BYTES_MAX, ENV_PREFIX, STARTUP, STARTUP_MAX, STREAMS,
@@ -93,7 +94,7 @@ pub fn prepare(slot: &Slot, bound: &Bound, request: &Request, routes: &Routes) -
         uid: slot.uid,
         gid: slot.gid,
         groups: Vec::new(),
-        umask: request.umask.clone().unwrap_or_else(|| "022".into()),
+        umask: request.umask.clone().unwrap_or_else(|| UMASK_DEFAULT.into()),
         stdin: stream(0, routes),
         stdout: stream(1, routes),
         stderr: stream(2, routes),

@@ -3,9 +3,8 @@
 use std::io;
 use std::path::Path;
 
-use latebind_contract::encoding::hex;
-
 use crate::job::is_id;
+use crate::random::random_hex;
 
 /// The name under which jobs are claimed: the same in every life of this pilot.
 pub fn own_name(private: &Path, given: Option<&str>) -> io::Result<String> {
@@ -21,9 +20,7 @@ pub fn own_name(private: &Path, given: Option<&str>) -> io::Result<String> {
         Err(e) if e.kind() == io::ErrorKind::InvalidData => tracing::error!("{}: {e}", path.display()),
         Err(e) => return Err(e),
     }
-    let mut random = [0; 6];
-    latebind_linux::sys::random(&mut random)?;
-    let name = format!("pilot-{}", hex(&random));
+    let name = format!("pilot-{}", random_hex::<6>()?);
     crate::store::put_file(&path, name.as_bytes(), 0o600)?;
     Ok(name)
 }

@@ -14,7 +14,6 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 
-use latebind_contract::encoding::hex;
 use latebind_linux::processes::{Pinned, Proc};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{UnixCredentials, getsockopt, sockopt};
@@ -28,6 +27,7 @@ use super::quota::{Permit, Quota, Shares};
 use super::server::{listen_with, streams_of};
 use crate::job::Request;
 use crate::job::control::Control;
+use crate::random::random_hex;
 
 /// Connections at once. HTCondor has one for each slot's job, and one of its startd.
 const SHARES: Shares = Shares { root: 32, slot: 8, others: 32, other: 8 };
@@ -239,9 +239,7 @@ impl Connection<'_> {
             Client::Other => return Err("only root and the slots' own UIDs may have a job here".into()),
         }
         // A name of ours: one that a client chose could be another's job.
-        let mut random = [0; 8];
-        latebind_linux::sys::random(&mut random).map_err(|e| e.to_string())?;
-        job.id = format!("client-{}", hex(&random));
+        job.id = format!("client-{}", random_hex::<8>().map_err(|e| e.to_string())?);
         job.tied = true;
         let id = job.id.clone();
         let streams = streams_of(job.relay, descriptors, &self.permit)?;

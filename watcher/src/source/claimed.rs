@@ -12,7 +12,6 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use latebind_contract::encoding::hex;
 use latebind_linux::volume::open_beneath;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -23,6 +22,7 @@ use super::job_file::JobFile;
 use super::own_dir;
 use crate::bind::Failure;
 use crate::job::{Report, Request, Requests, now, rfc3339};
+use crate::random::random_hex;
 use crate::serve::protocol::LINE_MAX;
 use crate::store::{put_file, put_files, read_bounded};
 use crate::text::json_for_people;
@@ -85,9 +85,7 @@ pub struct Claimed {
 }
 
 fn token() -> io::Result<String> {
-    let mut random = [0; 16];
-    latebind_linux::sys::random(&mut random)?;
-    Ok(hex(&random))
+    random_hex::<16>()
 }
 
 /// Whether an error is the machine's, not what a user has made of a file.

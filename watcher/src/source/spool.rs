@@ -17,13 +17,13 @@ use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use latebind_contract::encoding::hex;
 use nix::errno::Errno;
 
 use super::claimed::{SUBMITTED, remove_unused};
 use super::{Claimed, own_dir};
 use crate::bind::{Class, Failure, Reason};
 use crate::job::{Report, is_id, now};
+use crate::random::random_hex;
 use crate::store::{put_file, sync_dir};
 use crate::text::json_for_people;
 
@@ -64,9 +64,7 @@ pub fn is_job_name(name: &OsStr) -> bool {
 }
 
 fn random_suffix() -> io::Result<String> {
-    let mut random = [0; SUFFIX_LEN / 2];
-    latebind_linux::sys::random(&mut random)?;
-    Ok(hex(&random))
+    random_hex::<{ SUFFIX_LEN / 2 }>()
 }
 
 /// Whether a directory could not be renamed because something else has the name.

@@ -6,7 +6,6 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use latebind_contract::encoding::hex;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{FileStat, Mode, fstatat, mkdirat};
@@ -14,6 +13,8 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::listing::{Kind, Listing, shown};
 use super::{Deadline, marks, open_dir};
+
+use crate::random::random_hex;
 
 /// Removes what is at `path`, if anything is: a directory with everything in it, or something else.
 pub fn remove_tree(path: &Path, deadline: &Deadline<'_>) -> io::Result<()> {
@@ -45,9 +46,8 @@ pub fn remove_others(
     keep: &dyn Fn(&str, &FileStat) -> bool,
 ) -> io::Result<()> {
     // Nobody has made these names before.
-    let mut random = [0; 8];
-    latebind_linux::sys::random(&mut random)?;
-    let mut removal = Removal { top, deadline, prefix: format!(".removed-{}", hex(&random)), moved: 0, aside: None };
+    let prefix = format!(".removed-{}", random_hex::<8>()?);
+    let mut removal = Removal { top, deadline, prefix, moved: 0, aside: None };
     loop {
         let mut pass = removal.pass(top, keep)?;
         let aside = removal.aside.as_ref().map(|(name, dir)| (name.clone(), dir.try_clone()));

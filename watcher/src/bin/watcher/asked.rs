@@ -7,10 +7,10 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use latebind_contract::bytes::ByteString;
-use latebind_contract::encoding::hex;
 use latebind_contract::startup::{EnvFormat, Object};
 use latebind_contract::verify::from_base64url;
 use watcher::job::{EnvSource, Request, plain_path};
+use watcher::random::random_hex;
 use watcher::serve::protocol;
 use watcher::{docker_options, run};
 
@@ -68,11 +68,10 @@ fn env_source(given: &Path) -> EnvSource {
 
 /// The job that `watcher run` asks for.
 pub fn request_of(args: &RunArgs) -> io::Result<Request> {
-    let mut random = [0; 8];
-    latebind_linux::sys::random(&mut random)?;
+    let random = random_hex::<8>()?;
     let (image, argv) = words_of(args)?;
     let mut request: Request = serde_json::from_value(serde_json::json!({
-        "id": args.name.clone().unwrap_or_else(|| format!("run-{}", hex(&random))),
+        "id": args.name.clone().unwrap_or_else(|| format!("run-{random}")),
         "image": image,
     }))
     .map_err(io::Error::other)?;

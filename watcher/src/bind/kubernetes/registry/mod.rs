@@ -21,7 +21,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use self::account::{Accounts, Challenge};
-use crate::bind::{Failure, ImageCommand, Reason, architecture};
+use crate::bind::{Configured, Failure, ImageCommand, Reason, architecture};
 use crate::reference::{Reference, is_digest, of_image_id};
 use crate::text::one_line;
 
@@ -100,15 +100,7 @@ struct Manifest {
 #[derive(Deserialize)]
 struct Image {
     #[serde(default)]
-    config: Option<Run>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-struct Run {
-    entrypoint: Option<Vec<String>>,
-    cmd: Option<Vec<String>>,
-    working_dir: Option<String>,
+    config: Option<Configured>,
 }
 
 impl Registries {
@@ -139,13 +131,7 @@ impl Registries {
             message: format!("what {} runs by itself cannot be asked for: {}", one_line(image), e.message),
             ..e
         };
-        let run = command.map_err(what)?;
-        let own = ImageCommand::new(
-            run.entrypoint.unwrap_or_default(),
-            run.cmd.unwrap_or_default(),
-            run.working_dir.unwrap_or_default(),
-        );
-        let command = own.ok_or_else(|| ImageCommand::too_large(image))?;
+        let command = command.map_err(what)?.command().ok_or_else(|| ImageCommand::too_large(image))?;
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= KNOWN_MAX {
             known.clear();
@@ -158,7 +144,7 @@ impl Registries {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).get(digest).cloned()
     }
 
-    async fn ask(&self, name: &str, digest: &str) -> Result<Run, Failure> {
+    async fn ask(&self, name: &str, digest: &str) -> Result<Configured, Failure> {
         let full = Reference::parse(name).map_err(malformed)?.repository();
         let (registry, path) = full.split_once('/').ok_or_else(|| malformed("its name has no registry"))?;
         let (authorization, clients) = (None, HashMap::new());
