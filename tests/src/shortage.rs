@@ -226,9 +226,16 @@ impl Group {
         fs::read_to_string(self.0.join("pids.current")).unwrap().trim().parse().unwrap()
     }
 
-    /// Whether it has no other process than this one.
-    pub fn has_only(&self, pid: i32) -> bool {
-        fs::read_to_string(self.0.join("cgroup.procs")).unwrap().trim() == pid.to_string()
+    /// How many are in it beside this process with its threads, if all these are monitors of containers: where podman
+    /// has no control group of its own to put them into, they stay in its caller's.
+    pub fn monitors_beside(&self, pid: i32) -> Option<u32> {
+        let processes = fs::read_to_string(self.0.join("cgroup.procs")).unwrap();
+        let others = processes.lines().filter(|line| *line != pid.to_string());
+        let threads = |pid: &str| {
+            let is_monitor = fs::read_to_string(format!("/proc/{pid}/comm")).ok()? == "conmon\n";
+            u32::try_from(fs::read_dir(format!("/proc/{pid}/task")).ok().filter(|_| is_monitor)?.count()).ok()
+        };
+        others.map(threads).sum()
     }
 
     /// Lets none be made beyond so many.

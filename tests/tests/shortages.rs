@@ -262,15 +262,18 @@ fn latebind_host_can_make_no_thread_while_an_image_is_bound() {
     pod.serves();
     let host = pod.host_process();
     group.take(host);
-    eventually("no engine runs", SAID_WITHIN, || group.has_only(host).then_some(()));
-    let at_rest = group.count();
+    let at_rest = || group.monitors_beside(host).map(|monitors| (group.count().saturating_sub(monitors), monitors));
+    let (own, _) = eventually("no engine runs", SAID_WITHIN, at_rest);
     // With each further one it comes to the next that it cannot make: what answers the pilot, what watches the
     // container, what reads the engine's two streams, the engine.
     for more in 0..5 {
         let name = format!("{more}-more");
         // What the last bind has put in the place of is removed.
-        eventually("it is at rest", SAID_WITHIN, || (group.count() <= at_rest).then_some(()));
-        group.allow(at_rest + more);
+        let said = || pod.said().lines().rfind(|line| line.contains("bound slot=0 image=")).map(str::to_owned);
+        let has_placeholder = || said().is_some_and(|line| line.contains("the placeholder"));
+        let (_, monitors) =
+            eventually("it is at rest", SAID_WITHIN, || at_rest().filter(|(now, _)| *now <= own && has_placeholder()));
+        group.allow(own + monitors + more);
         pod.put(&name, &shell("echo ran"));
         let lost = pod.attempt(&name, 1);
         group.allow_all();
