@@ -84,13 +84,11 @@ pub fn is_reported_once(outcome: &Outcome, spool: &Path, name: &str) {
     let report = &outcome.is_good().report;
     let record = report.record.as_ref().unwrap_or_else(|| panic!("good without a record: {report:#?}"));
     assert_eq!(record.job, report.job);
-    // What the job wrote while no watcher ran goes with a container that is killed then; it has to be said.
-    let stdout = if report.missing_outputs.iter().any(|line| line.starts_with("stdout: ")) {
-        String::new()
-    } else {
-        format!("{name}\n")
-    };
-    assert_eq!(outcome.text("stdout"), stdout);
+    // What the job wrote while no watcher ran goes with a container that is killed then; it has to be said. It is said
+    // too where an earlier watcher had taken all of it, since nobody can know that.
+    let (stdout, all) = (outcome.text("stdout"), format!("{name}\n"));
+    let may_be_missing = report.missing_outputs.iter().any(|line| line.starts_with("stdout: "));
+    assert!(stdout == all || may_be_missing && stdout.is_empty(), "{stdout:?}: {report:#?}");
     assert!(outcome.dir.join("result/record.jws").is_file());
     thread::sleep(Duration::from_millis(20));
     assert_eq!(places(spool, name), [format!("done/{name}")], "the job is in one place");
