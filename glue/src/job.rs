@@ -18,13 +18,13 @@ use nix::unistd::{pipe2, read, write};
 use crate::claim::Claimed;
 use crate::events::Event;
 use crate::log;
-use crate::prepare::{About, Identity, Prepared, Problem, Slot, seconds};
+use crate::prepare::{About, Identity, Prepared, Problem, Slot, fork, seconds};
 use crate::privilege_drop::{SETGROUPS, drop_privileges};
 use crate::supervise;
 use latebind_contract::layout::{self, Ids};
 use latebind_contract::order::{Order, START_WITHIN};
 use latebind_contract::status::Status;
-use latebind_linux::error::{errno_of, error, refused};
+use latebind_linux::error::{errno_of, refused};
 use latebind_linux::sys::{self, Fork};
 use latebind_linux::volume::Dir;
 
@@ -68,7 +68,7 @@ impl Supervisor {
     ) -> io::Result<Self> {
         let (wait, go) = pipe2(OFlag::O_CLOEXEC)?;
         let (said, say) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
-        match sys::fork().map_err(|e| error(format_args!("no process could be made (pids limit?)"), &e))? {
+        match fork()? {
             Fork::Child => {
                 drop((go, said));
                 give_up_root(slot.ids, &claimed.order, prepared);
@@ -109,7 +109,7 @@ impl Supervisor {
                 None => {}
                 // The watcher's kill routine stops whatever has the kill UID, for a moment.
                 Some(status) if status.stopped_signal().is_some() => sys::signal_process(self.pid, SIGCONT)?,
-                Some(_) if is_put => return Ok(Ended { stop: stop_by.is_some(), unkilled: has_children() }),
+                Some(_) if is_put => return Ok(Ended { stop: stop_by.is_some(), unkilled: has_living_children() }),
                 Some(status) => {
                     let how = if status.code().is_some() { "by itself" } else { "by a signal (out of memory?)" };
                     return Err(refused(format_args!("the job's supervisor ended {how}, without a record")));
@@ -184,7 +184,7 @@ fn give_up_root(ids: Ids, order: &Order, prepared: &mut Prepared) {
 
 /// Whether any child of this process still lives: of a job whose supervisor has ended, what that could not end.
 /// Children that have ended are reaped.
-pub fn has_children() -> bool {
+pub fn has_living_children() -> bool {
     let last = (0..REAPED_AT_ONCE).map(|_| sys::reap(-1)).find(|reaped| !matches!(reaped, Ok(Some(_))));
     !last.is_some_and(|last| last.is_err_and(|e| e.raw_os_error() == Some(ECHILD)))
 }

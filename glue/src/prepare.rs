@@ -18,7 +18,7 @@ use latebind_contract::order::{Order, TIMEOUT_MAX};
 use latebind_contract::status::Status;
 use latebind_linux::error::{cut, errno_of, error, refused};
 use latebind_linux::proc::Proc;
-use latebind_linux::sys;
+use latebind_linux::sys::{self, Fork};
 use latebind_linux::volume::{Dir, is, is_roots};
 
 /// Descriptors that are to be handed on wait above this number, out of the way of those that stage two gets.
@@ -146,6 +146,11 @@ fn open_stream_fifo(ctl: &Dir, name: &str, input: bool) -> io::Result<OwnedFd> {
     }
     sys::set_blocking(fd.as_fd())?;
     Ok(fd)
+}
+
+/// As [`sys::fork`], for a process of a job: an error says what may be short.
+pub fn fork() -> io::Result<Fork> {
+    sys::fork().map_err(|e| error(format_args!("no process could be made (pids limit?)"), &e))
 }
 
 /// Who supervises a job, for its record.

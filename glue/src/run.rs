@@ -131,7 +131,7 @@ impl Glue {
                     }
                     // A child without a job: something that was orphaned late. Gone is gone.
                     Event::Child => {
-                        job::has_children();
+                        job::has_living_children();
                     }
                     // Its bytes say nothing but that there is news.
                     _ => while nix::unistd::read(&self.slot.notified, &mut [0; 64]).is_ok_and(|n| n == 64) {},

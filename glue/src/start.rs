@@ -16,12 +16,12 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::pipe2;
 
 use crate::claim::Claimed;
-use crate::prepare::{OUT_OF_THE_WAY, Prepared, Slot};
+use crate::prepare::{OUT_OF_THE_WAY, Prepared, Slot, fork};
 use latebind_contract::encoding::Key;
 use latebind_contract::order::{Order, START_WITHIN};
 use latebind_contract::record::{Failure, Stage};
 use latebind_contract::report::{Report, SIZE, What};
-use latebind_linux::error::{cut, errno_of, error};
+use latebind_linux::error::{cut, errno_of};
 use latebind_linux::processes::{Proc, Stat};
 use latebind_linux::sys::{self, CStrings, Fork};
 use latebind_linux::volume::open_at;
@@ -82,7 +82,7 @@ pub fn begin(slot: &Slot, claimed: &mut Claimed, prepared: &mut Prepared) -> Res
         }
         let program = slot.program.as_fd();
         let two = StageTwo { uid: slot.ids.uid, program, argv, descriptors: moved, report: own_report };
-        match sys::fork().map_err(|e| error(format_args!("no process could be made (pids limit?)"), &e))? {
+        match fork()? {
             Fork::Child => two.become_it(&mut claimed.key),
             Fork::Parent(stage_two) => {
                 let preparation = Some((reported, go));

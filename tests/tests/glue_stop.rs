@@ -7,6 +7,7 @@ use latebind_contract::layout;
 use latebind_contract::record::Outcome;
 use latebind_contract::startup::Stop;
 use latebind_contract::verify::Refusal;
+use latebind_tests::job::Submitted;
 use latebind_tests::processes::{Process, in_cgroup};
 use latebind_tests::scratch::Scratch;
 use latebind_tests::slot::{Shape, Slot, WAIT_FOR_GO};
@@ -74,14 +75,20 @@ fn a_suspended_glue_goes_on_where_it_was() {
     assert_eq!((record.outcome, record.exit_code), (Outcome::Exited, Some(0)));
 }
 
-#[test]
-fn a_supervisor_that_was_stopped_is_continued() {
+/// A slot whose job waits for a word, and the job's supervisor.
+fn supervised() -> (Slot, Submitted, Pid) {
     let slot = Slot::new("busybox");
     let submitted = slot.submit(&slot.job(&["/bin/sh", "-c", WAIT_FOR_GO]));
     slot.await_start(&submitted);
-    let supervisor = slot.supervisor().expect("a supervisor");
+    let supervisor = Pid::from_raw(slot.supervisor().expect("a supervisor").pid);
+    (slot, submitted, supervisor)
+}
+
+#[test]
+fn a_supervisor_that_was_stopped_is_continued() {
+    let (slot, submitted, supervisor) = supervised();
     for _ in 0..10 {
-        kill(Pid::from_raw(supervisor.pid), Signal::SIGSTOP).unwrap();
+        kill(supervisor, Signal::SIGSTOP).unwrap();
     }
     slot.go();
     let record = slot.finish(&submitted).record;
@@ -91,11 +98,9 @@ fn a_supervisor_that_was_stopped_is_continued() {
 
 #[test]
 fn a_supervisor_that_was_killed_takes_its_container_with_it() {
-    let slot = Slot::new("busybox");
-    let submitted = slot.submit(&slot.job(&["/bin/sh", "-c", WAIT_FOR_GO]));
-    slot.await_start(&submitted);
+    let (slot, _, supervisor) = supervised();
     let cgroup = latebind_tests::processes::cgroup(slot.glue()).unwrap();
-    kill(Pid::from_raw(slot.supervisor().expect("a supervisor").pid), Signal::SIGKILL).unwrap();
+    kill(supervisor, Signal::SIGKILL).unwrap();
     assert_eq!(slot.exit_code(), LOST, "{}", slot.log());
     assert!(slot.log().contains("the job's supervisor ended by a signal"), "{}", slot.log());
     assert!(in_cgroup(&cgroup).is_empty() && !slot.ctl().join(layout::RECORD).exists());
@@ -103,12 +108,9 @@ fn a_supervisor_that_was_killed_takes_its_container_with_it() {
 
 #[test]
 fn a_supervisor_that_is_not_done_in_time_is_given_up_with_its_container() {
-    let slot = Slot::new("busybox");
-    let submitted = slot.submit(&slot.job(&["/bin/sh", "-c", WAIT_FOR_GO]));
-    slot.await_start(&submitted);
+    let (slot, _, supervisor) = supervised();
     let cgroup = latebind_tests::processes::cgroup(slot.glue()).unwrap();
     // As a payload cannot hold it, but slow it down to nearly that.
-    let supervisor = Pid::from_raw(slot.supervisor().expect("a supervisor").pid);
     ptrace::attach(supervisor).unwrap();
     slot.signal(Signal::SIGTERM);
     // A minute more than the job's own times.

@@ -24,7 +24,8 @@ numbered! {
         Signals,
         /// Handing descriptors on, or closing the others.
         Descriptors,
-        /// Supplementary groups.
+        /// Supplementary groups. These five are of earlier glues, whose numbers stay theirs: Groups, Gid, Bounding,
+        /// Capabilities and NoNewPrivs. A supervisor that cannot take its rights ends without a record.
         Groups,
         /// GID.
         Gid,

@@ -26,7 +26,8 @@ pub struct ImageCommand {
     pub workdir: String,
 }
 
-/// What is said of it in an image's configuration (OCI Image Format Specification, "config"), by engines and registries.
+/// What engines and registries say of it: part of an image's configuration ("config" of the OCI Image Format
+/// Specification).
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Configured {
